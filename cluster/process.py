@@ -1,0 +1,52 @@
+"""This process among its peers: rank, world, process group, and the exit code of a command. Only here is the world read."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from configs import ConfigError
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PREEMPTED = 0, 1, 2, 75
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank of this process, number of processes, and rank among the processes of its host."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def world_from_env() -> World:
+    """As the launcher says (RANK, WORLD_SIZE, LOCAL_RANK); a single process without one."""
+    rank, size, local = (int(os.environ.get(key, default)) for key, default in
+                         (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    return World(rank, size, local)
+
+
+def threads_per_process(local_size: int) -> int:
+    """Cores of this machine shared out over ``local_size`` processes, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, local_size))
+
+
+def exit_code(command: Callable[[], int | None], *, debug: bool = False, main: bool = True) -> int:
+    """Run ``command``; a user's mistake or a failure of the outside world becomes one sentence on stderr.
+
+    ConfigError gives 2; ValueError, OSError and RuntimeError give 1. ``debug`` shows the traceback instead;
+    processes that are not ``main`` say nothing of a ConfigError, which every rank meets alike.
+    """
+    try:
+        return command() or EXIT_OK
+    except (ConfigError, ValueError, OSError, RuntimeError) as fault:
+        if debug:
+            raise
+        usage = isinstance(fault, ConfigError)
+        if main or not usage:
+            print(f"error: {fault}", file=sys.stderr, flush=True)
+        return EXIT_USAGE if usage else EXIT_FAILED

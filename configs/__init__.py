@@ -1,0 +1,110 @@
+"""Typed configuration: YAML file + ``dotted.key=value`` overrides -> validated pydantic model."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+_USERINFO = re.compile(r"//[^/@\s]*@")
+
+
+class ConfigError(ValueError):
+    """The command line or the config is wrong; the message lists every fault. Commands exit 2 on it."""
+
+
+class Section(BaseModel):
+    """Base of every config model: unknown keys are refused, values are immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=Section)
+
+
+def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
+    """The config at ``path`` as a ``model``, after ``dotted.key=value`` overrides and ``${oc.env:NAME,default}``.
+
+    Raises:
+        ConfigError: naming every fault at once: its key, the value given, and what is accepted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config file {path} does not exist")
+    bad = [item for item in overrides if "=" not in item or item.startswith("-")]
+    if bad:
+        raise ConfigError(f"not an override of the form dotted.key=value: {', '.join(bad)}")
+    try:
+        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as fault:
+        raise ConfigError(f"{path}: {_one_line(fault)}") from fault
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a mapping of keys is needed, not {type(values).__name__}")
+    return validate(model, values, source=str(path))
+
+
+def validate(model: type[M], values: dict[Any, Any], *, source: str) -> M:
+    """``values`` as a ``model``; ConfigError (prefixed with ``source``) lists every fault."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as fault:
+        lines = [_describe(model, error) for error in fault.errors()]
+        raise ConfigError(f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from fault
+
+
+def dump(config: Section) -> dict[str, Any]:
+    """The resolved config as plain values, safe to save and log: user:password@ in any URI is replaced by ***@."""
+    return _redact(config.model_dump(mode="json"))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _redact(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _redact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redact(item) for item in value]
+    return _USERINFO.sub("//***@", value) if isinstance(value, str) else value
+
+
+def _one_line(fault: Exception) -> str:
+    return " ".join(str(fault).split())
+
+
+def _describe(model: type[BaseModel], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _fields_at(model, error["loc"][:-1]), n=1)
+        return f"{key}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    # A fault of a whole section would print the section: its message names the values already.
+    shown = "" if isinstance(error["input"], dict | BaseModel) else f" (given {_redact(error['input'])!r})"
+    return f"{key + ': ' if key else ''}{message[:1].lower()}{message[1:]}{shown}"
+
+
+def _fields_at(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
+    current: Any = model
+    for part in loc:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            continue  # a list index or the tag of a union
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(getattr(current, "model_fields", {}))

@@ -48,6 +48,13 @@ def exists(uri: str) -> bool:
         return bool(fs.exists(path))
 
 
+def version(uri: str) -> str:
+    """A token that changes when the file at ``uri`` does (size and time, or ETag), without reading it."""
+    fs, path = _resolve(uri)
+    with _named(uri, "look up"):
+        return str(fs.ukey(path))
+
+
 def list_files(uri: str) -> list[str]:
     """Names, relative to ``uri`` and sorted, of every file below it; empty if there is none."""
     fs, path = _resolve(uri)

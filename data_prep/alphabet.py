@@ -30,17 +30,17 @@ COMPLEMENT = np.array([T, G, C, A, N, MASK, CLS, PAD], np.uint8)
 _DECODE = np.frombuffer(b"ACGTN???", np.uint8)
 
 
-def encode(letters: bytes) -> tuple[Codes, Mask, int]:
+def encode(letters: bytes, *, origin: int = 0) -> tuple[Codes, Mask, int]:
     """Codes uint8 [n], soft-mask bool [n] (lower case), and how many IUPAC ambiguity letters became N.
 
     Raises:
-        ValueError: a byte that is no nucleotide letter, with the byte and its 0-based position.
+        ValueError: a byte that is no nucleotide letter, with the byte and its 0-based position after ``origin``.
     """
     raw = np.frombuffer(letters, np.uint8)
     codes = _ENCODE[raw]
     if codes.size and codes.max() == _INVALID:
         at = int(np.argmax(codes == _INVALID))
-        raise ValueError(f"byte {bytes(raw[at : at + 1])!r} at position {at} is no nucleotide letter")
+        raise ValueError(f"byte {bytes(raw[at : at + 1])!r} at position {origin + at} is no nucleotide letter")
     return codes, raw >= ord("a"), int(np.count_nonzero(_AMBIGUOUS[raw]))
 
 

@@ -4,7 +4,8 @@ A shard is a WebDataset tar. A sample is one block, a contiguous stretch of one 
 ``KEY.json`` (BlockHeader: assembly, contig, start, end) and ``KEY.2bit`` (the payload below, as ``pack`` writes it).
 
 Payload, little-endian:
-    4s magic b"DNAB" | u16 format version | u16 zero | u32 bases | u32 N deltas | u32 soft-mask deltas | u32 crc32 of the rest
+    4s magic b"DNAB" | u16 format version | u16 zero | u32 bases | u32 count of N deltas | u32 count of soft-mask deltas
+    u32 crc32 of the rest
     u16[] N deltas | u16[] soft-mask deltas | u8[ceil(bases / 4)] four bases a byte, first base in the low bits
 Deltas are the lengths of alternating runs, the first one of False; a run over 65,535 is written as 65535, 0, rest.
 """
@@ -119,7 +120,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as fault:
             raise FormatError(f"not a dataset manifest: {fault}") from fault
         if version != FORMAT_VERSION:
-            raise FormatError(f"manifest has format version {version}, this code reads {FORMAT_VERSION}; rebuild the dataset")
+            raise FormatError(f"manifest has format version {version}, this code reads {FORMAT_VERSION}; build it again")
         try:
             tree["sources"] = tuple(_strict(Source, source) for source in tree["sources"])
             tree["shards"] = {

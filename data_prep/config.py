@@ -1,0 +1,112 @@
+"""The typed config of `python -m data_prep build`: which references become which dataset."""
+
+import re
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, field_validator, model_validator
+
+from configs import Section
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+Names = tuple[str, ...]
+
+
+def _strings(value: Any) -> Any:
+    """One string stands for a list of one, so that ``split.val=IV`` and ``uri: a.fa`` need no brackets."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(item, str) and item.strip() for item in values):
+        raise ValueError("must be a string or a list of strings, none of them empty")
+    return tuple(values)
+
+
+def _held_out(value: Any) -> Names | float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < 1:
+            raise ValueError("must be a fraction in [0, 1), or a list of contig names")
+        return float(value)
+    try:
+        return tuple(str(item) for item in _strings(value))
+    except ValueError:
+        raise ValueError("must be a fraction in [0, 1), or a list of contig names") from None
+
+
+def _plain(value: Names | float) -> list[str] | float:
+    return list(value) if isinstance(value, tuple) else value
+
+
+Strings = Annotated[Names, BeforeValidator(_strings)]
+HeldOut = Annotated[Names | float, PlainValidator(_held_out), PlainSerializer(_plain)]
+
+
+class ReferenceConfig(Section):
+    """One genome: its name in the dataset, where its FASTA lies, and what of it is used."""
+
+    name: str
+    uri: Strings  # alternatives: the first that exists is used
+    contigs: Strings | None = None  # names or globs; all by default
+    include: Strings = ()  # BED URIs: only these intervals
+    exclude: Strings = ()  # BED URIs: none of these intervals
+    weight: float = Field(default=1.0, gt=0)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError("must be letters, digits, '.', '_', '+' or '-' only: it stands in headers and file names")
+        return name
+
+    @field_validator("uri")
+    @classmethod
+    def _some_uri(cls, uri: Names) -> Names:
+        if not uri:
+            raise ValueError("must name at least one FASTA")
+        return uri
+
+
+class SplitConfig(Section):
+    """What is held out: contigs (names, globs, or ``assembly:glob``), or a seeded fraction of the blocks."""
+
+    val: HeldOut = 0.0
+    test: HeldOut = 0.0
+    gap: int = Field(default=1024, ge=0)  # bp cut from train on either side of a held-out block
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> "SplitConfig":
+        if isinstance(self.val, float) and isinstance(self.test, float):
+            if self.val + self.test >= 1:
+                raise ValueError(f"val {self.val:g} and test {self.test:g} leave nothing to train on")
+        elif isinstance(self.val, tuple) and isinstance(self.test, tuple):
+            both = sorted({a for a in self.val for b in self.test if a == b or fnmatchcase(a, b) or fnmatchcase(b, a)})
+            if both:
+                raise ValueError(f"contigs in both val and test: {', '.join(both)}")
+        return self
+
+
+class DataConfig(Section):
+    """Everything a build is told. Only what determines the bytes goes on into the manifest."""
+
+    references: tuple[ReferenceConfig, ...]
+    output: str = Field(min_length=1)
+    block_bp: int = Field(default=65536, ge=1024, le=1 << 20, multiple_of=4)
+    shard_bp: int = Field(default=16 << 20, gt=0)
+    max_n_fraction: float = Field(default=0.5, ge=0, le=1)
+    split: SplitConfig = SplitConfig()
+    seed: int = 0
+    workers: int | None = Field(default=None, ge=1)  # default: the CPUs of this machine, or of the Ray cluster joined
+    overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataConfig":
+        names = [reference.name for reference in self.references]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names:
+            raise ValueError("references: at least one is needed")
+        if twice:
+            raise ValueError(f"references: names must differ, given twice: {', '.join(twice)}")
+        if self.shard_bp < self.block_bp:
+            raise ValueError(f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks")
+        return self
+
+

@@ -1,0 +1,33 @@
+"""One shard written: a WebDataset tar whose bytes depend on its blocks alone."""
+
+import hashlib
+from collections.abc import Iterable
+
+import webdataset
+
+from cluster import store
+from data_prep.intervals import Span
+from data_prep.shards import FORMAT_VERSION, HEADER_EXT, PAYLOAD_EXT, Block, BlockHeader, Shard
+
+_TAR_HEADER = 512
+
+
+def write_shard(uri: str, blocks: Iterable[tuple[Span, bytes]]) -> Shard:
+    """The shard published at ``uri``: a sample per (span, payload), with the offset of each payload in the tar."""
+    placed = []
+    with store.publish(uri) as file:
+        # webdataset stamps the time unless told otherwise; owner and mode are fixed for the same reason.
+        fixed = {"user": "dna", "group": "dna", "mode": 0o444, "mtime": 0}
+        with webdataset.TarWriter(file, encoder=False, compress=False, **fixed) as tar:
+            for index, (span, payload) in enumerate(blocks):
+                header = BlockHeader(FORMAT_VERSION, span.assembly, span.contig, span.start, span.end)
+                # Members go in by name, ".2bit" before ".json": the payload follows one tar header.
+                offset = tar.tarstream.offset + _TAR_HEADER
+                tar.write({"__key__": f"{index:06d}", HEADER_EXT: header.to_bytes(), PAYLOAD_EXT: payload})
+                placed.append(Block(offset, len(payload), span.assembly, span.contig, span.start, span.end))
+        size = file.tell()
+        file.seek(0)
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return Shard(store.basename(uri), size, digest.hexdigest(), tuple(placed))

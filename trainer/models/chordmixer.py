@@ -1,0 +1,122 @@
+"""ChordMixer (Khalitov, Yu, Cheng, Yang, ICLR 2023), the backbone of FinDNA: x + CircularShift(MLP(x)), repeated.
+
+Channels come in groups; group i of every layer's update is rolled by a fixed number of positions (0, 1, 2, 4, …), so
+that log₂(length) layers connect any two positions. Each row is a circle of its own length: summary positions, then
+letters. Padding lies outside the circle, so no logit depends on it.
+
+Shapes: B rows, L letters, P summary positions, T = P + L, D = G·C channels in G groups.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from data_prep import alphabet
+
+Norm = Literal["none", "layer", "rms"]
+_NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+class ChordMixer(nn.Module):
+    """Backbone: codes uint8 [B, L] -> float [B, T, D], the P summary positions first."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_groups: int,
+        group_channels: int,
+        intermediate_size: int,
+        num_summary: int,
+        norm: Norm,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shifts = [0] + [1 << i for i in range(num_groups - 1)]
+        self.group_channels = group_channels
+        self.hidden_size = num_groups * group_channels
+        self.num_summary = num_summary
+        self.activation_checkpointing = activation_checkpointing
+        self.input = nn.Linear(alphabet.SIZE, self.hidden_size)
+        self.layers = nn.ModuleList(
+            MixerMLP(self.hidden_size, intermediate_size, norm=norm) for _ in range(num_layers)
+        )
+        self.config: dict[str, Any] = {
+            "num_hidden_layers": num_layers,
+            "num_groups": num_groups,
+            "group_channels": group_channels,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_summary_tokens": num_summary,
+            "norm": norm,
+            "hidden_act": "gelu",
+        }
+
+    def wiring(self) -> dict[str, Any]:
+        """What decides which position feeds which: weights mean nothing under another wiring. No length in it."""
+        return {
+            "mixer": "x + roll(mlp(norm(x)), -shift)",
+            "shifts": self.shifts,
+            "group_channels": self.group_channels,
+            "summary": ["first", self.num_summary],
+            "alphabet": "A C G T N MASK CLS PAD",
+        }
+
+    def wiring_sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.wiring(), sort_keys=True).encode()).hexdigest()
+
+    def forward(self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None) -> Tensor:
+        """Hidden states [B, T, D] of ``codes_BL`` uint8.
+
+        Args:
+            length_B: letters of each row, those behind are padding; None says that every row is full.
+            noise_BLC: float [B, L, 4] added to the A, C, G, T input channels of the letters.
+        """
+        rows, length = codes_BL.shape
+        summary_BP = codes_BL.new_full((rows, self.num_summary), alphabet.CLS)
+        onehot_BTV = nn.functional.one_hot(torch.cat([summary_BP, codes_BL], 1).long(), alphabet.SIZE)
+        x_BTV = onehot_BTV.to(self.input.weight.dtype)
+        if noise_BLC is not None:
+            x_BTV[:, self.num_summary :, : alphabet.BASES] += noise_BLC.to(x_BTV.dtype)
+        index_BTG = None if length_B is None else self._roll_index(length_B + self.num_summary, length + self.num_summary)
+        x_BTD = self.input(x_BTV)
+        for layer in self.layers:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BTD = torch.utils.checkpoint.checkpoint(self._mix, layer, x_BTD, index_BTG, use_reentrant=False)
+            else:
+                x_BTD = self._mix(layer, x_BTD, index_BTG)
+        return x_BTD
+
+    def _mix(self, layer: nn.Module, x_BTD: Tensor, index_BTG: Tensor | None) -> Tensor:
+        update_BTD = layer(x_BTD)
+        if index_BTG is None:
+            groups = update_BTD.split(self.group_channels, dim=-1)
+            rolled = [group.roll(-shift, 1) for group, shift in zip(groups, self.shifts, strict=True)]
+            return x_BTD + torch.cat(rolled, -1)
+        grouped_BTGC = update_BTD.unflatten(-1, (-1, self.group_channels))
+        index_BTGC = index_BTG[..., None].expand(-1, -1, -1, self.group_channels)
+        return x_BTD + grouped_BTGC.gather(1, index_BTGC).flatten(-2)
+
+    def _roll_index(self, circle_B: Tensor, width: int) -> Tensor:
+        """int64 [B, T, G]: the position each position reads, (t + shift) mod circle; padding reads itself."""
+        place_T = torch.arange(width, device=circle_B.device)
+        shift_G = torch.tensor(self.shifts, device=circle_B.device)
+        index_BTG = (place_T[:, None] + shift_G) % circle_B[:, None, None]
+        return torch.where((place_T < circle_B[:, None])[..., None], index_BTG, place_T[:, None])
+
+
+class MixerMLP(nn.Module):
+    """The position-wise part of a layer: [..., D] -> [..., D]."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, norm: Norm) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if norm == "none" else _NORMS[norm](hidden_size)
+        self.expand = nn.Linear(hidden_size, intermediate_size)
+        self.contract = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        contracted: Tensor = self.contract(nn.functional.gelu(self.expand(self.norm(x))))
+        return contracted

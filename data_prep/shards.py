@@ -120,7 +120,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as fault:
             raise FormatError(f"not a dataset manifest: {fault}") from fault
         if version != FORMAT_VERSION:
-            raise FormatError(f"manifest has format version {version}, this code reads {FORMAT_VERSION}; build it again")
+            raise FormatError(f"manifest has format version {version}, this code reads {FORMAT_VERSION}; rebuild it")
         try:
             tree["sources"] = tuple(_strict(Source, source) for source in tree["sources"])
             tree["shards"] = {

@@ -17,6 +17,7 @@ from data_prep.config import DataConfig
 from data_prep.export import export
 from data_prep.shards import SPLITS
 from data_prep.stats import stats, table
+from data_prep.synthetic import synthesise
 from data_prep.verify import verify
 
 
@@ -88,6 +89,14 @@ def _export(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _synth(args: argparse.Namespace) -> int:
+    made = synthesise(store.absolute(args.output), bp=args.bp, seed=args.seed)
+    rows = ", ".join(f"{name} {count}" for name, count in made.task.items())
+    bp = sum(made.chromosomes.values())
+    print(f"{made.fasta}: {bp:,} bp in {len(made.chromosomes)} chromosomes; task rows: {rows}")
+    return EXIT_OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description="genomes become shards")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -113,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--split", required=True, choices=SPLITS)
     one.add_argument("--fasta", required=True, help="where to write it")
     one.set_defaults(run=_export)
+
+    one = commands.add_parser("synth", parents=[debug], help="a generated genome and a labelled task")
+    one.add_argument("--output", required=True, help="folder for genome.fa.gz and task/*.csv")
+    one.add_argument("--bp", type=int, default=6_000_000)
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(run=_synth)
     return parser
 
 

@@ -9,7 +9,6 @@ import fcntl
 import functools
 import gzip
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -26,7 +25,8 @@ from cluster import store
 
 _CHUNK = 1 << 22
 _WIDTH = 1 << 16  # line width of a rewritten copy
-_GAP, _END = re.compile(rb"(\r?\n)?>[^\n]*\n"), re.compile(rb"(\r?\n)?")  # what may stand between two records, and last
+# A record's last letter and all that may follow it: the next header, or the end of the file.
+_GAP, _END = re.compile(rb"[^\r\n]\r?\n>[^\n]*\n"), re.compile(rb"[^\r\n](\r?\n)?")
 _TWOBIT = (b"\x1a\x41\x27\x43", b"\x43\x27\x41\x1a")
 
 
@@ -135,14 +135,16 @@ def _read_index(uri: str, path: str, index: Path, sha256: str) -> Reference:
 
 def _check_index(path: str, entries: list[Any]) -> None:
     """FastaIndexingError where pyfaidx lets pass what it then reads wrongly: a last line longer than the others."""
+    size = os.path.getsize(path)
+    limits = [*(entry.offset for entry in entries[1:]), size]
     with open(path, "rb") as file:
-        for entry, following in itertools.zip_longest(entries, entries[1:]):
-            end = entry.offset + entry.rlen
-            if entry.rlen:
-                end += (entry.rlen - 1) // entry.lenc * (entry.lenb - entry.lenc)
-            file.seek(end)
-            gap = file.read(max(0, following.offset - end) if following else 3)
-            if not (_GAP if following else _END).fullmatch(gap):
+        for entry, limit in zip(entries, limits, strict=True):
+            if not entry.rlen:
+                continue
+            end = entry.offset + entry.rlen + (entry.rlen - 1) // entry.lenc * (entry.lenb - entry.lenc)
+            file.seek(end - 1)
+            gap = file.read(max(0, limit - end + 1))
+            if end > size or not (_END if entry is entries[-1] else _GAP).fullmatch(gap):
                 raise FastaIndexingError(f"lines are uneven before byte {end}")
 
 

@@ -8,6 +8,7 @@ the student; a refresh is one copy of the own shard and one all-gather per param
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +30,19 @@ class FlatGroup:
     masters: list[tuple[int, Tensor]]
 
 
-class ShardedEMA:
+M = TypeVar("M", bound=nn.Module)
+
+
+class ShardedEMA(Generic[M]):
     """The teacher module with its fp32 average in shards. ``module`` is in eval mode and takes no gradient."""
 
-    def __init__(self, module: nn.Module, groups: list[FlatGroup], *, group: Group, dtype: torch.dtype) -> None:
+    def __init__(self, module: M, groups: list[FlatGroup], *, group: Group, dtype: torch.dtype) -> None:
         """``module`` has the student's names and shapes; its parameters are replaced by views into flat buffers.
 
         Raises:
             ValueError: the groups do not cover the module's parameters, by name and shape, exactly once.
         """
-        self.module = module.requires_grad_(False).eval()
+        self.module: M = module.requires_grad_(False).eval()
         self.group = group
         self.groups = groups
         _check_cover(module, groups)

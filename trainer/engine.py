@@ -12,10 +12,11 @@ import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.collectives import Group
 from trainer.ema import FlatGroup
+from trainer.heads import Network
 
 Precision = Literal["fp32", "bf16"]
 
@@ -39,7 +40,7 @@ class Engine:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         *,
         device: torch.device,
         group: Group,
@@ -74,7 +75,7 @@ class Engine:
                 accumulation=accumulation, grad_clip=grad_clip,
             ),
         )  # fmt: skip
-        self.network: nn.Module = self._deepspeed.module
+        self.network: Network = self._deepspeed.module
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -35,6 +35,7 @@ class EmbeddingHead(nn.Module):
     def __init__(self, hidden_size: int, *, mlp_size: int, embedding: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(hidden_size, mlp_size), nn.GELU(), nn.Linear(mlp_size, embedding))
+        self.embedding_size = embedding
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.mlp(x).float(), dim=-1)
@@ -49,6 +50,11 @@ class Outputs:
     embedding_BE: Tensor | None  # fp32 unit vectors
     pooled_BD: Tensor  # fp32, mean over the letters
 
+    @property
+    def embedding(self) -> Tensor:
+        """The contrastive embedding where there is one, else the pooled hidden states."""
+        return self.pooled_BD if self.embedding_BE is None else self.embedding_BE
+
 
 class Network(nn.Module):
     """Backbone, nucleotide head, and the projection heads that the losses in use need."""
@@ -58,6 +64,10 @@ class Network(nn.Module):
         self.backbone = backbone
         self.nucleotide = nn.Linear(backbone.hidden_size, alphabet.BASES)
         self.heads = nn.ModuleDict(heads)
+        contrastive = heads.get("contrastive")
+        self.embedding_size: int = backbone.hidden_size  # of Outputs.embedding
+        if isinstance(contrastive, EmbeddingHead):
+            self.embedding_size = contrastive.embedding_size
 
     def forward(
         self,

@@ -18,7 +18,7 @@ from torch import Tensor
 class LossInputs:
     """One student view against one teacher view. What a loss in use does not need may be None."""
 
-    logits_BLV: Tensor
+    logits_BLV: Tensor | None
     labels_BL: Tensor  # codes; 0-3 where target_BL
     target_BL: Tensor  # bool
     targets_total: float  # scored positions of the global batch, all views
@@ -39,6 +39,7 @@ def masked_nucleotides(inputs: LossInputs) -> Tensor:
 
     Naive: sum(-log softmax(logits[b, l])[labels[b, l]] for every b, l with target[b, l]) / targets_total
     """
+    assert inputs.logits_BLV is not None, "masked_nucleotides needs logits"
     logits_NV, labels_N = inputs.logits_BLV[inputs.target_BL].float(), inputs.labels_BL[inputs.target_BL].long()
     return F.cross_entropy(logits_NV, labels_N, reduction="sum") / max(inputs.targets_total, 1.0)
 
@@ -60,6 +61,7 @@ def info_nce(inputs: LossInputs) -> Tensor:
     Naive: sum(-log(exp(q[b]·k[pos[b]]/τ) / sum(exp(q[b]·k[g]/τ) for every g)) for every b) / rows_total
     """
     assert inputs.query_BE is not None and inputs.keys_GE is not None, "info_nce needs queries and keys"
+    assert inputs.positive_B is not None, "info_nce needs to know each query's key"
     logits_BG = inputs.query_BE.float() @ inputs.keys_GE.float().T / inputs.contrastive_temperature
     return F.cross_entropy(logits_BG, inputs.positive_B, reduction="sum") / inputs.rows_total
 

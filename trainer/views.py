@@ -35,8 +35,9 @@ class Windows:
         return self.codes_BS.shape[1] - 2 * self.flank
 
     def to(self, device: torch.device) -> "Windows":
-        moved = (t.to(device, non_blocking=True) for t in (self.codes_BS, self.low_B, self.high_B, self.key_B))
-        return Windows(*moved, flank=self.flank)
+        tensors = (self.codes_BS, self.low_B, self.high_B, self.key_B)
+        codes, low, high, key = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Windows(codes, low, high, key, self.flank)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ Positions = tuple[Tensor, Tensor]  # position int32 [B, L] in the operation's in
 def deletion(position_BL: Tensor, key_B: Tensor, limit: int, length: int) -> Positions:
     """Positions before 0 … ``limit`` letters are cut out at a random place; those behind them move up."""
     place_B1, count_B1 = _place_and_count(key_B, "deletion", limit, length)
-    return position_BL + torch.where(position_BL >= place_B1, count_B1, 0), torch.zeros_like(position_BL, dtype=torch.bool)
+    return position_BL + torch.where(position_BL >= place_B1, count_B1, 0), _nowhere(position_BL)
 
 
 def insertion(position_BL: Tensor, key_B: Tensor, limit: int, length: int) -> Positions:
@@ -80,9 +81,9 @@ def insertion(position_BL: Tensor, key_B: Tensor, limit: int, length: int) -> Po
 
 
 def shift(position_BL: Tensor, key_B: Tensor, limit: int, length: int) -> Positions:
-    """Positions before the window moves by -``limit`` … ``limit`` along the genome (a translocation, no wrap-around)."""
+    """Positions before the window moves by -``limit`` … ``limit`` along the genome: a translocation, not a roll."""
     by_B = counter.integers(key_B, "shift", 2 * limit + 1) - limit
-    return position_BL + by_B[:, None].int(), torch.zeros_like(position_BL, dtype=torch.bool)
+    return position_BL + by_B[:, None].int(), _nowhere(position_BL)
 
 
 VIEWS: dict[str, Callable[[Tensor, Tensor, int, int], Positions]] = {
@@ -111,7 +112,7 @@ def make_view(
     key_B = counter.fold(windows.key_B, *name.encode())
     position_BL = torch.arange(length, dtype=torch.int32, device=key_B.device).expand(len(key_B), length)
     inserted_BL = torch.zeros_like(position_BL, dtype=torch.bool)
-    for operation, limit in reversed(operations.items()):
+    for operation, limit in reversed(list(operations.items())):
         position_BL, new_BL = VIEWS[operation](position_BL, key_B, limit, length)
         inserted_BL = inserted_BL | new_BL
     source_BL, length_B = _into_window(position_BL + windows.flank, inserted_BL, windows)
@@ -157,6 +158,10 @@ def flank_for(*operations: Mapping[str, int]) -> int:
     return max((sum(limits.values()) for limits in operations), default=0)
 
 
+def _nowhere(position_BL: Tensor) -> Tensor:
+    return torch.zeros_like(position_BL, dtype=torch.bool)
+
+
 def _place_and_count(key_B: Tensor, stream: str, limit: int, length: int) -> tuple[Tensor, Tensor]:
     place_B = counter.integers(key_B, f"{stream} place", length)
     count_B = counter.integers(key_B, f"{stream} count", limit + 1)
@@ -164,7 +169,7 @@ def _place_and_count(key_B: Tensor, stream: str, limit: int, length: int) -> tup
 
 
 def _into_window(source_BL: Tensor, inserted_BL: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Source map kept inside [low, high): a map that sticks out is moved back, and what still does not fit is padding."""
+    """Source map inside [low, high): a map that sticks out is moved back, what still does not fit is padding."""
     low_B1, high_B1 = windows.low_B[:, None].int(), windows.high_B[:, None].int()
     far = torch.iinfo(torch.int32).max
     last_B1 = source_BL.masked_fill(inserted_BL, -far).amax(1, keepdim=True)

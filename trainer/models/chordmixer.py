@@ -81,7 +81,9 @@ class ChordMixer(nn.Module):
         x_BTV = onehot_BTV.to(self.input.weight.dtype)
         if noise_BLC is not None:
             x_BTV[:, self.num_summary :, : alphabet.BASES] += noise_BLC.to(x_BTV.dtype)
-        index_BTG = None if length_B is None else self._roll_index(length_B + self.num_summary, length + self.num_summary)
+        index_BTG = None
+        if length_B is not None:
+            index_BTG = self._roll_index(length_B + self.num_summary, length + self.num_summary)
         x_BTD = self.input(x_BTV)
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():

@@ -1,0 +1,288 @@
+"""The training run: set up, step by step, validate, export, register."""
+
+import copy
+import hashlib
+import json
+import math
+import subprocess
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import configs
+from cluster import store
+from configs import ConfigError
+from trainer import collectives, export, schedule
+from trainer.collectives import Group
+from trainer.config import TrainConfig
+from trainer.data import Dataset, Reader
+from trainer.distill import StepResult, train_step
+from trainer.ema import ShardedEMA
+from trainer.engine import Engine
+from trainer.heads import Network
+from trainer.meter import Meter
+from trainer.track import Progress, Run, say
+from trainer.validate import Validator
+from trainer.views import flank_for
+
+SKIPS_ALLOWED = 3  # steps in a row whose gradient is not finite
+RESOLVED = "train_config.json"
+
+
+@dataclass
+class State:
+    """All that changes from step to step besides the student's own optimiser."""
+
+    step: int
+    teacher: ShardedEMA[Network]
+    centre_K: Tensor | None
+
+
+def train(config: TrainConfig, *, device: torch.device, group: Group) -> None:
+    """Run ``config`` to its last step; the results lie in run.dir and in MLflow.
+
+    Raises:
+        ConfigError: world size or run.dir do not fit. StoreError, ValueError, RuntimeError: the work failed.
+    """
+    faults = config.world_faults(group.size)
+    if faults:
+        raise ConfigError("\n  ".join(faults))
+    if _finished(config, group, device):
+        if group.rank == 0:
+            say(f"{config.run.dir} holds this run, finished; nothing to do")
+        return
+    dataset = Dataset(config.data.uri, "train")
+    flank = flank_for(config.views.student.operations, config.views.teacher.operations)
+    validator = Validator(config, flank=flank, device=device, group=group)
+    engine, teacher = build(config, device=device, group=group)
+    state = State(0, teacher, _first_centre(config, device))
+    if group.rank > 0:
+        _train(config, state, engine, dataset, validator, flank, None)
+        return
+    store.write_bytes(store.join(config.run.dir, RESOLVED), _resolved(config))
+    with _start_run(config, dataset, engine) as run:
+        _train(config, state, engine, dataset, validator, flank, run)
+
+
+def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
+    """Student under DeepSpeed and its teacher; the same weights for the same seed on any number of ranks."""
+    torch.manual_seed(config.run.seed)
+    backbone = export.build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
+    network = Network(backbone, heads=export.projection_heads(config.loss, backbone.hidden_size))
+    copied = copy.deepcopy(network)
+    engine = Engine(
+        network,
+        device=device,
+        group=group,
+        zero_stage=config.train.zero_stage,
+        precision=config.train.precision,
+        micro_batch=config.micro_batch(group.size),
+        accumulation=config.accumulation(group.size),
+        lr=config.train.lr,
+        weight_decay=config.train.weight_decay,
+        betas=config.train.betas,
+        grad_clip=config.train.grad_clip,
+    )
+    return engine, ShardedEMA(copied, engine.flat_groups(), group=group, dtype=engine.compute_dtype)
+
+
+def _train(
+    config: TrainConfig,
+    state: State,
+    engine: Engine,
+    dataset: Dataset,
+    validator: Validator,
+    flank: int,
+    run: Run | None,
+) -> None:
+    group, device = engine.group, validator.device
+    reader = Reader(dataset, seed=config.run.seed, length=config.data.length, flank=flank, lanes=config.data.lanes,
+                    global_batch=config.train.global_batch, group=group)  # fmt: skip
+    baselines = validator.baselines(dataset)
+    _validate(config, state, engine, validator, run, baselines)
+    meter = Meter(bp_per_step=config.train.global_batch * config.data.length, device=device, dtype=engine.compute_dtype)
+    progress = Progress(config.train.steps, shown=run is not None)
+    skipped = 0
+    batches = reader.batches(state.step, config.train.steps)
+    while state.step < config.train.steps:
+        with meter.waiting():
+            batch = next(batches)
+        counter = FlopCounterMode(display=False) if meter.flops_per_step == 0 else nullcontext()
+        with counter:
+            micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
+            result = train_step(engine, state.teacher.module, micro_batches, config=config,
+                                centre_K=state.centre_K, group=group)  # fmt: skip
+        if isinstance(counter, FlopCounterMode):
+            meter.flops_per_step = float(counter.get_total_flops())
+        metrics = _apply(config, state, engine, result)
+        skipped = 0 if metrics else skipped + 1
+        if skipped >= SKIPS_ALLOWED:
+            raise RuntimeError(f"step {state.step}: the gradient was not finite {skipped} times in a row")
+        meter.step()
+        if run:
+            run.log(metrics, step=state.step)
+            progress.advance(f"loss {result.losses['total']:.4f}")
+        if state.step % config.track.every == 0 and run:
+            run.log(meter.read(), step=state.step)
+        if state.step % config.val.every == 0 or state.step == config.train.steps:
+            _validate(config, state, engine, validator, run, baselines)
+            meter.restart()
+        if config.checkpoint.every and state.step % config.checkpoint.every == 0:
+            _snapshot(config, state, group)
+            meter.restart()
+    progress.close()
+    _publish(config, state, group, run)
+
+
+def _apply(config: TrainConfig, state: State, engine: Engine, result: StepResult) -> dict[str, float]:
+    """Optimiser, teacher and centre take their step: its metrics, or nothing if the step was skipped on all ranks."""
+    state.step += 1
+    if not math.isfinite(result.losses["total"]):
+        raise RuntimeError(f"step {state.step}: the loss is {result.losses['total']}; {result.losses}")
+    rate = schedule.learning_rate(
+        state.step,
+        peak=config.train.lr,
+        total_steps=config.schedule_steps,
+        warmup_fraction=config.train.warmup_fraction,
+        final_fraction=config.train.final_lr_fraction,
+    )
+    applied, norm = engine.step(rate)
+    if not applied:
+        return {}
+    momentum = schedule.momentum(
+        state.step * config.train.global_batch,
+        start=config.ema.momentum,
+        end=config.ema.momentum_end,
+        total_samples=config.schedule_steps * config.train.global_batch,
+    )
+    state.teacher.update(momentum)
+    if state.centre_K is not None and result.centre_K is not None:
+        state.centre_K = state.centre_K.lerp(result.centre_K, 1 - config.loss.distill.centre_momentum)
+    losses = {f"loss/{name}": value for name, value in result.losses.items()}
+    return losses | {"lr": rate, "ema/momentum": momentum, "grad_norm": norm}
+
+
+def _validate(
+    config: TrainConfig,
+    state: State,
+    engine: Engine,
+    validator: Validator,
+    run: Run | None,
+    baselines: dict[str, float],
+) -> None:
+    teacher = state.teacher.module
+    metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
+    metrics |= validator.health(teacher, state.centre_K)
+    if run:
+        run.log(metrics, step=state.step)
+        accuracy = metrics["val/mlm_accuracy"]
+        say(
+            f"step {state.step}: val accuracy {accuracy:.4f} ± {validator.standard_error(accuracy):.4f} "
+            f"(majority {baselines['val/mlm_accuracy_majority']:.4f}, "
+            f"Markov {baselines['val/mlm_accuracy_markov']:.4f}), "
+            f"effective rank {metrics['health/effective_rank']:.1f}"
+        )
+
+
+def _snapshot(config: TrainConfig, state: State, group: Group) -> None:
+    folder = store.join(config.run.dir, "checkpoints")
+    _export(config, state, group, store.join(folder, f"step-{state.step:08d}"))
+    if group.rank == 0:
+        kept = sorted({name.split("/")[0] for name in store.list_files(folder)})
+        for old in kept[: -config.checkpoint.keep_last]:
+            store.remove(store.join(folder, old))
+
+
+def _export(config: TrainConfig, state: State, group: Group, uri: str) -> export.Exported | None:
+    """The teacher at ``uri``, written by rank 0; a collective."""
+    tensors = export.split_tensors(state.teacher.full_tensors(), keep=group.rank == 0)
+    if group.rank:
+        return None
+    return export.write(uri, state.teacher.module, tensors, card=_card(config, state))
+
+
+def _publish(config: TrainConfig, state: State, group: Group, run: Run | None) -> None:
+    exported = _export(config, state, group, config.run.dir)
+    if not run or not exported:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in export.FILES:
+            Path(folder, name).write_bytes(store.read_bytes(store.join(exported.uri, name)))
+        run.attach(Path(folder), "model")
+    checkpoint = store.join(store.absolute(exported.uri), export.WEIGHTS)
+    run.tag({"checkpoint.uri": checkpoint, "checkpoint.sha256": exported.sha256})
+    if config.track.registered_model:
+        version = run.register(config.track.registered_model, "model")
+        run.tag({"model.version": version})
+        say(f"registered {config.track.registered_model} version {version} as candidate (run {run.id})")
+
+
+def _start_run(config: TrainConfig, dataset: Dataset, engine: Engine) -> Run:
+    resolved = configs.dump(config)
+    run = Run(
+        uri=config.track.uri,
+        experiment=config.track.experiment,
+        name=config.run.name,
+        artifact_uri=config.track.artifact_uri,
+        params=configs.flatten(resolved) | {"parameters": export.parameter_count(engine.network)},
+        tags={
+            "dataset.manifest_sha256": hashlib.sha256(dataset.manifest_bytes).hexdigest(),
+            "git.commit": _git_commit(),
+            "world_size": str(engine.group.size),
+            "zero_stage": str(engine.zero_stage),
+        },
+    )
+    run.attach_dict(resolved, "config.yaml")
+    say(f"MLflow run {run.id}")
+    return run
+
+
+def _first_centre(config: TrainConfig, device: torch.device) -> Tensor | None:
+    distill = config.loss.distill
+    return torch.zeros(distill.prototypes, device=device) if distill.weight else None
+
+
+def _resolved(config: TrainConfig) -> bytes:
+    return json.dumps(configs.dump(config), indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _finished(config: TrainConfig, group: Group, device: torch.device) -> bool:
+    """Whether run.dir holds this very run, finished. ConfigError if it holds anything else. Rank 0 looks, all hear."""
+    verdict = 0
+    if group.rank == 0 and store.list_files(config.run.dir):
+        done = store.exists(store.join(config.run.dir, export.WEIGHTS))
+        same = store.exists(store.join(config.run.dir, RESOLVED))
+        same = same and store.read_bytes(store.join(config.run.dir, RESOLVED)) == _resolved(config)
+        verdict = 1 if done and same else 2
+    verdict = int(collectives.sum_over_ranks(group, torch.tensor(verdict, device=device)))
+    if verdict == 2:
+        raise ConfigError(f"run.dir: {config.run.dir} is not empty; runs are not resumed yet, so give a new folder")
+    return verdict == 1
+
+
+def _git_commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def _card(config: TrainConfig, state: State) -> str:
+    losses = ", ".join(f"{name} {weight:g}" for name, weight in config.loss.weights().items())
+    return f"""---
+library_name: dna-distill
+tags: [dna, self-distillation]
+---
+# {config.run.name}
+
+DNA encoder pretrained by self-distillation: the teacher (moving average of the student) after {state.step} steps of
+{config.train.global_batch} windows of {config.data.length} bp. Losses and weights: {losses}. Seed {config.run.seed}.
+
+Input: codes A 0, C 1, G 2, T 3, N 4, MASK 5, CLS 6, PAD 7. `model.safetensors` holds backbone and nucleotide head,
+`heads.safetensors` the projection heads that only pretraining uses. Weights fit the wiring in `config.json` alone.
+"""

@@ -1,0 +1,47 @@
+"""Pretraining: ``deepspeed trainer/main.py --config configs/train/demo.yaml [key=value ...]``, or plain python."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Running this file puts trainer/ first on the path, where its modules would be imported a second time.
+_ROOT = Path(__file__).resolve().parent.parent
+sys.path = [str(_ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT / "trainer")]
+
+import torch  # noqa: E402
+
+import configs  # noqa: E402
+from cluster import process  # noqa: E402
+from trainer.collectives import Group  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
+from trainer.engine import init_distributed  # noqa: E402
+from trainer.loop import train  # noqa: E402
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file, see configs/train/")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config, dotted keys")
+    args = parser.parse_args(arguments)
+    world = process.world_from_env()
+
+    def run() -> int:
+        config = configs.load(TrainConfig, args.config, args.overrides)
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size)
+        device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        else:
+            torch.set_num_threads(process.threads_per_process(local_size))
+        init_distributed(device)
+        train(config, device=device, group=Group.of())
+        return process.EXIT_OK
+
+    return process.exit_code(run, debug=args.debug, main=world.is_main)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Throughput between two readings: base pairs a second, time waited for data, and model FLOPs utilisation."""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Meter:
+    """Counts steps, bp and waiting since the last reading; ``mfu`` is relative to a matrix product measured here."""
+
+    def __init__(self, *, bp_per_step: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.bp_per_step, self.device = bp_per_step, device
+        self.flops_per_step = 0.0  # of this rank; set once counted
+        self._peak = _matmul_flops_per_s(device, dtype)
+        self._start = time.perf_counter()
+        self._steps, self._waited = 0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside counts as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Metrics since the last reading (or the start), and a new start."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        per_step = elapsed / max(self._steps, 1)
+        values = {
+            "throughput/bp_per_s": self.bp_per_step / per_step,
+            "throughput/step_ms": per_step * 1e3,
+            "throughput/data_wait_fraction": self._waited / elapsed,
+            "throughput/mfu": self.flops_per_step / per_step / self._peak,
+            "memory/peak_bytes": float(self._peak_bytes()),
+        }
+        self.restart()
+        return values
+
+    def restart(self) -> None:
+        """Leave out what has passed since the last reading (validation, say)."""
+        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def _peak_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product in ``dtype``: the best of five."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(n, n, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ def session(workers: int | None = None) -> Iterator[int]:
             "include_dashboard": False, "object_store_memory": _RESULTS_BYTES,
         }
         try:
+            _probe(address)
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
         except (RayError, OSError, RuntimeError, ValueError) as fault:
             where = f"join the Ray cluster at RAY_ADDRESS={address}" if address else "start a local Ray"
@@ -80,6 +82,13 @@ def run(function: Callable[[T], R], tasks: Sequence[T], *, workers: int | None =
         finally:
             _stop(list(running))
     return [results[index] for index in range(len(tasks))]
+
+
+def _probe(address: str | None) -> None:
+    """OSError within seconds where nothing listens at ``address``: Ray tries for minutes, and warns."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _get(reference: Any, index: int) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -40,9 +40,13 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
     if bad:
         raise ConfigError(f"not an override of the form dotted.key=value: {', '.join(bad)}")
     try:
-        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        tree = OmegaConf.load(path)
+        if isinstance(tree, DictConfig):  # anything else is refused below
+            for key, _, value in (item.partition("=") for item in overrides):
+                # Key by key, since a merge cannot reach into a list (references.0.uri=...).
+                OmegaConf.update(tree, key, OmegaConf.from_dotlist([f"value={value}"])._get_node("value"), merge=True)
         values = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as fault:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as fault:
         raise ConfigError(f"{path}: {_one_line(fault)}") from fault
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a mapping of keys is needed, not {type(values).__name__}")

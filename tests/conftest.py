@@ -1,0 +1,52 @@
+"""What the tests share: quiet libraries, a cache of their own, one Ray, and the real data where it is there."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports Ray, MLflow or torch: no reports, one thread each, and no cache outside the tests' own.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+               "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1",
+               "DNA_CACHE": tempfile.mkdtemp(prefix="dna-cache-")}
+for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+
+from cluster import jobs  # noqa: E402
+from data_prep.build import build  # noqa: E402
+from data_prep.config import DataConfig  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def dna_data() -> Path:
+    """The folder of real genomes and tasks: DNA_DATA, else ../shared/data beside the repository."""
+    path = Path(os.environ.get("DNA_DATA") or ROOT.parent / "shared" / "data")
+    if not (path / "genomes").is_dir():
+        pytest.skip(f"no real data at {path}; set DNA_DATA")
+    return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[int]:
+    """One local Ray of 2 CPUs for every test that needs one: each start costs seconds."""
+    with jobs.session(2) as workers:
+        yield workers
+
+
+SMALL = {"one": "ACGTTGCAAC" * 700, "two/b": "acgtnNNNNN" * 300 + "ACGTR", "three": "GATTACA"}
+SMALL_FASTA = "".join(f">{name} of three\n{letters}\n" for name, letters in SMALL.items())
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, local_ray: int) -> Path:
+    """A dataset of three small contigs in several shards; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "genome.fa").write_text(SMALL_FASTA)
+    build(DataConfig.model_validate({
+        "references": [{"name": "toy", "uri": str(folder / "genome.fa")}], "output": str(folder / "dataset"),
+        "block_bp": 1024, "shard_bp": 3000, "max_n_fraction": 1, "split": {"val": ["two/b"]}}))
+    return folder / "dataset"

@@ -8,7 +8,8 @@ from pathlib import Path
 # Before anything imports Ray, MLflow or torch: no reports, one thread each, and no cache outside the tests' own.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
                "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1",
-               "DNA_CACHE": tempfile.mkdtemp(prefix="dna-cache-")}
+               "DNA_CACHE": tempfile.mkdtemp(prefix="dna-cache-"),
+               "PYTHONPATH": str(Path(__file__).parent / "unit")}  # Ray's workers import the functions of test_jobs
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)
 
@@ -38,14 +39,20 @@ def local_ray() -> Iterator[int]:
 
 
 SMALL = {"one": "ACGTTGCAAC" * 700, "two/b": "acgtnNNNNN" * 300 + "ACGTR", "three": "GATTACA"}
-SMALL_FASTA = "".join(f">{name} of three\n{letters}\n" for name, letters in SMALL.items())
+
+
+@pytest.fixture(scope="session")
+def small_letters() -> dict[str, str]:
+    """contig -> letters of the dataset ``small``."""
+    return SMALL
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, local_ray: int) -> Path:
     """A dataset of three small contigs in several shards; copy it before changing it."""
     folder = tmp_path_factory.mktemp("small")
-    (folder / "genome.fa").write_text(SMALL_FASTA)
+    fasta = "".join(f">{name} of three\n{letters}\n" for name, letters in SMALL.items())
+    (folder / "genome.fa").write_text(fasta)
     build(DataConfig.model_validate({
         "references": [{"name": "toy", "uri": str(folder / "genome.fa")}], "output": str(folder / "dataset"),
         "block_bp": 1024, "shard_bp": 3000, "max_n_fraction": 1, "split": {"val": ["two/b"]}}))

@@ -1,0 +1,103 @@
+"""python -m data_prep: exit codes and what a user reads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+YEAST = str(ROOT / "configs" / "data" / "yeast.yaml")
+
+
+@pytest.fixture
+def config(small_letters: dict[str, str], tmp_path: Path) -> str:
+    (tmp_path / "x.fa").write_text("".join(f">{name}\n{letters}\n" for name, letters in small_letters.items()))
+    (tmp_path / "c.yaml").write_text(
+        f"references: [{{name: toy, uri: {tmp_path}/x.fa}}]\noutput: {tmp_path}/out\nblock_bp: 1024\n")
+    return str(tmp_path / "c.yaml")
+
+
+def test_from_fasta_to_fasta_in_a_process_of_its_own(config: str, tmp_path: Path) -> None:
+    """The real thing, once: a local Ray starts by itself, and stderr stays empty."""
+    command = [sys.executable, "-m", "data_prep", "build", "--config", config, "workers=1", "split.val=[three]"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    # two/b is 60 % N, above max_n_fraction: its 3 blocks are dropped.
+    assert f"{tmp_path}/out: 7,007 bp (train 7,000, val 7, test 0) in 2 shards" in done.stdout
+    assert "left out: 3 blocks with more N than max_n_fraction 0.5, 0 empty records" in done.stdout
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_build_twice_verify_stats_export(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["build", "--config", config]) == 0
+    assert main(["build", "--config", config]) == 0
+    assert capsys.readouterr().out.endswith(f"{out} holds this very dataset already; nothing to do\n")
+    assert main(["verify", out]) == 0
+    assert capsys.readouterr().out == f"{out} is whole\n"
+    assert main(["stats", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["bp"] == 7007
+    assert main(["stats", out]) == 0
+    assert "bytes/bp" in capsys.readouterr().out
+    assert main(["export", out, "--split", "train", "--fasta", str(tmp_path / "y.fa")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/y.fa: 7,007 bp\n"
+    (tmp_path / "out" / "train-000000.tar").unlink()
+    assert main(["verify", out]) == 1
+    assert capsys.readouterr().out == f"train-000000.tar is missing\n{out}: 1 fault\n"
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["build", "--config", YEAST, "blok_bp=1", "split.vall=0"], 2, "2 faults"),
+    (["build", "--config", YEAST, "blok_bp=1"], 2, "blok_bp: unknown key, did you mean 'block_bp'?"),
+    (["build", "--config", YEAST, "block_bp=1001"], 2, "block_bp: input should be a multiple of 4 (given 1001)"),
+    (["build", "--config", "none.yaml"], 2, "config file none.yaml does not exist"),
+    (["build", "--config", YEAST, "output"], 2, "not an override of the form dotted.key=value: output"),
+    (["build", "--config", YEAST, "references.0.uri=none.fa"], 1, "none.fa: no such file"),
+    (["build", "--config", YEAST, "output=nope://x"], 1, "cannot use nope://x: Protocol not known"),
+    (["build", "--config", YEAST, f"references.0.uri={YEAST}"], 1, "yeast.yaml is not a FASTA: it starts with"),
+    (["verify", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
+    (["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"], 1, "it has no manifest.json"),
+    (["synth", "--output", "x", "--bp", "10"], 1, "at least 100,000 bp, not 10"),
+])
+def test_a_mistake_is_one_sentence(arguments: list[str], code: int, message: str, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err
+    assert os.listdir(tmp_path) == [], "nothing half-written"
+
+
+def test_not_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "manifest.json").write_text("[]")
+    assert main(["stats", str(tmp_path)]) == 1
+    assert f"{tmp_path}/manifest.json: not a dataset manifest" in capsys.readouterr().err
+
+
+def test_debug_shows_the_fault_itself() -> None:
+    with pytest.raises(OSError, match="is not a dataset"):
+        main(["verify", "no/such/dataset", "--debug"])
+
+
+def test_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["bild"], ["export", "x", "--split", "all", "--fasta", "y"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert "usage: python -m data_prep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_unreachable_cluster(config: str, tmp_path: Path, address: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "data_prep", "build", "--config", config], cwd=ROOT,
+                          env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cannot join the Ray cluster at RAY_ADDRESS={address}: ")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,105 @@
+"""data_prep.verify and stats: every kind of damage is found and named."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster import store
+from data_prep.export import export
+from data_prep.read import load_manifest
+from data_prep.shards import FormatError
+from data_prep.stats import stats, table
+from data_prep.verify import verify
+
+SHARD = "train-000000.tar"
+
+
+@pytest.fixture
+def copy(small: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_whole_dataset_has_no_fault_here_or_elsewhere(small: Path) -> None:
+    assert verify(str(small)) == []
+    for file in small.iterdir():
+        store.put_file(file, f"memory://verify/{file.name}")
+    assert verify("memory://verify") == []
+    assert stats("memory://verify") == stats(str(small))
+
+
+def test_every_flipped_bit_of_a_payload_is_found(copy: Path) -> None:
+    block = load_manifest(str(copy)).shards["train"][0].blocks[1]
+    data = bytearray((copy / SHARD).read_bytes())
+    data[block.offset + block.size - 1] ^= 4
+    (copy / SHARD).write_bytes(data)
+    faults = verify(str(copy))
+    assert len(faults) == 2
+    assert faults[0].startswith(f"{SHARD} has sha256 ")
+    assert faults[1] == f"{SHARD}, block 1 (toy:one:1024-2048): block payload does not match its crc32"
+    with pytest.raises(FormatError, match=r"train-000000.tar, block 1: block payload does not match .*; run verify"):
+        stats(str(copy))
+
+
+def test_a_truncated_shard(copy: Path) -> None:
+    whole = (copy / SHARD).read_bytes()
+    (copy / SHARD).write_bytes(whole[:1200])
+    faults = verify(str(copy))
+    assert faults[0] == f"{SHARD} has 1200 bytes, the manifest says {len(whole)}"
+    assert f"{SHARD} holds 0 whole blocks, the manifest says 2" in faults
+    with pytest.raises(FormatError, match=r"train-000000.tar"):
+        export(str(copy), split="train", fasta=str(copy.parent / "x.fa"))
+    assert not (copy.parent / "x.fa").exists()
+
+
+def test_a_missing_a_stray_and_a_swapped_shard(copy: Path) -> None:
+    (copy / "val-000000.tar").rename(copy / "val-000009.tar")
+    assert verify(str(copy)) == ["val-000000.tar is missing",
+                                 "val-000009.tar is not in the manifest; another build left it"]
+    shutil.copy(copy / "train-000001.tar", copy / SHARD)
+    assert any(f"{SHARD}, block 0 (toy:one:0-1024): its header says" in fault and '"start":2048' in fault
+               for fault in verify(str(copy)))
+
+
+def test_a_wrong_count_and_a_wrong_place_in_the_manifest(copy: Path) -> None:
+    manifest = load_manifest(str(copy))
+    shard = manifest.shards["train"][0]
+    moved = dataclasses.replace(shard.blocks[0], offset=513)
+    changed = dataclasses.replace(shard, blocks=(moved, *shard.blocks[1:], shard.blocks[0]))
+    shards = manifest.shards | {"train": (changed, *manifest.shards["train"][1:])}
+    (copy / "manifest.json").write_bytes(dataclasses.replace(manifest, shards=shards).to_bytes())
+    faults = verify(str(copy))
+    size = shard.blocks[0].size
+    assert faults == [f"{SHARD}, block 0 (toy:one:0-1024): the payload is not at bytes 513 to {513 + size}",
+                      f"{SHARD} holds 2 whole blocks, the manifest says 3",
+                      "train.bed lists other intervals than the manifest"]
+
+
+def test_bed_files_are_held_to_the_manifest(copy: Path) -> None:
+    (copy / "val.bed").unlink()
+    assert verify(str(copy)) == ["val.bed is missing"]
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(store.StoreError, match=r"is not a dataset: it has no manifest.json; a build writes it last"):
+        verify(str(tmp_path))
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(FormatError, match=r"manifest.json: not a dataset manifest"):
+        verify(str(tmp_path))
+
+
+def test_stats_count_what_went_in(small: Path, small_letters: dict[str, str]) -> None:
+    numbers = stats(str(small))
+    two = small_letters["two/b"]
+    val = numbers.splits["val"]
+    assert (val.contigs, val.bp, numbers.bp) == (1, len(two), sum(map(len, small_letters.values())))
+    assert val.n_share == pytest.approx(1801 / len(two))
+    assert val.soft_mask_share == pytest.approx(1500 / len(two))
+    assert val.gc == pytest.approx(602 / (len(two) - 1801))
+    assert sum(val.letters.values()) == pytest.approx(1)
+    assert numbers.bytes == sum(file.stat().st_size for file in small.glob("*.tar"))
+    text = table(numbers)
+    assert "toy: 10,012 bp in 3 contigs, 1 IUPAC letters to N" in text
+    assert f"{numbers.bytes_per_bp:.4f} bytes/bp" in text

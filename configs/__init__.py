@@ -64,7 +64,7 @@ def validate(model: type[M], values: dict[Any, Any], *, source: str) -> M:
 
 def dump(config: Section) -> dict[str, Any]:
     """The resolved config as plain values, safe to save and log: user:password@ in any URI is replaced by ***@."""
-    return _redact(config.model_dump(mode="json"))
+    return redact(config.model_dump(mode="json"))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -78,11 +78,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _redact(value: Any) -> Any:
+def redact(value: Any) -> Any:
+    """``value`` with user:password@ of any URI in it, at any depth, replaced by ***@."""
     if isinstance(value, dict):
-        return {key: _redact(item) for key, item in value.items()}
+        return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_redact(item) for item in value]
+        return [redact(item) for item in value]
     return _USERINFO.sub("//***@", value) if isinstance(value, str) else value
 
 
@@ -99,7 +100,7 @@ def _describe(model: type[BaseModel], error: Any) -> str:
         return f"{key}: missing"
     message = error["msg"].removeprefix("Value error, ")
     # A fault of a whole section would print the section: its message names the values already.
-    shown = "" if isinstance(error["input"], dict | BaseModel) else f" (given {_redact(error['input'])!r})"
+    shown = "" if isinstance(error["input"], dict | BaseModel) else f" (given {redact(error['input'])!r})"
     return f"{key + ': ' if key else ''}{message[:1].lower()}{message[1:]}{shown}"
 
 

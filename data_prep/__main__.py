@@ -20,6 +20,8 @@ from data_prep.stats import stats, table
 from data_prep.synthetic import synthesise
 from data_prep.verify import verify
 
+EXIT_INTERRUPTED = 130  # as a shell has it
+
 
 class Progress:
     """A bar on a terminal, else a line a minute."""
@@ -134,7 +136,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command line ``argv``."""
     args = _parser().parse_args(argv)
-    return exit_code(lambda: args.run(args), debug=args.debug)
+    try:
+        return exit_code(lambda: args.run(args), debug=args.debug)
+    except KeyboardInterrupt:
+        print("error: interrupted; what this command had written is removed", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cluster import jobs, store
-from configs import dump
+from configs import dump, redact
 from data_prep.alphabet import Codes, Mask, N, encode
 from data_prep.config import DataConfig, ReferenceConfig
 from data_prep.intervals import Span, assign, bed_bytes, choose_contigs, group, read_bed, tile
@@ -67,7 +67,7 @@ def build(config: DataConfig, *, on_progress: Progress | None = None) -> Built:
             seconds = time.monotonic() - began
             info = {"config": dump(config), "output": output, "uris": [r.uri for r in references], "workers": workers,
                     "seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-            store.write_bytes(store.join(output, BUILD_INFO), json.dumps(info, indent=2).encode() + b"\n")
+            store.write_bytes(store.join(output, BUILD_INFO), json.dumps(redact(info), indent=2).encode() + b"\n")
             manifest = replace(plan, sources=sources, shards=shards)
             store.write_bytes(store.join(output, MANIFEST), manifest.to_bytes())
     dropped = sum(map(len, spans.values())) - sum(map(len, parts.values()))

@@ -2,11 +2,14 @@
 
 import hashlib
 import io
+import re
 
 from cluster import store
 from data_prep.intervals import Span, bed_bytes
 from data_prep.read import load_manifest, samples
 from data_prep.shards import SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
+
+_SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
 def verify(uri: str) -> list[str]:
@@ -23,7 +26,7 @@ def verify(uri: str) -> list[str]:
             faults += _shard_faults(uri, manifest, shard) if shard.name in there else [f"{shard.name} is missing"]
         faults += _bed_faults(uri, manifest, split, there)
     known = {shard.name for split in SPLITS for shard in manifest.shards[split]}
-    strays = (name for name in there - known if name.endswith(".tar"))
+    strays = (name for name in there - known if _SHARD_NAME.fullmatch(name))
     return faults + [f"{name} is not in the manifest; another build left it" for name in sorted(strays)]
 
 

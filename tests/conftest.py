@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
                "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1",
                "DNA_CACHE": tempfile.mkdtemp(prefix="dna-cache-"),
-               "PYTHONPATH": str(Path(__file__).parent / "unit")}  # Ray's workers import the functions of test_jobs
+               "PYTHONPATH": str(Path(__file__).parents[1])}  # Ray's workers import the functions of test_jobs
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)
 

@@ -136,6 +136,27 @@ def test_a_fault_of_the_output_takes_back_what_was_written(fasta: str, tmp_path:
     assert os.listdir(tmp_path / "o") == ["train-000002.tar"]
 
 
+def test_an_interrupt_takes_back_what_was_written(fasta: str, tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        assert 0 < done <= total == 10_012
+        if stage == "write" and done > 3000:
+            assert os.listdir(tmp_path / "o")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(DataConfig.model_validate({
+            "references": [{"name": "toy", "uri": fasta}], "output": f"{tmp_path}/o", "block_bp": 1024,
+            "shard_bp": 3000, "max_n_fraction": 1}), on_progress=interrupt)
+    assert not (tmp_path / "o").exists()
+
+
+def test_credentials_of_a_uri_reach_no_file(fasta: str, tmp_path: Path) -> None:
+    made(fasta, tmp_path / "o", references=[{"name": "toy", "uri": [fasta, "https://me:secret@host/x.fa"]}])
+    text = (tmp_path / "o" / "build.json").read_text() + (tmp_path / "o" / "manifest.json").read_text()
+    assert "https://***@host/x.fa" in text
+    assert "secret" not in text
+
+
 def test_the_first_alternative_that_exists(fasta: str, tmp_path: Path) -> None:
     two = {"name": "toy", "uri": [str(tmp_path / "none.fa"), fasta]}
     assert made(fasta, tmp_path / "a", references=[two]).fresh

@@ -86,6 +86,15 @@ def test_debug_shows_the_fault_itself() -> None:
         main(["verify", "no/such/dataset", "--debug"])
 
 
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(uri: str) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_prep.__main__.verify", interrupt)
+    assert main(["verify", "x"]) == 130
+    assert capsys.readouterr().err == "error: interrupted; what this command had written is removed\n"
+
+
 def test_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["bild"], ["export", "x", "--split", "all", "--fasta", "y"]):
         with pytest.raises(SystemExit) as stop:

@@ -179,6 +179,28 @@ class Registry:
             points = self.client.get_metric_history(run_id, metric)
         return pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]}).sort_values("step")
 
+    def param(self, run_id: str | None, name: str) -> str | None:
+        """A parameter of a run; None if there is no such run or parameter."""
+        try:
+            return self.client.get_run(run_id).data.params.get(name) if run_id else None
+        except MlflowException:
+            return None
+
+    def experiment_of(self, run_id: str | None) -> str | None:
+        """The name of a run's experiment; None if there is no such run any more."""
+        try:
+            return self.client.get_experiment(self.client.get_run(run_id).info.experiment_id).name if run_id else None
+        except MlflowException:
+            return None
+
+    def tagged(self, experiment: str, tags: Mapping[str, str], *, finished: bool = False) -> list[Any]:
+        """Runs of an experiment, by its name, that carry all ``tags``, oldest first."""
+        with _sentence(f"MLflow at {_shown(self.uri)}"):
+            found = self.client.get_experiment_by_name(experiment)
+        where = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+        where += ["attributes.status = 'FINISHED'"] * finished
+        return self.runs(found.experiment_id, " and ".join(where)) if found else []
+
     def runs(self, experiment_id: str, where: str) -> list[Any]:
         """Runs of an experiment that match an MLflow filter, oldest first."""
         with _sentence(f"MLflow at {_shown(self.uri)}"):

@@ -1,0 +1,250 @@
+"""Sequences as vectors: mean and max over the letters, both strands averaged; and the command that writes a table.
+
+``python -m trainer.embed --model models:/findna@champion --input regions.fa --output embeddings.parquet``
+
+Shapes: N sequences, B rows of a batch, L letters, D hidden, 2 strands.
+"""
+
+import argparse
+import gzip
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cluster import process, store
+from data_prep import alphabet
+from trainer import export, track
+from trainer.heads import Network, mean_pool
+
+Precision = Literal["auto", "fp32", "bf16"]
+BATCH_BP = 8192  # letters of a batch: enough to fill two cores, small enough to stay near the cache
+CHUNK_WINDOWS = 4096  # windows of a FASTA that are held at once
+DEFAULT_LENGTH = 1000
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sequences as both strands' codes: ``codes_2NL`` uint8 with PAD behind each row's letters, ``length_N``."""
+
+    codes_2NL: Tensor
+    length_N: Tensor
+
+    @classmethod
+    def of(cls, codes: Sequence[alphabet.Codes]) -> "Rows":
+        """Rows of ``codes``, uint8 [n] each; the second strand is read 5' to 3' too."""
+        length_N = torch.tensor([len(row) for row in codes])
+        padded_2NL = np.full((2, len(codes), int(length_N.max())), alphabet.PAD, np.uint8)
+        for i, row in enumerate(codes):
+            padded_2NL[0, i, : len(row)] = row
+            padded_2NL[1, i, : len(row)] = alphabet.reverse_complement(row)
+        return cls(torch.from_numpy(padded_2NL), length_N)
+
+    def batch(self, index_B: Tensor, strand_B: Tensor | int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """(codes_BL, length_B) of some rows, no longer than the longest of them; None if all are as long."""
+        length_B = self.length_N[index_B]
+        longest = int(length_B.max())
+        codes_BL = self.codes_2NL[strand_B, index_B][:, :longest].to(device)
+        return codes_BL, length_B.to(device) if int(length_B.min()) < longest else None
+
+    def by_length(self) -> Iterator[Tensor]:
+        """Indices of batches of at most BATCH_BP letters (or one row), similar lengths together."""
+        order_N = torch.argsort(self.length_N, stable=True)
+        start = 0
+        while start < len(order_N):
+            rows = 1
+            while start + rows < len(order_N) and (rows + 1) * int(self.length_N[order_N[start + rows]]) <= BATCH_BP:
+                rows += 1
+            yield order_N[start : start + rows]
+            start += rows
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A registered version, its network in eval mode, and its config.json."""
+
+    version: Any
+    network: Network
+    config: dict[str, Any]
+
+
+def open_model(registry: track.Registry, model_uri: str) -> RegisteredModel:
+    """The model that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means.
+
+    Raises: ValueError or TrackError, one sentence: no such model, or its files do not fit this code.
+    """
+    version = registry.version(model_uri)
+    with tempfile.TemporaryDirectory() as folder:
+        local = str(registry.download(version, Path(folder)))
+        return RegisteredModel(version, export.load(local), export.read_config(local))
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """``precision``, with auto made bf16 where ``device`` multiplies bf16 natively, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+def computing_in(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which matrix products run in ``precision`` (fp32 or bf16)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def both_strands(rows: Rows, function: Callable[[Tensor, Tensor | None], Tensor], *, device: torch.device) -> Tensor:
+    """fp32 [N, …] on CPU: ``function(codes_BL, length_B)`` of every row, averaged over its two strands, in order."""
+    parts, order = [], []
+    for index_B in rows.by_length():
+        strands = [function(*rows.batch(index_B, strand, device)).float() for strand in (0, 1)]
+        parts.append((strands[0] + strands[1]).cpu() / 2)
+        order.append(index_B)
+    stacked = torch.cat(parts)
+    result = torch.empty_like(stacked)
+    result[torch.cat(order)] = stacked
+    return result
+
+
+def embed(network: Network, rows: Rows, *, device: torch.device, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+    """(mean_ND, max_ND), fp32: over the letters, padding left out, each averaged over the two strands."""
+    hidden = network.backbone.hidden_size
+
+    def pool(codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
+        with computing_in(precision, device):
+            letters_BLD = network.backbone(codes_BL, length_B=length_B)[:, network.backbone.num_summary :].float()
+        mean_BD = mean_pool(letters_BLD, length_B)
+        if length_B is not None:
+            padding_BL = torch.arange(letters_BLD.shape[1], device=device) >= length_B[:, None]
+            letters_BLD = letters_BLD.masked_fill(padding_BL[..., None], -torch.inf)
+        return torch.cat([mean_BD, letters_BLD.amax(1)], -1)
+
+    both = both_strands(rows, pool, device=device)
+    return both[:, :hidden], both[:, hidden:]
+
+
+def read_fasta(uri: str) -> Iterator[tuple[str, alphabet.Codes]]:
+    """(name, codes) of each record of a FASTA, plain or gzip. ValueError naming file and record if it is not one."""
+    with store.open_read(uri) as raw:
+        packed = raw.read(2) == _GZIP
+        raw.seek(0)
+        try:
+            yield from _records(gzip.open(raw) if packed else raw, uri)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as fault:
+            raise ValueError(f"{uri} is a damaged gzip file: {fault}") from fault
+
+
+def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device) -> pd.DataFrame:
+    """Columns name, length, e0 … e(D-1): mean over the letters, both strands, of every record of a FASTA.
+
+    A record longer than ``length`` is read in windows of it; their means are averaged by their lengths.
+    """
+    names, lengths, vectors = [], [], []
+    pending: list[alphabet.Codes] = []
+
+    def flush() -> None:
+        if not pending:
+            return
+        windows = [codes[i : i + length] for codes in pending for i in range(0, len(codes), length)]
+        rows = Rows.of(windows)
+        owner_N = np.repeat(np.arange(len(pending)), [-(-len(codes) // length) for codes in pending])
+        weight_N = rows.length_N.numpy() / np.array([len(codes) for codes in pending])[owner_N]
+        mean_ND = embed(network, rows, device=device)[0].numpy()
+        total = np.zeros((len(pending), mean_ND.shape[1]))
+        np.add.at(total, owner_N, mean_ND * weight_N[:, None])
+        vectors.append(total.astype(np.float32))
+        pending.clear()
+
+    waiting = 0
+    for name, codes in read_fasta(uri):
+        names.append(name)
+        lengths.append(len(codes))
+        pending.append(codes)
+        waiting += -(-len(codes) // length)
+        if waiting >= CHUNK_WINDOWS:
+            flush()
+            waiting = 0
+    flush()
+    if not names:
+        raise ValueError(f"{uri} holds no FASTA record")
+    values = np.concatenate(vectors)
+    table = pd.DataFrame(values, columns=[f"e{i}" for i in range(values.shape[1])])
+    table.insert(0, "length", lengths)
+    table.insert(0, "name", names)
+    return table
+
+
+def _records(lines: IO[bytes], uri: str) -> Iterator[tuple[str, alphabet.Codes]]:
+    name: str | None = None
+    parts: list[bytes] = []
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if line.startswith(b">"):
+            if name is not None:
+                yield name, _encode(name, parts, uri)
+            words = line[1:].split()
+            name, parts = words[0].decode("utf-8", "replace") if words else "", []
+        elif line and name is None:
+            raise ValueError(f"{uri} is no FASTA: line {number} comes before any '>' header")
+        else:
+            parts.append(line)
+    if name is not None:
+        yield name, _encode(name, parts, uri)
+
+
+def _encode(name: str, parts: list[bytes], uri: str) -> alphabet.Codes:
+    letters = b"".join(parts)
+    if not letters:
+        raise ValueError(f"{uri}: record {name!r} has no letters")
+    try:
+        return alphabet.encode(letters)[0]
+    except ValueError as fault:
+        raise ValueError(f"{uri}: record {name!r}: {fault}") from fault
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.embed", description="Embed every record of a FASTA.")
+    parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    parser.add_argument("--input", required=True, help="FASTA, plain or gzip, any URI")
+    parser.add_argument("--output", required=True, help="Parquet file to write, any URI: name, length, e0, e1, …")
+    parser.add_argument("--length", type=int, help="window of longer records; default: the pretraining length")
+    parser.add_argument("--track-uri", help="MLflow; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(arguments)
+
+    def run() -> int:
+        torch.set_num_threads(process.threads_per_process(1))
+        if args.length is not None and args.length < 1:
+            raise ValueError(f"--length {args.length} must be at least 1")
+        registry = track.Registry(args.track_uri)
+        model = open_model(registry, args.model)
+        length = args.length or registry.param(model.version.run_id, "data.length")
+        device = best_device()
+        length = int(length or DEFAULT_LENGTH)
+        table = embed_fasta(model.network.to(device), args.input, length=length, device=device)
+        with store.publish(args.output) as file:
+            table.to_parquet(file, index=False)
+        print(f"{args.output}: {len(table):,} sequences, {table['length'].sum():,} bp, {table.shape[1] - 2} numbers each "
+              f"({model.version.name} version {model.version.version}, windows of {length} bp)")
+        return process.EXIT_OK
+
+    return process.exit_code(run, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

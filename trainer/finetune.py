@@ -1,0 +1,182 @@
+"""A registered model on a labelled task: k-mer floor, frozen probe, fine-tuning, and the same network from scratch.
+
+``python -m trainer.finetune --model models:/findna@candidate --task configs/tasks/NAME.yaml [key=value ...]``
+
+Everything that is chosen is chosen on the dev split; test is scored once for each (seed, mode), in ``_score``.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+import configs
+from cluster import process, store
+from trainer.embed import RegisteredModel, best_device, open_model
+from trainer.tasks.config import ROLES, Mode, TaskConfig
+from trainer.tasks.data import TaskData, load
+from trainer.tasks.modes import Workbench
+from trainer.tasks.results import METRICS, Result, as_text, summarise
+from trainer.track import Registry, Run, say
+
+_EXPERIMENT = "finetune"  # of models that no run of ours made
+_CANDIDATE_MODES = ("probe", "finetune")
+
+
+def finetune(registry: Registry, model_uri: str, task: TaskConfig, *, device: torch.device | None = None) -> list[Result]:
+    """One result for each of the task's modes and seeds, each logged as a child run; the champion alias is settled.
+
+    Raises: StoreError, ValueError, TrackError, RuntimeError, each one sentence.
+    """
+    model = open_model(registry, model_uri)
+    data = load(task)
+    _tell_rows(task, data)
+    bench = Workbench(model.network, model.config, task, device or best_device())
+    settings = _settings(task, data, bench)
+    experiment = registry.experiment_of(model.version.run_id) or _EXPERIMENT
+    parent = _parent(registry, model, experiment)
+    results = []
+    for mode in task.modes:
+        for seed in task.seeds:
+            with _child(registry, model, task, data, experiment, parent, mode=mode, seed=seed, settings=settings) as run:
+                results.append(_one(bench, model, task, data, run, mode=mode, seed=seed, settings=settings))
+    say(settle_champion(registry, model, task.name, settings, results))
+    return results
+
+
+def _one(bench: Workbench, model: RegisteredModel, task: TaskConfig, data: TaskData, run: Run, *,
+         mode: Mode, seed: int, settings: str) -> Result:  # fmt: skip
+    """Fit and score one (mode, seed), log both, and tell."""
+    started = time.monotonic()
+    fitted = bench.fit(mode, data.train, data.dev, seed=seed)
+    val = bench.kind.metrics(data.dev.truth_N, fitted.dev_NK)
+    test = bench.kind.metrics(data.test.truth_N, fitted.predict(data.test))  # the only look at test
+    scores = {f"val/{name}": value for name, value in val.items()} | {f"test/{name}": test[name] for name in test}
+    run.log(scores, step=0)
+    chosen = ", ".join(f"{name} {value:g}" for name, value in fitted.chosen.items())
+    run.tag({"chosen": chosen})
+    say(f"{task.name} {mode} seed {seed}: dev MCC {val['mcc']:.3f}, test MCC {test['mcc']:.3f} "
+        f"({chosen}; {time.monotonic() - started:.1f} s)")  # fmt: skip
+    return Result(model.version.name, str(model.version.version), task.name, mode, seed, val, test, settings,
+                  len(data.train), chosen)  # fmt: skip
+
+
+def settle_champion(
+    registry: Registry, model: RegisteredModel, task: str, settings: str, results: Sequence[Result]
+) -> str:
+    """Sets alias champion if this version's better of probe and fine-tuning beats the champion's, both on dev: why.
+
+    Compared are mean dev MCCs on the same rows with the same settings; without those nothing changes.
+    """
+    name, version = model.version.name, str(model.version.version)
+    ours = _best_on_dev(results)
+    champion = registry.champion(name)
+    if ours is None:
+        return f"champion of {name}: unchanged, neither probe nor fine-tuning was run"
+    if champion is not None and str(champion.version) == version:
+        return f"champion of {name}: version {version} stays"
+    if champion is None:
+        registry.set_alias(name, "champion", version)
+        return f"champion of {name}: version {version}, the first (dev MCC {ours:.3f} on {task})"
+    earlier = [result for result in past_results(registry, name, str(champion.version))
+               if result.task == task and result.settings == settings]  # fmt: skip
+    theirs = _best_on_dev(earlier)
+    if theirs is None:
+        return (f"champion of {name}: version {champion.version} stays; it has no results on {task} with these settings "
+                f"to compare with (run trainer.finetune --model models:/{name}/{champion.version})")  # fmt: skip
+    if ours <= theirs:
+        return f"champion of {name}: version {champion.version} stays (dev MCC {theirs:.3f} on {task}, ours {ours:.3f})"
+    registry.set_alias(name, "champion", version)
+    return f"champion of {name}: version {version} (dev MCC {ours:.3f} on {task}, was {theirs:.3f})"
+
+
+def past_results(registry: Registry, model: str, version: str) -> list[Result]:
+    """Every finished fine-tuning result of a model version, oldest first."""
+    run_id = registry.version(f"models:/{model}/{version}").run_id
+    experiment = registry.experiment_of(run_id) or _EXPERIMENT
+    tags = {"model.version": version, "model.name": model, "finetune": "child"}
+    results = []
+    for run in registry.tagged(experiment, tags, finished=True):
+        metrics, params, tags_ = run.data.metrics, run.data.params, run.data.tags
+        val, test = ({name: metrics[f"{split}/{name}"] for name in METRICS} for split in ("val", "test"))
+        results.append(Result(model, version, params["task"], params["mode"], int(params["seed"]), val, test,
+                              params["settings"], int(params["train_rows"]), tags_.get("chosen", "")))  # fmt: skip
+    return results
+
+
+def _best_on_dev(results: Sequence[Result]) -> float | None:
+    summary = summarise([result for result in results if result.mode in _CANDIDATE_MODES])
+    return None if summary.empty else float(summary["val_mcc"].max())
+
+
+def _parent(registry: Registry, model: RegisteredModel, experiment: str) -> str:
+    """The run id of the parent of all fine-tuning of this version, made if there is none."""
+    name, version = model.version.name, str(model.version.version)
+    tags = {"model.version": version, "model.name": name, "finetune": "parent"}
+    found = registry.tagged(experiment, tags)
+    if found:
+        return str(found[0].info.run_id)
+    with Run(uri=registry.uri, experiment=experiment, name=f"{name} v{version} fine-tuning", tags=tags) as run:
+        return run.id
+
+
+def _child(registry: Registry, model: RegisteredModel, task: TaskConfig, data: TaskData, experiment: str, parent: str, *,
+           mode: Mode, seed: int, settings: str) -> Run:  # fmt: skip
+    resolved = configs.dump(task)
+    about = configs.flatten({name: resolved[name] for name in ({mode} | {"finetune"} if mode == "scratch" else {mode})
+                             if name in resolved})  # fmt: skip
+    rows = {f"{split.role}_rows": len(split) for split in (data.train, data.dev, data.test)}
+    uris = {f"{role}_uri": resolved[role] for role in ROLES if resolved[role]}
+    return Run(
+        uri=registry.uri,
+        experiment=experiment,
+        name=f"{task.name} {mode} seed {seed}",
+        params={"task": task.name, "seed": seed, "mode": mode, "settings": settings} | about | rows | uris,
+        tags={"model.version": str(model.version.version), "model.name": model.version.name, "finetune": "child"},
+        parent=parent,
+    )
+
+
+def _settings(task: TaskConfig, data: TaskData, bench: Workbench) -> str:
+    """12 hex digits of the rows and all that shapes a result but mode and seed: results that share them compare."""
+    resolved = configs.dump(task)
+    shaping = {key: resolved[key] for key in ("kind", "labels", "finetune", "probe", "kmer")}
+    text = json.dumps([shaping, bench.precision, data.sha256()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _tell_rows(task: TaskConfig, data: TaskData) -> None:
+    rows = ", ".join(f"{split.role} {len(split):,}" for split in (data.train, data.dev, data.test))
+    leaks = ", ".join(f"{count} of {role}" for role, count in data.dropped.items() if count)
+    say(f"{task.name}: {rows} rows" + (f"; left out because a later split has the same sequence: {leaks}" if leaks else ""))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.finetune", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    parser.add_argument("--task", required=True, help="YAML file, see configs/tasks/")
+    parser.add_argument("--track-uri", help="MLflow; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
+    parser.add_argument("--json", help="also write the rows there, one a mode and seed")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the task's config, dotted keys")
+    args = parser.parse_args(arguments)
+
+    def run() -> int:
+        task = configs.load(TaskConfig, args.task, args.overrides)
+        torch.set_num_threads(process.threads_per_process(1))
+        results = finetune(Registry(args.track_uri), args.model, task)
+        if args.json:
+            rows = [result.flat() for result in results]
+            store.write_bytes(args.json, json.dumps(rows, indent=1).encode() + b"\n")
+        print(as_text(summarise(results)))
+        return process.EXIT_OK
+
+    return process.exit_code(run, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

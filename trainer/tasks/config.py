@@ -1,0 +1,94 @@
+"""The task config: every key of ``configs/tasks/*.yaml``, its type, its default, and what is accepted."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from configs import Section
+from trainer.embed import Precision
+from trainer.tasks import KINDS
+
+Mode = Literal["kmer", "probe", "finetune", "scratch"]
+MODES: tuple[Mode, ...] = ("kmer", "probe", "finetune", "scratch")
+ROLES = ("train", "dev", "test")
+
+Positive = Annotated[int, Field(ge=1)]
+Above0 = Annotated[float, Field(gt=0)]
+
+
+def _as_list(value: Any) -> Any:
+    """A lone value stands for a list of one, so that ``finetune.lr=1e-3`` works on a command line."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Grid = Annotated[tuple[Above0, ...], Field(min_length=1), BeforeValidator(_as_list)]
+
+
+class Finetune(Section):
+    """Training of the whole network, from the teacher's weights or from new ones: both get the same."""
+
+    epochs: Positive = 5
+    batch: Positive = 32
+    lr: Grid = (3e-4, 1e-3)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    grad_clip: Above0 = 1.0
+    precision: Precision = "auto"
+
+
+class Probe(Section):
+    """Inverse L2 penalties to choose from on the dev split; ``precision`` is that of the embeddings."""
+
+    C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
+    precision: Precision = "auto"
+
+
+class Kmer(Section):
+    k: Annotated[int, Field(ge=1, le=8)] = 5
+    C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+class TaskConfig(Section):
+    """A labelled task. A role without a file is split off by sha256 of the sequence, as tasks/data.py says."""
+
+    name: Annotated[str, Field(min_length=1)]
+    kind: str = "classification"
+    train: str | None = None
+    dev: str | None = None
+    test: str | None = None
+    sequence_column: str = "sequence"
+    label_column: str = "label"
+    labels: tuple[str, ...]
+    max_train_rows: Positive | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_as_list)] = (0, 1, 2)
+    modes: Annotated[tuple[Mode, ...], BeforeValidator(_as_list)] = MODES
+    finetune: Finetune = Finetune()
+    probe: Probe = Probe()
+    kmer: Kmer = Kmer()
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"must be one of {', '.join(sorted(KINDS))}")
+        return kind
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, labels: Any) -> Any:
+        return [str(label) for label in labels] if isinstance(labels, list | tuple) else labels
+
+    @field_validator("labels", "seeds", "modes")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values or len(set(values)) < len(values):
+            raise ValueError("at least one is needed, and none twice")
+        return values
+
+    @model_validator(mode="after")
+    def _usable(self) -> "TaskConfig":
+        if len(self.labels) < 2:
+            raise ValueError(f"labels: at least 2 are needed, not {list(self.labels)}")
+        if not (self.train or self.dev or self.test):
+            raise ValueError("train, dev, test: at least one of them must name a CSV file")
+        return self

@@ -1,4 +1,4 @@
-"""This process among its peers: rank, world, process group, and the exit code of a command. Only here is the world read."""
+"""This process among its peers: rank, world, and the exit code of a command. Only here is the world read."""
 
 import os
 import sys

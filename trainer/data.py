@@ -137,7 +137,8 @@ class Sampler:
 
     def _lane_epoch(self, lane: int, epoch: int, first: int) -> _LaneEpoch:
         order_N, copies_N = self._order(epoch)
-        mine = order_N[lane :: self.lanes]
+        # Dealing goes on where the last epoch stopped, so that few blocks reach all of many lanes.
+        mine = order_N[(lane - epoch * len(order_N)) % self.lanes :: self.lanes]
         counts = self.windows_N[mine] * copies_N[mine]
         # The last set is joined to the one before, so that none is smaller than OPEN_BLOCKS.
         open_set = np.minimum(np.arange(len(mine)) // OPEN_BLOCKS, max(0, len(mine) // OPEN_BLOCKS - 1))

@@ -44,9 +44,11 @@ class Validator:
         size = config.val.batch
         self._batches = [self._rows(dataset, mine[i : i + size], flank) for i in range(0, len(mine), size)]
         self.scored = int(self._sum([sum(float(rows.scored_BL.sum()) for rows in self._batches)])[0])
+        if not self.scored:
+            raise ValueError(f"the val split of {config.data.uri} has no letter A, C, G or T to score")
 
     def baselines(self, train: Dataset) -> dict[str, float]:
-        """``val/mlm_accuracy_majority`` and ``val/mlm_accuracy_markov``; every rank counts its share of the blocks."""
+        """``val/mlm_accuracy_majority|markov`` and ``val/scored_positions``; each rank counts its share of the blocks."""
         blocks = range(self.group.rank, len(train.blocks), self.group.size)
         counts = baselines.count_letters_and_contexts(train.codes(block) for block in blocks)
         letters, kmers = (
@@ -61,7 +63,8 @@ class Validator:
             right[1] += float((truth_n == markov.predict(rows.context_BL8[scored_BL])).sum())
         hits = self._sum(right)
         names = ("val/mlm_accuracy_majority", "val/mlm_accuracy_markov")
-        return {name: hit / self.scored for name, hit in zip(names, hits, strict=True)}
+        accuracies = {name: hit / self.scored for name, hit in zip(names, hits, strict=True)}
+        return accuracies | {"val/scored_positions": float(self.scored)}
 
     def standard_error(self, accuracy: float) -> float:
         """Of an accuracy over the scored positions, taken as independent."""

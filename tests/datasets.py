@@ -1,0 +1,40 @@
+"""Small datasets written straight through the shard writer, without Ray or a FASTA file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cluster import store
+from data_prep import shards
+from data_prep.alphabet import Codes
+from data_prep.intervals import Span
+from data_prep.write import write_shard
+
+
+def write_dataset(folder: Path, contigs: Mapping[str, Sequence[Codes]], *, block_bp: int = 4096) -> str:
+    """The URI of a dataset of ``contigs`` (split -> contigs), cut into blocks of ``block_bp``, one shard a split."""
+    written: dict[str, tuple[shards.Shard, ...]] = {split: () for split in shards.SPLITS}
+    lengths = {}
+    for split, sequences in contigs.items():
+        blocks = []
+        for number, codes in enumerate(sequences):
+            name = f"{split}{number}"
+            lengths[name] = len(codes)
+            for start in range(0, len(codes), block_bp):
+                part = codes[start : start + block_bp]
+                span = Span("toy", name, start, start + len(part))
+                blocks.append((span, shards.pack(part, np.zeros(len(part), np.bool_))))
+        written[split] = (write_shard(str(folder / f"{split}-000000.tar"), blocks),)
+    source = shards.Source("toy", "0" * 64, lengths, 0, {}, 1.0)
+    manifest = shards.Manifest(shards.FORMAT_VERSION, (source,), block_bp, 1 << 24, 1.0, {}, 0, written)
+    store.write_bytes(str(folder / shards.MANIFEST), manifest.to_bytes())
+    return str(folder)
+
+
+def markov_sequence(bases: int, *, seed: int) -> Codes:
+    """Codes A, C, G, T in which each letter depends on the one before: something to learn."""
+    rng = np.random.default_rng(seed)
+    jump = rng.random(bases) < 0.3
+    steps = np.where(jump, rng.integers(0, 4, bases), 1)
+    return (np.cumsum(steps) % 4).astype(np.uint8)

@@ -1,0 +1,76 @@
+"""Run a function on N processes of one gloo group on this machine, and bring back what each returns.
+
+Also for N = 1: DeepSpeed and torch.distributed leave state behind that must not reach other tests.
+"""
+
+import multiprocessing
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout_s: float = 240) -> list[Any]:
+    """[function(*args) of rank 0, of rank 1, ...]; the function is called with the process group initialised.
+
+    A failing rank fails the test with its traceback. Every process started here has ended on return.
+    """
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    # Rank 0 listens on a port that is free now; the store fails loudly should another take it first.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        context.Process(target=_rank, args=(rank, world, port, answers, function, args), daemon=True)
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        results: dict[int, Any] = {}
+        faults: list[str] = []
+        while len(results) < world and not faults:
+            assert _wait(answers, processes, timeout_s), f"no answer from {world} ranks in {timeout_s} s"
+            rank, result, fault = pickle.loads(answers.get())
+            results[rank] = result
+            if fault:
+                faults.append(f"rank {rank}:\n{fault}")
+        assert not faults, "\n".join(faults)
+    finally:
+        for process in processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+    return [results[rank] for rank in range(world)]
+
+
+def _wait(answers: Any, processes: list[Any], timeout_s: float) -> bool:
+    for _ in range(int(timeout_s * 20)):
+        if answers._reader.poll(0.05):
+            return True
+        if not any(process.is_alive() for process in processes):
+            return bool(answers._reader.poll(0.05))
+    return False
+
+
+def _rank(rank: int, world: int, port: int, answers: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # DeepSpeed looks for them
+    try:
+        store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=120))
+        result = function(*args)
+        # As bytes: torch would pass tensors by file descriptor, which dies with the process.
+        answers.put(pickle.dumps((rank, result, None)))
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        answers.put(pickle.dumps((rank, None, traceback.format_exc())))

@@ -1,0 +1,37 @@
+"""Schedules are functions of the step and of the samples seen, and of nothing else."""
+
+import pytest
+
+from trainer import schedule
+
+
+def rate(step: int) -> float:
+    return schedule.learning_rate(step, peak=2.0, total_steps=100, warmup_fraction=0.3, final_fraction=0.1)
+
+
+def test_rate_warms_up_peaks_and_ends_at_its_final_fraction() -> None:
+    assert rate(1) == pytest.approx(2.0 / 30)
+    assert rate(30) == 2.0
+    assert rate(65) == pytest.approx(2.0 * 0.55)
+    assert rate(100) == pytest.approx(0.2)
+    assert rate(1000) == pytest.approx(0.2)
+
+
+def test_rate_without_warm_up_starts_near_the_peak() -> None:
+    first = schedule.learning_rate(1, peak=1.0, total_steps=10, warmup_fraction=0, final_fraction=0)
+    assert 0.9 < first < 1
+
+
+def test_momentum_goes_from_start_to_end_by_samples() -> None:
+    values = [schedule.momentum(s, start=0.996, end=1.0, total_samples=1000) for s in range(0, 1100, 50)]
+    assert values[0] == 0.996
+    assert values[20] == 1.0
+    assert values[21] == 1.0
+    assert values == sorted(values)
+    assert values[10] == pytest.approx(0.998)
+
+
+def test_momentum_does_not_depend_on_how_samples_are_batched() -> None:
+    one = schedule.momentum(10 * 64, start=0.9, end=1, total_samples=6400)
+    two = schedule.momentum(20 * 32, start=0.9, end=1, total_samples=6400)
+    assert one == two

@@ -1,0 +1,224 @@
+"""Views and masks. Each fault that method.md lists of the published code has its test here, under its own name."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import alphabet
+from trainer import counter, views
+from trainer.views import INSERTED, PADDED, VIEWS, View, Windows, input_noise, make_view, mask
+
+ALL = {"deletion": 20, "insertion": 20, "shift": 20}
+BASE_COMPLEMENT = {0: 3, 1: 2, 2: 1, 3: 0, 4: 4, 5: 5, 6: 6, 7: 7}
+
+
+def windows(rows: int = 64, length: int = 200, *, seed: int = 0, flank: int = 60, letters: int = 4) -> Windows:
+    generator = torch.Generator().manual_seed(seed)
+    codes_BS = torch.randint(0, letters, (rows, length + 2 * flank), generator=generator, dtype=torch.uint8)
+    low_B, high_B = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), length + 2 * flank)
+    return Windows(codes_BS, low_B, high_B, counter.fold(seed, torch.arange(rows)), flank)
+
+
+def student_mask(view: View, source: Windows, *, name: str = "student", rate: float = 0.3) -> views.Masked:
+    return mask(view, source, name=name, rate=rate, mask_share=0.8, random_share=0.1)
+
+
+def letters_by_map(view: View, source: Windows) -> torch.Tensor:
+    """The naive reading of a source map, letter by letter; -1 where the map names no source."""
+    out = torch.full(view.codes_BL.shape, -1)
+    for b in range(out.shape[0]):
+        for position in range(out.shape[1]):
+            at = int(view.source_BL[b, position])
+            if at >= 0:
+                letter = int(source.codes_BS[b, at])
+                out[b, position] = BASE_COMPLEMENT[letter] if view.reversed_B[b] else letter
+    return out
+
+
+@pytest.mark.parametrize("operation", sorted(VIEWS))
+def test_chained_operations_differ_from_any_one_and_keep_the_length(operation: str) -> None:
+    source = windows()
+    chained = make_view(source, name="teacher", operations=ALL)
+    single = make_view(source, name="teacher", operations={operation: 20})
+    assert chained.codes_BL.shape == single.codes_BL.shape == (64, 200)
+    assert (chained.source_BL != single.source_BL).any(1).double().mean() > 0.8
+    assert (chained.length_B == 200).all()
+
+
+def test_each_operation_leaves_its_mark_on_the_source_map() -> None:
+    source = windows(rows=256)
+    steps = {name: make_view(source, name="t", operations={name: 20}).source_BL.diff(dim=1) for name in VIEWS}
+    deleted = (steps["deletion"] - 1).clamp(min=0).sum(1)
+    assert deleted.max() > 15  # a jump over what was cut out
+    assert deleted.max() <= 20
+    inserted = (make_view(source, name="t", operations={"insertion": 20}).source_BL == INSERTED).sum(1)
+    assert inserted.max() > 15
+    assert inserted.max() <= 20
+    assert (steps["shift"] == 1).all()  # a shift along the genome, not a roll: no wrap-around anywhere
+    first = make_view(source, name="t", operations={"shift": 20}).source_BL[:, 0] - source.flank
+    assert first.min() < -15
+    assert first.max() > 15
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 30), length=st.integers(1, 80), strand=st.booleans(), substitution=st.booleans())
+def test_every_letter_is_what_its_source_map_says(seed: int, length: int, strand: bool, substitution: bool) -> None:
+    source = windows(8, length, seed=seed, letters=5)
+    view = make_view(source, name="v", operations=ALL, reverse_complement=float(strand),
+                     substitution=0.2 * substitution)
+    expected = letters_by_map(view, source)
+    named = (expected >= 0) & ~view.altered_BL
+    assert torch.equal(view.codes_BL[named].long(), expected[named])
+    assert (view.codes_BL[view.altered_BL].long() != expected[view.altered_BL]).all()
+    assert (view.codes_BL[view.source_BL == INSERTED] < 4).all()
+
+
+def test_reverse_complement_is_an_involution_and_a_true_complement() -> None:
+    for letter, complement in zip(b"ACGTN", b"TGCAN", strict=True):
+        code, wanted = alphabet.LETTERS.index(letter), alphabet.LETTERS.index(complement)
+        assert alphabet.COMPLEMENT[code] == wanted
+    assert (alphabet.COMPLEMENT[alphabet.COMPLEMENT] == range(8)).all()
+    source = windows()
+    forward = make_view(source, name="v", operations={})
+    backward = make_view(source, name="v", operations={}, reverse_complement=1.0)
+    assert torch.equal(backward.codes_BL, torch.from_numpy(alphabet.reverse_complement(forward.codes_BL.numpy())))
+    assert torch.equal(backward.source_BL, forward.source_BL.flip(1))
+
+
+def test_labels_and_mask_ride_along_with_the_strand() -> None:
+    source = windows()
+    view = make_view(source, name="v", operations=ALL, reverse_complement=1.0)
+    masked = student_mask(view, source)
+    expected = letters_by_map(view, source)
+    assert torch.equal(masked.labels_BL[masked.target_BL].long(), expected[masked.target_BL])
+    assert masked.target_BL.any()
+
+
+def test_half_of_the_rows_are_reversed_at_probability_a_half() -> None:
+    share = make_view(windows(4000, 20), name="v", operations={}, reverse_complement=0.5).reversed_B.double().mean()
+    assert abs(share - 0.5) < 0.04
+
+
+def test_augmentation_never_invents_n() -> None:
+    source = windows(rows=500)
+    view = make_view(source, name="v", operations=ALL, substitution=0.3, reverse_complement=0.5)
+    assert (view.codes_BL < 4).all()
+    masked = student_mask(view, source)
+    assert not (masked.codes_BL == alphabet.N).any()
+
+
+def test_inserted_and_random_letters_are_uniform() -> None:
+    source = windows(rows=2000)
+    view = make_view(source, name="v", operations={"insertion": 20})
+    counts = torch.bincount(view.codes_BL[view.source_BL == INSERTED].long(), minlength=4).double()
+    assert counts.numel() == 4
+    assert (counts / counts.sum() - 0.25).abs().max() < 0.02
+
+
+def test_views_and_masks_are_fresh_for_every_epoch_sample_and_name() -> None:
+    source = windows()
+    other_epoch = dataclasses.replace(source, key_B=counter.fold(1, torch.arange(64)))
+    first = make_view(source, name="v", operations=ALL)
+    for again in (make_view(other_epoch, name="v", operations=ALL), make_view(source, name="w", operations=ALL)):
+        assert (first.source_BL != again.source_BL).any(1).double().mean() > 0.9
+    plain = make_view(source, name="v", operations={})
+    targets = [student_mask(plain, s, name=n).target_BL for s, n in ((source, "a"), (source, "b"), (other_epoch, "a"))]
+    for one, two in ((0, 1), (0, 2)):
+        agreement = (targets[one] == targets[two]).double().mean()
+        assert abs(agreement - (0.3 * 0.3 + 0.7 * 0.7)) < 0.02  # as independent masks agree
+    rows = targets[0]
+    assert (rows[0] != rows[1]).any()
+
+
+def test_a_row_gets_the_same_view_and_mask_in_any_batch() -> None:
+    source = windows()
+    part = Windows(source.codes_BS[10:20], source.low_B[10:20], source.high_B[10:20], source.key_B[10:20], source.flank)
+    whole, alone = (make_view(s, name="v", operations=ALL, reverse_complement=0.5) for s in (source, part))
+    assert torch.equal(whole.codes_BL[10:20], alone.codes_BL)
+    assert torch.equal(student_mask(whole, source).codes_BL[10:20], student_mask(alone, part).codes_BL)
+
+
+def faults_of_mask(view: View, masked: views.Masked) -> list[str]:
+    """What is wrong with a mask: 30 % targets, of which 80 % hidden and 10 % random; every other letter untouched."""
+    target = masked.target_BL
+    hidden = masked.codes_BL == alphabet.MASK
+    changed = masked.codes_BL != view.codes_BL
+    faults = []
+    if abs(target.double().mean() - 0.3) > 0.01:
+        faults.append("share of targets")
+    if (hidden & ~target).any() or (changed & ~target).any():
+        faults.append("touched without being a target")
+    if abs(hidden[target].double().mean() - 0.8) > 0.01:
+        faults.append("share hidden")
+    if abs((changed & ~hidden)[target].double().mean() - 0.1 * 0.75) > 0.01:
+        faults.append("share replaced by another letter")
+    if not torch.equal(masked.labels_BL[target], view.codes_BL[target]):
+        faults.append("labels")
+    return faults
+
+
+def test_mask_is_30_percent_80_10_10_and_touches_nothing_else() -> None:
+    source = windows(rows=1000)
+    view = make_view(source, name="v", operations={}, reverse_complement=0.5)
+    assert faults_of_mask(view, student_mask(view, source)) == []
+
+
+def test_a_shuffled_mask_is_caught() -> None:
+    """The published code repeats, then reshapes the mask, so that scored and hidden positions part."""
+    source = windows(rows=1000)
+    view = make_view(source, name="v", operations={})
+    masked = student_mask(view, source)
+    scrambled = dataclasses.replace(masked, target_BL=masked.target_BL.flatten().roll(1).view_as(masked.target_BL))
+    assert "touched without being a target" in faults_of_mask(view, scrambled)
+    assert "share hidden" in faults_of_mask(view, scrambled)
+
+
+def test_n_inserted_and_substituted_letters_are_never_targets() -> None:
+    source = windows(rows=300, letters=5)
+    view = make_view(source, name="v", operations=ALL, substitution=0.2)
+    masked = student_mask(view, source, rate=0.99)
+    assert not masked.target_BL[(view.codes_BL == alphabet.N) | (view.source_BL < 0) | view.altered_BL].any()
+    assert masked.target_BL.double().mean() > 0.4
+
+
+def test_window_at_a_block_edge_moves_back_instead_of_reading_beyond_it() -> None:
+    source = windows(rows=200)
+    edge = dataclasses.replace(source, low_B=torch.full((200,), 60), high_B=torch.full((200,), 60 + 240))
+    view = make_view(edge, name="v", operations=ALL)
+    real = view.source_BL[view.source_BL >= 0]
+    assert real.min() >= 60
+    assert real.max() < 300
+    assert (view.codes_BL != alphabet.PAD).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1 << 30), available=st.integers(1, 220))
+def test_short_block_is_padded_at_the_end_only(seed: int, available: int) -> None:
+    source = windows(rows=16, seed=seed)
+    short = dataclasses.replace(source, low_B=torch.full((16,), 60), high_B=torch.full((16,), 60 + available))
+    view = make_view(short, name="v", operations=ALL, reverse_complement=0.5)
+    place = torch.arange(200)
+    assert torch.equal(view.codes_BL == alphabet.PAD, place >= view.length_B[:, None])
+    assert torch.equal(view.source_BL == PADDED, view.codes_BL == alphabet.PAD)
+    real = view.source_BL[view.source_BL >= 0]
+    assert real.numel() == 0 or (int(real.min()) >= 60 and int(real.max()) < 60 + available)
+    assert not student_mask(view, short).target_BL[view.codes_BL == alphabet.PAD].any()
+
+
+def test_noise_is_normal_on_letters_and_absent_from_padding() -> None:
+    source = windows(rows=100)
+    short = dataclasses.replace(source, low_B=torch.full((100,), 60), high_B=torch.full((100,), 60 + 150))
+    view = make_view(short, name="v", operations={})
+    noise_BLC = input_noise(view, short, name="v", std=0.2)
+    assert noise_BLC.shape == (100, 200, 4)
+    assert (noise_BLC[:, 150:] == 0).all()
+    assert abs(noise_BLC[:, :150].std() - 0.2) < 0.005
+    assert not torch.equal(noise_BLC, input_noise(view, short, name="w", std=0.2))
+
+
+def test_flank_covers_the_widest_view() -> None:
+    assert views.flank_for({}, {"deletion": 20, "shift": 5}) == 25
+    assert views.flank_for() == 0

@@ -98,10 +98,10 @@ def _describe(model: type[BaseModel], error: Any) -> str:
         return f"{key}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
     if error["type"] == "missing":
         return f"{key}: missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "input should", 1)
     # A fault of a whole section would print the section: its message names the values already.
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" (given {redact(error['input'])!r})"
-    return f"{key + ': ' if key else ''}{message[:1].lower()}{message[1:]}{shown}"
+    return f"{key + ': ' if key else ''}{message}{shown}"
 
 
 def _fields_at(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:

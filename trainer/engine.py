@@ -35,6 +35,14 @@ def init_distributed(device: torch.device) -> None:
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 
+def leave_distributed(*, together: bool) -> None:
+    """Close the process group; ``together`` waits for the other ranks first, so that none loses its peers at work."""
+    if dist.is_initialized():
+        if together:
+            dist.barrier()
+        dist.destroy_process_group()
+
+
 class Engine:
     """A network being trained: forward, backward over micro-batches, step; and its masters as FlatGroups."""
 

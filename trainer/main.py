@@ -15,7 +15,7 @@ import configs  # noqa: E402
 from cluster import process  # noqa: E402
 from trainer.collectives import Group  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
-from trainer.engine import init_distributed  # noqa: E402
+from trainer.engine import init_distributed, leave_distributed  # noqa: E402
 from trainer.loop import train  # noqa: E402
 
 
@@ -37,7 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             torch.set_num_threads(process.threads_per_process(local_size))
         init_distributed(device)
-        train(config, device=device, group=Group.of())
+        done = False
+        try:
+            train(config, device=device, group=Group.of())
+            done = True
+        finally:
+            leave_distributed(together=done)
         return process.EXIT_OK
 
     return process.exit_code(run, debug=args.debug, main=world.is_main)

@@ -1,0 +1,151 @@
+"""The training command from outside: exit codes, one clear sentence, nothing half-written; and one whole run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+
+from tests.datasets import markov_sequence, write_dataset
+from trainer import export
+from trainer.data import Dataset
+from trainer.main import main
+from trainer.track import Registry
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = ["model.num_layers=2", "model.num_groups=5", "model.group_channels=6", "model.intermediate_size=32",
+        "data.length=48", "loss.distill.prototypes=32", "val.windows=24", "val.every=4", "track.every=2"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("toy"),
+                         {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(5_000, seed=2)]})
+
+
+def launch(*arguments: str, cwd: Path, processes: int = 0) -> "subprocess.CompletedProcess[str]":
+    """trainer/main.py in ``cwd``, by plain python or, with ``processes``, by the deepspeed launcher."""
+    head = [sys.executable]
+    if processes:
+        head = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(processes),
+                "--master_port", str(20_000 + os.getpid() % 20_000)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return subprocess.run([*head, str(ROOT / "trainer" / "main.py"), "--config", str(ROOT / "configs/train/demo.yaml"),
+                           *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=110, check=False)
+
+
+def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> None:
+    arguments = [*TINY, f"data.uri={toy}", "run.dir=run", "train.steps=8", "train.zero_stage=2",
+                 "checkpoint.every=2", "checkpoint.keep_last=2"]
+    done = launch(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "registered findna version 1 as candidate" in done.stderr
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
+    version = registry.version("models:/findna@candidate")
+    run = registry.run(version.run_id)
+    for name in ("loss/total", "loss/mlm", "loss/distill", "loss/contrastive", "lr", "ema/momentum", "grad_norm"):
+        assert registry.history(run.info.run_id, name)["step"].tolist() == list(range(1, 9)), name
+    assert registry.history(run.info.run_id, "val/mlm_accuracy")["step"].tolist() == [0, 4, 8]
+    wanted = {"val/mlm_loss", "val/student_mlm_loss", "val/student_mlm_accuracy", "val/mlm_accuracy_majority",
+              "val/mlm_accuracy_markov", "health/teacher_entropy", "health/embedding_std", "health/effective_rank",
+              "health/alignment", "health/uniformity", "throughput/bp_per_s", "throughput/step_ms",
+              "throughput/data_wait_fraction", "throughput/mfu", "memory/peak_bytes"}
+    assert wanted <= run.data.metrics.keys()
+    assert 0 < run.data.metrics["throughput/mfu"] < 1.5
+    tags = run.data.tags
+    assert {"dataset.manifest_sha256", "git.commit", "world_size", "zero_stage"} <= tags.keys()
+    assert tags["checkpoint.uri"] == str(tmp_path / "run" / export.WEIGHTS)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.steps"] == "8"
+
+    exported = tmp_path / "run"
+    assert sorted(p.name for p in registry.download(version, tmp_path / "got").iterdir()) == sorted(export.FILES)
+    tensors = safetensors.torch.load_file(exported / export.WEIGHTS)
+    assert not any(name.startswith("heads.") for name in tensors)
+    assert {name.split(".")[1] for name in safetensors.torch.load_file(exported / export.HEADS)} == {"distill", "contrastive"}
+    config = json.loads((exported / export.CONFIG).read_text())
+    assert config["model_type"] == "findna"
+    assert config["hidden_size"] == 30
+    export.load(str(exported))
+    kept = sorted(p.name for p in (exported / "checkpoints").iterdir())
+    assert kept == ["step-00000006", "step-00000008"]
+    assert (exported / "checkpoints" / kept[-1] / export.WEIGHTS).read_bytes() == (exported / export.WEIGHTS).read_bytes()
+
+    again = launch(*arguments, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "run holds this run, finished; nothing to do" in again.stderr
+    assert registry.version("models:/findna@candidate").version == version.version
+    refused = launch(*arguments, "train.lr=1e-4", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "run.dir: run is not empty; runs are not resumed yet, so give a new folder" in refused.stderr
+
+
+def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path: Path) -> None:
+    arguments = [*TINY, f"data.uri={toy}", "train.steps=4", "track.registered_model=null"]
+    histories: list[Any] = []
+    for processes in (0, 2):
+        done = launch(*arguments, f"run.dir=run{processes}", f"run.name=run{processes}", cwd=tmp_path, processes=processes)
+        assert done.returncode == 0, done.stdout + done.stderr
+        registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
+        (run,) = registry.runs(registry.client.get_experiment_by_name("findna").experiment_id,
+                               f"attributes.run_name = 'run{processes}'")
+        assert run.data.tags["world_size"] == str(max(1, processes))
+        histories.append(registry.history(run.info.run_id, "loss/total")["value"].tolist())
+    assert histories[0] == pytest.approx(histories[1], rel=1e-5)
+    weights = [safetensors.torch.load_file(tmp_path / f"run{p}" / export.WEIGHTS) for p in (0, 2)]
+    for name in weights[0]:
+        # The rows of a batch are summed in another order; AdamW's first steps amplify that where gradients are near 0.
+        assert (weights[0][name] - weights[1][name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.parametrize(("override", "sentence"), [
+    ("trian.steps=3", "trian: unknown key, did you mean 'train'?"),
+    ("train.stesp=3", "train.stesp: unknown key, did you mean 'steps'?"),
+    ("train.steps=0", "train.steps: input should be greater than or equal to 1 (given 0)"),
+    ("train.zero_stage=3", "train.zero_stage: ZeRO-3 is not supported yet; use 0, 1 or 2 (given 3)"),
+    ("loss={mlm: {weight: 0}, distill: {weight: 0}, contrastive: {weight: 0}}", "every loss has weight 0"),
+    ("views.teacher.operations={rotate: 3}", "unknown rotate; must be of deletion, insertion, shift"),
+    ("train.steps", "not an override of the form dotted.key=value: train.steps"),
+])
+def test_wrong_config_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], override: str, sentence: str
+) -> None:
+    assert main(["--config", str(ROOT / "configs/train/demo.yaml"), override, "val.every=0"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert ("val.every" in said) == ("=" in override)  # every fault at once
+
+
+@pytest.mark.parametrize(("overrides", "code", "sentence"), [
+    (["train.micro_batch=7"], 2, "train.micro_batch: 7 times 1 processes does not divide train.global_batch 48"),
+    (["data.uri=/nowhere/at/all"], 1, "no dataset at /nowhere/at/all: manifest.json is missing there"),
+])  # fmt: skip
+def test_user_mistakes_get_one_sentence_and_leave_nothing(
+    toy: str, tmp_path: Path, overrides: list[str], code: int, sentence: str
+) -> None:
+    done = launch(*TINY, f"data.uri={toy}", "run.dir=run", "train.steps=2", *overrides, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == []
+
+
+def test_corrupt_shard_fails_with_its_name_and_marks_the_run(tmp_path: Path) -> None:
+    uri = write_dataset(tmp_path / "d", {"train": [markov_sequence(9_000, seed=1)], "val": [markov_sequence(900, seed=2)]})
+    shard = tmp_path / "d" / "train-000000.tar"
+    damaged = bytearray(shard.read_bytes())
+    damaged[Dataset(uri, "train").blocks[1][1].offset + 100] ^= 1
+    shard.write_bytes(damaged)
+    done = launch(*TINY, f"data.uri={uri}", "run.dir=run", "train.steps=2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "train-000000.tar, block" in done.stderr
+    assert "crc32" in done.stderr
+    assert "Traceback" not in done.stderr
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = registry.runs(registry.client.get_experiment_by_name("findna").experiment_id, "")
+    assert run.info.status == "FAILED"
+    assert not (tmp_path / "run" / export.WEIGHTS).exists()

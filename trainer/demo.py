@@ -1,0 +1,117 @@
+"""``python -m trainer.demo``: the whole main job on embedded defaults, genome to fine-tuned model, in a new folder.
+
+It runs the very commands that a user would run, prints each, and ends with a table made from what they wrote.
+"""
+
+import argparse
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster import process, store
+from data_prep import shards
+from trainer.finetune import past_results
+from trainer.tasks.results import as_text, summarise
+from trainer.track import Registry
+
+MODEL = "models:/findna@candidate"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=600, help="pretraining steps")
+    parser.add_argument("--processes", type=int, default=2, help="ranks of the pretraining")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(arguments)
+    return process.exit_code(lambda: demo(steps=args.steps, processes=args.processes), debug=args.debug)
+
+
+def demo(*, steps: int, processes: int) -> int:
+    """Run it all; 0, or the exit code of the first command that failed."""
+    start = time.monotonic()
+    folder = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    real = (Path(os.environ.get("DNA_DATA") or ROOT.parent / "shared" / "data") / "genomes" / "sacCer_R64.fa.gz").is_file()
+    python = [sys.executable, "-m"]
+    environment: dict[str, str] = {}
+    commands: list[list[str]] = []
+    if real:
+        print("Genome: S. cerevisiae R64 from DNA_DATA; task: mouse_0 (transcription factor binding, GUE).", flush=True)
+        data_config, task = "configs/data/yeast.yaml", "configs/tasks/mouse_0.yaml"
+    else:
+        print("Genome: generated, since DNA_DATA is not there; task: find its planted motifs.", flush=True)
+        data_config, task = "configs/data/synthetic.yaml", "configs/tasks/synthetic.yaml"
+        environment["DNA_SYNTH"] = str(folder / "genome")
+        commands.append([*python, "data_prep", "synth", "--output", environment["DNA_SYNTH"]])
+    dataset = folder / "dataset"
+    commands += [
+        [*python, "data_prep", "build", "--config", data_config, f"output={dataset}", "workers=2"],
+        [*_deepspeed(processes), "trainer/main.py", "--config", "configs/train/demo.yaml", f"data.uri={dataset}",
+         f"run.dir={folder / 'pretrain'}", f"run.name={folder.name}", f"train.steps={steps}"],
+        [*python, "trainer.finetune", "--model", MODEL, "--task", task,
+         "max_train_rows=3000", "finetune.epochs=2", "finetune.lr=1e-3"],
+    ]  # fmt: skip
+    for command in commands:
+        code = _run(command, environment)
+        if code:
+            return code
+    version = Registry().version(MODEL)
+    code = _run([*python, "trainer.report", version.run_id, "--output", str(folder / "report")], environment)
+    if code:
+        return code
+    print(_table(dataset, version))
+    print(f"\nReport: {folder / 'report'}/index.html   Runs: {sys.executable} -m mlflow ui")
+    print(f"The whole job took {time.monotonic() - start:.0f} s.")
+    return process.EXIT_OK
+
+
+def _deepspeed(processes: int) -> list[str]:
+    with socket.socket() as probe:  # its default port may be taken by another run on this machine
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    return [launcher, "--num_accelerators", str(processes), "--master_port", str(port)]
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    shown = [Path(command[0]).name, *command[1:]]
+    print(f"\n$ {shlex.join(shown)}", flush=True)
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(command, env={**os.environ, **environment, "PYTHONPATH": path}, check=False).returncode
+
+
+def _table(dataset: Path, version: Any) -> str:
+    """What the job made, from the manifest, the MLflow run and its fine-tuning runs."""
+    manifest = shards.Manifest.from_bytes(store.read_bytes(str(dataset / shards.MANIFEST)))
+    bp = sum(manifest.bp(split) for split in shards.SPLITS)
+    written = [shard for split in shards.SPLITS for shard in manifest.shards[split]]
+    registry = Registry()
+    run_id = version.run_id
+    metrics = registry.run(run_id).data.metrics
+    accuracy = registry.history(run_id, "val/mlm_accuracy")["value"].tolist()
+    error = (accuracy[-1] * (1 - accuracy[-1]) / metrics["val/scored_positions"]) ** 0.5
+    majority, markov = metrics["val/mlm_accuracy_majority"], metrics["val/mlm_accuracy_markov"]
+    steps = len(registry.history(run_id, "loss/total"))
+    speed = registry.history(run_id, "throughput/bp_per_s")["value"].median()
+    lines = [
+        ("genome", f"{bp:,} bp in {len(written)} shards, {sum(s.bytes for s in written) / bp:.4f} bytes per bp"),
+        ("pretraining", f"{steps} steps, {speed:,.0f} bp/s"),
+        ("masked accuracy", f"{accuracy[-1]:.4f} ± {error:.4f} (before training {accuracy[0]:.4f}), held out"),
+        ("  majority letter", f"{majority:.4f}: {(accuracy[-1] - majority) / error:+.1f} standard errors"),
+        ("  4+4 Markov", f"{markov:.4f}: {(accuracy[-1] - markov) / error:+.1f} standard errors"),
+    ]
+    names = ("teacher_entropy", "embedding_std", "effective_rank", "alignment", "uniformity")
+    found = [f"{name} {metrics[f'health/{name}']:.2f}" for name in names if f"health/{name}" in metrics]
+    lines.append(("health", ", ".join(found)))
+    width = max(len(name) for name, _ in lines)
+    summary = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    return f"\n{summary}\n\n{as_text(summarise(past_results(registry, version.name, version.version)))}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,10 +10,10 @@ import gzip
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -144,7 +144,7 @@ def read_fasta(uri: str) -> Iterator[tuple[str, alphabet.Codes]]:
         packed = raw.read(2) == _GZIP
         raw.seek(0)
         try:
-            yield from _records(gzip.open(raw) if packed else raw, uri)
+            yield from _records(gzip.GzipFile(fileobj=raw) if packed else raw, uri)
         except (EOFError, zlib.error, gzip.BadGzipFile) as fault:
             raise ValueError(f"{uri} is a damaged gzip file: {fault}") from fault
 
@@ -189,7 +189,7 @@ def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device
     return table
 
 
-def _records(lines: IO[bytes], uri: str) -> Iterator[tuple[str, alphabet.Codes]]:
+def _records(lines: Iterable[bytes], uri: str) -> Iterator[tuple[str, alphabet.Codes]]:
     name: str | None = None
     parts: list[bytes] = []
     for number, line in enumerate(lines, 1):
@@ -239,8 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
         table = embed_fasta(model.network.to(device), args.input, length=length, device=device)
         with store.publish(args.output) as file:
             table.to_parquet(file, index=False)
-        print(f"{args.output}: {len(table):,} sequences, {table['length'].sum():,} bp, {table.shape[1] - 2} numbers each "
-              f"({model.version.name} version {model.version.version}, windows of {length} bp)")
+        print(f"{args.output}: {len(table):,} sequences, {table['length'].sum():,} bp, {table.shape[1] - 2} numbers "
+              f"each ({model.version.name} version {model.version.version}, windows of {length} bp)")
         return process.EXIT_OK
 
     return process.exit_code(run, debug=args.debug)

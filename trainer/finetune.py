@@ -2,7 +2,7 @@
 
 ``python -m trainer.finetune --model models:/findna@candidate --task configs/tasks/NAME.yaml [key=value ...]``
 
-Everything that is chosen is chosen on the dev split; test is scored once for each (seed, mode), in ``_score``.
+Everything that is chosen is chosen on the dev split; test is scored once for each (seed, mode), in ``_one``.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -27,7 +28,23 @@ _EXPERIMENT = "finetune"  # of models that no run of ours made
 _CANDIDATE_MODES = ("probe", "finetune")
 
 
-def finetune(registry: Registry, model_uri: str, task: TaskConfig, *, device: torch.device | None = None) -> list[Result]:
+@dataclass(frozen=True)
+class _Session:
+    """One model version on one task: what all its (seed, mode) share."""
+
+    registry: Registry
+    model: RegisteredModel
+    task: TaskConfig
+    data: TaskData
+    bench: Workbench
+    settings: str
+    experiment: str
+    parent: str
+
+
+def finetune(
+    registry: Registry, model_uri: str, task: TaskConfig, *, device: torch.device | None = None
+) -> list[Result]:
     """One result for each of the task's modes and seeds, each logged as a child run; the champion alias is settled.
 
     Raises: StoreError, ValueError, TrackError, RuntimeError, each one sentence.
@@ -39,29 +56,26 @@ def finetune(registry: Registry, model_uri: str, task: TaskConfig, *, device: to
     settings = _settings(task, data, bench)
     experiment = registry.experiment_of(model.version.run_id) or _EXPERIMENT
     parent = _parent(registry, model, experiment)
-    results = []
-    for mode in task.modes:
-        for seed in task.seeds:
-            with _child(registry, model, task, data, experiment, parent, mode=mode, seed=seed, settings=settings) as run:
-                results.append(_one(bench, model, task, data, run, mode=mode, seed=seed, settings=settings))
+    session = _Session(registry, model, task, data, bench, settings, experiment, parent)
+    results = [_one(session, mode, seed) for mode in task.modes for seed in task.seeds]
     say(settle_champion(registry, model, task.name, settings, results))
     return results
 
 
-def _one(bench: Workbench, model: RegisteredModel, task: TaskConfig, data: TaskData, run: Run, *,
-         mode: Mode, seed: int, settings: str) -> Result:  # fmt: skip
+def _one(session: _Session, mode: Mode, seed: int) -> Result:
     """Fit and score one (mode, seed), log both, and tell."""
+    bench, data, task, version = session.bench, session.data, session.task, session.model.version
     started = time.monotonic()
-    fitted = bench.fit(mode, data.train, data.dev, seed=seed)
-    val = bench.kind.metrics(data.dev.truth_N, fitted.dev_NK)
-    test = bench.kind.metrics(data.test.truth_N, fitted.predict(data.test))  # the only look at test
-    scores = {f"val/{name}": value for name, value in val.items()} | {f"test/{name}": test[name] for name in test}
-    run.log(scores, step=0)
-    chosen = ", ".join(f"{name} {value:g}" for name, value in fitted.chosen.items())
-    run.tag({"chosen": chosen})
+    with _child(session, mode, seed) as run:
+        fitted = bench.fit(mode, data.train, data.dev, seed=seed)
+        val = bench.kind.metrics(data.dev.truth_N, fitted.dev_NK)
+        test = bench.kind.metrics(data.test.truth_N, fitted.predict(data.test))  # the only look at test
+        run.log({f"val/{name}": val[name] for name in val} | {f"test/{name}": test[name] for name in test}, step=0)
+        chosen = ", ".join(f"{name} {value:g}" for name, value in fitted.chosen.items())
+        run.tag({"chosen": chosen})
     say(f"{task.name} {mode} seed {seed}: dev MCC {val['mcc']:.3f}, test MCC {test['mcc']:.3f} "
         f"({chosen}; {time.monotonic() - started:.1f} s)")  # fmt: skip
-    return Result(model.version.name, str(model.version.version), task.name, mode, seed, val, test, settings,
+    return Result(version.name, str(version.version), task.name, mode, seed, val, test, session.settings,
                   len(data.train), chosen)  # fmt: skip
 
 
@@ -86,8 +100,8 @@ def settle_champion(
                if result.task == task and result.settings == settings]  # fmt: skip
     theirs = _best_on_dev(earlier)
     if theirs is None:
-        return (f"champion of {name}: version {champion.version} stays; it has no results on {task} with these settings "
-                f"to compare with (run trainer.finetune --model models:/{name}/{champion.version})")  # fmt: skip
+        return (f"champion of {name}: version {champion.version} stays, for it was not scored on {task} with these "
+                f"rows and settings (do so with --model models:/{name}/{champion.version})")  # fmt: skip
     if ours <= theirs:
         return f"champion of {name}: version {champion.version} stays (dev MCC {theirs:.3f} on {task}, ours {ours:.3f})"
     registry.set_alias(name, "champion", version)
@@ -124,20 +138,23 @@ def _parent(registry: Registry, model: RegisteredModel, experiment: str) -> str:
         return run.id
 
 
-def _child(registry: Registry, model: RegisteredModel, task: TaskConfig, data: TaskData, experiment: str, parent: str, *,
-           mode: Mode, seed: int, settings: str) -> Run:  # fmt: skip
+def _child(session: _Session, mode: Mode, seed: int) -> Run:
+    task, data, version = session.task, session.data, session.model.version
     resolved = configs.dump(task)
-    about = configs.flatten({name: resolved[name] for name in ({mode} | {"finetune"} if mode == "scratch" else {mode})
-                             if name in resolved})  # fmt: skip
-    rows = {f"{split.role}_rows": len(split) for split in (data.train, data.dev, data.test)}
-    uris = {f"{role}_uri": resolved[role] for role in ROLES if resolved[role]}
+    section = "finetune" if mode == "scratch" else mode
+    params = {
+        "task": task.name, "seed": seed, "mode": mode, "settings": session.settings,
+        **{f"{split.role}_rows": len(split) for split in (data.train, data.dev, data.test)},
+        **{f"{role}_uri": resolved[role] for role in ROLES if resolved[role]},
+        **configs.flatten({section: resolved[section]}),
+    }  # fmt: skip
     return Run(
-        uri=registry.uri,
-        experiment=experiment,
+        uri=session.registry.uri,
+        experiment=session.experiment,
         name=f"{task.name} {mode} seed {seed}",
-        params={"task": task.name, "seed": seed, "mode": mode, "settings": settings} | about | rows | uris,
-        tags={"model.version": str(model.version.version), "model.name": model.version.name, "finetune": "child"},
-        parent=parent,
+        params=params,
+        tags={"model.version": str(version.version), "model.name": version.name, "finetune": "child"},
+        parent=session.parent,
     )
 
 
@@ -152,7 +169,7 @@ def _settings(task: TaskConfig, data: TaskData, bench: Workbench) -> str:
 def _tell_rows(task: TaskConfig, data: TaskData) -> None:
     rows = ", ".join(f"{split.role} {len(split):,}" for split in (data.train, data.dev, data.test))
     leaks = ", ".join(f"{count} of {role}" for role, count in data.dropped.items() if count)
-    say(f"{task.name}: {rows} rows" + (f"; left out because a later split has the same sequence: {leaks}" if leaks else ""))
+    say(f"{task.name}: {rows} rows" + (f"; left out, as dev or test holds the same sequence: {leaks}" if leaks else ""))
 
 
 def main(arguments: list[str] | None = None) -> int:

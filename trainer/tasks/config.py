@@ -28,7 +28,7 @@ class Finetune(Section):
     """Training of the whole network, from the teacher's weights or from new ones: both get the same."""
 
     epochs: Positive = 5
-    batch: Positive = 32
+    batch: Annotated[int, Field(ge=4)] = 32
     lr: Grid = (3e-4, 1e-3)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -5,6 +5,7 @@ sha256("0:" + sequence in upper case). From one file: u < 0.1 is test, u < 0.2 d
 missing role takes u < 0.1 (train: u ≥ 0.1) of train if there is one, else of dev; a given test file is left whole.
 """
 
+import gzip
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -116,9 +117,9 @@ def _strandless(letters: str) -> str:
 def _read(uri: str, role: str, config: TaskConfig) -> Split:
     with store.open_read(uri) as file:
         try:
-            packed = "gzip" if uri.endswith(".gz") else None
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, compression=packed)
-        except (ValueError, EOFError) as fault:  # pandas' own errors are ValueErrors
+            lines = gzip.GzipFile(fileobj=file) if uri.endswith(".gz") else file
+            table = pd.read_csv(lines, dtype=str, keep_default_na=False)
+        except (ValueError, EOFError, gzip.BadGzipFile) as fault:  # pandas' own errors are ValueErrors
             raise ValueError(f"{uri} is not a CSV file: {' '.join(str(fault).split())}") from fault
     for column in (config.sequence_column, config.label_column):
         if column not in table.columns:

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,18 +21,23 @@ from trainer.tasks.linear import Fitted
 
 
 class Classifier(nn.Module):
-    """A linear head on the mean of the letters' hidden states: codes [B, L] -> fp32 [B, K]."""
+    """A linear head on the mean of the letters' hidden states: codes [B, L] -> fp32 [B, K].
+
+    The means of two sequences differ by a few hundredths of their size, and training moves what they have in common:
+    so the head reads them standardised, in training by the batch, in prediction by fixed running statistics.
+    """
 
     def __init__(self, network: Network, outputs: int, generator: torch.Generator) -> None:
         super().__init__()
         self.network = network
+        self.standardise = nn.BatchNorm1d(network.backbone.hidden_size, affine=False)
         self.head = nn.Linear(network.backbone.hidden_size, outputs)
         nn.init.normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
         pooled_BD = self.network(codes_BL, length_B=length_B, nucleotides=False).pooled_BD
-        logits_BK: Tensor = self.head(pooled_BD)
+        logits_BK: Tensor = self.head(self.standardise(pooled_BD))
         return logits_BK.float()
 
 
@@ -62,6 +68,8 @@ def fit_network(
             if not trial.epoch(rows(train), torch.from_numpy(train.truth_N)):
                 break
             dev_NK = kind.probabilities(_logits(classifier, rows(dev), device, precision))
+            if not np.isfinite(dev_NK).all():
+                break
             score = kind.metrics(dev.truth_N, dev_NK)[kind.selects_by]
             if best is None or score > best[0]:
                 best = (score, {"lr": peak, "epoch": epoch}, copy.deepcopy(classifier.state_dict()), dev_NK)
@@ -91,7 +99,8 @@ class _Trial:
     ) -> None:
         self.classifier, self.config, self.kind, self.peak = classifier, config, kind, peak
         self.generator, self.device, self.precision = generator, device, precision
-        self.steps = config.epochs * math.ceil(count / config.batch)
+        self.batches = math.ceil(count / config.batch)  # of one epoch, as even as can be
+        self.steps = config.epochs * self.batches
         self.step = 0
         trained = [*classifier.network.backbone.parameters(), *classifier.head.parameters()]
         groups = [
@@ -106,7 +115,7 @@ class _Trial:
         order_N = torch.randperm(len(truth_N), generator=self.generator)
         strand_N = torch.randint(2, (len(truth_N),), generator=self.generator)
         self.classifier.train()
-        for index_B in order_N.split(self.config.batch):
+        for index_B in order_N.tensor_split(self.batches):
             self.step += 1
             rate = schedule.learning_rate(
                 self.step, peak=self.peak, total_steps=self.steps, warmup_fraction=self.config.warmup, final_fraction=0

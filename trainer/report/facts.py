@@ -1,0 +1,137 @@
+"""What a report says: read from MLflow, the dataset and the exported teacher. Nothing here writes or draws."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+
+from cluster import store
+from data_prep import alphabet, shards
+from trainer.data import Dataset
+from trainer.embed import Rows, best_device, embed, open_model
+from trainer.finetune import past_results
+from trainer.report.figures import Histories
+from trainer.tasks.results import summarise
+from trainer.track import Registry
+from trainer.validate import choose_windows
+
+WINDOWS = 400
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Two principal components of windows' embeddings, their GC content, and the variance explained."""
+
+    points_N2: Any
+    gc_N: Any
+    explained: tuple[float, float]
+
+
+def histories(registry: Registry, run: Any) -> Histories:
+    """Every metric that the run logged, with all its points."""
+    return {name: registry.history(run.info.run_id, name) for name in sorted(run.data.metrics)}
+
+
+def verdict(found: Histories) -> list[str]:
+    """Plain sentences: held-out accuracy against the majority letter and Markov in standard errors, and its course."""
+    if "val/mlm_accuracy" not in found:
+        return ["The run logged no held-out accuracy."]
+    values = found["val/mlm_accuracy"]["value"].tolist()
+    last = values[-1]
+    scored = last_value(found, "val/scored_positions")
+    error = math.sqrt(max(last * (1 - last), 1e-12) / scored) if scored else None
+    spread = f" ± {error:.4f} (one standard error, {scored:,.0f} positions)" if error and scored else ""
+    sentences = [f"The teacher predicts {last:.4f}{spread} of the hidden letters of held-out contigs."]
+    for metric, name in (("val/mlm_accuracy_majority", "always guessing the most frequent letter"),
+                         ("val/mlm_accuracy_markov", "the two-sided 4+4 Markov model")):  # fmt: skip
+        level = last_value(found, metric)
+        if level is not None:
+            sentences.append(_against(last, level, name, error))
+    if error is None:
+        sentences.append("Standard errors are not known: the run logged no val/scored_positions.")
+    sentences.append(_course(values, error))
+    return sentences
+
+
+def _against(value: float, level: float, name: str, error: float | None) -> str:
+    side = "above" if value > level else "below" if value < level else "equal to"
+    text = f"That is {side} {name} ({level:.4f})"
+    if error is None:
+        return f"{text} by {abs(value - level):.4f}."
+    errors = (value - level) / error
+    text += f" by {abs(errors):.1f} standard errors"
+    return text + ("." if abs(errors) >= 3 else ", which is less than 3: no difference is shown.")
+
+
+def _course(values: Sequence[float], error: float | None) -> str:
+    if len(values) < 2:
+        return "It was measured once, so nothing can be said of its course."
+    change, latest = values[-1] - values[0], values[-1] - values[-2]
+    text = f"From first to last validation it went from {values[0]:.4f} to {values[-1]:.4f}"
+    if error is None:
+        return f"{text}: {'rising' if change > 0 else 'not rising'}."
+    risen = "rising" if change >= 3 * error * math.sqrt(2) else "not rising beyond chance (3 standard errors)"
+    return f"{text}: {risen}; the last interval changed it by {latest:+.4f}."
+
+
+def last_value(found: Histories, metric: str) -> float | None:
+    return float(found[metric]["value"].iloc[-1]) if metric in found else None
+
+
+def dataset_rows(uri: str) -> list[tuple[str, str]]:
+    """Names and values for a table. StoreError or FormatError if the manifest cannot be read."""
+    manifest = shards.Manifest.from_bytes(store.read_bytes(store.join(uri, shards.MANIFEST)))
+    written = [shard for split in shards.SPLITS for shard in manifest.shards[split]]
+    bp, size = {split: manifest.bp(split) for split in shards.SPLITS}, sum(shard.bytes for shard in written)
+    total = sum(bp.values())
+    return [
+        ("URI", uri),
+        ("sources", ", ".join(f"{s.name} ({len(s.contigs)} contigs, {sum(s.contigs.values()):,} bp)"
+                              for s in manifest.sources)),
+        ("kept", f"{total:,} bp: " + ", ".join(f"{split} {count:,}" for split, count in bp.items())),
+        ("held-out contigs", ", ".join(sorted({block.contig for _, block in manifest.blocks("val")})) or "none"),
+        ("shards", f"{len(written)}, {size:,} bytes"),
+        ("bytes per bp", f"{size / total:.4f}" if total else "–"),
+    ]  # fmt: skip
+
+
+def embedding_picture(registry: Registry, model_uri: str, *, dataset_uri: str, length: int) -> Picture:
+    """Of at most WINDOWS held-out windows of the dataset, mean-pooled by the exported teacher, both strands averaged.
+
+    Raises: StoreError, ValueError, TrackError: the dataset or the model cannot be read.
+    """
+    dataset = Dataset(dataset_uri, "val")
+    network = open_model(registry, model_uri).network
+    places = choose_windows([block.bp for _, block in dataset.blocks], length, WINDOWS)
+    codes = [dataset.codes(block)[start:end] for block, start, end in places]
+    if len(codes) < 3:
+        raise ValueError(f"dataset {dataset_uri} has {len(codes)} held-out windows of {length} bp, 3 are needed")
+    device = best_device()
+    mean_ND, _ = embed(network.to(device), Rows.of(codes), device=device)
+    components = PCA(2, random_state=0)
+    points_N2 = components.fit_transform(mean_ND.double().numpy())
+    gc_N = np.array([_gc(row) for row in codes])
+    first, second = components.explained_variance_ratio_
+    return Picture(points_N2, gc_N, (float(first), float(second)))
+
+
+def _gc(codes: alphabet.Codes) -> float:
+    count = np.bincount(codes, minlength=alphabet.SIZE)[: alphabet.BASES]
+    return float((count[alphabet.C] + count[alphabet.G]) / max(1, count.sum()))
+
+
+def model_uri(run: Any) -> str | None:
+    """``models:/NAME/VERSION`` of the teacher that the run registered, or None."""
+    name, version = run.data.params.get("track.registered_model"), run.data.tags.get("model.version")
+    return f"models:/{name}/{version}" if name and name != "None" and version else None
+
+
+def transfer_summary(registry: Registry, run: Any) -> pd.DataFrame:
+    """The fine-tuning results of the run's model version, summarised; empty if there are none."""
+    if model_uri(run) is None:
+        return summarise([])
+    return summarise(past_results(registry, run.data.params["track.registered_model"], run.data.tags["model.version"]))

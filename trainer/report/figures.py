@@ -1,0 +1,128 @@
+"""Pictures of a run, each a function from its data to a matplotlib figure, and a figure as PNG bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trainer.tasks.config import MODES
+from trainer.tasks.results import FLOOR
+
+Histories = Mapping[str, pd.DataFrame]  # metric -> columns step, value; metrics that were not logged are absent
+
+_COLOURS = ("#1f5fa8", "#d1661b", "#2a8c5a", "#8a4fa3", "#7a7a7a")
+_DPI = 110
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes that hold no date and no address."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def curves(
+    histories: Histories, panels: Sequence[tuple[str, Sequence[str]]], *, smooth: int = 1
+) -> Figure | None:
+    """One panel for each (title, metrics) of which something was logged; None if nothing was.
+
+    With ``smooth`` above 1 the points stand faint behind their running mean over that share of the run.
+    """
+    shown = [(title, [name for name in names if name in histories]) for title, names in panels]
+    shown = [(title, names) for title, names in shown if names]
+    if not shown:
+        return None
+    figure, axes = _panels(len(shown))
+    for axis, (title, names) in zip(axes, shown, strict=True):
+        for colour, name in zip(_COLOURS, names, strict=False):
+            points = histories[name]
+            window = max(1, len(points) // smooth) if smooth > 1 else 1
+            label = name if len(names) > 1 else None
+            if window > 1:
+                axis.plot(points["step"], points["value"], color=colour, alpha=0.25, linewidth=0.8)
+                mean = points["value"].rolling(window, min_periods=1).mean()
+                axis.plot(points["step"], mean, color=colour, linewidth=1.8, label=label)
+            else:
+                axis.plot(points["step"], points["value"], color=colour, linewidth=1.8, marker=".", label=label)
+        _dress(axis, title)
+    return figure
+
+
+def accuracy(histories: Histories, scored: float | None) -> Figure | None:
+    """Held-out masked accuracy of teacher and student, ± 3 standard errors, against majority and Markov."""
+    if "val/mlm_accuracy" not in histories:
+        return None
+    figure, (axis,) = _panels(1, wide=True)
+    lines = (("val/mlm_accuracy", "teacher"), ("val/student_mlm_accuracy", "student"))
+    for colour, (name, label) in zip(_COLOURS, lines, strict=False):
+        if name not in histories:
+            continue
+        points = histories[name]
+        value = points["value"].to_numpy()
+        axis.plot(points["step"], value, color=colour, marker=".", linewidth=1.8, label=label)
+        if scored:
+            error = 3 * np.sqrt(value * (1 - value) / scored)
+            axis.fill_between(points["step"], value - error, value + error, color=colour, alpha=0.15, linewidth=0)
+    baselines = (("val/mlm_accuracy_majority", "majority letter", ":"), ("val/mlm_accuracy_markov", "4+4 Markov", "--"))
+    for name, label, style in baselines:
+        if name in histories:
+            level = float(histories[name]["value"].iloc[-1])
+            axis.axhline(level, color="#444444", linestyle=style, linewidth=1.3, label=f"{label} {level:.3f}")
+    _dress(axis, "masked accuracy, held out" + (" (bands: ± 3 standard errors)" if scored else ""))
+    return figure
+
+
+def transfer(summary: pd.DataFrame) -> Figure | None:
+    """Test MCC of each mode, mean and sample standard deviation over seeds, one panel for each task and settings."""
+    groups = list(summary.groupby(["task", "settings"], sort=False))
+    if not groups:
+        return None
+    figure, axes = _panels(len(groups))
+    for axis, ((task, _), rows) in zip(axes, groups, strict=True):
+        place = [MODES.index(mode) for mode in rows["mode"]]
+        colours = ["#bbbbbb" if mode == FLOOR else _COLOURS[0] for mode in rows["mode"]]
+        axis.bar(place, rows["mcc"], yerr=rows["mcc_sd"].fillna(0), color=colours, capsize=4, width=0.65)
+        floor = rows["floor_mcc"].iloc[0]
+        if not np.isnan(floor):
+            axis.axhline(floor, color="#444444", linestyle="--", linewidth=1.2, label=f"k-mer floor {floor:.3f}")
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high + 0.2 * (high - low))  # room for the legend
+        _dress(axis, f"{task}: test MCC ({rows['train_rows'].iloc[0]:,} training rows)", steps=False)
+        axis.set_xticks(place, list(rows["mode"]))
+        axis.axhline(0, color="black", linewidth=0.8)
+    return figure
+
+
+def embedding(points_N2: Any, gc_N: Any, explained: Sequence[float]) -> Figure:
+    """The first two principal components of held-out windows, coloured by their share of G and C."""
+    figure, (axis,) = _panels(1, wide=True)
+    dots = axis.scatter(points_N2[:, 0], points_N2[:, 1], c=gc_N, cmap="viridis", s=14, linewidths=0)
+    figure.colorbar(dots, ax=axis, label="GC content")
+    _dress(axis, f"embeddings of {len(gc_N)} held-out windows", steps=False)
+    axis.set_xlabel(f"component 1 ({explained[0]:.1%} of the variance)")
+    axis.set_ylabel(f"component 2 ({explained[1]:.1%})")
+    return figure
+
+
+def _panels(count: int, *, wide: bool = False) -> tuple[Figure, list[Axes]]:
+    columns = 1 if wide else 2 if count == 4 else min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(7.2 if wide else 3.9 * columns, 3.9 if wide else 2.9 * rows), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel())
+    for spare in axes[count:]:
+        spare.set_axis_off()
+    return figure, axes[:count]
+
+
+def _dress(axis: Axes, title: str, *, steps: bool = True) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if steps:
+        axis.set_xlabel("step")
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize=8, frameon=False)

@@ -9,7 +9,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1.2em }
 h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; font-size: .9em; margin: .6em 0 }
-td, th { padding: .2em .9em .2em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee; overflow-wrap: anywhere } td { font-variant-numeric: tabular-nums }
+td, th { padding: .2em .9em .2em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee;
+overflow-wrap: anywhere } td { font-variant-numeric: tabular-nums }
 img { max-width: 100%; display: block; margin: .6em 0 } .note { color: #666 } details { margin-top: 2em }
 """
 

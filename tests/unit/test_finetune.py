@@ -1,0 +1,131 @@
+"""trainer.finetune: four modes logged under one parent, test looked at once, champion settled on dev."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import matthews_corrcoef
+
+import configs
+from tests.registered import CANDIDATE, NAME, TASK_ROWS, Registered, register, registered, registry
+from trainer.finetune import finetune, main, past_results
+from trainer.tasks.classification import Classification
+from trainer.tasks.config import TaskConfig
+
+
+@pytest.fixture
+def where(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    return registered(tmp_path_factory)
+
+
+def load_task(where: Registered, *overrides: str) -> TaskConfig:
+    return configs.load(TaskConfig, where.task, overrides)
+
+
+def test_all_modes_end_to_end(where: Registered, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                              tmp_path: Path) -> None:  # fmt: skip
+    looks: Counter[int] = Counter()
+    honest = Classification.metrics
+
+    def counted(self: Classification, truth_N: np.ndarray, probability_NK: np.ndarray) -> dict[str, float]:
+        looks[len(truth_N)] += 1
+        return honest(self, truth_N, probability_NK)
+
+    monkeypatch.setattr(Classification, "metrics", counted)
+    code = main(["--model", CANDIDATE, "--task", str(where.task), "--track-uri", where.uri,
+                 "--json", str(tmp_path / "rows.json")])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert looks[TASK_ROWS["test"]] == 4, "one look at test for each of four modes"
+    rows = {row["mode"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert set(rows) == {"kmer", "probe", "finetune", "scratch"}
+    assert all(mode in out for mode in rows)
+    assert rows["kmer"]["test/mcc"] == pytest.approx(_kmer_mcc(where, float(rows["kmer"]["chosen"].split()[1])))
+    assert rows["kmer"]["test/mcc"] > 0.5
+
+    reader = registry(where)
+    parents = reader.tagged("toys", {"finetune": "parent", "model.version": "1", "model.name": NAME})
+    children = [run for run in reader.tagged("toys", {"finetune": "child"}, finished=True)
+                if run.data.params["task"] == "motif"]  # fmt: skip
+    assert len(parents) == 1
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    for run in children:
+        row = rows[run.data.params["mode"]]
+        assert (run.data.params["task"], run.data.params["seed"]) == ("motif", "0")
+        for name in ("mcc", "accuracy", "f1_macro", "auroc"):
+            assert run.data.metrics[f"test/{name}"] == row[f"test/{name}"]
+            assert run.data.metrics[f"val/{name}"] == row[f"val/{name}"]
+    assert re.search("champion of toy: version 1(, the first| stays)", err)
+    assert reader.champion(NAME).version == reader.version(CANDIDATE).version
+
+    # The same again with other test labels: nothing that was chosen changes, and the parent is found again.
+    table = pd.read_csv(where.folder / "test.csv")
+    table["label"] = np.roll(table["label"], 1)
+    table.to_csv(tmp_path / "rolled.csv", index=False)
+    again = finetune(reader, CANDIDATE, load_task(where, f"test={tmp_path / 'rolled.csv'}"))
+    for result in again:
+        row = rows[result.mode]
+        assert result.chosen == row["chosen"]
+        assert result.val == {name: row[f"val/{name}"] for name in result.val}
+    assert any(result.test["mcc"] != rows[result.mode]["test/mcc"] for result in again)
+    assert len(reader.tagged("toys", {"finetune": "parent"})) == 1
+    assert len([result for result in past_results(reader, NAME, "1") if result.task == "motif"]) == 8
+
+
+def _kmer_mcc(where: Registered, c: float) -> float:
+    train, test = (pd.read_csv(where.folder / f"{role}.csv") for role in ("train", "test"))
+    counter = CountVectorizer(analyzer="char", ngram_range=(3, 3), lowercase=False)
+    model = LogisticRegression(C=c, max_iter=2000).fit(counter.fit_transform(train["sequence"]), train["label"])
+    return float(matthews_corrcoef(test["label"], model.predict(counter.transform(test["sequence"]))))
+
+
+def test_champion_falls_only_to_a_better_dev_score(where: Registered, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    reader, task = registry(where), load_task(where, "modes=[probe]", "probe.C=[0.5]")
+    reader.set_alias(NAME, "champion", "1")
+    register(where.folder, where.uri, seed=1, params={"run.dir": "none"})
+    bias = {"dev": 0.0}
+    honest = Classification.metrics
+
+    def shifted(self: Classification, truth_N: np.ndarray, probability_NK: np.ndarray) -> dict[str, float]:
+        found = honest(self, truth_N, probability_NK)
+        on_dev = len(truth_N) == TASK_ROWS["dev"]
+        return found | {"mcc": bias["dev"] if on_dev else 1 - bias["dev"]}
+
+    monkeypatch.setattr(Classification, "metrics", shifted)
+
+    def run(version: str, dev: float) -> str:
+        bias["dev"] = dev
+        finetune(reader, f"models:/{NAME}/{version}", task)
+        return capsys.readouterr().err
+
+    assert "not scored on motif" in run("2", 0.9)
+    assert "version 1 stays" in run("1", 0.5)
+    assert "version 1 stays (dev MCC 0.500" in run("2", 0.4), "its test score is higher, which must not count"
+    assert "version 2 (dev MCC 0.600 on motif, was 0.500)" in run("2", 0.6)
+    assert reader.champion(NAME).version in ("2", 2)
+    reader.set_alias(NAME, "champion", "1")
+    reader.set_alias(NAME, "candidate", "1")
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["--model", "models:/nobody@candidate"], 1, "registered model models:/nobody@candidate"),
+    (["--model", f"models:/{NAME}/99"], 1, f"models:/{NAME}/99"),
+    (["--model", "runs/x"], 1, "runs/x is no registered model; write models:/NAME@ALIAS"),
+    (["--model", CANDIDATE, "test=/nowhere/test.csv"], 1, "/nowhere/test.csv: no such file"),
+    (["--model", CANDIDATE, "finetune.epoch=3"], 2, "did you mean 'epochs'"),
+    (["--model", CANDIDATE, "label_column=class"], 1, "train.csv has no column 'class'"),
+])  # fmt: skip
+def test_mistakes_are_one_sentence(where: Registered, arguments: list[str], code: int, message: str,
+                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    assert main([*arguments, "--task", str(where.task), "--track-uri", where.uri]) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert err.startswith("error: ")

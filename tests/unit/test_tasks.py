@@ -1,0 +1,252 @@
+"""trainer.tasks: splits that share nothing, metrics that are sklearn's, selection that sees dev alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
+
+from cluster import store
+from configs import ConfigError, load, validate
+from data_prep import alphabet
+from tests.registered import tiny_network, write_task
+from trainer.tasks.classification import Classification
+from trainer.tasks.config import Finetune, TaskConfig
+from trainer.tasks.data import Split
+from trainer.tasks.data import load as load_data
+from trainer.tasks.linear import fit_linear, kmer_counts
+from trainer.tasks.modes import Workbench
+from trainer.tasks.results import Result, as_text, summarise
+from trainer.tasks.supervised import fit_network
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
+
+
+def random_letters(count: int, *, seed: int = 0, length: int = 12) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return ["".join("ACGT"[i] for i in row) for row in rng.integers(0, 4, (count, length))]
+
+
+def write_csv(path: Path, letters: list[str], labels: list[str] | None = None) -> str:
+    labels = labels or ["ab"[i % 2] for i in range(len(letters))]
+    path.write_text("sequence,label\n" + "".join(f"{s},{y}\n" for s, y in zip(letters, labels, strict=True)))
+    return str(path)
+
+
+def task(**values: object) -> TaskConfig:
+    return validate(TaskConfig, {"name": "t", "labels": ["a", "b"]} | values, source="test")
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_task_loads_and_takes_overrides(file: Path) -> None:
+    config = load(TaskConfig, file, ["finetune.lr=1e-3", "modes=probe", "seeds=4", "max_train_rows=9", "kmer.C=[1,2]"])
+    assert config.name == file.stem
+    assert (config.finetune.lr, config.modes, config.seeds) == ((1e-3,), ("probe",), (4,))
+
+
+def test_shipped_tasks_hold_the_rows_they_say(dna_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNA_DATA", str(dna_data))
+    data = load_data(load(TaskConfig, CONFIGS / "cohn.yaml"))
+    assert len(data.train) + len(data.dev) + len(data.test) + sum(data.dropped.values()) == 6948
+    assert 0.08 < len(data.test) / 6948 < 0.12
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"labels": ["a"], "test": "x"}, "at least 2 are needed"),
+    ({"labels": ["a", "a"], "test": "x"}, "none twice"),
+    ({}, "at least one of them must name a CSV"),
+    ({"test": "x", "kind": "regression"}, "must be one of classification"),
+    ({"test": "x", "finetune": {"lr": []}}, "at least 1 item"),
+    ({"test": "x", "modes": ["kmers"]}, "'kmer'"),
+    ({"test": "x", "max_train_row": 5}, "did you mean 'max_train_rows'"),
+])  # fmt: skip
+def test_config_faults(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        task(**values)
+
+
+def test_one_file_is_split_by_hash_the_same_in_any_order(tmp_path: Path) -> None:
+    letters = random_letters(1000)
+    first = load_data(task(test=write_csv(tmp_path / "a.csv", letters, ["ab"[len(s) % 2 or s < "G"] for s in letters])))
+    shuffled = sorted(letters)
+    second = load_data(task(test=write_csv(tmp_path / "b.csv", shuffled, ["ab"[s < "G"] for s in shuffled])))
+    for role in ("train", "dev", "test"):
+        ours, theirs = getattr(first, role), getattr(second, role)
+        assert set(ours.letters) == set(theirs.letters)
+    assert not set(first.train.letters) & (set(first.dev.letters) | set(first.test.letters))
+    assert [len(first.train), len(first.dev), len(first.test)] == pytest.approx([800, 100, 100], abs=35)
+    # u of sha256("0:GATTACA") is 0.5286, so it is for training on every machine, for ever.
+    assert "GATTACA" in load_data(task(test=write_csv(tmp_path / "c.csv", [*letters, "gattaca"]))).train.letters
+
+
+def test_two_files_leave_the_given_test_whole_and_three_are_taken_as_they_are(tmp_path: Path) -> None:
+    a, b, c = (write_csv(tmp_path / f"{i}.csv", random_letters(200, seed=i)) for i in range(3))
+    split = load_data(task(dev=a, test=b))
+    assert len(split.test) == 200
+    assert len(split.train) + len(split.dev) == 200
+    assert len(split.dev) == pytest.approx(20, abs=14)
+    assert load_data(task(train=a, test=b)).dev.letters == split.dev.letters
+    whole = load_data(task(train=a, dev=b, test=c))
+    assert [len(whole.train), len(whole.dev), len(whole.test)] == [200, 200, 200]
+
+
+def test_leaks_are_dropped_on_either_strand_and_counted(tmp_path: Path) -> None:
+    train, dev, test = (random_letters(40, seed=i) for i in range(3))
+    other = alphabet.decode(alphabet.reverse_complement(alphabet.encode(test[0].encode())[0])).decode()
+    uris = {"train": write_csv(tmp_path / "1", [*train, test[3].lower(), other, dev[5]]),
+            "dev": write_csv(tmp_path / "2", [*dev, test[3]]), "test": write_csv(tmp_path / "3", test)}  # fmt: skip
+    data = load_data(task(**uris))
+    assert data.dropped == {"train": 3, "dev": 1}
+    assert data.train.letters == tuple(train)
+    assert len(data.test) == 40
+
+
+def test_subsample_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    letters = random_letters(300)
+    labels = ["ab"[s < "G"] for s in letters]
+    held = {"dev": write_csv(tmp_path / "d", random_letters(20, seed=3)),
+            "test": write_csv(tmp_path / "t", random_letters(20, seed=4))}  # fmt: skip
+    one = load_data(task(train=write_csv(tmp_path / "1", letters, labels), max_train_rows=50, **held))
+    two = load_data(task(train=write_csv(tmp_path / "2", letters[::-1], labels[::-1]), max_train_rows=50, **held))
+    assert len(one.train) == 50
+    assert set(one.train.letters) == set(two.train.letters)
+    assert one.sha256() != two.sha256()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("seq,label\nACGT,a\n", r"bad.csv has no column 'sequence', its columns are 'seq', 'label'"),
+    ("sequence,label\nACGT,a\nACGA,c\n", r"bad.csv, line 3: label 'c' is not among the task's labels \['a', 'b'\]"),
+    ("sequence,label\nACGT,a\nAC!T,b\n", r"bad.csv, line 3: byte b'!' at position 2 is no nucleotide letter"),
+    ("sequence,label\n,a\n", r"bad.csv, line 2: the sequence is empty"),
+    ("sequence,label\n", r"bad.csv has a header and no rows"),
+    ("", r"bad.csv is not a CSV file"),
+    ("sequence,label\nACGT,a\nACGA,a\n", r"its test split of 2 rows has none with label 'b'"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.csv").write_text(text)
+    good = {role: write_csv(tmp_path / role, random_letters(20, seed=i)) for i, role in enumerate(("train", "dev"))}
+    with pytest.raises(ValueError, match=message):
+        load_data(task(test=str(tmp_path / "bad.csv"), **good))
+
+
+def test_missing_file_names_it(tmp_path: Path) -> None:
+    with pytest.raises(store.StoreError, match=r"nowhere.csv: no such file"):
+        load_data(task(test=str(tmp_path / "nowhere.csv")))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_metrics_are_sklearns(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    truth = rng.integers(0, classes, 90)
+    probability = rng.dirichlet(np.ones(classes), 90)
+    guess = probability.argmax(1)
+    auroc = (roc_auc_score(truth, probability[:, 1]) if classes == 2
+             else roc_auc_score(truth, probability, multi_class="ovr", average="macro"))  # fmt: skip
+    assert Classification(tuple("abc"[:classes])).metrics(truth, probability) == pytest.approx({
+        "mcc": matthews_corrcoef(truth, guess), "accuracy": accuracy_score(truth, guess),
+        "f1_macro": f1_score(truth, guess, average="macro"), "auroc": auroc,
+    })  # fmt: skip
+
+
+def test_kmer_counts_are_the_naive_ones() -> None:
+    counts = kmer_counts(["ACGTAC", "NNACN"], k=2)
+    assert counts.shape == (2, 16)
+    assert counts.sum(1).ravel().tolist() == [[5, 1]]  # a k-mer with N is none
+    assert counts[0, 4 * alphabet.A + alphabet.C] == 2
+
+
+def make_split(role: str, count: int, *, seed: int) -> Split:
+    letters = random_letters(count, seed=seed, length=30)
+    return Split(role, tuple(letters), np.array([int("GC" in s[:12]) for s in letters]))
+
+
+def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
+    train, dev = make_split("train", 80, seed=0), make_split("dev", 60, seed=1)
+    kind, grid = Classification(("0", "1")), (1e-4, 1e-2, 1.0, 100.0)
+
+    def features(split: Split) -> object:
+        return kmer_counts(split.letters, k=2)
+
+    scores = {}
+    for c in grid:
+        model = kind.fit_linear(features(train), train.truth_N, c=c, seed=0)
+        scores[c] = kind.metrics(dev.truth_N, model.predict_proba(features(dev)))["mcc"]
+    fitted = fit_linear(train, dev, features=features, kind=kind, grid=grid, scale=False, seed=5)
+    assert scores[fitted.chosen["C"]] == max(scores.values())
+    assert len(set(scores.values())) > 1
+    np.testing.assert_allclose(fitted.predict(dev), fitted.dev_NK)
+
+
+def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -> tuple[object, np.ndarray]:
+    train, dev = make_split("train", 41, seed=0), make_split("dev", 30, seed=1)
+    config = task(test="x", labels=["0", "1"], finetune={"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"})
+    network = tiny_network()
+    bench = Workbench(network, {"model_type": "findna", **network.backbone.config}, config, torch.device("cpu"))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    fitted = bench.fit(mode, train, dev, seed=seed)  # type: ignore[arg-type]
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()), "the teacher moved"
+    np.testing.assert_allclose(fitted.predict(dev), fitted.dev_NK, atol=1e-6)
+    return fitted.chosen, fitted.dev_NK
+
+
+@pytest.mark.parametrize("mode", ["finetune", "scratch"])
+def test_training_is_a_function_of_the_seed_alone(mode: str) -> None:
+    torch.manual_seed(1)
+    one = fit(0, mode=mode)
+    torch.manual_seed(2)
+    two = fit(0, mode=mode)
+    assert one[0] == two[0]
+    np.testing.assert_array_equal(one[1], two[1])
+    assert not np.allclose(one[1], fit(1, mode=mode)[1])
+
+
+def test_the_grid_and_the_epoch_are_chosen_on_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    wanted = iter([0.1, 0.5, 0.9, 0.3])
+
+    def metrics(self: Classification, truth_N: object, probability_NK: object) -> dict[str, float]:
+        told.append(next(wanted))
+        return {"mcc": told[-1]}
+
+    monkeypatch.setattr(Classification, "metrics", metrics)
+    chosen, _ = fit(0, lr=(1e-3, 2e-3))
+    assert chosen == {"lr": 2e-3, "epoch": 1}
+    assert len(told) == 4
+
+
+def test_divergence_is_one_sentence() -> None:
+    train = make_split("train", 20, seed=0)
+    broken = tiny_network()
+    torch.nn.init.constant_(broken.backbone.input.weight, torch.nan)
+    rows: Callable[[Split], object] = Workbench(
+        broken, {}, task(test="x", labels=["0", "1"]), torch.device("cpu")
+    ).rows
+    with pytest.raises(RuntimeError, match="diverged at every learning rate"):
+        fit_network(train, train, start=lambda: broken, rows=rows, kind=Classification(("0", "1")),  # type: ignore
+                    config=Finetune(), seed=0, device=torch.device("cpu"), precision="fp32")  # fmt: skip
+
+
+def result(mode: str, seed: int, mcc: float, *, settings: str = "s") -> Result:
+    test = {"mcc": mcc, "accuracy": 0.5, "f1_macro": 0.5, "auroc": 0.5}
+    return Result("m", "1", "t", mode, seed, {**test, "mcc": 0.2}, test, settings, 10)
+
+
+def test_summary_has_the_floor_beside_and_counts_a_repeat_once() -> None:
+    results = [result("probe", 0, 0.9), result("kmer", 0, 0.4), result("probe", 0, 0.1), result("probe", 1, 0.3),
+               result("finetune", 0, 0.7, settings="other")]  # fmt: skip
+    table = summarise(results).set_index(["settings", "mode"])
+    assert table.loc[("s", "probe"), "mcc"] == pytest.approx(0.2)
+    assert table.loc[("s", "probe"), "mcc_sd"] == pytest.approx(np.std([0.1, 0.3], ddof=1))
+    assert table.loc[("s", "probe"), "floor_mcc"] == pytest.approx(0.4)
+    assert np.isnan(table.loc[("other", "finetune"), "floor_mcc"])
+    text = as_text(summarise(results))
+    assert "20.0 ± 14.1" in text
+    assert "not run" in text
+    assert summarise([]).empty
+
+
+def test_the_toy_task_is_whole(tmp_path: Path) -> None:
+    data = load_data(load(TaskConfig, write_task(tmp_path)))
+    assert (len(data.train), len(data.dev), len(data.test)) == (200, 60, 50)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -10,6 +11,10 @@ from typing import Any, TypeVar
 # Before the import: Ray reads these once. No usage reports; its own warning about GPUs is not for our users.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
+    # The local Ray asks for a token of this process's own. Left to itself, Ray writes one to the home folder, and every
+    # cluster started there later would ask for it.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 import ray
 from ray.exceptions import RayError, RayTaskError

@@ -14,7 +14,7 @@ from data_prep.write import write_shard
 
 def write_dataset(folder: Path, contigs: Mapping[str, Sequence[Codes]], *, block_bp: int = 4096) -> str:
     """The URI of a dataset of ``contigs`` (split -> contigs), cut into blocks of ``block_bp``, one shard a split."""
-    written: dict[str, tuple[shards.Shard, ...]] = {split: () for split in shards.SPLITS}
+    written: dict[str, tuple[shards.Shard, ...]] = dict.fromkeys(shards.SPLITS, ())
     lengths = {}
     for split, sequences in contigs.items():
         blocks = []

@@ -19,6 +19,8 @@ import torch.distributed as dist
 def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout_s: float = 240) -> list[Any]:
     """[function(*args) of rank 0, of rank 1, ...]; the function is called with the process group initialised.
 
+    The group is of gloo, beside nccl for tensors on a GPU where there is one.
+
     A failing rank fails the test with its traceback. Every process started here has ended on return.
     """
     context = multiprocessing.get_context("spawn")
@@ -66,7 +68,9 @@ def _rank(rank: int, world: int, port: int, answers: Any, function: Callable[...
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # DeepSpeed looks for them
     try:
         store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=60))
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=120))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        limit = timedelta(seconds=120)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         result = function(*args)
         # As bytes: torch would pass tensors by file descriptor, which dies with the process.
         answers.put(pickle.dumps((rank, result, None)))

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600, help="pretraining steps")
+    parser.add_argument("--steps", type=int, default=240, help="pretraining steps")
     parser.add_argument("--processes", type=int, default=2, help="ranks of the pretraining")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(arguments)
@@ -36,7 +36,8 @@ def demo(*, steps: int, processes: int) -> int:
     """Run it all; 0, or the exit code of the first command that failed."""
     start = time.monotonic()
     folder = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    real = (Path(os.environ.get("DNA_DATA") or ROOT.parent / "shared" / "data") / "genomes" / "sacCer_R64.fa.gz").is_file()
+    data = Path(os.environ.get("DNA_DATA") or ROOT.parent / "shared" / "data")
+    real = (data / "genomes" / "sacCer_R64.fa.gz").is_file()
     python = [sys.executable, "-m"]
     environment: dict[str, str] = {}
     commands: list[list[str]] = []

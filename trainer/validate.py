@@ -48,7 +48,7 @@ class Validator:
             raise ValueError(f"the val split of {config.data.uri} has no letter A, C, G or T to score")
 
     def baselines(self, train: Dataset) -> dict[str, float]:
-        """``val/mlm_accuracy_majority|markov`` and ``val/scored_positions``; each rank counts its share of the blocks."""
+        """``val/mlm_accuracy_majority|markov``, ``val/scored_positions``; each rank counts its share of the blocks."""
         blocks = range(self.group.rank, len(train.blocks), self.group.size)
         counts = baselines.count_letters_and_contexts(train.codes(block) for block in blocks)
         letters, kmers = (

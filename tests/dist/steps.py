@@ -36,10 +36,10 @@ def small_config(uri: str, **changes: Any) -> dict[str, Any]:
     return values
 
 
-def run_steps(values: dict[str, Any], steps: int) -> dict[str, Any]:
+def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> dict[str, Any]:
     """Train ``steps`` steps on this rank's group: losses, norms, sample ids, views and masks, the full teacher."""
     config = TrainConfig.model_validate(values)
-    device = torch.device("cpu")
+    device = torch.device(device_name)
     init_distributed(device)
     group = Group.of()
     assert config.world_faults(group.size) == []
@@ -53,8 +53,8 @@ def run_steps(values: dict[str, Any], steps: int) -> dict[str, Any]:
     reference = {name: tensor.clone() for name, tensor in masters(engine)}
     for step in range(steps):
         batch = reader.batch(step)
-        micro = batch.split(config.micro_batch(group.size))
-        first = make_pairs(batch.windows, config.views)[0]
+        micro = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
+        first = make_pairs(batch.windows.to(device), config.views)[0]
         for row, key in enumerate(map(tuple, batch.ids_B4.tolist())):
             samples[step, key] = (first.masked.codes_BL[row].tolist(), first.masked.target_BL[row].tolist(),
                                   first.teacher.codes_BL[row].tolist(), first.noise_BLC[row].sum().item())
@@ -81,7 +81,6 @@ def run_steps(values: dict[str, Any], steps: int) -> dict[str, Any]:
         "optimizer": type(engine._deepspeed.optimizer).__name__,
         "shard_entries": sum(shard.numel() for shard in teacher.shards),
         "entries": sum(tensor.numel() for tensor in reference.values()),
-        "teacher": {name: tensor.clone() for name, tensor in teacher.full_tensors()},
     }
 
 
@@ -89,7 +88,7 @@ def masters(engine: Any) -> list[tuple[str, torch.Tensor]]:
     """(name, full fp32 master) gathered from every rank's partition; the unsharded truth."""
     found = []
     for flat_group in engine.flat_groups():
-        shard = torch.zeros(flat_group.numel // engine.group.size)
+        shard = torch.zeros(flat_group.numel // engine.group.size, device=flat_group.masters[0][1].device)
         for offset, piece in flat_group.masters:
             shard[offset : offset + piece.numel()] = piece
         parts = [torch.zeros_like(shard) for _ in range(engine.group.size)]

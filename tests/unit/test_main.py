@@ -34,8 +34,8 @@ def launch(*arguments: str, cwd: Path, processes: int = 0) -> "subprocess.Comple
         head = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(processes),
                 "--master_port", str(20_000 + os.getpid() % 20_000)]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    return subprocess.run([*head, str(ROOT / "trainer" / "main.py"), "--config", str(ROOT / "configs/train/demo.yaml"),
-                           *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    command = [*head, str(ROOT / "trainer/main.py"), "--config", str(ROOT / "configs/train/demo.yaml"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=110, check=False)
 
 
 def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> None:
@@ -66,14 +66,16 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
     assert sorted(p.name for p in registry.download(version, tmp_path / "got").iterdir()) == sorted(export.FILES)
     tensors = safetensors.torch.load_file(exported / export.WEIGHTS)
     assert not any(name.startswith("heads.") for name in tensors)
-    assert {name.split(".")[1] for name in safetensors.torch.load_file(exported / export.HEADS)} == {"distill", "contrastive"}
+    heads = safetensors.torch.load_file(exported / export.HEADS)
+    assert {name.split(".")[1] for name in heads} == {"distill", "contrastive"}
     config = json.loads((exported / export.CONFIG).read_text())
     assert config["model_type"] == "findna"
     assert config["hidden_size"] == 30
     export.load(str(exported))
     kept = sorted(p.name for p in (exported / "checkpoints").iterdir())
     assert kept == ["step-00000006", "step-00000008"]
-    assert (exported / "checkpoints" / kept[-1] / export.WEIGHTS).read_bytes() == (exported / export.WEIGHTS).read_bytes()
+    newest = exported / "checkpoints" / kept[-1] / export.WEIGHTS
+    assert newest.read_bytes() == (exported / export.WEIGHTS).read_bytes()
 
     again = launch(*arguments, cwd=tmp_path)
     assert again.returncode == 0
@@ -88,7 +90,8 @@ def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path:
     arguments = [*TINY, f"data.uri={toy}", "train.steps=4", "track.registered_model=null"]
     histories: list[Any] = []
     for processes in (0, 2):
-        done = launch(*arguments, f"run.dir=run{processes}", f"run.name=run{processes}", cwd=tmp_path, processes=processes)
+        named = [f"run.dir=run{processes}", f"run.name=run{processes}"]
+        done = launch(*arguments, *named, cwd=tmp_path, processes=processes)
         assert done.returncode == 0, done.stdout + done.stderr
         registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
         (run,) = registry.runs(registry.client.get_experiment_by_name("findna").experiment_id,
@@ -135,7 +138,8 @@ def test_user_mistakes_get_one_sentence_and_leave_nothing(
 
 
 def test_corrupt_shard_fails_with_its_name_and_marks_the_run(tmp_path: Path) -> None:
-    uri = write_dataset(tmp_path / "d", {"train": [markov_sequence(9_000, seed=1)], "val": [markov_sequence(900, seed=2)]})
+    contigs = {"train": [markov_sequence(9_000, seed=1)], "val": [markov_sequence(900, seed=2)]}
+    uri = write_dataset(tmp_path / "d", contigs)
     shard = tmp_path / "d" / "train-000000.tar"
     damaged = bytearray(shard.read_bytes())
     damaged[Dataset(uri, "train").blocks[1][1].offset + 100] ^= 1

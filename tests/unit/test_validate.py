@@ -131,7 +131,8 @@ def test_health_of_random_directions_is_full() -> None:
 
 
 def test_val_split_without_letters_says_so(tmp_path: Path, config: TrainConfig) -> None:
-    uri = write_dataset(tmp_path, {"train": [markov_sequence(500, seed=1)], "val": [np.full(300, alphabet.N, np.uint8)]})
+    contigs = {"train": [markov_sequence(500, seed=1)], "val": [np.full(300, alphabet.N, np.uint8)]}
+    uri = write_dataset(tmp_path, contigs)
     empty = config.model_copy(update={"data": config.data.model_copy(update={"uri": uri})})
     with pytest.raises(ValueError, match="has no letter A, C, G or T to score"):
         validator(empty)

@@ -233,9 +233,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--length {args.length} must be at least 1")
         registry = track.Registry(args.track_uri)
         model = open_model(registry, args.model)
-        length = args.length or registry.param(model.version.run_id, "data.length")
+        source = model.version.run_id
+        length = args.length or int(registry.run(source).data.params.get("data.length", DEFAULT_LENGTH) if source
+                                    else DEFAULT_LENGTH)  # fmt: skip
         device = best_device()
-        length = int(length or DEFAULT_LENGTH)
         table = embed_fasta(model.network.to(device), args.input, length=length, device=device)
         with store.publish(args.output) as file:
             table.to_parquet(file, index=False)

@@ -70,8 +70,9 @@ def _one(session: _Session, mode: Mode, seed: int) -> Result:
         fitted = bench.fit(mode, data.train, data.dev, seed=seed)
         val = bench.kind.metrics(data.dev.truth_N, fitted.dev_NK)
         test = bench.kind.metrics(data.test.truth_N, fitted.predict(data.test))  # the only look at test
-        run.log({f"val/{name}": val[name] for name in val} | {f"test/{name}": test[name] for name in test}, step=0)
         chosen = ", ".join(f"{name} {value:g}" for name, value in fitted.chosen.items())
+        scores = {f"val/{name}": val[name] for name in val} | {f"test/{name}": test[name] for name in test}
+        run.record(scores)
         run.tag({"chosen": chosen})
     say(f"{task.name} {mode} seed {seed}: dev MCC {val['mcc']:.3f}, test MCC {test['mcc']:.3f} "
         f"({chosen}; {time.monotonic() - started:.1f} s)")  # fmt: skip

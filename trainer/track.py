@@ -74,6 +74,12 @@ class Run:
         if len(self._pending) >= _BATCH or time.monotonic() - self._last_send > _SEND_EVERY_S:
             self._send()
 
+    def record(self, results: Mapping[str, float]) -> None:
+        """Log a run's results at once, as step 0; the queue of ``log`` would hold them for a second."""
+        now = int(time.time() * 1000)
+        with _sentence(f"MLflow at {_shown(self._uri)}"):
+            self.client.log_batch(self.id, metrics=[Metric(key, value, now, 0) for key, value in results.items()])
+
     def tag(self, tags: Mapping[str, str]) -> None:
         with _sentence(f"MLflow at {_shown(self._uri)}"):
             self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
@@ -178,13 +184,6 @@ class Registry:
         with _sentence(f"run {run_id} at {_shown(self.uri)}"):
             points = self.client.get_metric_history(run_id, metric)
         return pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]}).sort_values("step")
-
-    def param(self, run_id: str | None, name: str) -> str | None:
-        """A parameter of a run; None if there is no such run or parameter."""
-        try:
-            return self.client.get_run(run_id).data.params.get(name) if run_id else None
-        except MlflowException:
-            return None
 
     def experiment_of(self, run_id: str | None) -> str | None:
         """The name of a run's experiment; None if there is no such run any more."""

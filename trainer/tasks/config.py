@@ -29,7 +29,7 @@ class Finetune(Section):
 
     epochs: Positive = 5
     batch: Annotated[int, Field(ge=4)] = 32
-    lr: Grid = (3e-4, 1e-3)
+    lr: Grid = (1e-4, 3e-4)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     grad_clip: Above0 = 1.0

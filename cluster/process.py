@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from configs import ConfigError
+from configs import ConfigError, redact
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PREEMPTED = 0, 1, 2, 75
 
@@ -48,5 +48,5 @@ def exit_code(command: Callable[[], int | None], *, debug: bool = False, main: b
             raise
         usage = isinstance(fault, ConfigError)
         if main or not usage:
-            print(f"error: {fault}", file=sys.stderr, flush=True)
+            print(f"error: {redact(str(fault))}", file=sys.stderr, flush=True)
         return EXIT_USAGE if usage else EXIT_FAILED

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -36,7 +37,7 @@ def read_bed(uri: str) -> dict[str, Intervals]:
     data = store.read_bytes(uri)
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as fault:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as fault:
         raise ValueError(f"{uri} is not a BED file: {fault}") from fault
     found: dict[str, Intervals] = {}
     for number, line in enumerate(text.splitlines(), 1):

@@ -160,8 +160,13 @@ class Checkpoint(Section):
     keep_last: Positive = 2
 
 
+def default_tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else an SQLite file in the working folder, which a bare ``mlflow ui`` shows."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
 class Track(Section):
-    uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+    uri: str = Field(default_factory=default_tracking_uri)
     artifact_uri: str | None = None
     experiment: str = "findna"
     registered_model: str | None = "findna"
@@ -194,8 +199,8 @@ class TrainConfig(Section):
     def world_faults(self, world: int) -> list[str]:
         """What is wrong with running on ``world`` processes, a line each with the key, the value and what works."""
         faults = []
-        sizes = [w for w in range(1, 65) if self.data.lanes % w == 0 and self.train.global_batch % w == 0]
-        if world not in sizes and (self.data.lanes % world or self.train.global_batch % world):
+        if self.data.lanes % world or self.train.global_batch % world:
+            sizes = [w for w in range(1, 1025) if self.data.lanes % w == 0 and self.train.global_batch % w == 0]
             faults.append(
                 f"train.global_batch {self.train.global_batch} and data.lanes {self.data.lanes} must both be divisible "
                 f"by the {world} processes; numbers of processes that work: {', '.join(map(str, sizes))}"

@@ -50,7 +50,10 @@ class Dataset:
         if not store.exists(store.join(uri, shards.MANIFEST)):
             raise store.StoreError(f"no dataset at {uri}: {shards.MANIFEST} is missing there; build it with data_prep")
         self.manifest_bytes = store.read_bytes(store.join(uri, shards.MANIFEST))
-        self.manifest = shards.Manifest.from_bytes(self.manifest_bytes)
+        try:
+            self.manifest = shards.Manifest.from_bytes(self.manifest_bytes)
+        except shards.FormatError as fault:
+            raise shards.FormatError(f"{store.join(uri, shards.MANIFEST)}: {fault}") from fault
         self.blocks = self.manifest.blocks(split)
         if not self.blocks:
             raise ValueError(f"dataset {uri} has no block in its {split} split")
@@ -197,3 +200,18 @@ def stack_windows(cut: list[tuple[alphabet.Codes, int, int]], key_B: Tensor, fla
     return Windows(
         torch.from_numpy(np.stack(rows)), torch.tensor(lows), torch.tensor(highs), key_B, flank
     )
+
+
+def choose_windows(block_bp: list[int], length: int, count: int, *, margin: int) -> list[tuple[int, int, int]]:
+    """At most ``count`` (block, start, end), evenly spaced over all windows that tile the blocks.
+
+    Windows keep ``margin`` from a block's edge, so that they have real neighbours, where the block allows.
+    """
+    places = []
+    for block, bp in enumerate(block_bp):
+        if bp < length + 2 * margin:
+            places.append((block, 0, min(bp, length)))
+        else:
+            places += [(block, s, s + length) for s in range(margin, bp - length - margin + 1, length)]
+    picked = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
+    return [places[i] for i in picked]

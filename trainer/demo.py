@@ -19,54 +19,66 @@ from trainer.finetune import past_results
 from trainer.tasks.results import as_text, summarise
 from trainer.track import Registry
 
-MODEL = "models:/findna@candidate"
+TRACKING = "sqlite:///mlflow.db"  # whatever the environment says: the demo needs no server
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=240, help="pretraining steps")
+    parser.add_argument("--generated", action="store_true", help="use the generated genome, even where DNA_DATA is")
+    parser.add_argument("--genome-bp", type=int, default=6_000_000, help="size of the generated genome")
+    parser.add_argument("--folder", help="a new folder for the results, default runs/demo-TIME")
     parser.add_argument("--processes", type=int, default=2, help="ranks of the pretraining")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of configs/train/demo.yaml")
     args = parser.parse_args(arguments)
-    return process.exit_code(lambda: demo(steps=args.steps, processes=args.processes), debug=args.debug)
+    return process.exit_code(lambda: demo(args), debug=args.debug)
 
 
-def demo(*, steps: int, processes: int) -> int:
+def demo(args: argparse.Namespace) -> int:
     """Run it all; 0, or the exit code of the first command that failed."""
     start = time.monotonic()
-    folder = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    folder = Path(args.folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
+    folder.mkdir(parents=True)
     data = Path(os.environ.get("DNA_DATA") or ROOT.parent / "shared" / "data")
     real = (data / "genomes" / "sacCer_R64.fa.gz").is_file()
     python = [sys.executable, "-m"]
     environment: dict[str, str] = {}
     commands: list[list[str]] = []
-    if real:
+    if real and not args.generated:
         print("Genome: S. cerevisiae R64 from DNA_DATA; task: mouse_0 (transcription factor binding, GUE).", flush=True)
         data_config, task = "configs/data/yeast.yaml", "configs/tasks/mouse_0.yaml"
     else:
-        print("Genome: generated, since DNA_DATA is not there; task: find its planted motifs.", flush=True)
+        why = "as asked for" if args.generated else f"since {data} has no yeast genome"
+        print(f"Genome: generated, {why}; task: find its planted motifs.", flush=True)
         data_config, task = "configs/data/synthetic.yaml", "configs/tasks/synthetic.yaml"
         environment["DNA_SYNTH"] = str(folder / "genome")
-        commands.append([*python, "data_prep", "synth", "--output", environment["DNA_SYNTH"]])
+        commands.append([*python, "data_prep", "synth", "--output", environment["DNA_SYNTH"],
+                         "--bp", str(args.genome_bp)])  # fmt: skip
     dataset = folder / "dataset"
+    pretrain = folder / "pretrain"
+    where = [f"data.uri={dataset}", f"run.dir={pretrain}", f"run.name={folder.name}", f"track.uri={TRACKING}"]
+    train = [*_deepspeed(args.processes), str(ROOT / "trainer/main.py"), "--config", "configs/train/demo.yaml"]
     commands += [
         [*python, "data_prep", "build", "--config", data_config, f"output={dataset}", "workers=2"],
-        [*_deepspeed(processes), "trainer/main.py", "--config", "configs/train/demo.yaml", f"data.uri={dataset}",
-         f"run.dir={folder / 'pretrain'}", f"run.name={folder.name}", f"train.steps={steps}"],
-        [*python, "trainer.finetune", "--model", MODEL, "--task", task,
-         "max_train_rows=3000", "finetune.epochs=2", "finetune.lr=1e-3"],
-    ]  # fmt: skip
+        [*train, *where, *args.overrides],
+    ]
     for command in commands:
-        code = _run(command, environment)
-        if code:
+        if code := _run(command, environment):
             return code
-    version = Registry().version(MODEL)
-    code = _run([*python, "trainer.report", version.run_id, "--output", str(folder / "report")], environment)
-    if code:
-        return code
-    print(_table(dataset, version))
-    print(f"\nReport: {folder / 'report'}/index.html   Runs: {sys.executable} -m mlflow ui")
+    registry = Registry(TRACKING)
+    version = _registered(registry, folder.name)
+    tracking = ["--track-uri", TRACKING]
+    model = f"models:/{version.name}/{version.version}"
+    for command in (
+        [*python, "trainer.finetune", "--model", model, "--task", task, *tracking,
+         "max_train_rows=3000", "finetune.epochs=2", "finetune.lr=3e-4"],
+        [*python, "trainer.report", version.run_id, *tracking, "--output", str(folder / "report")],
+    ):  # fmt: skip
+        if code := _run(command, environment):
+            return code
+    print(_table(registry, dataset, version))
+    print(f"\nReport: {folder / 'report'}/index.html   Runs: mlflow ui --backend-store-uri {TRACKING}")
     print(f"The whole job took {time.monotonic() - start:.0f} s.")
     return process.EXIT_OK
 
@@ -86,12 +98,17 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     return subprocess.run(command, env={**os.environ, **environment, "PYTHONPATH": path}, check=False).returncode
 
 
-def _table(dataset: Path, version: Any) -> str:
+def _registered(registry: Registry, run_name: str) -> Any:
+    """The version that the demo's own run registered."""
+    (run,) = registry.tagged("findna", {"mlflow.runName": run_name}, finished=True)
+    return registry.version(f"models:/findna/{run.data.tags['model.version']}")
+
+
+def _table(registry: Registry, dataset: Path, version: Any) -> str:
     """What the job made, from the manifest, the MLflow run and its fine-tuning runs."""
     manifest = shards.Manifest.from_bytes(store.read_bytes(str(dataset / shards.MANIFEST)))
     bp = sum(manifest.bp(split) for split in shards.SPLITS)
     written = [shard for split in shards.SPLITS for shard in manifest.shards[split]]
-    registry = Registry()
     run_id = version.run_id
     metrics = registry.run(run_id).data.metrics
     accuracy = registry.history(run_id, "val/mlm_accuracy")["value"].tolist()

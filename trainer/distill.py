@@ -137,8 +137,14 @@ def _teach(teacher: Network, pairs: list[list[Pair]]) -> list[list[Outputs]]:
 
 
 def _learn(engine: Engine, pairs: list[Pair]) -> list[Outputs]:
-    """The student's outputs for its masked view of each pair."""
-    return [
-        engine.forward(pair.masked.codes_BL, length_B=lengths(pair.student), noise_BLC=pair.noise_BLC)
-        for pair in pairs
-    ]
+    """The student's outputs for its masked view of each pair, from one forward: DeepSpeed allows one a backward."""
+    noises = [pair.noise_BLC for pair in pairs if pair.noise_BLC is not None]
+    length_B = torch.cat([pair.student.length_B for pair in pairs])
+    codes_BL = torch.cat([pair.masked.codes_BL for pair in pairs])
+    outputs: Outputs = engine.forward(
+        codes_BL,
+        length_B=None if bool((length_B == codes_BL.shape[1]).all()) else length_B,
+        noise_BLC=torch.cat(noises) if noises else None,
+    )
+    parts = [[None] * len(pairs) if tensor is None else tensor.chunk(len(pairs)) for tensor in outputs]
+    return [Outputs(*part) for part in zip(*parts, strict=True)]

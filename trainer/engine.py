@@ -56,7 +56,6 @@ class Engine:
         precision: Precision,
         micro_batch: int,
         accumulation: int,
-        lr: float,
         weight_decay: float,
         betas: tuple[float, float],
         grad_clip: float,
@@ -71,7 +70,7 @@ class Engine:
         self._names = [list(parameters) for parameters, _ in named if parameters]
         optimizer = torch.optim.AdamW(
             [{"params": list(parameters.values()), "weight_decay": wd} for parameters, wd in named if parameters],
-            lr=lr,
+            lr=0.0,  # step() sets the rate; bf16 at stage 0 makes a step of its own while DeepSpeed sets up
             betas=betas,
             fused=True,
         )
@@ -83,6 +82,8 @@ class Engine:
                 accumulation=accumulation, grad_clip=grad_clip,
             ),
         )  # fmt: skip
+        if isinstance(self._deepspeed.optimizer, FP16_UnfusedOptimizer):
+            self._deepspeed.optimizer.optimizer.state.clear()  # that step counts in AdamW's bias correction
         self.network: Network = self._deepspeed.module
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -99,7 +100,10 @@ class Engine:
         self._deepspeed.step()
 
     def step(self, lr: float) -> tuple[bool, float]:
-        """Apply the accumulated gradient at rate ``lr``: (whether it was applied, the global gradient norm)."""
+        """Apply the accumulated gradient at rate ``lr``: (whether it was applied, the global gradient norm).
+
+        A norm that is not finite may have been applied (DeepSpeed looks for it in bf16 only): the run must end.
+        """
         optimizer = self._deepspeed.optimizer
         for parameter_group in optimizer.param_groups:
             parameter_group["lr"] = lr
@@ -107,9 +111,6 @@ class Engine:
         if isinstance(optimizer, torch.optim.Optimizer):  # ZeRO-0 in fp32 keeps no norm and steps over NaN
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not torch.isfinite(torch.tensor(norm)):
-                self._deepspeed.zero_grad()
-                return False, norm
         self._deepspeed.step()
         if norm is None:
             norm = float(self._deepspeed.get_global_grad_norm())

@@ -70,10 +70,13 @@ def load(uri: str) -> Network:
         StoreError: a file is missing. ValueError: another format, model, wiring, or set of weights, by name.
     """
     config = read_config(uri)
-    network = Network(MODELS[config["model_type"]](**_sizes(config)), heads={})
+    try:
+        network, declared = fresh(config), config["wiring_sha256"]
+    except (KeyError, TypeError) as fault:
+        raise ValueError(f"{store.join(uri, CONFIG)} is damaged: {type(fault).__name__} {fault}") from fault
     wiring = network.backbone.wiring_sha256()
-    if wiring != config["wiring_sha256"]:
-        raise ValueError(f"{uri}: its wiring {config['wiring_sha256'][:12]} is not this code's {wiring[:12]}")
+    if wiring != declared:
+        raise ValueError(f"{uri}: its wiring {declared[:12]} is not this code's {wiring[:12]}")
     try:
         tensors = safetensors.torch.load(store.read_bytes(store.join(uri, WEIGHTS)))
         network.load_state_dict(tensors, strict=True)

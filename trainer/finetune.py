@@ -85,7 +85,8 @@ def settle_champion(
 ) -> str:
     """Sets alias champion if this version's better of probe and fine-tuning beats the champion's, both on dev: why.
 
-    Compared are mean dev MCCs on the same rows with the same settings; without those nothing changes.
+    Compared are mean dev MCCs over the modes and seeds that both have, on the same rows with the same settings; without
+    those nothing changes.
     """
     name, version = model.version.name, str(model.version.version)
     ours = _best_on_dev(results)
@@ -99,8 +100,9 @@ def settle_champion(
         return f"champion of {name}: version {version}, the first (dev MCC {ours:.3f} on {task})"
     earlier = [result for result in past_results(registry, name, str(champion.version))
                if result.task == task and result.settings == settings]  # fmt: skip
-    theirs = _best_on_dev(earlier)
-    if theirs is None:
+    common = {(r.mode, r.seed) for r in results} & {(r.mode, r.seed) for r in earlier}
+    ours, theirs = (_best_on_dev([r for r in part if (r.mode, r.seed) in common]) for part in (results, earlier))
+    if ours is None or theirs is None:
         return (f"champion of {name}: version {champion.version} stays, for it was not scored on {task} with these "
                 f"rows and settings (do so with --model models:/{name}/{champion.version})")  # fmt: skip
     if ours <= theirs:

@@ -3,8 +3,7 @@
 Shapes: B rows, L letters, P summary positions, D hidden, K prototypes, E embedding.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +40,11 @@ class EmbeddingHead(nn.Module):
         return F.normalize(self.mlp(x).float(), dim=-1)
 
 
-@dataclass
-class Outputs:
-    """What a network says of one view; a head that was not built, or not asked, leaves None."""
+class Outputs(NamedTuple):
+    """What a network says of one view; a head that was not built, or not asked, leaves None.
+
+    A tuple, because DeepSpeed hooks its backward to the tensors that it finds in tuples, lists and dicts only.
+    """
 
     logits_BLV: Tensor | None  # fp32, 4 nucleotides
     prototypes_BPK: Tensor | None  # fp32 cosines

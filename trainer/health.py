@@ -29,6 +29,6 @@ def uniformity(unit_NE: Tensor) -> float:
     return float(torch.pdist(unit_NE).square().mul(-2).exp().mean().log())
 
 
-def entropy(probability_MK: Tensor) -> float:
-    """Mean entropy in nats of distributions [..., K]; 0 says one prototype each, log K says no preference."""
-    return float(torch.special.entr(probability_MK).sum(-1).mean())
+def entropy(probability: Tensor) -> Tensor:
+    """Entropy in nats [...] of distributions [..., K]; 0 says one prototype each, log K says no preference."""
+    return torch.special.entr(probability).sum(-1)

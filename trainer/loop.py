@@ -30,7 +30,6 @@ from trainer.track import Progress, Run, say
 from trainer.validate import Validator
 from trainer.views import flank_for
 
-SKIPS_ALLOWED = 3  # steps in a row whose gradient is not finite
 RESOLVED = "train_config.json"
 
 
@@ -64,8 +63,8 @@ def train(config: TrainConfig, *, device: torch.device, group: Group) -> None:
     if group.rank > 0:
         _train(config, state, engine, dataset, validator, flank, None)
         return
-    store.write_bytes(store.join(config.run.dir, RESOLVED), _resolved(config))
     with _start_run(config, dataset, engine) as run:
+        store.write_bytes(store.join(config.run.dir, RESOLVED), _resolved(config))
         _train(config, state, engine, dataset, validator, flank, run)
 
 
@@ -83,7 +82,6 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
         precision=config.train.precision,
         micro_batch=config.micro_batch(group.size),
         accumulation=config.accumulation(group.size),
-        lr=config.train.lr,
         weight_decay=config.train.weight_decay,
         betas=config.train.betas,
         grad_clip=config.train.grad_clip,
@@ -107,7 +105,6 @@ def _train(
     _validate(config, state, engine, validator, run, baselines)
     meter = Meter(bp_per_step=config.train.global_batch * config.data.length, device=device, dtype=engine.compute_dtype)
     progress = Progress(config.train.steps, shown=run is not None)
-    skipped = 0
     batches = reader.batches(state.step, config.train.steps)
     while state.step < config.train.steps:
         with meter.waiting():
@@ -120,9 +117,6 @@ def _train(
         if isinstance(counter, FlopCounterMode):
             meter.flops_per_step = float(counter.get_total_flops())
         metrics = _apply(config, state, engine, result)
-        skipped = 0 if metrics else skipped + 1
-        if skipped >= SKIPS_ALLOWED:
-            raise RuntimeError(f"step {state.step}: the gradient was not finite {skipped} times in a row")
         meter.step()
         if run:
             run.log(metrics, step=state.step)
@@ -140,10 +134,14 @@ def _train(
 
 
 def _apply(config: TrainConfig, state: State, engine: Engine, result: StepResult) -> dict[str, float]:
-    """Optimiser, teacher and centre take their step: its metrics, or nothing if the step was skipped on all ranks."""
+    """Optimiser, teacher and centre take their step: its metrics.
+
+    Raises:
+        RuntimeError: loss or gradient is not finite, on all ranks alike; the teacher keeps what it was.
+    """
     state.step += 1
     if not math.isfinite(result.losses["total"]):
-        raise RuntimeError(f"step {state.step}: the loss is {result.losses['total']}; {result.losses}")
+        raise RuntimeError(f"step {state.step}: the loss is not finite: {result.losses}")
     rate = schedule.learning_rate(
         state.step,
         peak=config.train.lr,
@@ -152,8 +150,8 @@ def _apply(config: TrainConfig, state: State, engine: Engine, result: StepResult
         final_fraction=config.train.final_lr_fraction,
     )
     applied, norm = engine.step(rate)
-    if not applied:
-        return {}
+    if not applied or not math.isfinite(norm):
+        raise RuntimeError(f"step {state.step}: the gradient is not finite (norm {norm}), losses {result.losses}")
     momentum = schedule.momentum(
         state.step * config.train.global_batch,
         start=config.ema.momentum,
@@ -207,19 +205,20 @@ def _export(config: TrainConfig, state: State, group: Group, uri: str) -> export
 
 
 def _publish(config: TrainConfig, state: State, group: Group, run: Run | None) -> None:
-    exported = _export(config, state, group, config.run.dir)
-    if not run or not exported:
-        return
     with tempfile.TemporaryDirectory() as folder:
-        for name in export.FILES:
-            Path(folder, name).write_bytes(store.read_bytes(store.join(exported.uri, name)))
+        exported = _export(config, state, group, folder)
+        if not run or not exported:
+            return
         run.attach(Path(folder), "model")
-    checkpoint = store.join(store.absolute(exported.uri), export.WEIGHTS)
-    run.tag({"checkpoint.uri": checkpoint, "checkpoint.sha256": exported.sha256})
-    if config.track.registered_model:
-        version = run.register(config.track.registered_model, "model")
-        run.tag({"model.version": version})
-        say(f"registered {config.track.registered_model} version {version} as candidate (run {run.id})")
+        checkpoint = store.join(store.absolute(config.run.dir), export.WEIGHTS)
+        run.tag({"checkpoint.uri": checkpoint, "checkpoint.sha256": exported.sha256})
+        if config.track.registered_model:
+            version = run.register(config.track.registered_model, "model")
+            run.tag({"model.version": version})
+            say(f"registered {config.track.registered_model} version {version} as candidate (run {run.id})")
+        # Last: the weights in run.dir say that the run is finished.
+        for name in export.FILES:
+            store.put_file(Path(folder, name), store.join(config.run.dir, name))
 
 
 def _start_run(config: TrainConfig, dataset: Dataset, engine: Engine) -> Run:
@@ -266,9 +265,11 @@ def _finished(config: TrainConfig, group: Group, device: torch.device) -> bool:
 
 
 def _git_commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # an image without git
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 

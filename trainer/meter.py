@@ -63,4 +63,6 @@ def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the peak is to be the training's
     return 2 * n**3 / best

@@ -15,7 +15,12 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from cluster import store
+from configs import redact
+from trainer.config import default_tracking_uri
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 keep silent for minutes
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
@@ -31,10 +36,6 @@ _BATCH = 500  # MLflow takes at most 1000 metrics a call
 
 class TrackError(RuntimeError):
     """MLflow refused or did not answer; the message is one sentence that names the URI or model."""
-
-
-def default_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 class Run:
@@ -59,6 +60,11 @@ class Run:
         with _sentence(f"MLflow at {_shown(uri)}"):
             self.client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             found = self.client.get_experiment_by_name(experiment)
+            if found and artifact_uri and store.absolute(found.artifact_location) != store.absolute(artifact_uri):
+                raise ValueError(
+                    f"experiment {experiment} keeps its artifacts at {found.artifact_location}, not at {artifact_uri}; "
+                    "give another track.experiment or leave track.artifact_uri out"
+                )
             identifier = found.experiment_id if found else self.client.create_experiment(experiment, artifact_uri)
             run = self.client.create_run(identifier, run_name=name, tags=all_tags)
             self.id: str = run.info.run_id
@@ -82,7 +88,7 @@ class Run:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         with _sentence(f"MLflow at {_shown(self._uri)}"):
-            self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+            self.client.log_batch(self.id, tags=[RunTag(key, redact(str(value))) for key, value in tags.items()])
 
     def attach(self, local: Path, folder: str | None = None) -> None:
         """Copy a local file, or all files of a folder, to the run's artifacts."""
@@ -141,7 +147,7 @@ class Registry:
     """Reading side: registered models, runs, and their metrics."""
 
     def __init__(self, uri: str | None = None) -> None:
-        self.uri = uri or default_uri()
+        self.uri = uri or default_tracking_uri()
         with _sentence(f"MLflow at {_shown(self.uri)}"):
             self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
@@ -249,3 +255,7 @@ def _sentence(what: str) -> Iterator[None]:
         yield
     except MlflowException as fault:
         raise TrackError(f"{what}: {' '.join(str(fault.message).split())}") from fault
+    except Exception as fault:  # a database's faults come as SQLAlchemy's, a missing driver as ImportError
+        if type(fault).__module__.startswith("sqlalchemy") or isinstance(fault, ImportError):
+            raise TrackError(f"{what}: {' '.join(str(fault).split())}") from fault
+        raise

@@ -12,7 +12,7 @@ from data_prep import alphabet
 from trainer import baselines, collectives, counter, health
 from trainer.collectives import Group
 from trainer.config import TrainConfig
-from trainer.data import Dataset, cut_window, stack_windows
+from trainer.data import Dataset, choose_windows, cut_window, stack_windows
 from trainer.distill import lengths, make_pairs
 from trainer.heads import Network
 from trainer.losses import teacher_probabilities
@@ -38,7 +38,8 @@ class Validator:
     def __init__(self, config: TrainConfig, *, flank: int, device: torch.device, group: Group) -> None:
         self.config, self.group, self.device = config, group, device
         dataset = Dataset(config.data.uri, "val")
-        places = choose_windows([b.bp for _, b in dataset.blocks], config.data.length, config.val.windows)
+        places = choose_windows([b.bp for _, b in dataset.blocks], config.data.length, config.val.windows,
+                                margin=baselines.REACH)  # fmt: skip
         self.count = len(places)
         mine = places[group.rank :: group.size]
         size = config.val.batch
@@ -99,7 +100,7 @@ class Validator:
                 if outputs.prototypes_BPK is not None:
                     temperature = self.config.loss.distill.teacher_temperature
                     probability_BPK = teacher_probabilities(outputs.prototypes_BPK, centre_K, temperature)
-                    entropies.append(torch.special.entr(probability_BPK).sum(-1).mean(1, keepdim=True))
+                    entropies.append(health.entropy(probability_BPK).mean(1, keepdim=True))
         empty = torch.zeros(0, teacher.embedding_size, device=self.device)
         first, second = (collectives.gather_rows(self.group, torch.cat([empty, *part])) for part in (firsts, seconds))
         values = {
@@ -139,20 +140,3 @@ class Validator:
             self.group, torch.tensor(values, dtype=torch.float64, device=self.device)
         ).tolist()
         return total
-
-
-def choose_windows(block_bp: list[int], length: int, count: int) -> list[tuple[int, int, int]]:
-    """At most ``count`` (block, start, end), evenly spaced over all windows that tile the blocks.
-
-    Windows keep the Markov model's reach from a block's edge, so that it sees real neighbours, where the block allows.
-    """
-    margin = baselines.REACH
-    places = []
-    for block, bp in enumerate(block_bp):
-        if bp < length + 2 * margin:
-            places.append((block, 0, min(bp, length)))
-        else:
-            places += [(block, s, s + length) for s in range(margin, bp - length - margin + 1, length)]
-    picked = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
-    return [places[i] for i in picked]
-

@@ -11,13 +11,12 @@ from sklearn.decomposition import PCA
 
 from cluster import store
 from data_prep import alphabet, shards
-from trainer.data import Dataset
+from trainer.data import Dataset, choose_windows
 from trainer.embed import Rows, best_device, embed, open_model
 from trainer.finetune import past_results
 from trainer.report.figures import Histories
 from trainer.tasks.results import summarise
 from trainer.track import Registry
-from trainer.validate import choose_windows
 
 WINDOWS = 400
 
@@ -106,7 +105,7 @@ def embedding_picture(registry: Registry, model_uri: str, *, dataset_uri: str, l
     """
     dataset = Dataset(dataset_uri, "val")
     network = open_model(registry, model_uri).network
-    places = choose_windows([block.bp for _, block in dataset.blocks], length, WINDOWS)
+    places = choose_windows([block.bp for _, block in dataset.blocks], length, WINDOWS, margin=0)
     codes = [dataset.codes(block)[start:end] for block, start, end in places]
     if len(codes) < 3:
         raise ValueError(f"dataset {dataset_uri} has {len(codes)} held-out windows of {length} bp, 3 are needed")

@@ -7,6 +7,7 @@ missing role takes u < 0.1 (train: u ≥ 0.1) of train if there is one, else of 
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ def _read(uri: str, role: str, config: TaskConfig) -> Split:
         try:
             lines = gzip.GzipFile(fileobj=file) if uri.endswith(".gz") else file
             table = pd.read_csv(lines, dtype=str, keep_default_na=False)
-        except (ValueError, EOFError, gzip.BadGzipFile) as fault:  # pandas' own errors are ValueErrors
+        except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as fault:  # pandas' own errors are ValueErrors
             raise ValueError(f"{uri} is not a CSV file: {' '.join(str(fault).split())}") from fault
     for column in (config.sequence_column, config.label_column):
         if column not in table.columns:

@@ -4,6 +4,7 @@ Nothing else touches DeepSpeed's internals. Checked with DeepSpeed 0.19.8; ZeRO 
 """
 
 import os
+import warnings
 from typing import Any, Literal
 
 import deepspeed
@@ -19,6 +20,9 @@ from trainer.ema import FlatGroup
 from trainer.heads import Network
 
 Precision = Literal["fp32", "bf16"]
+
+# DeepSpeed 0.19.8 calls what torch 2.13 deprecates, once a process.
+warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
 
 
 def init_distributed(device: torch.device) -> None:

@@ -48,7 +48,7 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     flank = flank_for(config.views.student.operations, config.views.teacher.operations)
     reader = Reader(Dataset(config.data.uri, "train"), seed=config.run.seed, length=config.data.length, flank=flank,
                     lanes=config.data.lanes, global_batch=config.train.global_batch, group=group)
-    losses, norms, samples = [], [], {}
+    losses, norms, momenta, samples = [], [], [], {}
     mismatches = 0
     reference = {name: tensor.clone() for name, tensor in masters(engine)}
     for step in range(steps):
@@ -62,8 +62,10 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
         metrics = loop._apply(config, state, engine, result)
         losses.append(result.losses)
         norms.append(metrics["grad_norm"])
+        momenta.append(metrics["ema/momentum"])
         momentum = schedule.momentum(state.step * config.train.global_batch, start=config.ema.momentum,
-                                     end=config.ema.momentum_end, total_samples=20 * config.train.global_batch)
+                                     end=config.ema.momentum_end,
+                                     total_samples=config.train.steps * config.train.global_batch)
         for name, master in masters(engine):
             reference[name] = torch.lerp(reference[name], master, 1.0 - momentum)
         if step % 5 and step != steps - 1:
@@ -75,6 +77,7 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     return {
         "losses": losses,
         "norms": norms,
+        "momenta": momenta,
         "samples": samples,
         "mismatches": mismatches,
         "moved": float(sum((tensor - parameters[name].float()).abs().sum() for name, tensor in masters(engine))),
@@ -82,6 +85,32 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
         "shard_entries": sum(shard.numel() for shard in teacher.shards),
         "entries": sum(tensor.numel() for tensor in reference.values()),
     }
+
+
+def poisoned_step(values: dict[str, Any], what: str = "gradient") -> dict[str, Any]:
+    """One step whose ``what`` is NaN on rank 0 alone: the sentence that ends the run, and how far the teacher moved."""
+    config = TrainConfig.model_validate(values)
+    device = torch.device("cpu")
+    init_distributed(device)
+    group = Group.of()
+    engine, teacher = loop.build(config, device=device, group=group)
+    state = loop.State(0, teacher, loop._first_centre(config, device))
+    reader = Reader(Dataset(config.data.uri, "train"), seed=0, length=config.data.length, flank=12,
+                    lanes=config.data.lanes, global_batch=config.train.global_batch, group=group)
+    before = {name: tensor.clone() for name, tensor in teacher.full_tensors()}
+    micro = reader.batch(0).split(config.micro_batch(group.size))
+    if group.rank == 0 and what == "gradient":
+        engine.network.nucleotide.weight.register_hook(lambda gradient: gradient * torch.nan)
+    result = train_step(engine, teacher.module, micro, config=config, centre_K=state.centre_K, group=group)
+    if what == "loss":
+        result.losses["total"] = float("nan")
+    sentence = ""
+    try:
+        loop._apply(config, state, engine, result)
+    except RuntimeError as fault:
+        sentence = str(fault)
+    moved = sum(int((tensor != before[name]).sum()) for name, tensor in teacher.full_tensors())
+    return {"sentence": sentence, "teacher_moved": moved}
 
 
 def masters(engine: Any) -> list[tuple[str, torch.Tensor]]:

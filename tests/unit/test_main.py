@@ -89,6 +89,7 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
 def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path: Path) -> None:
     arguments = [*TINY, f"data.uri={toy}", "train.steps=4", "track.registered_model=null"]
     histories: list[Any] = []
+    held_out: list[dict[str, float]] = []
     for processes in (0, 2):
         named = [f"run.dir=run{processes}", f"run.name=run{processes}"]
         done = launch(*arguments, *named, cwd=tmp_path, processes=processes)
@@ -98,7 +99,13 @@ def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path:
                                f"attributes.run_name = 'run{processes}'")
         assert run.data.tags["world_size"] == str(max(1, processes))
         histories.append(registry.history(run.info.run_id, "loss/total")["value"].tolist())
+        metrics = run.data.metrics
+        held_out.append({name: metrics[name] for name in metrics if name.startswith(("val/", "health/"))})
     assert histories[0] == pytest.approx(histories[1], rel=1e-5)
+    assert len(held_out[0]) == 12
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-2)
+    for name in ("val/scored_positions", "val/mlm_accuracy_majority", "val/mlm_accuracy_markov"):
+        assert held_out[0][name] == held_out[1][name]
     weights = [safetensors.torch.load_file(tmp_path / f"run{p}" / export.WEIGHTS) for p in (0, 2)]
     for name in weights[0]:
         # The rows of a batch are summed in another order; AdamW's first steps amplify that where gradients are near 0.

@@ -29,9 +29,3 @@ def test_momentum_goes_from_start_to_end_by_samples() -> None:
     assert values[21] == 1.0
     assert values == sorted(values)
     assert values[10] == pytest.approx(0.998)
-
-
-def test_momentum_does_not_depend_on_how_samples_are_batched() -> None:
-    one = schedule.momentum(10 * 64, start=0.9, end=1, total_samples=6400)
-    two = schedule.momentum(20 * 32, start=0.9, end=1, total_samples=6400)
-    assert one == two

@@ -1,0 +1,59 @@
+"""Every shipped config is read by its own model, and says what it promises."""
+
+from pathlib import Path
+
+import pytest
+
+import configs
+from data_prep.config import DataConfig
+from trainer.config import TrainConfig
+from trainer.tasks.config import TaskConfig
+
+FOLDER = Path(configs.__file__).parent
+MODELS = {"data": DataConfig, "train": TrainConfig, "tasks": TaskConfig}
+FILES = sorted(FOLDER.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_config_is_read(path: Path) -> None:
+    configs.load(MODELS[path.parent.name], path)
+
+
+def test_the_contract_names_are_there() -> None:
+    tasks = {"tf_0", "tf_3", "mouse_0", "mouse_4", "prom_300_tata", "prom_core_all", "splice", "cohn"}
+    assert tasks <= {path.stem for path in FILES if path.parent.name == "tasks"}
+    assert {"demo", "findna"} <= {path.stem for path in FILES if path.parent.name == "train"}
+
+
+def test_demo_has_all_losses_and_a_batch_that_1_to_4_ranks_divide() -> None:
+    demo = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml")
+    assert demo.loss.weights().keys() == {"mlm", "distill", "contrastive"}
+    assert all(demo.world_faults(world) == [] for world in (1, 2, 3, 4))
+
+
+def test_findna_is_the_published_method() -> None:
+    findna = configs.load(TrainConfig, FOLDER / "train" / "findna.yaml")
+    assert findna.loss.weights() == {"mlm": 1.0, "distill": 1.0}
+    assert not findna.views.symmetric
+    assert findna.train.steps == 30 * 100_000 // 64
+    assert (findna.ema.momentum, findna.ema.momentum_end) == (0.996, 1.0)
+    assert (findna.train.lr, findna.train.weight_decay, findna.train.grad_clip) == (3e-4, 3e-4, 0.5)
+    assert (findna.views.student.noise, findna.views.student.reverse_complement) == (0.2, 0.5)
+    assert findna.views.teacher.operations == {"deletion": 20, "insertion": 20, "shift": 20}
+
+
+@pytest.mark.parametrize(("world", "sentence"), [
+    (5, "train.global_batch 48 and data.lanes 48 must both be divisible by the 5 processes; numbers of processes that "
+        "work: 1, 2, 3, 4, 6, 8, 12, 16, 24, 48"),
+    (32, "must both be divisible by the 32 processes"),
+])  # fmt: skip
+def test_world_that_does_not_divide_is_refused_with_the_sizes_that_work(world: int, sentence: str) -> None:
+    (fault,) = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml").world_faults(world)
+    assert sentence in fault
+
+
+def test_bf16_accumulation_at_stage_0_is_refused() -> None:
+    overrides = ["train.precision=bf16", "train.zero_stage=0", "train.micro_batch=12"]
+    (fault,) = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml", overrides).world_faults(2)
+    assert fault == ("train.zero_stage: DeepSpeed accumulates bf16 gradients in bf16 at stage 0; use stage 1 or 2, "
+                     "or train.micro_batch 24")

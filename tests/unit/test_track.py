@@ -1,0 +1,86 @@
+"""MLflow's side: every point arrives, aliases, and one sentence for what goes wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.track import Registry, Run, TrackError
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+def new_run(uri: str, folder: Path, **more: object) -> Run:
+    return Run(uri=uri, experiment="e", name="r", artifact_uri=str(folder), **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artifacts")
+
+
+def test_no_point_is_dropped_and_params_beyond_one_call_arrive(uri: str, artifacts: Path) -> None:
+    with new_run(uri, artifacts, params={f"p{i}": i for i in range(230)}) as run:
+        for step in range(1, 1301):
+            run.log({"loss/total": 1 / step, "lr": step}, step=step)
+    history = Registry(uri).history(run.id, "loss/total")
+    assert history["step"].tolist() == list(range(1, 1301))
+    assert history["value"].tolist() == [1 / step for step in range(1, 1301)]
+    assert len(Registry(uri).run(run.id).data.params) == 230
+
+
+def test_a_run_that_raises_is_marked_failed(uri: str, artifacts: Path) -> None:
+    run = new_run(uri, artifacts)
+
+    def fail() -> None:
+        with run:
+            run.log({"x": 1.0}, step=1)
+            raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        fail()
+    assert Registry(uri).run(run.id).info.status == "FAILED"
+    assert Registry(uri).history(run.id, "x")["value"].tolist() == [1.0]
+
+
+def test_candidate_moves_to_the_newest_version(uri: str, artifacts: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("w")
+    for number in ("1", "2"):
+        with new_run(uri, artifacts) as run:
+            run.attach(tmp_path, "model")
+            assert run.register("m", "model") == number
+    registry = Registry(uri)
+    assert registry.version("models:/m@candidate").version == registry.version("models:/m/2").version
+    assert (registry.download(registry.version("models:/m/1"), tmp_path / "got") / "weights").read_text() == "w"
+    assert registry.champion("m") is None
+    registry.set_alias("m", "champion", "1")
+    assert str(registry.champion("m").version) == "1"
+
+
+@pytest.mark.parametrize(("model", "kind", "sentence"), [
+    ("models:/nobody@candidate", TrackError, r"registered model models:/nobody@candidate at sqlite:///.*not found"),
+    ("models:/m/99", TrackError, r"registered model models:/m/99 at "),
+    ("nobody", ValueError, "nobody is no registered model; write models:/NAME@ALIAS or models:/NAME/VERSION"),
+])  # fmt: skip
+def test_unknown_model_is_one_sentence(uri: str, model: str, kind: type[Exception], sentence: str) -> None:
+    with pytest.raises(kind, match=sentence):
+        Registry(uri).version(model)
+
+
+def test_another_artifact_folder_for_an_experiment_is_refused(uri: str, artifacts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"experiment e keeps its artifacts at .*; give another track\.experiment"):
+        new_run(uri, tmp_path)
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is not a database, but it is long enough to look at" * 50)
+    with pytest.raises(TrackError, match=r"MLflow at sqlite:///.*not a database"):
+        new_run(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+
+
+def test_a_password_in_the_uri_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(TrackError) as fault:
+        new_run("postgresql+nodriver://bob:secret@127.0.0.1/x", tmp_path)
+    assert "secret" not in str(fault.value)

@@ -37,7 +37,7 @@ class ShardedEMA(Generic[M]):
     """The teacher module with its fp32 average in shards. ``module`` is in eval mode and takes no gradient."""
 
     def __init__(self, module: M, groups: list[FlatGroup], *, group: Group, dtype: torch.dtype) -> None:
-        """``module`` has the student's names and shapes; its parameters are replaced by views into flat buffers.
+        """``module`` has the student's names, shapes and device; its parameters become views into flat buffers.
 
         Raises:
             ValueError: the groups do not cover the module's parameters, by name and shape, exactly once.
@@ -46,8 +46,8 @@ class ShardedEMA(Generic[M]):
         self.group = group
         self.groups = groups
         _check_cover(module, groups)
-        device = groups[0].masters[0][1].device if groups and groups[0].masters else torch.device("cpu")
         parameters = dict(module.named_parameters())
+        device = next(iter(parameters.values())).device
         self.shards: list[Tensor] = []  # φ, fp32
         self.flats: list[Tensor] = []  # compute dtype, for the forward
         for flat_group in groups:

@@ -86,7 +86,7 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
         betas=config.train.betas,
         grad_clip=config.train.grad_clip,
     )
-    return engine, ShardedEMA(copied, engine.flat_groups(), group=group, dtype=engine.compute_dtype)
+    return engine, ShardedEMA(copied.to(device), engine.flat_groups(), group=group, dtype=engine.compute_dtype)
 
 
 def _train(

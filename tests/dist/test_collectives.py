@@ -1,0 +1,93 @@
+"""Collectives against what each rank put in, and the teacher's refusal of groups that do not cover it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ranks import on_ranks
+from trainer import collectives
+from trainer.collectives import Group
+from trainer.ema import FlatGroup, ShardedEMA
+
+
+def every_collective() -> dict[str, Any]:
+    group = Group.of()
+    rank = group.rank
+    packed = {"a": torch.full((2, 3), float(rank)), "b": torch.tensor(10.0 + rank), "c": torch.arange(4.0) * rank}
+    before = torch.tensor([rank, 1], dtype=torch.int64)
+    total = collectives.sum_over_ranks(group, before)
+    flat = torch.zeros(group.size * 2)
+    collectives.all_gather_flat(group, flat, torch.tensor([float(rank), -float(rank)]))
+    return {
+        "packed": collectives.gather_packed(group, packed),
+        "rows": collectives.gather_rows(group, torch.full((rank, 2), float(rank))),
+        "total": total,
+        "untouched": before,
+        "flat": flat,
+        "group": (group.rank, group.size),
+    }
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_collectives_bring_every_ranks_part_in_rank_order(world: int) -> None:
+    for rank, got in enumerate(on_ranks(world, every_collective)):
+        assert got["group"] == (rank, world)
+        assert got["packed"]["a"].shape == (world, 2, 3)
+        assert got["packed"]["a"][:, 0, 0].tolist() == list(range(world))
+        assert got["packed"]["b"].tolist() == [10.0 + r for r in range(world)]
+        assert got["packed"]["c"].tolist() == [[k * r for k in range(4)] for r in range(world)]
+        assert got["rows"][:, 0].tolist() == [float(r) for r in range(world) for _ in range(r)]
+        assert got["total"].tolist() == [sum(range(world)), world]
+        assert got["untouched"].tolist() == [rank, 1]
+        assert got["flat"].tolist() == [sign * float(r) for r in range(world) for sign in (1, -1)]
+
+
+def odd_teacher(momenta: list[float]) -> dict[str, Any]:
+    """A teacher of 7 + 3 entries in two groups, cut at odd places, with negative zeros; and its unsharded twin."""
+    group = Group.of()
+    torch.manual_seed(0)
+    module = torch.nn.ParameterDict({"w": torch.randn(7), "b": torch.randn(3)})
+    student = {name: torch.randn_like(tensor) for name, tensor in module.items()}
+    student["w"][2] = -0.0
+    groups, views = [], []
+    for name, tensor in student.items():
+        shard = -(-tensor.numel() // group.size)
+        flat = torch.zeros(shard * group.size)
+        flat[: tensor.numel()] = tensor
+        mine = flat[group.rank * shard : (group.rank + 1) * shard]
+        groups.append(FlatGroup(len(flat), {name: (0, tensor.shape)}, [(0, mine)]))
+        views.append((name, flat, mine))
+    teacher = ShardedEMA(module, groups, group=group, dtype=torch.bfloat16)
+    reference = {name: tensor.clone() for name, tensor in student.items()}
+    for step, momentum in enumerate(momenta):
+        for _, flat, _ in views:
+            flat += 0.1 * (step + 1)  # the masters move; flat and mine share memory
+        teacher.update(momentum)
+        for name, flat, _ in views:
+            reference[name] = torch.lerp(reference[name], flat[: reference[name].numel()], 1 - momentum)
+    full = dict(teacher.full_tensors())
+    return {
+        "equal": all(torch.equal(full[name].view(torch.int32), reference[name].view(torch.int32)) for name in full),
+        "forward": all(torch.equal(module[name], reference[name].bfloat16()) for name in full),
+        "entries": sorted((shard.numel() for shard in teacher.shards), reverse=True),
+    }
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("momenta", [[], [0.996, 0.999, 1.0, 0.5]])
+def test_odd_sizes_give_the_bits_of_an_unsharded_average(world: int, momenta: list[float]) -> None:
+    for got in on_ranks(world, odd_teacher, momenta):
+        assert got["equal"]
+        assert got["forward"]
+        assert got["entries"] == [-(-7 // world), -(-3 // world)]
+
+
+def test_groups_that_do_not_cover_the_teacher_are_refused_by_name() -> None:
+    module = torch.nn.Linear(2, 3)
+    weight = {"weight": (0, torch.Size([3, 2]))}
+    half = [FlatGroup(6, weight, [(0, torch.zeros(6))])]
+    with pytest.raises(ValueError, match="teacher and optimiser differ in 1 parameters: bias"):
+        ShardedEMA(module, half, group=Group(0, 1), dtype=torch.float32)
+    with pytest.raises(ValueError, match="parameter weight stands in two optimiser groups"):
+        ShardedEMA(module, half * 2, group=Group(0, 1), dtype=torch.float32)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from configs import ConfigError, redact
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PREEMPTED = 0, 1, 2, 75
+EXIT_INTERRUPTED = 130  # as a shell has it
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ def threads_per_process(local_size: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // max(1, local_size))
 
 
-def exit_code(command: Callable[[], int | None], *, debug: bool = False, main: bool = True) -> int:
+def exit_code(
+    command: Callable[[], int | None], *, debug: bool = False, main: bool = True, interrupted: str = ""
+) -> int:
     """Run ``command``; a user's mistake or a failure of the outside world becomes one sentence on stderr.
 
-    ConfigError gives 2; ValueError, OSError and RuntimeError give 1. ``debug`` shows the traceback instead;
-    processes that are not ``main`` say nothing of a ConfigError, which every rank meets alike.
+    ConfigError gives 2; ValueError, OSError and RuntimeError give 1; ``debug`` shows their traceback instead. Ctrl-C
+    gives 130, and ``interrupted`` says what became of the work. Processes that are not ``main`` say nothing of a
+    ConfigError, which every rank meets alike.
     """
     try:
         return command() or EXIT_OK
@@ -50,3 +54,7 @@ def exit_code(command: Callable[[], int | None], *, debug: bool = False, main: b
         if main or not usage:
             print(f"error: {redact(str(fault))}", file=sys.stderr, flush=True)
         return EXIT_USAGE if usage else EXIT_FAILED
+    except KeyboardInterrupt:
+        if main:
+            print(f"error: interrupted{interrupted and '; '}{interrupted}", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED

@@ -35,7 +35,7 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"config file {path} does not exist")
+        raise ConfigError(f"config file {path} does not exist (looked in {Path.cwd()})")
     bad = [item for item in overrides if "=" not in item or item.startswith("-")]
     if bad:
         raise ConfigError(f"not an override of the form dotted.key=value: {', '.join(bad)}")

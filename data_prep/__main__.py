@@ -20,8 +20,6 @@ from data_prep.stats import stats, table
 from data_prep.synthetic import synthesise
 from data_prep.verify import verify
 
-EXIT_INTERRUPTED = 130  # as a shell has it
-
 
 class Progress:
     """A bar on a terminal, else a line a minute."""
@@ -65,6 +63,8 @@ def _build(args: argparse.Namespace) -> int:
     parts = ", ".join(f"{split} {manifest.bp(split):,}" for split in SPLITS)
     print(f"{config.output}: {bp:,} bp ({parts}) in {len(shards)} shards, {size / bp:.4f} bytes/bp, "
           f"{built.seconds:.1f} s, {bp / built.seconds / 1e6:.1f} Mbp/s")
+    if not manifest.bp("val"):
+        print("warning: nothing is held out; training needs a val split, so name contigs or a fraction in split.val")
     if built.dropped_blocks or built.empty_records:
         print(f"left out: {built.dropped_blocks} blocks with more N than max_n_fraction {config.max_n_fraction:g}, "
               f"{built.empty_records} empty records")
@@ -136,11 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command line ``argv``."""
     args = _parser().parse_args(argv)
-    try:
-        return exit_code(lambda: args.run(args), debug=args.debug)
-    except KeyboardInterrupt:
-        print("error: interrupted; what this command had written is removed", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return exit_code(lambda: args.run(args), debug=args.debug,
+                     interrupted="what this command had written is removed")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ def export(uri: str, *, split: str, fasta: str) -> int:
     A record is a run of contiguous blocks of one contig; its header ``assembly:contig:start-end`` is 0-based half-open.
     """
     manifest = load_manifest(uri)
+    if not manifest.shards[split]:
+        raise ValueError(f"dataset {uri} has nothing in its {split} split")
     ends: dict[tuple[str, str, int], int] = {}  # start of each run -> its end, known before its first line is written
     last = None
     for _, block in manifest.blocks(split):

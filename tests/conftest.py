@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports Ray, MLflow or torch: no reports, one thread each, and no cache outside the tests' own.
+_CACHE = tempfile.TemporaryDirectory(prefix="dna-cache-")  # removed when the tests end
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
                "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1",
-               "DNA_CACHE": tempfile.mkdtemp(prefix="dna-cache-"),
+               "DNA_CACHE": _CACHE.name,
                "PYTHONPATH": str(Path(__file__).parents[1])}  # Ray's workers import the functions of test_jobs
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)

@@ -56,7 +56,7 @@ class Dataset:
             raise shards.FormatError(f"{store.join(uri, shards.MANIFEST)}: {fault}") from fault
         self.blocks = self.manifest.blocks(split)
         if not self.blocks:
-            raise ValueError(f"dataset {uri} has no block in its {split} split")
+            raise ValueError(f"dataset {uri} has no block in its {split} split; give split.{split} and build it again")
         self._cache: OrderedDict[int, alphabet.Codes] = OrderedDict()
         self._cached_blocks = cached_blocks
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trainer.demo", description=__doc__)
     parser.add_argument("--generated", action="store_true", help="use the generated genome, even where DNA_DATA is")
     parser.add_argument("--genome-bp", type=int, default=6_000_000, help="size of the generated genome")
     parser.add_argument("--folder", help="a new folder for the results, default runs/demo-TIME")

@@ -253,7 +253,8 @@ def _resolved(config: TrainConfig) -> bytes:
 def _finished(config: TrainConfig, group: Group, device: torch.device) -> bool:
     """Whether run.dir holds this very run, finished. ConfigError if it holds anything else. Rank 0 looks, all hear."""
     verdict = 0
-    if group.rank == 0 and store.list_files(config.run.dir):
+    # A run that ended before its first snapshot leaves only its config, which is no work to protect.
+    if group.rank == 0 and set(store.list_files(config.run.dir)) - {RESOLVED}:
         done = store.exists(store.join(config.run.dir, export.WEIGHTS))
         same = store.exists(store.join(config.run.dir, RESOLVED))
         same = same and store.read_bytes(store.join(config.run.dir, RESOLVED)) == _resolved(config)

@@ -148,6 +148,10 @@ class Registry:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or default_tracking_uri()
+        local = self.uri.removeprefix("sqlite:///")
+        if local != self.uri and not Path(local).exists():  # MLflow would make one, only to find it empty
+            raise TrackError(f"no MLflow database at {Path(local).absolute()}; run from the folder of your runs, or "
+                             "name the database")  # fmt: skip
         with _sentence(f"MLflow at {_shown(self.uri)}"):
             self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 

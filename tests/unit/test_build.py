@@ -53,13 +53,15 @@ def test_workers_place_and_gzip_change_no_byte(small: Path, fasta: str, tmp_path
 
 
 def test_export_gives_back_every_letter(small: Path, small_letters: dict[str, str], tmp_path: Path) -> None:
-    for split in SPLITS:
+    for split in ("train", "val"):
         export(str(small), split=split, fasta=str(tmp_path / f"{split}.fa"))
     kept = {f"toy:{name}:0-{len(letters)}": letters.replace("R", "N") for name, letters in small_letters.items()}
     held_out = f"toy:two/b:0-{len(small_letters['two/b'])}"
     assert records(tmp_path / "val.fa") == {held_out: kept.pop(held_out)}
     assert records(tmp_path / "train.fa") == kept
-    assert (tmp_path / "test.fa").read_bytes() == b""
+    with pytest.raises(ValueError, match="has nothing in its test split"):
+        export(str(small), split="test", fasta=str(tmp_path / "test.fa"))
+    assert not (tmp_path / "test.fa").exists()
 
 
 def test_manifest_and_bed_say_what_is_there(small: Path, small_letters: dict[str, str]) -> None:

@@ -84,3 +84,9 @@ def test_a_password_in_the_uri_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(TrackError) as fault:
         new_run("postgresql+nodriver://bob:secret@127.0.0.1/x", tmp_path)
     assert "secret" not in str(fault.value)
+
+
+def test_reading_where_there_is_no_database_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(TrackError, match=r"no MLflow database at .*mlflow\.db; run from the folder of your runs"):
+        Registry(f"sqlite:///{tmp_path}/mlflow.db")
+    assert not list(tmp_path.iterdir())

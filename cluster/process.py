@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from configs import ConfigError, redact
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PREEMPTED = 0, 1, 2, 75
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_INTERRUPTED = 130  # as a shell has it
 
 

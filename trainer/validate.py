@@ -40,7 +40,6 @@ class Validator:
         dataset = Dataset(config.data.uri, "val")
         places = choose_windows([b.bp for _, b in dataset.blocks], config.data.length, config.val.windows,
                                 margin=baselines.REACH)  # fmt: skip
-        self.count = len(places)
         mine = places[group.rank :: group.size]
         size = config.val.batch
         self._batches = [self._rows(dataset, mine[i : i + size], flank) for i in range(0, len(mine), size)]

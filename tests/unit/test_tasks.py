@@ -1,6 +1,5 @@
 """trainer.tasks: splits that share nothing, metrics that are sklearn's, selection that sees dev alone."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -220,11 +219,9 @@ def test_divergence_is_one_sentence() -> None:
     train = make_split("train", 20, seed=0)
     broken = tiny_network()
     torch.nn.init.constant_(broken.backbone.input.weight, torch.nan)
-    rows: Callable[[Split], object] = Workbench(
-        broken, {}, task(test="x", labels=["0", "1"]), torch.device("cpu")
-    ).rows
+    rows = Workbench(broken, {}, task(test="x", labels=["0", "1"]), torch.device("cpu")).rows
     with pytest.raises(RuntimeError, match="diverged at every learning rate"):
-        fit_network(train, train, start=lambda: broken, rows=rows, kind=Classification(("0", "1")),  # type: ignore
+        fit_network(train, train, start=lambda: broken, rows=rows, kind=Classification(("0", "1")),
                     config=Finetune(), seed=0, device=torch.device("cpu"), precision="fp32")  # fmt: skip
 
 

@@ -22,26 +22,27 @@ for _letter in _IUPAC:
     _ENCODE[_letter] = _ENCODE[_letter + 32] = N
 _ENCODE[ord("U")] = _ENCODE[ord("u")] = T
 
-_AMBIGUOUS = np.zeros(256, np.bool_)
-for _letter in _IUPAC:
-    _AMBIGUOUS[_letter] = _AMBIGUOUS[_letter + 32] = True
+_ENCODE_TABLE = _ENCODE.tobytes()  # bytes.translate is the fastest table look-up there is
 
 COMPLEMENT = np.array([T, G, C, A, N, MASK, CLS, PAD], np.uint8)
 _DECODE = np.frombuffer(b"ACGTN???", np.uint8)
 
 
 def encode(letters: bytes, *, origin: int = 0) -> tuple[Codes, Mask, int]:
-    """Codes uint8 [n], soft-mask bool [n] (lower case), and how many IUPAC ambiguity letters became N.
+    """Codes uint8 [n] (read-only), soft-mask bool [n] (lower case), and how many IUPAC ambiguity letters became N.
 
     Raises:
         ValueError: a byte that is no nucleotide letter, with the byte and its 0-based position after ``origin``.
     """
-    raw = np.frombuffer(letters, np.uint8)
-    codes = _ENCODE[raw]
-    if codes.size and codes.max() == _INVALID:
+    codes = np.frombuffer(letters.translate(_ENCODE_TABLE), np.uint8)
+    highest = int(codes.max()) if codes.size else 0
+    if highest == _INVALID:
         at = int(np.argmax(codes == _INVALID))
-        raise ValueError(f"byte {bytes(raw[at : at + 1])!r} at position {origin + at} is no nucleotide letter")
-    return codes, raw >= ord("a"), int(np.count_nonzero(_AMBIGUOUS[raw]))
+        raise ValueError(f"byte {letters[at : at + 1]!r} at position {origin + at} is no nucleotide letter")
+    ambiguous = 0
+    if highest == N:
+        ambiguous = int(np.count_nonzero(codes == N)) - letters.count(b"N") - letters.count(b"n")
+    return codes, np.frombuffer(letters, np.uint8) >= ord("a"), ambiguous
 
 
 def decode(codes: Codes, soft_mask: Mask | None = None) -> bytes:

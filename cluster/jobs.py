@@ -1,10 +1,15 @@
 """A function over many tasks, on Ray: a local one that starts by itself, or the cluster this process belongs to."""
 
 import contextlib
+import heapq
 import logging
 import os
+import random
 import secrets
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -19,11 +24,19 @@ if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster import store
+
 T = TypeVar("T")
 R = TypeVar("R")
 
-_RESULTS_BYTES = 128 << 20  # tasks return summaries, not data: Ray's default would take a third of the memory
-_RETRIES = 3  # of a task whose worker died; a task that raises is not tried again
+_RESULTS_BYTES = 1 << 30  # tasks return summaries, not data: Ray's default would take a third of the memory
+_RETRIES = 4  # of a task whose worker or node died, or whose store was out of reach
+_BACKOFF = 1.0  # seconds before the first retry; doubled with each further one
+
+
+def cpus() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
@@ -40,12 +53,15 @@ def session(workers: int | None = None) -> Iterator[int]:
     started = not ray.is_initialized()
     if started:
         local: dict[str, Any] = {} if address else {
-            "address": "local", "num_cpus": workers or len(os.sched_getaffinity(0)),
+            "address": "local", "num_cpus": workers or cpus(),
             "include_dashboard": False, "object_store_memory": _RESULTS_BYTES,
         }
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             _probe(address)
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process without a word
         except (RayError, OSError, RuntimeError, ValueError) as fault:
             where = f"join the Ray cluster at RAY_ADDRESS={address}" if address else "start a local Ray"
             raise RuntimeError(f"cannot {where}: {' '.join(str(fault).split())[:300]}") from fault
@@ -56,37 +72,77 @@ def session(workers: int | None = None) -> Iterator[int]:
             ray.shutdown()
 
 
-def run(function: Callable[[T], R], tasks: Sequence[T], *, workers: int | None = None,
-        on_result: Callable[[int, R], None] | None = None) -> list[R]:
+def run(function: Callable[..., R], tasks: Sequence[T], *, workers: int | None = None,
+        on_result: Callable[[int, R], None] | None = None, on_retry: Callable[[int, str], None] | None = None,
+        shared: Any = None) -> list[R]:
     """``function`` of every task, in the order of ``tasks``; at most ``workers`` at once, one CPU and thread each.
 
-    ``on_result(index, result)`` is called here as each one ends, in any order. ``function`` must be importable on the
-    workers. A task whose worker dies is tried again; what a task raises is raised here as itself, after the tasks still
-    running have stopped, so that nothing is written any more once this returns.
+    Tasks are spread over the nodes. ``on_result(index, result)`` is called here as each one ends, in any order. With
+    ``shared``, that object is sent to each node once and ``function(task, shared)`` is called; numpy arrays in it are
+    read-only views of shared memory. ``function`` must be importable on the workers.
+
+    A task whose worker or node dies, or that raises ``store.TransientError``, is tried again on any node after a pause
+    that doubles each time; ``on_retry(index, reason)`` hears of it. Anything else that a task raises is raised here as
+    itself, after the tasks still running have stopped, so that nothing is written any more once this returns.
 
     Raises:
         RuntimeError: a task's worker died each time, or the cluster was lost.
     """
     results: dict[int, R] = {}
+    failures = dict.fromkeys(range(len(tasks)), 0)
     with session(workers) as slots:
-        remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(function)
-        waiting = iter(enumerate(tasks))
+        remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(function)
+        arguments = () if shared is None else (ray.put(shared),)
+        fresh = iter(range(len(tasks)))
+        again: list[tuple[float, int]] = []  # a heap: when a task that failed may start; it then goes before fresh ones
         running: dict[Any, int] = {}
         try:
-            while True:
-                while len(running) < slots and (following := next(waiting, None)) is not None:
-                    running[remote.remote(following[1])] = following[0]
+            while len(results) < len(tasks):
+                while len(running) < slots:
+                    ripe = again and again[0][0] <= time.monotonic()
+                    index = heapq.heappop(again)[1] if ripe else next(fresh, -1)
+                    if index < 0:
+                        break
+                    running[remote.remote(tasks[index], *arguments)] = index
+                pause = max(0.01, again[0][0] - time.monotonic()) if again and len(running) < slots else None
                 if not running:
-                    break
-                done, _ = ray.wait(list(running), num_returns=1)
-                for reference in done:
+                    time.sleep(pause or 0)
+                    continue
+                for reference in ray.wait(list(running), num_returns=1, timeout=pause)[0]:
                     index = running.pop(reference)
-                    results[index] = _get(reference, index)
-                    if on_result:
-                        on_result(index, results[index])
+                    try:
+                        results[index] = _get(reference)
+                    except (_WorkerLostError, store.TransientError) as fault:
+                        failures[index] += 1
+                        if failures[index] > _RETRIES:
+                            raise
+                        if on_retry:
+                            on_retry(index, str(fault))
+                        pause = _BACKOFF * 2 ** (failures[index] - 1) * random.uniform(0.8, 1.2)
+                        heapq.heappush(again, (time.monotonic() + pause, index))
+                    else:
+                        if on_result:
+                            on_result(index, results[index])
         finally:
             _stop(list(running))
     return [results[index] for index in range(len(tasks))]
+
+
+def run_here_or_there(function: Callable[[T], R], tasks: Sequence[T], *, workers: int,
+                      on_result: Callable[[int, R], None] | None = None) -> list[R]:
+    """As ``run``, but in this process where one worker is all that is asked for, which spares the start of Ray."""
+    if workers > 1:
+        return run(function, tasks, workers=workers, on_result=on_result)
+    results = []
+    for index, task in enumerate(tasks):
+        results.append(function(task))
+        if on_result:
+            on_result(index, results[-1])
+    return results
+
+
+class _WorkerLostError(RuntimeError):
+    """A task ended without result or exception of its own: its worker, its node, or the cluster is gone."""
 
 
 def _probe(address: str | None) -> None:
@@ -96,16 +152,15 @@ def _probe(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _get(reference: Any, index: int) -> Any:
+def _get(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as fault:
         cause = fault.cause if isinstance(fault.cause, Exception) else None
-        raise cause or RuntimeError(f"task {index} failed: {fault}") from fault
+        raise cause or RuntimeError(f"a task failed: {fault}") from fault
     except RayError as fault:
         reason = " ".join(str(fault).split())[:200] or type(fault).__name__
-        kind = type(fault).__name__
-        raise RuntimeError(f"task {index} was lost after {_RETRIES} retries ({kind}): {reason}") from fault
+        raise _WorkerLostError(f"a worker was lost ({type(fault).__name__}): {reason}") from fault
 
 
 def _stop(running: list[Any]) -> None:

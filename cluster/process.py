@@ -1,6 +1,7 @@
 """This process among its peers: rank, world, and the exit code of a command. Only here is the world read."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,12 @@ from dataclasses import dataclass
 from configs import ConfigError, redact
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_PREEMPTED = 75  # what is finished stays; the same command goes on
 EXIT_INTERRUPTED = 130  # as a shell has it
+
+
+class Preempted(KeyboardInterrupt):
+    """SIGTERM, in the main thread: the machine is wanted for something else."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,18 @@ def threads_per_process(local_size: int) -> int:
 
 
 def exit_code(
-    command: Callable[[], int | None], *, debug: bool = False, main: bool = True, interrupted: str = ""
+    command: Callable[[], int | None], *, debug: bool = False, main: bool = True, interrupted: str = "",
+    resumable: bool = False
 ) -> int:
     """Run ``command``; a user's mistake or a failure of the outside world becomes one sentence on stderr.
 
     ConfigError gives 2; ValueError, OSError and RuntimeError give 1; ``debug`` shows their traceback instead. Ctrl-C
-    gives 130, and ``interrupted`` says what became of the work. Processes that are not ``main`` say nothing of a
-    ConfigError, which every rank meets alike.
+    gives 130, and ``interrupted`` says what became of the work; where that is ``resumable``, SIGTERM gives 75 and says
+    the same. Processes that are not ``main`` say nothing of a ConfigError, which every rank meets alike.
     """
     try:
+        if resumable:
+            signal.signal(signal.SIGTERM, _preempt)
         return command() or EXIT_OK
     except (ConfigError, ValueError, OSError, RuntimeError) as fault:
         if debug:
@@ -54,7 +63,13 @@ def exit_code(
         if main or not usage:
             print(f"error: {redact(str(fault))}", file=sys.stderr, flush=True)
         return EXIT_USAGE if usage else EXIT_FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        preempted = isinstance(stop, Preempted)
         if main:
-            print(f"error: interrupted{interrupted and '; '}{interrupted}", file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
+            what = "told to stop" if preempted else "interrupted"
+            print(f"error: {what}{interrupted and '; '}{interrupted}", file=sys.stderr, flush=True)
+        return EXIT_PREEMPTED if preempted else EXIT_INTERRUPTED
+
+
+def _preempt(*_: object) -> None:
+    raise Preempted

@@ -44,7 +44,11 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
         if isinstance(tree, DictConfig):  # anything else is refused below
             for key, _, value in (item.partition("=") for item in overrides):
                 # Key by key, since a merge cannot reach into a list (references.0.uri=...).
-                OmegaConf.update(tree, key, OmegaConf.from_dotlist([f"value={value}"])._get_node("value"), merge=True)
+                new = OmegaConf.from_dotlist([f"value={value}"])._get_node("value")
+                old = OmegaConf.select(tree, key, throw_on_resolution_failure=False)
+                # A mapping is merged into a mapping; it takes the place of anything else.
+                merge = isinstance(old, DictConfig) or not isinstance(new, DictConfig)
+                OmegaConf.update(tree, key, new, merge=merge)
         values = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as fault:
         raise ConfigError(f"{path}: {_one_line(fault)}") from fault

@@ -1,4 +1,4 @@
-"""`python -m data_prep build|verify|stats|export|synth`: the commands. Only here is anything printed."""
+"""`python -m data_prep build|verify|stats|leakage|export|synth`: the commands. Only here is anything printed."""
 
 import argparse
 import json
@@ -9,20 +9,26 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from cluster import store
+from cluster import jobs, store
 from cluster.process import EXIT_FAILED, EXIT_OK, exit_code
 from configs import load
+from data_prep import leakage
 from data_prep.build import build
 from data_prep.config import DataConfig
 from data_prep.export import export
+from data_prep.picture import picture
+from data_prep.read import load_manifest, shard_codes
 from data_prep.shards import SPLITS
 from data_prep.stats import stats, table
 from data_prep.synthetic import synthesise
 from data_prep.verify import verify
 
+_LARGE = 1 << 30  # bp from which a dataset is read by all cores unless --workers says otherwise
+_PER_LINE = 60.0  # seconds between lines where there is no terminal
+
 
 class Progress:
-    """A bar on a terminal, else a line a minute."""
+    """A bar on a terminal, else a line a minute: how much is done, how fast, and how long it will take."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
@@ -35,11 +41,16 @@ class Progress:
             self._stage, self._began, self._told = stage, now, now
         if sys.stderr.isatty():
             self._bar = self._bar or tqdm(total=total, unit="bp", unit_scale=True, desc=stage, leave=False)
+            self._bar.total = total
             self._bar.update(done - self._bar.n)
-        elif now - self._told >= 60:
+        elif now - self._told >= _PER_LINE:
             speed = done / (now - self._began)
-            print(f"{stage}: {done:,} of {total:,} bp, {speed / 1e6:.1f} Mbp/s", file=sys.stderr, flush=True)
+            left = tqdm.format_interval((total - done) / speed) if speed else "?"
+            self.say(f"{stage}: {done:,} of {total:,} bp, {speed / 1e6:.1f} Mbp/s, {left} left")
             self._told = now
+
+    def say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         if self._bar:
@@ -51,7 +62,7 @@ def _build(args: argparse.Namespace) -> int:
     config = load(DataConfig, args.config, args.overrides)
     progress = Progress()
     try:
-        built = build(config, on_progress=progress)
+        built = build(config, on_progress=progress, on_retry=lambda reason: progress.say(f"trying again: {reason}"))
     finally:
         progress.close()
     manifest = built.manifest
@@ -63,26 +74,61 @@ def _build(args: argparse.Namespace) -> int:
     parts = ", ".join(f"{split} {manifest.bp(split):,}" for split in SPLITS)
     print(f"{config.output}: {bp:,} bp ({parts}) in {len(shards)} shards, {size / bp:.4f} bytes/bp, "
           f"{built.seconds:.1f} s, {bp / built.seconds / 1e6:.1f} Mbp/s")
+    if built.found_shards:
+        print(f"of these, {built.found_shards} shards of an earlier build were there and whole")
     if not manifest.bp("val"):
         print("warning: nothing is held out; training needs a val split, so name contigs or a fraction in split.val")
     if built.dropped_blocks or built.empty_records:
         print(f"left out: {built.dropped_blocks} blocks with more N than max_n_fraction {config.max_n_fraction:g}, "
               f"{built.empty_records} empty records")
+    if built.leakage:
+        print(leakage.table(built.leakage))
+    if built.dropped_bp:
+        print(f"dropped from val and test: {built.dropped_bp:,} bp, with split.leakage drop")
     return EXIT_OK
 
 
 def _verify(args: argparse.Namespace) -> int:
-    faults = verify(args.uri)
+    progress = Progress()
+    try:
+        faults = verify(args.uri, workers=_workers(args), on_progress=progress)
+    finally:
+        progress.close()
     for fault in faults:
         print(fault)
-    print(f"{args.uri}: {len(faults)} fault{'s' * (len(faults) != 1)}" if faults else f"{args.uri} is whole")
+    print(f"{args.uri}: {len(faults)} fault{'s' * (len(faults) != 1)}; remove what is damaged and build again, which "
+          "writes only that" if faults else f"{args.uri} is whole")
     return EXIT_FAILED if faults else EXIT_OK
 
 
 def _stats(args: argparse.Namespace) -> int:
-    numbers = stats(args.uri)
+    progress = Progress()
+    try:
+        numbers, blocks = stats(args.uri, workers=_workers(args), on_progress=progress)
+    finally:
+        progress.close()
     print(json.dumps(asdict(numbers), indent=2) if args.json else table(numbers))
+    if args.picture:
+        store.write_bytes(store.absolute(args.picture), picture(numbers, blocks, title=store.basename(args.uri)))
     return EXIT_OK
+
+
+def _leakage(args: argparse.Namespace) -> int:
+    manifest = load_manifest(args.uri)
+    workers = args.workers or jobs.cpus()
+    chunks = {split: [(store.join(args.uri, shard.name), shard) for shard in manifest.shards[split]]
+              for split in SPLITS}
+    with jobs.session(workers):
+        report = leakage.leakage(chunks, shard_codes, workers=workers)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else leakage.table(report))
+    return EXIT_OK
+
+
+def _workers(args: argparse.Namespace) -> int:
+    if args.workers:
+        return int(args.workers)
+    manifest = load_manifest(args.uri)
+    return jobs.cpus() if sum(map(manifest.bp, SPLITS)) >= _LARGE else 1
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -110,14 +156,23 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key, such as output=URI")
     one.set_defaults(run=_build)
 
-    one = commands.add_parser("verify", parents=[debug], help="re-read every shard against the manifest")
-    one.add_argument("uri")
+    read = argparse.ArgumentParser(add_help=False)
+    read.add_argument("uri", help="the dataset")
+    read.add_argument("--workers", type=int, choices=range(1, 1025), metavar="N",
+                      help="Ray workers (default: all cores for a large dataset)")
+
+    one = commands.add_parser("verify", parents=[debug, read], help="re-read every shard against the manifest")
     one.set_defaults(run=_verify)
 
-    one = commands.add_parser("stats", parents=[debug], help="contigs, bp, N and soft-mask share, splits, bytes per bp")
-    one.add_argument("uri")
+    one = commands.add_parser("stats", parents=[debug, read],
+                              help="contigs, bp, N and soft-mask share, splits, bytes per bp")
     one.add_argument("--json", action="store_true", help="as JSON")
+    one.add_argument("--picture", metavar="URI", help="where to write a PNG of it")
     one.set_defaults(run=_stats)
+
+    one = commands.add_parser("leakage", parents=[debug, read], help="what val and test share with train")
+    one.add_argument("--json", action="store_true", help="as JSON")
+    one.set_defaults(run=_leakage)
 
     one = commands.add_parser("export", parents=[debug], help="the sequence back out of the shards, as FASTA")
     one.add_argument("uri")
@@ -136,8 +191,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command line ``argv``."""
     args = _parser().parse_args(argv)
-    return exit_code(lambda: args.run(args), debug=args.debug,
-                     interrupted="what this command had written is removed")  # fmt: skip
+    return exit_code(lambda: args.run(args), debug=args.debug, resumable=True,
+                     interrupted="finished shards of a build stay, and the same command goes on from them")
 
 
 if __name__ == "__main__":

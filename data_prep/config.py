@@ -2,7 +2,7 @@
 
 import re
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, field_validator, model_validator
 
@@ -21,30 +21,51 @@ def _strings(value: Any) -> Any:
     return tuple(values)
 
 
-def _held_out(value: Any) -> Names | float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if not 0 <= value < 1:
-            raise ValueError("must be a fraction in [0, 1), or a list of contig names")
+Strings = Annotated[Names, BeforeValidator(_strings)]
+
+
+class BedSplit(Section):
+    """What is held out, as BED files (URIs). A fourth column that names an assembly limits its line to that one."""
+
+    bed: Strings
+
+    @field_validator("bed")
+    @classmethod
+    def _some(cls, bed: Names) -> Names:
+        if not bed:
+            raise ValueError("must name at least one BED file")
+        return bed
+
+
+HeldOut = Names | float | BedSplit
+
+
+def _held_out(value: Any) -> HeldOut:
+    if isinstance(value, BedSplit):
+        return value
+    if isinstance(value, dict) and value.keys() == {"bed"}:
+        return BedSplit.model_validate(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
         return float(value)
-    try:
-        return tuple(str(item) for item in _strings(value))
-    except ValueError:
-        raise ValueError("must be a fraction in [0, 1), or a list of contig names") from None
+    if isinstance(value, str | list | tuple):
+        return tuple(_strings(value))
+    raise ValueError("must be a fraction in [0, 1), a list of contig names, or {bed: URI}")
 
 
-def _plain(value: Names | float) -> list[str] | float:
+def _plain(value: HeldOut) -> Any:
+    if isinstance(value, BedSplit):
+        return value.model_dump(mode="json")
     return list(value) if isinstance(value, tuple) else value
 
 
-Strings = Annotated[Names, BeforeValidator(_strings)]
-HeldOut = Annotated[Names | float, PlainValidator(_held_out), PlainSerializer(_plain)]
+Part = Annotated[HeldOut, PlainValidator(_held_out), PlainSerializer(_plain)]
 
 
 class ReferenceConfig(Section):
     """One genome: its name in the dataset, where its FASTA lies, and what of it is used."""
 
     name: str
-    uri: Strings  # alternatives: the first that exists is used
+    uri: Strings  # FASTA (plain, gzip, bgzip) or .2bit; alternatives: the first that exists is used
     contigs: Strings | None = None  # names or globs; all by default
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
@@ -66,11 +87,14 @@ class ReferenceConfig(Section):
 
 
 class SplitConfig(Section):
-    """What is held out: contigs (names, globs, or ``assembly:glob``), or a seeded fraction of the blocks."""
+    """What is held out: contigs (names, globs, or ``assembly:glob``), a seeded fraction of the blocks, or BED files."""
 
-    val: HeldOut = 0.0
-    test: HeldOut = 0.0
+    val: Part = 0.0
+    test: Part = 0.0
     gap: int = Field(default=1024, ge=0)  # bp cut from train on either side of a held-out block
+    # What val and test share with train: reported in leakage.json, also dropped from val and test, or not looked for.
+    leakage: Literal["report", "drop", "off"] = "report"
+    min_bp: int = Field(default=1024, ge=1)  # with drop: shorter pieces of held-out blocks go too
 
     @model_validator(mode="after")
     def _disjoint(self) -> "SplitConfig":
@@ -89,8 +113,8 @@ class DataConfig(Section):
 
     references: tuple[ReferenceConfig, ...]
     output: str = Field(min_length=1)
-    block_bp: int = Field(default=65536, ge=1024, le=1 << 20, multiple_of=4)
-    shard_bp: int = Field(default=16 << 20, gt=0)
+    block_bp: int = Field(default=1 << 18, ge=1024, le=1 << 20, multiple_of=4)
+    shard_bp: int = Field(default=64 << 20, gt=0, le=1 << 28)  # a worker holds one shard's minimisers
     max_n_fraction: float = Field(default=0.5, ge=0, le=1)
     split: SplitConfig = SplitConfig()
     seed: int = 0

@@ -3,15 +3,21 @@
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
 
 from cluster import store
-from data_prep.config import HeldOut, Names
+from data_prep.config import Names
 from data_prep.shards import SPLITS
 
 Intervals = list[tuple[int, int]]  # 0-based half-open, sorted, disjoint, not touching
+Place = tuple[str, str]  # assembly, contig
+Zones = dict[Place, Intervals]
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,44 @@ def read_bed(uri: str) -> dict[str, Intervals]:
     Raises:
         ValueError: a line that is no interval, with its number.
     """
+    found: dict[str, Intervals] = {}
+    for contig, start, end, _ in _bed_lines(uri):
+        found.setdefault(contig, []).append((start, end))
+    return {contig: merge(intervals) for contig, intervals in found.items()}
+
+
+def read_zones(uris: Sequence[str], places: Iterable[Place], *, where: str) -> Zones:
+    """What the BED files at ``uris`` cover of ``places``: a line counts for every assembly that has its contig, or,
+    where its fourth column is the name of an assembly (as in the BED files that a build writes), for that one alone.
+
+    Raises:
+        ValueError: a line that is no interval, or a BED file that names no contig of ``places``.
+    """
+    by_contig: dict[str, list[Place]] = {}
+    for place in places:
+        by_contig.setdefault(place[1], []).append(place)
+    assemblies = {assembly for there in by_contig.values() for assembly, _ in there}
+    zones: Zones = {}
+    for uri in uris:
+        hit, names = False, set()
+        for contig, start, end, name in _bed_lines(uri):
+            names.add(contig)
+            for place in by_contig.get(contig, ()):
+                if name not in assemblies or name == place[0]:
+                    zones.setdefault(place, []).append((start, end))
+                    hit = True
+        if not hit:
+            raise ValueError(f"{where}: {uri} names no contig of the references (the BED has {_some(names)}; "
+                             f"they have {_some(by_contig)})")
+    return {place: merge(intervals) for place, intervals in zones.items()}
+
+
+def _bed_lines(uri: str) -> Iterator[tuple[str, int, int, str]]:
     data = store.read_bytes(uri)
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as fault:
         raise ValueError(f"{uri} is not a BED file: {fault}") from fault
-    found: dict[str, Intervals] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or line.startswith(("#", "track", "browser")):
@@ -50,8 +88,7 @@ def read_bed(uri: str) -> dict[str, Intervals]:
             raise ValueError(f"{uri}, line {number}: needs contig, start and end, not {line[:60]!r}") from None
         if not 0 <= start <= end:
             raise ValueError(f"{uri}, line {number}: [{start}, {end}) is no interval; BED counts from 0, half-open")
-        found.setdefault(contig, []).append((start, end))
-    return {contig: merge(intervals) for contig, intervals in found.items()}
+        yield contig, start, end, words[3] if len(words) > 3 else ""
 
 
 def bed_bytes(spans: Iterable[Span]) -> bytes:
@@ -117,38 +154,70 @@ def tile(assembly: str, contigs: Mapping[str, int], *, block_bp: int, include: S
     return spans
 
 
-def assign(spans: Sequence[Span], *, val: HeldOut, test: HeldOut, seed: int, gap: int) -> dict[str, list[Span]]:
-    """``spans`` by split. A list holds out whole contigs; a fraction, blocks drawn by sha256 of seed and place.
+def assign(spans: Sequence[Span], *, val: Names | float | Zones, test: Names | float | Zones, seed: int,
+           gap: int) -> dict[str, list[Span]]:
+    """``spans`` by split. Names hold out whole contigs; a fraction, blocks drawn by sha256 of seed and place; zones,
+    what lies in them (blocks are cut at their edges).
 
     No train base lies within ``gap`` of a held-out block of its contig: train blocks are cut there, or dropped.
 
     Raises:
-        ValueError: a pattern that matches no contig, or a contig held out twice.
+        ValueError: a pattern that matches no contig, or something held out twice.
     """
     places = {(span.assembly, span.contig) for span in spans}
     named = {split: _match(places, wanted, split) for split, wanted in (("val", val), ("test", test))}
     if both := sorted(named["val"] & named["test"]):
         raise ValueError(f"split: {_some(f'{a}:{c}' for a, c in both)} in both val and test")
+    val_zones, test_zones = (wanted if isinstance(wanted, dict) else {} for wanted in (val, test))
+    for place in sorted(val_zones.keys() & test_zones.keys()):
+        if twice := intersect(val_zones[place], test_zones[place]):
+            raise ValueError(f"split: {':'.join(place)}:{twice[0][0]}-{twice[0][1]} in both val and test")
     parts: dict[str, list[Span]] = {split: [] for split in SPLITS}
     val_share, test_share = (share if isinstance(share, float) else 0.0 for share in (val, test))
     for span in spans:
         place = (span.assembly, span.contig)
-        draw = _draw(seed, span)
-        if place in named["val"]:
-            parts["val"].append(span)
-        elif place in named["test"]:
-            parts["test"].append(span)
-        else:
-            parts["val" if draw < val_share else "test" if draw < val_share + test_share else "train"].append(span)
-    near: dict[tuple[str, str], Intervals] = {}
+        if place in named["val"] or place in named["test"]:
+            parts["val" if place in named["val"] else "test"].append(span)
+            continue
+        rest: Intervals = [(span.start, span.end)]
+        for split, zones in (("val", val_zones), ("test", test_zones)):
+            near = _around(zones.get(place, []), span)
+            parts[split] += _pieces(span, intersect(rest, near))
+            rest = subtract(rest, near)
+        draw = _draw(seed, span) if val_share or test_share else 1.0
+        split = "val" if draw < val_share else "test" if draw < val_share + test_share else "train"
+        parts[split] += _pieces(span, rest)
+    near_held_out: Zones = {}
     for span in parts["val"] + parts["test"]:
-        near.setdefault((span.assembly, span.contig), []).append((max(0, span.start - gap), span.end + gap))
-    zones = {place: merge(intervals) for place, intervals in near.items()}
+        place = (span.assembly, span.contig)
+        near_held_out.setdefault(place, []).append((max(0, span.start - gap), span.end + gap))
+    zones = {place: merge(intervals) for place, intervals in near_held_out.items()}
     parts["train"] = [
-        replace(span, start=start, end=end) for span in parts["train"]
-        for start, end in subtract([(span.start, span.end)], _around(zones.get((span.assembly, span.contig), []), span))
+        piece for span in parts["train"]
+        for piece in _pieces(span, subtract([(span.start, span.end)],
+                                            _around(zones.get((span.assembly, span.contig), []), span)))
     ]
     return parts
+
+
+def count_covered(spans: Sequence[Span], runs: Mapping[Place, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """int64: how many bases of each span lie in ``runs`` (per place int64 [r, 2], sorted and disjoint)."""
+    counts = np.zeros(len(spans), np.int64)
+    by_place: dict[Place, list[int]] = {}
+    for i, span in enumerate(spans):
+        by_place.setdefault((span.assembly, span.contig), []).append(i)
+    for place, indices in by_place.items():
+        if place in runs:
+            starts, ends = runs[place].T
+            total = np.concatenate([[0], np.cumsum(ends - starts)])
+
+            def below(at: np.ndarray[Any, Any], starts: Any = starts, ends: Any = ends, total: Any = total) -> Any:
+                before = np.searchsorted(starts, at, "right")  # runs that start at or before it; the last may stick out
+                return total[before] - np.maximum(0, ends[np.maximum(0, before - 1)] - at) * (before > 0)
+
+            edges = np.array([(spans[i].start, spans[i].end) for i in indices])
+            counts[indices] = below(edges[:, 1]) - below(edges[:, 0])
+    return counts
 
 
 def group(spans: Iterable[Span], *, shard_bp: int) -> list[list[Span]]:
@@ -165,7 +234,13 @@ def group(spans: Iterable[Span], *, shard_bp: int) -> list[list[Span]]:
 
 
 def _around(zones: Intervals, span: Span) -> Intervals:
-    return [zone for zone in zones if zone[0] < span.end and zone[1] > span.start]
+    """Those of ``zones`` that meet ``span``."""
+    first = bisect_right(zones, span.start, key=lambda zone: zone[1])
+    return zones[first : bisect_left(zones, span.end, key=lambda zone: zone[0])]
+
+
+def _pieces(span: Span, intervals: Intervals) -> list[Span]:
+    return [replace(span, start=start, end=end) for start, end in intervals]
 
 
 def _draw(seed: int, span: Span) -> float:
@@ -173,8 +248,8 @@ def _draw(seed: int, span: Span) -> float:
     return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big") / (1 << 56)
 
 
-def _match(places: set[tuple[str, str]], wanted: HeldOut, split: str) -> set[tuple[str, str]]:
-    found: set[tuple[str, str]] = set()
+def _match(places: set[Place], wanted: Names | float | Zones, split: str) -> set[Place]:
+    found: set[Place] = set()
     for pattern in wanted if isinstance(wanted, tuple) else ():
         hits = {(a, c) for a, c in places if fnmatchcase(c, pattern) or fnmatchcase(f"{a}:{c}", pattern)}
         if not hits:

@@ -8,7 +8,17 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from cluster import store
 from data_prep.alphabet import Codes, Mask
-from data_prep.shards import HEADER_EXT, MANIFEST, PAYLOAD_EXT, Block, FormatError, Manifest, unpack
+from data_prep.intervals import Span
+from data_prep.shards import (
+    HEADER_EXT,
+    MANIFEST,
+    PAYLOAD_EXT,
+    Block,
+    FormatError,
+    Manifest,
+    PackedBlock,
+    Shard,
+)
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -38,18 +48,38 @@ def samples(shard: IO[bytes], *, name: str) -> Iterator[tuple[bytes, bytes]]:
         raise FormatError(f"{name} is not a whole tar: {fault.args[0] if fault.args else fault}") from fault
 
 
+def packed_blocks(where: str, shard: Shard) -> Iterator[tuple[Block, PackedBlock]]:
+    """Every block of ``shard``, whose tar is at ``where``, checked but still packed.
+
+    Raises:
+        FormatError: not a whole tar, a damaged block, or more or fewer blocks than ``shard`` has.
+    """
+    count = 0
+    with store.open_read(where) as file:
+        for _, payload in samples(file, name=where):
+            if count < len(shard.blocks):
+                try:
+                    packed = PackedBlock(payload)
+                except FormatError as fault:
+                    raise FormatError(f"{where}, block {count}: {fault}; run verify") from fault
+                if packed.bases != shard.blocks[count].bp:
+                    raise FormatError(f"{where}, block {count}: {packed.bases} bases, the manifest says "
+                                      f"{shard.blocks[count].bp}; run verify")
+                yield shard.blocks[count], packed
+            count += 1
+    if count != len(shard.blocks):
+        raise FormatError(f"{where} holds {count} blocks, the manifest says {len(shard.blocks)}; run verify")
+
+
+def shard_codes(task: tuple[str, Shard]) -> Iterator[tuple[Span, Codes]]:
+    """Every block of a shard (the URI of its tar, its record) with its codes: a task's worth for a worker."""
+    where, shard = task
+    for block, packed in packed_blocks(where, shard):
+        yield Span(block.assembly, block.contig, block.start, block.end), packed.codes(0, packed.bases)
+
+
 def blocks(uri: str, manifest: Manifest, split: str) -> Iterator[tuple[Block, Codes, Mask]]:
     """Every block of ``split`` of the dataset at ``uri``, in the manifest's order, with its codes and soft mask."""
     for shard in manifest.shards[split]:
-        where = store.join(uri, shard.name)
-        with store.open_read(where) as file:
-            count = 0
-            for block, (_, payload) in zip(shard.blocks, samples(file, name=where), strict=False):
-                try:
-                    codes, soft_mask = unpack(payload)
-                except FormatError as fault:
-                    raise FormatError(f"{where}, block {count}: {fault}; run verify") from fault
-                count += 1
-                yield block, codes, soft_mask
-        if count != len(shard.blocks):
-            raise FormatError(f"{where} holds {count} blocks, the manifest says {len(shard.blocks)}; run verify")
+        for block, packed in packed_blocks(store.join(uri, shard.name), shard):
+            yield block, packed.codes(0, packed.bases), packed.soft_mask(0, packed.bases)

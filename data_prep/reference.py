@@ -1,45 +1,67 @@
-"""A reference genome, opened from any FASTA as it really comes. The only user of pyfaidx.
+"""A reference genome, opened from any FASTA or .2bit as it really comes. The only user of pyfaidx.
 
-A source is streamed once: its decompressed bytes are hashed and, unless it is a plain local file, kept as plain text in
-the cache directory (``DNA_CACHE``, else ``~/.cache/dna-distill``), with the index. Nothing is written beside a source.
+A source is streamed once: its bytes (of a FASTA, the decompressed ones) are hashed and, unless it is a plain local
+file, kept in the cache directory (``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index: nothing is written
+beside a source. Then every letter is looked at once, which finds bad ones before anything is built and tells where N
+stands.
 """
 
 import contextlib
 import fcntl
 import functools
-import gzip
 import hashlib
+import io
 import json
 import os
 import re
+import socket
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import numpy as np
 from pyfaidx import Faidx, FastaIndexingError
 
 from cluster import store
+from data_prep import fasta, twobit
+from data_prep.alphabet import N, encode
 
-_CHUNK = 1 << 22
-_WIDTH = 1 << 16  # line width of a rewritten copy
+_SCAN = 1 << 20  # letters looked at at once
 # A record's last letter and all that may follow it: the next header, or the end of the file.
 _GAP, _END = re.compile(rb"[^\r\n]\r?\n>[^\n]*\n"), re.compile(rb"[^\r\n](\r?\n)?")
-_TWOBIT = (b"\x1a\x41\x27\x43", b"\x43\x27\x41\x1a")
+_GZIP = b"\x1f\x8b"
+
+Runs = dict[str, np.ndarray[Any, np.dtype[np.int64]]]  # contig -> [r, 2], sorted 0-based half-open intervals
 
 
 @dataclass(frozen=True)
-class Reference:
-    """An indexed FASTA: plain text at ``path``, its .fai at ``index``, contigs in file order, empty ones left out."""
+class Handle:
+    """What a worker needs to read a reference: plain text or .2bit at ``path``, the text's .fai at ``index``."""
 
     uri: str
     path: str
-    index: str
+    index: str  # "" for .2bit
     sha256: str
+
+
+@dataclass(frozen=True)
+class Located:
+    """A handle, the contigs in file order (empty ones left out), and the source's version when it was read."""
+
+    handle: Handle
     contigs: dict[str, int]
     empty_records: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Reference(Located):
+    """A located reference whose every letter was looked at: where N (or an ambiguity letter) stands."""
+
+    n_runs: Runs
+    ambiguous_runs: Runs  # the part of n_runs that was an IUPAC ambiguity letter
 
 
 def cache_dir() -> Path:
@@ -47,72 +69,126 @@ def cache_dir() -> Path:
 
 
 def prepare(uri: str, *, cache: Path | None = None) -> Reference:
-    """The reference at ``uri`` (plain, gzip or bgzip FASTA, local or remote), indexed; from the cache if it is there.
+    """The reference at ``uri`` (FASTA: plain, gzip, bgzip; or .2bit; local or remote); from the cache if it is there.
 
     Raises:
-        ValueError: not a FASTA, truncated, a name twice, a record without a name: one sentence that names ``uri``.
-        StoreError: it cannot be read.
+        ValueError: not a FASTA, truncated, a name twice, a byte that is no letter: one sentence that names ``uri``.
+        StoreError: it cannot be read, or the cache cannot be written.
+    """
+    cache = cache or cache_dir()
+    located = locate(uri, cache=cache)
+    scan = cache / f"{located.handle.sha256}.scan.npz"
+    with _lock(cache / f"{located.handle.sha256}.lock"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return _with_runs(located, scan)
+        n_runs, ambiguous_runs = _scan(located)
+        file = io.BytesIO()
+        np.savez(file, n=_stacked(n_runs, located.contigs), ambiguous=_stacked(ambiguous_runs, located.contigs))
+        store.write_bytes(str(scan), file.getvalue())
+        return _with_runs(located, scan)
+
+
+def locate(uri: str, *, cache: Path | None = None) -> Located:
+    """The reference at ``uri``, readable by ``fetch`` on this machine; from the cache if it is there.
+
+    Raises:
+        ValueError, StoreError: as ``prepare``, but letters are not looked at.
     """
     uri, cache = store.absolute(uri), cache or cache_dir()
-    key = hashlib.sha256(f"{uri} {store.version(uri)}".encode()).hexdigest()[:32]
-    cache.mkdir(parents=True, exist_ok=True)
+    version = store.version(uri)
+    key = hashlib.sha256(f"{uri} {version}".encode()).hexdigest()[:32]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise store.StoreError(f"cannot use the cache folder {cache}: {fault.strerror}; set DNA_CACHE") from fault
     record = cache / f"{key}.json"
     with _lock(cache / f"{key}.lock"):  # the workers of a node wait for the first one instead of streaming it again
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            known = Reference(**json.loads(record.read_bytes()))
-            if Path(known.path).is_file() and Path(known.index).is_file():
-                return known
-        reference = _index(uri, cache)
-        store.write_bytes(str(record), json.dumps(asdict(reference)).encode())
-    return reference
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            known = json.loads(record.read_bytes())
+            located = Located(**known | {"handle": Handle(**known["handle"])})
+            if all(Path(path).is_file() for path in (located.handle.path, located.handle.index) if path):
+                return located
+        located = _index(uri, version, cache / key)
+        store.write_bytes(str(record), json.dumps(asdict(located)).encode())
+    return located
 
 
-def fetch(reference: Reference, contig: str, start: int, end: int) -> bytes:
-    """Letters [start, end) of ``contig``, as the source has them."""
-    length = reference.contigs[contig]
-    assert 0 <= start < end <= length, f"{contig}:{start}-{end} is not inside its {length} bp"
-    handle = _handle(reference.uri, reference.path, reference.index, reference.sha256)
-    letters: str = handle.fetch(contig, start + 1, end)
-    assert len(letters) == end - start, f"{reference.uri}: {contig}:{start}-{end} gave {len(letters)} letters"
-    return letters.encode()
+def fetch(handle: Handle, contig: str, start: int, end: int) -> bytes:
+    """Letters [start, end) of ``contig``, which must lie inside it, as the source has them."""
+    letters: bytes | str = _open(handle).fetch(contig, start, end) if end > start else b""
+    assert len(letters) == end - start, f"{handle.uri}: {contig}:{start}-{end} gave {len(letters)} letters"
+    return letters if isinstance(letters, bytes) else letters.encode()
+
+
+class _Fasta:
+    def __init__(self, handle: Handle) -> None:
+        self._faidx = Faidx(handle.path, indexname=handle.index, as_raw=True, build_index=False, rebuild=False)
+
+    def fetch(self, contig: str, start: int, end: int) -> str:
+        return str(self._faidx.fetch(contig, start + 1, end))
 
 
 @functools.lru_cache(maxsize=8)
-def _handle(uri: str, path: str, index: str, sha256: str) -> Faidx:
+def _open(handle: Handle) -> _Fasta | twobit.TwoBit:
     """One open file per process and reference: handles do not survive a fork, nor do two processes share an offset."""
-    if not (Path(path).is_file() and Path(index).is_file()):  # another node than the one that planned the build
-        here = prepare(uri)
-        if here.sha256 != sha256:
-            raise ValueError(f"{uri} differs between machines: sha256 {sha256[:12]} here, {here.sha256[:12]} there")
-        path, index = here.path, here.index
-    return Faidx(path, indexname=index, as_raw=True, build_index=False, rebuild=False)
+    if not all(Path(path).is_file() for path in (handle.path, handle.index) if path):  # another node planned the build
+        try:
+            here = locate(handle.uri).handle
+        except store.StoreError as fault:
+            raise store.StoreError(f"{fault} on host {socket.gethostname()}; every node must reach it") from fault
+        if here.sha256 != handle.sha256:
+            raise ValueError(f"{handle.uri} differs between machines: sha256 {handle.sha256[:12]} where the build was "
+                             f"planned, {here.sha256[:12]} on host {socket.gethostname()}")
+        handle = here
+    return _Fasta(handle) if handle.index else twobit.TwoBit(handle.path, uri=handle.uri)
 
 
-def _index(uri: str, cache: Path) -> Reference:
-    in_place = store.is_local(uri) and not _is_gzip(uri)
-    handle, temporary = tempfile.mkstemp(prefix=".stream.", dir=cache)
-    try:
-        with os.fdopen(handle, "wb") as target:
-            sha256, regular = _stream(uri, None if in_place else target)
-        if in_place:
-            path = str(store.local_path(uri))
-        else:
-            path = str(cache / f"{sha256}.fa")
-            os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    try:
-        if not regular:
-            raise FastaIndexingError("line ends differ or bytes are not ASCII")
-        return _read_index(uri, path, cache / f"{sha256}.fai", sha256)
-    except FastaIndexingError:  # uneven or blank lines: pyfaidx refuses them, a rewritten copy has none
-        rewritten = str(cache / f"{sha256}.even.fa")
-        with open(path, "rb") as source, store.publish(rewritten) as copy:
-            _rewrite(uri, source, copy)
-        return _read_index(uri, rewritten, cache / f"{sha256}.even.fai", sha256)
+def _index(uri: str, version: str, stem: Path) -> Located:
+    with store.open_read(uri) as file:
+        start = file.read(4)
+    if not start:
+        raise ValueError(f"{uri} is empty, not a FASTA")
+    if start in twobit.MAGIC:
+        return _index_twobit(uri, version, stem)
+    if store.is_local(uri) and not start.startswith(_GZIP):
+        digest, regular = hashlib.sha256(), fasta.Regularity()
+        for chunk in _text(uri):
+            digest.update(chunk)
+            regular.feed(chunk)
+        sha256, path = digest.hexdigest(), str(store.local_path(uri))
+        if regular:
+            with contextlib.suppress(FastaIndexingError):  # uneven or blank lines: pyfaidx refuses them
+                return _read_index(uri, path, Path(f"{stem}.fai"), sha256, version)
+    path = f"{stem}.fa"
+    digest = hashlib.sha256()
+    with store.publish(path) as target:
+        fasta.rewrite(_hashed(_text(uri), digest), target, uri=uri)
+    return _read_index(uri, path, Path(f"{path}.fai"), digest.hexdigest(), version)
 
 
-def _read_index(uri: str, path: str, index: Path, sha256: str) -> Reference:
+def _index_twobit(uri: str, version: str, stem: Path) -> Located:
+    digest = hashlib.sha256()
+    chunks = _hashed(store.chunks(uri), digest)
+    if store.is_local(uri):
+        path = str(store.local_path(uri))
+        for _ in chunks:
+            pass
+    else:
+        path = f"{stem}.2bit"
+        with store.publish(path) as target:
+            target.writelines(chunks)
+    lengths = twobit.TwoBit(path, uri=uri).contigs()
+    return _located(uri, Handle(uri, path, "", digest.hexdigest()), lengths, version)
+
+
+def _located(uri: str, handle: Handle, lengths: dict[str, int], version: str) -> Located:
+    contigs = {name: length for name, length in lengths.items() if length}
+    if not contigs:
+        raise ValueError(f"{uri}: no sequence in its {len(lengths)} record{'s' * (len(lengths) != 1)}")
+    return Located(handle, contigs, len(lengths) - len(contigs), version)
+
+
+def _read_index(uri: str, path: str, index: Path, sha256: str, version: str) -> Located:
     with tempfile.TemporaryDirectory(dir=index.parent) as folder:
         fresh = Path(folder) / "fai"  # pyfaidx writes in place; a rename shows other processes a whole index or none
         try:
@@ -127,10 +203,7 @@ def _read_index(uri: str, path: str, index: Path, sha256: str) -> Reference:
         _check_index(path, list(entries.values()))
         os.replace(fresh, index)
     lengths = {name: int(entry.rlen) for name, entry in entries.items()}
-    contigs = {name: length for name, length in lengths.items() if length}
-    if not contigs:
-        raise ValueError(f"{uri}: no sequence in its {len(lengths)} record{'s' * (len(lengths) != 1)}")
-    return Reference(uri, path, str(index), sha256, contigs, len(lengths) - len(contigs))
+    return _located(uri, Handle(uri, path, str(index), sha256), lengths, version)
 
 
 def _check_index(path: str, entries: list[Any]) -> None:
@@ -148,77 +221,73 @@ def _check_index(path: str, entries: list[Any]) -> None:
                 raise FastaIndexingError(f"lines are uneven before byte {end}")
 
 
-def _is_gzip(uri: str) -> bool:
-    with store.open_read(uri) as file:
-        return bool(file.read(2) == b"\x1f\x8b")
-
-
-def _stream(uri: str, target: IO[bytes] | None) -> tuple[str, bool]:
-    """sha256 of the decompressed bytes, copied to ``target``, and whether line ends are alike and all bytes ASCII."""
-    digest, feeds, returns, ascii_only, size = hashlib.sha256(), 0, 0, True, 0
-    compressed = _is_gzip(uri)
-    with store.open_read(uri) as raw:
-        source: Any = gzip.GzipFile(fileobj=raw) if compressed else raw
-        try:
-            while chunk := source.read(_CHUNK):
-                if not size:
-                    _check_start(uri, chunk)
-                size += len(chunk)
-                digest.update(chunk)
-                feeds, returns = feeds + chunk.count(b"\n"), returns + chunk.count(b"\r")
-                ascii_only = ascii_only and chunk.isascii()
-                if target:
-                    target.write(chunk)
-        except EOFError as fault:
-            raise ValueError(f"{uri}: the gzip stream ends early, after {size} bytes of text; get it again") from fault
-        except (gzip.BadGzipFile, zlib.error) as fault:
-            raise ValueError(f"{uri}: damaged gzip after {size} bytes of text ({fault}); get it again") from fault
-    if not size:
+def _text(uri: str) -> Iterator[bytes]:
+    """The decompressed text of the FASTA at ``uri`` in chunks; its first bytes must be those of one."""
+    chunks = store.chunks(uri)
+    first = next(chunks, b"")
+    text = fasta.gunzip(_chain(first, chunks), uri=uri) if first.startswith(_GZIP) else _chain(first, chunks)
+    start = next(text, b"")
+    if not start:
         raise ValueError(f"{uri} is empty, not a FASTA")
-    return digest.hexdigest(), ascii_only and returns in (0, feeds)
+    if not start.lstrip().startswith((b">", b";")):
+        raise ValueError(f"{uri} is not a FASTA: it starts with {start[:12]!r}, not with '>'")
+    yield start
+    yield from text
 
 
-def _check_start(uri: str, chunk: bytes) -> None:
-    if chunk.startswith(_TWOBIT):
-        raise ValueError(f"{uri} is a .2bit file, which is not read yet; convert it to FASTA (twoBitToFa)")
-    if not chunk.lstrip().startswith((b">", b";")):
-        raise ValueError(f"{uri} is not a FASTA: it starts with {chunk[:12]!r}, not with '>'")
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
 
 
-def _rewrite(uri: str, source: IO[bytes], target: IO[bytes]) -> None:
-    """The records of ``source`` with lines of one length: blank lines, uneven lines and odd line ends are gone."""
-    number = 0
-    for number, (header, letters) in enumerate(_records(source), 1):
-        words = header.split()
-        if not words:
-            raise ValueError(f"{uri}: record {number} has no name after its '>'")
-        name = words[0].decode(errors="replace")
-        if not name.isprintable() or "\ufffd" in name:
-            raise ValueError(f"{uri}: the name of record {number}, {words[0]!r}, is not readable text")
-        if not letters.isascii():
-            at = next(i for i, byte in enumerate(letters) if byte > 127)
-            byte = letters[at : at + 1]
-            raise ValueError(f"{uri}: contig {name}: byte {byte!r} at position {at} is no nucleotide letter")
-        target.write(b">" + words[0] + b"\n")
-        for i in range(0, len(letters), _WIDTH):
-            target.write(letters[i : i + _WIDTH] + b"\n")
-    if not number:
-        raise ValueError(f"{uri} is not a FASTA: no line starts with '>'")
+def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
 
 
-def _records(source: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    header: bytes | None = None
-    lines: list[bytes] = []
-    for raw in source:
-        for line in raw.splitlines():  # a lone carriage return ends a line too
-            if line.startswith(b">"):
-                if header is not None:
-                    yield header, b"".join(lines)
-                header, lines = line[1:], []
-            elif header is not None:  # before the first record stand comments only
-                lines.append(line.strip())
-    if header is not None:
-        yield header, b"".join(lines)
+def _scan(located: Located) -> tuple[Runs, Runs]:
+    n_runs: Runs = {}
+    ambiguous_runs: Runs = {}
+    for contig, bp in located.contigs.items():
+        n_parts, ambiguous_parts = [], []
+        for start in range(0, bp, _SCAN):
+            letters = fetch(located.handle, contig, start, min(start + _SCAN, bp))
+            try:
+                codes, _, ambiguous = encode(letters, origin=start)
+            except ValueError as fault:
+                raise ValueError(f"{located.handle.uri}: contig {contig}: {fault}") from fault
+            if codes.max() == N:
+                n_parts.append(_runs(codes == N) + start)
+            if ambiguous:
+                plain_n = np.isin(np.frombuffer(letters, np.uint8), np.frombuffer(b"Nn", np.uint8))
+                ambiguous_parts.append(_runs((codes == N) & ~plain_n) + start)
+        for parts, runs in ((n_parts, n_runs), (ambiguous_parts, ambiguous_runs)):
+            if parts:
+                runs[contig] = np.concatenate(parts)
+    return n_runs, ambiguous_runs
+
+
+def _runs(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
+
+
+def _stacked(runs: Runs, contigs: dict[str, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """[r, 3]: number of the contig, start, end."""
+    rows = [np.insert(runs[contig], 0, i, axis=1) for i, contig in enumerate(contigs) if contig in runs]
+    return np.concatenate([np.zeros((0, 3), np.int64), *rows])
+
+
+def _with_runs(located: Located, scan: Path) -> Reference:
+    names = list(located.contigs)
+    with np.load(scan, allow_pickle=False) as arrays:
+        parts = []
+        for key in ("n", "ambiguous"):
+            rows = arrays[key]
+            numbers, firsts = np.unique(rows[:, 0], return_index=True)
+            parts.append({names[i]: part[:, 1:] for i, part in zip(numbers, np.split(rows, firsts[1:]), strict=True)}
+                         if len(rows) else {})
+    return Reference(located.handle, located.contigs, located.empty_records, located.version, *parts)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 import hashlib
 import io
 import re
+from collections.abc import Callable
 
-from cluster import store
+from cluster import jobs, store
 from data_prep.intervals import Span, bed_bytes
 from data_prep.read import load_manifest, samples
 from data_prep.shards import SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
@@ -12,25 +13,41 @@ from data_prep.shards import SPLITS, BlockHeader, FormatError, Manifest, Shard, 
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
-def verify(uri: str) -> list[str]:
+def verify(uri: str, *, workers: int = 1, on_progress: Callable[[str, int, int], None] | None = None) -> list[str]:
     """The faults of the dataset at ``uri``, a sentence each that names the file; empty if it is what its manifest says.
+
+    Args:
+        workers: above 1, shards are read by as many Ray workers.
 
     Raises:
         StoreError, FormatError: there is no manifest to hold it against.
     """
     manifest = load_manifest(uri)
     there = set(store.list_files(uri))
+    shards = [shard for split in SPLITS for shard in manifest.shards[split]]
+    present = [shard for shard in shards if shard.name in there]
+    total, done = sum(block.bp for shard in present for block in shard.blocks), 0
+
+    def on_result(index: int, _: list[str]) -> None:
+        nonlocal done
+        done += sum(block.bp for block in present[index].blocks)
+        if on_progress:
+            on_progress("verify", done, total)
+
+    tasks = [(uri, manifest.format_version, shard) for shard in present]
+    found = dict(zip((shard.name for shard in present),
+                     jobs.run_here_or_there(_shard_faults, tasks, workers=workers, on_result=on_result), strict=True))
     faults = []
     for split in SPLITS:
         for shard in manifest.shards[split]:
-            faults += _shard_faults(uri, manifest, shard) if shard.name in there else [f"{shard.name} is missing"]
+            faults += found.get(shard.name, [f"{shard.name} is missing"])
         faults += _bed_faults(uri, manifest, split, there)
-    known = {shard.name for split in SPLITS for shard in manifest.shards[split]}
-    strays = (name for name in there - known if _SHARD_NAME.fullmatch(name))
+    strays = (name for name in there - {shard.name for shard in shards} if _SHARD_NAME.fullmatch(name))
     return faults + [f"{name} is not in the manifest; another build left it" for name in sorted(strays)]
 
 
-def _shard_faults(uri: str, manifest: Manifest, shard: Shard) -> list[str]:
+def _shard_faults(task: tuple[str, int, Shard]) -> list[str]:
+    uri, version, shard = task
     name = shard.name
     try:
         data = store.read_bytes(store.join(uri, name))
@@ -45,7 +62,7 @@ def _shard_faults(uri: str, manifest: Manifest, shard: Shard) -> list[str]:
     try:
         for header, payload in samples(io.BytesIO(data), name=name):
             if count < len(shard.blocks):
-                faults += _block_faults(manifest, shard, count, data, header, payload)
+                faults += _block_faults(version, shard, count, data, header, payload)
             count += 1
     except FormatError as fault:
         faults.append(str(fault))
@@ -54,12 +71,11 @@ def _shard_faults(uri: str, manifest: Manifest, shard: Shard) -> list[str]:
     return faults
 
 
-def _block_faults(manifest: Manifest, shard: Shard, index: int, data: bytes, header: bytes,
-                  payload: bytes) -> list[str]:
+def _block_faults(version: int, shard: Shard, index: int, data: bytes, header: bytes, payload: bytes) -> list[str]:
     block = shard.blocks[index]
     where = f"{shard.name}, block {index} ({block.assembly}:{block.contig}:{block.start}-{block.end})"
     faults = []
-    wanted = BlockHeader(manifest.format_version, block.assembly, block.contig, block.start, block.end).to_bytes()
+    wanted = BlockHeader(version, block.assembly, block.contig, block.start, block.end).to_bytes()
     if header != wanted:
         faults.append(f"{where}: its header says {header[:200]!r}, the manifest {wanted!r}")
     if data[block.offset : block.offset + block.size] != payload:

@@ -19,6 +19,7 @@ import pytest  # noqa: E402
 from cluster import jobs  # noqa: E402
 from data_prep.build import build  # noqa: E402
 from data_prep.config import DataConfig  # noqa: E402
+from tests import s3 as s3_service  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,10 +34,42 @@ def dna_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[int]:
-    """One local Ray of 2 CPUs for every test that needs one: each start costs seconds."""
-    with jobs.session(2) as workers:
-        yield workers
+def s3_proxy() -> Iterator[s3_service.Proxy]:
+    """The S3 service of these tests (DNA_TEST_S3, else moto) behind the proxy that injects faults."""
+    with s3_service.proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_proxy: s3_service.Proxy) -> Iterator[int]:
+    """One local Ray of 2 CPUs for every test that needs one: each start costs seconds. Its workers can reach ``s3``."""
+    with pytest.MonkeyPatch.context() as patch:
+        _reach(s3_proxy, patch)
+        with jobs.session(2) as workers:
+            patch.undo()
+            yield workers
+
+
+@pytest.fixture
+def s3(s3_proxy: s3_service.Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3_service.S3]:
+    """An empty bucket at ``s3.uri``, the environment to reach it, quick retries, and ``s3.fault(...)``."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_service.environment(s3_proxy).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "0.05")
+    with s3_service.bucket(s3_proxy) as bucket:
+        s3_proxy.clear()
+        yield bucket
+        s3_proxy.clear()
+
+
+def _reach(proxy: s3_service.Proxy, patch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        patch.delenv(name, raising=False)
+    for name, value in s3_service.environment(proxy).items():
+        patch.setenv(name, value)
+    patch.setenv("DNA_STORE_RETRY_SECONDS", "0.2")
 
 
 SMALL = {"one": "ACGTTGCAAC" * 700, "two/b": "acgtnNNNNN" * 300 + "ACGTR", "three": "GATTACA"}

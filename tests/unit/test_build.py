@@ -1,4 +1,4 @@
-"""data_prep.build: same input, same bytes; all of it or nothing."""
+"""data_prep.build: same input, same bytes; a manifest over all of it or none."""
 
 import gzip
 import json
@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster import store
 from configs import load
-from data_prep.build import Built, build
+from data_prep.build import BuildStoppedError, Built, build
 from data_prep.config import DataConfig
 from data_prep.export import export
 from data_prep.intervals import read_bed
@@ -30,7 +31,7 @@ def fasta(small: Path) -> str:
 
 def made(fasta: str, output: Path | str, **changes: Any) -> Built:
     values = {"references": [{"name": "toy", "uri": fasta}], "output": str(output), "block_bp": 1024,
-              "shard_bp": 3000, "max_n_fraction": 1, "split": {"val": ["two/b"]}}
+              "shard_bp": max(3000, changes.get("block_bp", 0)), "max_n_fraction": 1, "split": {"val": ["two/b"]}}
     return build(DataConfig.model_validate(values | changes))
 
 
@@ -49,7 +50,7 @@ def test_workers_place_and_gzip_change_no_byte(small: Path, fasta: str, tmp_path
         made(source, tmp_path / name, workers=workers)
         assert contents(tmp_path / name) == contents(small), name
     assert str(tmp_path).encode() not in contents(small)["manifest.json"]
-    assert len(contents(small)) == 3 + 1 + 2 + 3, "3 train shards by size, 2 val; a BED each; a manifest"
+    assert len(contents(small)) == 3 + 2 + 3 + 2, "3 train shards by size, 2 val; a BED each; leakage, manifest"
 
 
 def test_export_gives_back_every_letter(small: Path, small_letters: dict[str, str], tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_again_is_already_done_and_another_is_refused(small: Path, fasta: str, t
 def test_files_that_are_not_ours_stay(fasta: str, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "thesis.txt").touch()
-    with pytest.raises(ValueError, match=r"o is not empty and has no manifest.json .*; pass overwrite=true"):
+    with pytest.raises(ValueError, match=r"o is not empty and has no manifest.json \(other files.*pass overwrite"):
         made(fasta, tmp_path / "o")
     assert made(fasta, tmp_path / "o", overwrite=True).fresh
     assert (tmp_path / "o" / "thesis.txt").exists()
@@ -99,9 +100,10 @@ def test_files_that_are_not_ours_stay(fasta: str, tmp_path: Path) -> None:
 def test_uri_output(small: Path, fasta: str, tmp_path: Path) -> None:
     made(fasta, f"file://{tmp_path}/uri")
     assert contents(tmp_path / "uri") == contents(small)
-    with pytest.raises(ValueError, match="was written by a worker but is not seen from here"):
+    with pytest.raises(BuildStoppedError, match="was written by a worker but is not seen from here"):
         made(fasta, "memory://build")  # each process has a memory of its own
-    assert store.list_files("memory://build") == []
+    assert "manifest.json" not in store.list_files("memory://build")
+    store.remove("memory://build")
 
 
 def test_filters_and_n_share(fasta: str, tmp_path: Path) -> None:
@@ -131,25 +133,162 @@ def test_a_fault_of_the_input_leaves_nothing(
     assert not (tmp_path / "o").exists()
 
 
-def test_a_fault_of_the_output_takes_back_what_was_written(fasta: str, tmp_path: Path) -> None:
-    (tmp_path / "o" / "train-000002.tar").mkdir(parents=True)  # a rename onto a folder fails, after other shards
-    with pytest.raises(store.StoreError, match=r"cannot write .*/o/train-000002.tar: Is a directory"):
-        made(fasta, tmp_path / "o")
-    assert os.listdir(tmp_path / "o") == ["train-000002.tar"]
+def test_a_build_cut_short_goes_on(small: Path, fasta: str, tmp_path: Path) -> None:
+    """A folder in the way of shard 3 of 5 stops the build; without it the same command writes only what is missing."""
+    output = tmp_path / "o"
+    blocked = output / "train-000002.tar" / "x"
+    blocked.mkdir(parents=True)  # a rename onto a folder that is not empty fails
+    said = (r"cannot write .*/o/train-000002.tar: Is a directory; \d of 5 shards are done and stay, "
+            r"there is no manifest yet, and the same command goes on")
+    with pytest.raises(BuildStoppedError, match=said):
+        made(fasta, output)
+    assert "manifest.json" not in os.listdir(output)
+    (output / ".train-000001.tar.k1ll3d").write_bytes(b"what a killed worker leaves")
+    with pytest.raises(ValueError, match=r"holds an unfinished build of another dataset \(it differs in seed\); pass"):
+        made(fasta, output, seed=9)
+    blocked.rmdir()
+    blocked.parent.rmdir()
+    there = {name: os.stat(output / name).st_mtime_ns for name in os.listdir(output) if name.endswith(".tar")}
+    (output / "val-000000.tar").write_bytes((small / "val-000001.tar").read_bytes())  # whole, but of other blocks
+    built = made(fasta, output, workers=1)
+    assert built.fresh
+    assert contents(output) == contents(small)
+    kept = [name for name, time in there.items() if os.stat(output / name).st_mtime_ns == time]
+    assert built.found_shards == len(set(kept) - {"val-000000.tar"}) > 0
 
 
-def test_an_interrupt_takes_back_what_was_written(fasta: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "emptied"])
+def test_what_is_damaged_is_written_anew_and_nothing_else(
+        small: Path, fasta: str, tmp_path: Path, damage: str) -> None:
+    output = tmp_path / "o"
+    shutil.copytree(small, output)
+    shard = output / "train-000001.tar"
+    data = shard.read_bytes()
+    others = {name: os.stat(output / name).st_mtime_ns for name in os.listdir(output)
+              if name.endswith(".tar") and name != shard.name}
+    if damage == "missing":
+        shard.unlink()
+    else:
+        flipped = data[:700] + bytes([data[700] ^ 4]) + data[701:]
+        shard.write_bytes({"cut": data[:-600], "flipped": flipped, "emptied": b""}[damage])
+    assert verify(str(output)) != []
+    if damage == "flipped":  # of the right size: only verify reads it, and then the manifest or the shard must go
+        assert not made(fasta, output).fresh
+        (output / "manifest.json").unlink()
+    assert made(fasta, output).fresh
+    assert contents(output) == contents(small)
+    assert {name: os.stat(output / name).st_mtime_ns for name in others} == others
+
+
+def test_an_interrupt_keeps_what_is_finished(small: Path, fasta: str, tmp_path: Path) -> None:
+    seen: list[str] = []
+
     def interrupt(stage: str, done: int, total: int) -> None:
-        assert 0 < done <= total == 10_012
+        seen.append(stage)
+        assert 0 < done <= total
         if stage == "write" and done > 3000:
-            assert os.listdir(tmp_path / "o")
             raise KeyboardInterrupt
 
+    values = {"references": [{"name": "toy", "uri": fasta}], "output": f"{tmp_path}/o", "block_bp": 1024,
+              "shard_bp": 3000, "max_n_fraction": 1, "split": {"val": ["two/b"]}}
     with pytest.raises(KeyboardInterrupt):
+        build(DataConfig.model_validate(values), on_progress=interrupt)
+    assert "manifest.json" not in os.listdir(tmp_path / "o")
+    assert set(seen) == {"leakage", "write"}
+    built = build(DataConfig.model_validate(values))
+    assert built.found_shards >= 1
+    assert contents(tmp_path / "o") == contents(small)
+
+
+def test_a_source_that_changes_meanwhile_gets_no_manifest(fasta: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.fa"
+    shutil.copy(fasta, mine)
+
+    def touch(stage: str, done: int, total: int) -> None:
+        os.utime(mine, ns=(1, 1))
+
+    with pytest.raises(BuildStoppedError, match=r"mine.fa changed while it was read, so no manifest was written"):
+        build(DataConfig.model_validate({"references": [{"name": "toy", "uri": str(mine)}], "max_n_fraction": 1,
+                                         "output": str(tmp_path / "o")}), on_progress=touch)
+    assert "manifest.json" not in os.listdir(tmp_path / "o")
+
+
+def test_a_letter_that_changes_under_the_index_is_named(fasta: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.fa"
+    shutil.copy(fasta, mine)
+
+    def spoil(stage: str, done: int, total: int) -> None:
+        text = mine.read_bytes()
+        mine.write_bytes(text.replace(b"GATTACA", b"GATEACA"))
+
+    with pytest.raises((BuildStoppedError, ValueError), match=r"contig three: byte b'E' at position 3"):
         build(DataConfig.model_validate({
-            "references": [{"name": "toy", "uri": fasta}], "output": f"{tmp_path}/o", "block_bp": 1024,
-            "shard_bp": 3000, "max_n_fraction": 1}), on_progress=interrupt)
-    assert not (tmp_path / "o").exists()
+            "references": [{"name": "toy", "uri": str(mine)}], "max_n_fraction": 1, "block_bp": 1024, "shard_bp": 1024,
+            "output": str(tmp_path / "o"), "split": {"val": ["one"]}, "workers": 1}), on_progress=spoil)
+    assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+def test_several_assemblies_and_bed_splits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = {name: "".join("ACGT"[i] for i in rng.integers(0, 4, 9000)) for name in ("x", "y")}
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.fa").write_text(f">chr1\n{text[name]}\n>chr2\n{text[name][:3000][::-1]}\n")
+    (tmp_path / "val.bed").write_text("chr1\t2000\t4000\tx\nchr2\t0\t500\n")
+    (tmp_path / "test.bed").write_text("chr1\t8000\t9000\tgene7\n")
+    references = [{"name": name, "uri": str(tmp_path / f"{name}.fa")} for name in ("x", "y")]
+    split = {"val": {"bed": str(tmp_path / "val.bed")}, "test": {"bed": [str(tmp_path / "test.bed")]}, "gap": 100}
+    made("", tmp_path / "o", references=references, split=split)
+    manifest = load_manifest(str(tmp_path / "o"))
+    places = {split: [(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)] for split in SPLITS}
+    covered = {split: sum(end - start for *_, start, end in places[split]) for split in SPLITS}
+    assert covered["val"] == 2000 + 2 * 500, "a line with the name of an assembly counts for that one alone"
+    assert covered["test"] == 2 * 1000
+    assert covered["train"] == 2 * 12_000 - covered["val"] - covered["test"] - (2 * 100) - (2 * 100) - (2 * 100)
+    assert all(start >= 4100 or end <= 1900 for a, c, start, end in places["train"] if (a, c) == ("x", "chr1"))
+    assert verify(str(tmp_path / "o")) == []
+    assert str(tmp_path) not in json.dumps(manifest.split), "a BED counts by its content"
+    # The BED files that a build writes hold out the same again.
+    again = {split: {"bed": str(tmp_path / "o" / f"{split}.bed")} for split in ("val", "test")}
+    made("", tmp_path / "p", references=references, split=again | {"gap": 100})
+    manifest = load_manifest(str(tmp_path / "p"))
+    for name in SPLITS:
+        assert [(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(name)] == places[name]
+    (tmp_path / "test.bed").write_text("chr1\t3999\t4200\tx\n")
+    with pytest.raises(ValueError, match="split: x:chr1:3999-4000 in both val and test"):
+        made("", tmp_path / "q", references=references, split=split)
+    (tmp_path / "test.bed").write_text("chr9\t0\t9\n")
+    with pytest.raises(ValueError, match=r"split.test: .*bed names no contig of the references \(the BED has chr9"):
+        made("", tmp_path / "q", references=references, split=split)
+
+
+def test_what_leaks_is_reported_and_dropped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    train, val = ("".join("ACGT"[i] for i in rng.integers(0, 4, 20_000)) for _ in range(2))
+    pairs = str.maketrans("ACGT", "TGCA")
+    val = val[:5000] + train[3000:6000].translate(pairs)[::-1] + val[8000:]
+    (tmp_path / "g.fa").write_text(f">a\n{train}\n>b\n{val}\n")
+    whole = made(str(tmp_path / "g.fa"), tmp_path / "o", split={"val": ["b"]}, block_bp=8192)
+    assert whole.leakage
+    pair = whole.leakage.pairs[0]
+    assert (pair.of, pair.within, pair.bases) == ("val", "train", 20_000)
+    assert 3000 - 4 * 31 <= pair.shared_bases <= 3000, "the copy lies within blocks but for their edges"
+    assert json.loads((tmp_path / "o" / "leakage.json").read_bytes())["pairs"][0]["shared_bases"] == pair.shared_bases
+    drop = {"val": ["b"], "leakage": "drop", "min_bp": 500}
+    dropped = made(str(tmp_path / "g.fa"), tmp_path / "p", split=drop, block_bp=8192)
+    (stretch,) = whole.leakage.stretches["val"]
+    assert 0 < 8192 - stretch.end < 500, "what is left of its block is too short to stay"
+    assert dropped.dropped_bp == 8192 - stretch.start
+    assert load_manifest(str(tmp_path / "p")).bp("val") == 20_000 - dropped.dropped_bp
+    left = made(str(tmp_path / "g.fa"), tmp_path / "q", split={
+        "val": {"bed": str(tmp_path / "p" / "val.bed")}, "test": 0, "gap": 0}, block_bp=8192)
+    assert left.leakage
+    assert left.leakage.pairs[0].shared_bases == 0
+    assert not made(str(tmp_path / "g.fa"), tmp_path / "p", split=drop, block_bp=8192).fresh
+    with pytest.raises(ValueError, match=r"p holds another dataset \(it differs in split\)"):
+        made(str(tmp_path / "g.fa"), tmp_path / "p", split={"val": ["b"]}, block_bp=8192)
+    off = made(str(tmp_path / "g.fa"), tmp_path / "r", split={"val": ["b"], "leakage": "off"}, block_bp=8192)
+    assert off.leakage is None
+    assert contents(tmp_path / "r") == {n: c for n, c in contents(tmp_path / "o").items() if n != "leakage.json"}
 
 
 def test_credentials_of_a_uri_reach_no_file(fasta: str, tmp_path: Path) -> None:

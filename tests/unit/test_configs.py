@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from configs import ConfigError, Section, dump, flatten, load
-from data_prep.config import DataConfig
+from data_prep.config import BedSplit, DataConfig
 
 
 class Inner(Section):
@@ -67,6 +67,14 @@ def test_what_cannot_be_read(tmp_path: Path, content: str | None, overrides: lis
     assert str(file) in str(fault.value) or overrides
 
 
+def test_an_override_may_put_a_mapping_in_the_place_of_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("references: [{name: a, uri: a.fa}]\noutput: o\nsplit: {val: [IV], gap: 5}\n")
+    config = load(DataConfig, file, ["split.val={bed: v.bed}"])
+    assert config.split.val == BedSplit(bed=("v.bed",))
+    assert load(DataConfig, file, ["split={test: 0.1}"]).split.gap == 5, "a mapping is merged into a mapping"
+
+
 def test_dump_hides_credentials_and_flatten_gives_dotted_keys() -> None:
     values = dump(Model(name="postgresql://me:secret@host/db"))
     assert flatten(values) == {"name": "postgresql://***@host/db", "train.steps": 1}
@@ -78,9 +86,11 @@ def data(**changes: object) -> DataConfig:
 
 def test_data_config_defaults_and_short_forms() -> None:
     config = data(split={"val": "IV"})
-    assert (config.block_bp, config.split.val, config.split.test) == (65536, ("IV",), 0.0)
+    assert (config.block_bp, config.split.val, config.split.test) == (262_144, ("IV",), 0.0)
     assert config.references[0].uri == ("a.fa",)
-    assert dump(config)["split"] == {"val": ["IV"], "test": 0.0, "gap": 1024}
+    assert dump(config)["split"] == {"val": ["IV"], "test": 0.0, "gap": 1024, "leakage": "report", "min_bp": 1024}
+    assert data(split={"val": {"bed": "v.bed"}}).split.val == BedSplit(bed=("v.bed",))
+    assert dump(data(split={"val": {"bed": "v.bed"}}))["split"]["val"] == {"bed": ["v.bed"]}
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -92,12 +102,17 @@ def test_data_config_defaults_and_short_forms() -> None:
     ({"references": [{"name": "a", "uri": "x", "weight": 0}]}, "greater than 0"),
     ({"block_bp": 1026}, "multiple of 4"),
     ({"block_bp": 512}, "greater than or equal to 1024"),
-    ({"shard_bp": 4096}, "shard_bp 4096 is less than block_bp 65536"),
+    ({"shard_bp": 4096}, "shard_bp 4096 is less than block_bp 262144"),
     ({"max_n_fraction": 1.1}, "less than or equal to 1"),
     ({"split": {"val": 0.6, "test": 0.4}}, "val 0.6 and test 0.4 leave nothing to train on"),
     ({"split": {"val": ["I", "II"], "test": ["II"]}}, "contigs in both val and test: II"),
     ({"split": {"val": 1}}, r"a fraction in \[0, 1\)"),
     ({"split": {"val": True}}, r"a fraction in \[0, 1\)"),
+    ({"split": {"val": {"bed": []}}}, "at least one BED file"),
+    ({"split": {"val": {"bed": 3}}}, "a string or a list of strings"),
+    ({"split": {"val": {"bed": "x", "gap": 3}}}, r"a fraction in \[0, 1\), a list of contig names, or \{bed: URI\}"),
+    ({"split": {"leakage": "maybe"}}, "'report', 'drop' or 'off'"),
+    ({"shard_bp": 1 << 29}, "less than or equal to 268435456"),
     ({"workers": 0}, "greater than or equal to 1"),
     ({"output": ""}, "at least 1 character"),
 ])

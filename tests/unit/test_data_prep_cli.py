@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.__main__ import main
+from data_prep.__main__ import Progress, main
 
 ROOT = Path(__file__).resolve().parents[2]
 YEAST = str(ROOT / "configs" / "data" / "yeast.yaml")
@@ -48,7 +48,34 @@ def test_build_twice_verify_stats_export(config: str, tmp_path: Path, capsys: py
     assert capsys.readouterr().out == f"{tmp_path}/y.fa: 7,007 bp\n"
     (tmp_path / "out" / "train-000000.tar").unlink()
     assert main(["verify", out]) == 1
-    assert capsys.readouterr().out == f"train-000000.tar is missing\n{out}: 1 fault\n"
+    advice = "remove what is damaged and build again, which writes only that"
+    assert capsys.readouterr().out == f"train-000000.tar is missing\n{out}: 1 fault; {advice}\n"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_leakage_and_picture(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leakage", str(small)]) == 0
+    assert capsys.readouterr().out.startswith("val: 0 of 1,204 bp (0.00%) also stand in train\n")
+    assert main(["leakage", str(small), "--json", "--workers", "2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    written = json.loads((small / "leakage.json").read_bytes())
+    assert report == written, "from the shards as from the references"
+    assert main(["stats", str(small), "--picture", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("data_prep.__main__.time.monotonic", lambda: now[0])
+    progress = Progress()
+    for seconds, done in ((0, 1), (30, 100_000_000), (61, 200_000_000), (90, 300_000_000), (125, 600_000_000)):
+        now[0] = 1000 + seconds
+        progress("write", done, 1_000_000_000)
+    progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "write: 200,000,000 of 1,000,000,000 bp, 3.3 Mbp/s, 04:04 left",
+        "write: 600,000,000 of 1,000,000,000 bp, 4.8 Mbp/s, 01:23 left",
+    ]
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
@@ -63,6 +90,11 @@ def test_build_twice_verify_stats_export(config: str, tmp_path: Path, capsys: py
     (["verify", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
     (["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"], 1, "it has no manifest.json"),
     (["synth", "--output", "x", "--bp", "10"], 1, "at least 100,000 bp, not 10"),
+    (["leakage", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
+    (["build", "--config", YEAST, "split.val={bad: x}"], 2, "split.val: must be a fraction in [0, 1), a list of contig "
+                                                             "names, or {bed: URI}"),
+    (["build", "--config", YEAST, "split.leakage=maybe"], 2, "input should be 'report', 'drop' or 'off'"),
+    (["build", "--config", YEAST, "split.val=1.5"], 2, "split.val: must be a fraction in [0, 1), a list of contig"),
 ])
 def test_a_mistake_is_one_sentence(arguments: list[str], code: int, message: str, tmp_path: Path,
                                    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,12 +119,13 @@ def test_debug_shows_the_fault_itself() -> None:
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(uri: str) -> list[str]:
+    def interrupt(uri: str, **_: object) -> list[str]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("data_prep.__main__.verify", interrupt)
-    assert main(["verify", "x"]) == 130
-    assert capsys.readouterr().err == "error: interrupted; what this command had written is removed\n"
+    assert main(["verify", "x", "--workers", "1"]) == 130
+    assert capsys.readouterr().err == (
+        "error: interrupted; finished shards of a build stay, and the same command goes on from them\n")
 
 
 def test_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ["configs", "cluster", "data_prep", "trainer"]
 ONLY_IN = {
     "ray": {"cluster/jobs.py"}, "fsspec": {"cluster/store.py"}, "pyfaidx": {"data_prep/reference.py"},
+    "py2bit": {"data_prep/twobit.py"},
     "webdataset": {"data_prep/write.py", "data_prep/read.py"}, "deepspeed": {"trainer/engine.py"},
     "mlflow": {"trainer/track.py"},
 }

@@ -1,5 +1,8 @@
 """Exit codes and the one sentence of a failed command."""
 
+import os
+import signal
+
 import pytest
 
 from cluster import process
@@ -15,12 +18,22 @@ def failing(fault: BaseException) -> int:
     (ValueError("no such thing"), 1, "error: no such thing\n"),
     (OSError("s3://u:p@host/x is gone"), 1, "error: s3://***@host/x is gone\n"),
     (KeyboardInterrupt(), 130, "error: interrupted; nothing is left\n"),
+    (process.Preempted(), 75, "error: told to stop; nothing is left\n"),
 ])  # fmt: skip
 def test_faults_become_one_sentence_and_their_code(
     capsys: pytest.CaptureFixture[str], fault: BaseException, code: int, said: str
 ) -> None:
     assert process.exit_code(lambda: failing(fault), interrupted="nothing is left") == code
     assert capsys.readouterr().err == said
+
+
+def test_sigterm_is_heard_where_the_work_can_be_taken_up_again(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code = process.exit_code(lambda: os.kill(os.getpid(), signal.SIGTERM), resumable=True, interrupted="go on")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (code, capsys.readouterr().err) == (75, "error: told to stop; go on\n")
 
 
 def test_debug_shows_the_traceback_and_bugs_are_never_hidden() -> None:

@@ -1,13 +1,27 @@
-"""data_prep.reference: FASTA as it really comes; each mess is read right or refused in one sentence."""
+"""data_prep.reference: FASTA and .2bit as they really come; each mess is read right or refused in one sentence."""
 
 import gzip
+import hashlib
+import http.server
 import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cluster.store import StoreError
-from data_prep.reference import Reference, fetch, prepare
+from data_prep import fasta
+from data_prep.alphabet import encode
+from data_prep.reference import Reference, fetch, locate, prepare
 
 WELL_FORMED = b">a desc\nACGT\nAC\n>b\nGg\n"
 
@@ -18,9 +32,10 @@ def opened(folder: Path, content: bytes, name: str = "x.fa") -> Reference:
 
 
 def letters(reference: Reference) -> dict[str, bytes]:
-    whole = {contig: fetch(reference, contig, 0, bp) for contig, bp in reference.contigs.items()}
+    handle = reference.handle
+    whole = {contig: fetch(handle, contig, 0, bp) for contig, bp in reference.contigs.items()}
     for contig, text in whole.items():  # every base on its own too: an index that is a little off shows there
-        assert b"".join(fetch(reference, contig, i, i + 1) for i in range(len(text))) == text
+        assert b"".join(fetch(handle, contig, i, i + 1) for i in range(len(text))) == text
     return whole
 
 
@@ -34,13 +49,16 @@ def letters(reference: Reference) -> dict[str, bytes]:
     (b"\n\n>a\nAC\nACGT\n\n>b\nGg", False),
     (b">a\nACGT\r\nAC\n>b\nGg\n", False),
     (gzip.compress(WELL_FORMED), False),
-    (gzip.compress(WELL_FORMED[:17]) + gzip.compress(WELL_FORMED[17:]), False),  # members, as bgzip writes them
-], ids=["plain", "crlf", "no-final-newline", "comment", "cr", "blank", "uneven", "mixed-ends", "gzip", "members"])
+    (gzip.compress(WELL_FORMED[:17]) + gzip.compress(WELL_FORMED[17:]) + b"\0" * 9, False),
+    (b">a\nAC GT\t\nAC\n>b\nGg\n", False),
+    (b">a x\ty\nACGT\nAC\n>b z\nGg\n", True),
+], ids=["plain", "crlf", "no-final-newline", "comment", "cr", "blank", "uneven", "mixed-ends", "gzip", "members",
+        "white-space", "white-space-in-names"])
 def test_messes_that_are_read(tmp_path: Path, content: bytes, in_place: bool) -> None:
     reference = opened(tmp_path, content)
     expected = {"a": b"ACGTAC", "b": b"Gg"} if b"AC\nACGT" not in content else {"a": b"ACACGT", "b": b"Gg"}
     assert letters(reference) == expected
-    assert (reference.path == str(tmp_path / "x.fa")) == in_place
+    assert (reference.handle.path == str(tmp_path / "x.fa")) == in_place
     assert sorted(os.listdir(tmp_path)) == ["cache", "x.fa"], "nothing may be written beside a source"
 
 
@@ -54,7 +72,7 @@ def test_a_longer_last_line_which_pyfaidx_would_misread(tmp_path: Path, content:
 def test_same_text_same_digest_however_it_is_packed(tmp_path: Path) -> None:
     plain = opened(tmp_path, WELL_FORMED)
     packed = opened(tmp_path, gzip.compress(WELL_FORMED), "y.fa.gz")
-    assert plain.sha256 == packed.sha256
+    assert plain.handle.sha256 == packed.handle.sha256
     assert list(plain.contigs.items()) == [("a", 6), ("b", 2)]
 
 
@@ -76,17 +94,20 @@ TEXT = b">a\n" + b"ACGT" * 5000 + b"\n"
     (b">a 1\nAC\n>b\nG\n>a 2\nGG\n", 'contig name "a" stands there twice'),
     (b">a\nAC\n>\nAC\n", "record 2 has no name after its '>'"),
     (">a\nAC\u00e9GT\n".encode(), r"contig a: byte b'\\xc3' at position 2 is no nucleotide letter"),
+    (b">a\nACGT\nAC>GT\n", "contig a: byte b'>' at position 6 is no nucleotide letter"),
+    (b">a\n" + b"ACGT" * 500 + b"\n>b\nACEG\n", "contig b: byte b'E' at position 2 is no nucleotide letter"),
+    (gzip.compress(b">" + b"x" * 70_000), "is not a FASTA: a header line is longer than 65536 bytes"),
     (b">a\xff\nAC\n", "the name of record 1, .* is not readable text"),
     (gzip.compress(TEXT)[:-12], "the gzip stream ends early, after .* bytes of text"),
     (gzip.compress(TEXT)[:-8] + b"\0" * 8, "damaged gzip after .* bytes of text"),
-    (b"\x43\x27\x41\x1a" + b"\0" * 12, r"is a .2bit file, which is not read yet; convert it to FASTA"),
+    (b"\x43\x27\x41\x1a" + b"\0" * 12, r"damaged .2bit file \(.*\); get it again"),
 ])
 def test_messes_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message) as fault:
         opened(tmp_path, content)
     assert str(tmp_path / "x.fa") in str(fault.value)
     assert "\n" not in str(fault.value)
-    assert not [name for name in os.listdir(tmp_path / "cache") if name.endswith(".json")]
+    assert not [name for name in os.listdir(tmp_path / "cache") if name.endswith(".npz")]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -96,25 +117,180 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_the_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:
     first = opened(tmp_path, gzip.compress(WELL_FORMED))
-    written = os.stat(first.path).st_mtime_ns
-    assert prepare(first.uri, cache=tmp_path / "cache") == first
-    assert os.stat(first.path).st_mtime_ns == written, "streamed twice"
+    written = os.stat(first.handle.path).st_mtime_ns
+    assert prepare(first.handle.uri, cache=tmp_path / "cache") == first
+    assert os.stat(first.handle.path).st_mtime_ns == written, "streamed twice"
     second = opened(tmp_path, gzip.compress(b">a\nTTT\n"))
     assert letters(second) == {"a": b"TTT"}
 
 
-def test_a_remote_source_and_a_worker_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "r.fa").write_bytes(WELL_FORMED)
-    there = prepare(f"file://{tmp_path}/r.fa", cache=tmp_path / "there")
-    elsewhere = Reference(there.uri, "/no/such/r.fa", "/no/such/r.fai", there.sha256, there.contigs, 0)
+def test_a_worker_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = opened(tmp_path, gzip.compress(WELL_FORMED))
+    elsewhere = replace(there, handle=replace(there.handle, path="/no/such/r.fa", index="/no/such/r.fai"))
     monkeypatch.setenv("DNA_CACHE", str(tmp_path / "here"))
     assert letters(elsewhere) == letters(there)
-    changed = Reference(there.uri, "/no/such/r.fa", "/no/such/other.fai", "0" * 64, there.contigs, 0)
-    with pytest.raises(ValueError, match="differs between machines: sha256 000000000000 here"):
+    changed = replace(elsewhere.handle, sha256="0" * 64, path="/no/such/other.fa")
+    host = socket.gethostname()
+    with pytest.raises(ValueError, match=f"differs between machines: sha256 000000000000 where .* on host {host}"):
         fetch(changed, "a", 0, 1)
+    lost = replace(changed, uri=str(tmp_path / "lost.fa"))
+    with pytest.raises(StoreError, match=f"lost.fa: no such file.* on host {host}; every node must reach it"):
+        fetch(lost, "a", 0, 1)
+
+
+def test_where_n_and_ambiguity_letters_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.reference._SCAN", 7)
+    text = b"ACNNNNNNNNNRYGTnnACGk"
+    reference = opened(tmp_path, b">a\n" + text + b"\n>b\nACGT\n>c\nN\n")
+    for runs, where in ((reference.n_runs, b"NnRYk"), (reference.ambiguous_runs, b"RYk")):
+        covered = [i for start, end in runs["a"].tolist() for i in range(start, end)]
+        assert covered == [i for i, letter in enumerate(text) if letter in where]
+        assert "b" not in runs
+    assert reference.n_runs["c"].tolist() == [[0, 1]]
+    again = prepare(reference.handle.uri, cache=tmp_path / "cache")
+    assert {c: runs.tolist() for c, runs in again.n_runs.items()} == {
+        c: runs.tolist() for c, runs in reference.n_runs.items()}
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+    first = opened(tmp_path, gzip.compress(WELL_FORMED))
+    for path in (tmp_path / "cache").iterdir():
+        if path.suffix in {".json", ".npz"}:
+            path.write_bytes(b"not what it was")
+    assert letters(prepare(first.handle.uri, cache=tmp_path / "cache")) == letters(first)
+    Path(first.handle.path).unlink()
+    assert letters(prepare(first.handle.uri, cache=tmp_path / "cache"))["a"] == b"ACGTAC"
+
+
+def test_a_cache_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "x.fa").write_bytes(WELL_FORMED)
+    with pytest.raises(StoreError, match=r"cannot use the cache folder .*/file/x: Not a directory; set DNA_CACHE"):
+        locate(str(tmp_path / "x.fa"), cache=tmp_path / "file" / "x")
+
+
+def test_one_long_line_is_not_held_in_memory(tmp_path: Path) -> None:
+    """A chromosome on one line of 9 MB: read right, and from a copy with short lines."""
+    rng = np.random.default_rng(0)
+    text = np.frombuffer(b"ACGTacgt", np.uint8)[rng.integers(0, 8, 9 << 20)].tobytes()
+    reference = opened(tmp_path, b">long\n" + text + b"\n>short\nAC\n")
+    assert reference.handle.path != str(tmp_path / "x.fa")
+    assert fetch(reference.handle, "long", 0, len(text)) == text
+    assert max(map(len, Path(reference.handle.path).read_bytes().split(b"\n"))) <= fasta.WIDTH
+    assert fetch(reference.handle, "short", 0, 2) == b"AC"
+
+
+def bgzip(data: bytes) -> bytes:
+    """As the bgzip program writes it (SAM specification, 4.1): members of at most 64 KiB with their size, then EOF."""
+    out = b""
+    for start in range(0, len(data), 60_000):
+        raw = gzip.compress(data[start : start + 60_000])[10:-8]
+        crc_and_size = gzip.compress(data[start : start + 60_000])[-8:]
+        head = b"\x1f\x8b\x08\x04" + b"\0" * 4 + b"\0\xff\x06\0BC\x02\0" + struct.pack("<H", len(raw) + 25)
+        out += head + raw + crc_and_size
+    return out + bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+
+
+def test_bgzip(tmp_path: Path) -> None:
+    text = b">a\n" + b"ACGTTGCA\n" * 30_000
+    reference = opened(tmp_path, bgzip(text), "x.fa.gz")
+    assert fetch(reference.handle, "a", 0, 240_000) == b"ACGTTGCA" * 30_000
+    with pytest.raises(ValueError, match="the gzip stream ends early"):
+        opened(tmp_path, bgzip(text)[:-40], "y.fa.gz")
+
+
+def twobit(sequences: dict[str, bytes]) -> bytes:
+    """A .2bit file as the format's description at UCSC has it: T 0, C 1, A 2, G 3, first base in the high bits."""
+    def runs(mask: np.ndarray) -> bytes:
+        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
+        return struct.pack(f"<I{2 * len(edges)}I", len(edges), *edges[:, 0], *(edges[:, 1] - edges[:, 0]))
+
+    index, records = b"", b""
+    at = 16 + sum(1 + len(name) + 4 for name in sequences)
+    for name, letters in sequences.items():
+        raw = np.frombuffer(letters, np.uint8)
+        upper = np.frombuffer(letters.upper(), np.uint8)
+        values = np.zeros(-(-len(raw) // 4) * 4, np.uint8)
+        for value, letter in enumerate(b"TCAG"):
+            values[: len(raw)][upper == letter] = value
+        quads = values.reshape(-1, 4)
+        packed = (quads[:, 0] << 6 | quads[:, 1] << 4 | quads[:, 2] << 2 | quads[:, 3]).astype(np.uint8).tobytes()
+        record = struct.pack("<I", len(raw)) + runs(upper == ord("N")) + runs(raw >= ord("a")) + b"\0" * 4 + packed
+        index += bytes([len(name)]) + name.encode() + struct.pack("<I", at + len(records))
+        records += record
+    return struct.pack("<4I", 0x1A412743, 0, len(sequences), 0) + index + records
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text("ACGTNacgtn", min_size=1, max_size=80).map(str.encode), min_size=1, max_size=4))
+def test_twobit_is_read_as_it_was_written(tmp_path: Path, texts: list[bytes]) -> None:
+    sequences = {f"c{i}": text.replace(b"n", b"N") for i, text in enumerate(texts)}  # py2bit shows N in upper case
+    reference = opened(tmp_path, twobit(sequences), "x.2bit")
+    assert letters(reference) == sequences
+    assert reference.handle.path == str(tmp_path / "x.2bit")
+
+
+def test_a_twobit_cut_short(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x.2bit: .*; get it again"):
+        opened(tmp_path, twobit({"a": b"ACGT" * 100, "b": b"ACGT" * 100})[:-150], "x.2bit")
+
+
+def test_twobit_of_ucsc(dna_data: Path, tmp_path: Path) -> None:
+    reference = prepare(str(dna_data / "genomes" / "toga_hg38.micro_sample.2bit"), cache=tmp_path)
+    assert reference.contigs == {"chr9": 540_549}
+    text = fetch(reference.handle, "chr9", 0, 540_549)
+    assert sum(letter >= ord("a") for letter in text) == 301_799, "as the file's own header counts it"
+    assert reference.n_runs == {}
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("x.fa", WELL_FORMED), ("x.fa.gz", gzip.compress(WELL_FORMED)), ("x.2bit", twobit({"a": b"ACGTAC", "b": b"Gg"})),
+])
+def test_over_http(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with serving(tmp_path) as url:
+        reference = prepare(f"{url}/{name}", cache=tmp_path / "cache")
+        with pytest.raises(StoreError, match=f"{url}/none.fa"):
+            prepare(f"{url}/none.fa", cache=tmp_path / "cache")
+    assert letters(reference) == {"a": b"ACGTAC", "b": b"Gg"}
 
 
 def test_outside_a_contig_is_an_error_of_ours(tmp_path: Path) -> None:
     reference = opened(tmp_path, WELL_FORMED)
-    with pytest.raises(AssertionError, match="a:5-7 is not inside its 6 bp"):
-        fetch(reference, "a", 5, 7)
+    with pytest.raises(AssertionError, match="a:5-7 gave 1 letters"):
+        fetch(reference.handle, "a", 5, 7)
+
+
+def test_real_genomes_are_read_to_the_letter(dna_data: Path, tmp_path: Path) -> None:
+    """Every FASTA of the real data: digest, contigs, letters and runs of N against a plain reading of the text."""
+    files = sorted((dna_data / "genomes").glob("*.gz"))
+    assert len(files) > 10
+    for file in files:
+        text = gzip.decompress(file.read_bytes())
+        reference = prepare(str(file), cache=tmp_path / "cache")
+        assert reference.handle.sha256 == hashlib.sha256(text).hexdigest()
+        records = {head.split()[0].decode(): body.replace(b"\n", b"").replace(b"\r", b"") for head, body in (
+            record.split(b"\n", 1) for record in text.split(b">")[1:])}
+        assert reference.contigs == {name: len(body) for name, body in records.items() if body}
+        for name, body in records.items():
+            assert fetch(reference.handle, name, 0, len(body)) == body
+            is_n = np.zeros(len(body), np.bool_)
+            for start, end in reference.n_runs.get(name, np.zeros((0, 2), np.int64)).tolist():
+                is_n[start:end] = True
+            assert np.array_equal(is_n, encode(body)[0] == 4)

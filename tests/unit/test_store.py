@@ -1,11 +1,20 @@
-"""cluster.store: the same contract on every filesystem."""
+"""cluster.store and cluster.retry: the same contract on every filesystem. What S3 and the web do is in tests/faults."""
 
+import errno
+import os
+import pickle
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cluster import store
+from cluster import retry, store
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -90,3 +99,168 @@ def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.absolute("memory://a") == "memory://a"
     with pytest.raises(ValueError, match="memory://a is not a local path"):
         store.local_path("memory://a")
+
+
+def test_sizes_are_of_every_file_below(base: str) -> None:
+    assert store.sizes(base) == {}
+    for name, data in (("b", b"12"), ("a/x", b"1"), ("a.b", b""), ("a/y/z", b"123")):
+        store.write_bytes(store.join(base, name), data)
+    assert store.sizes(base) == {"a.b": 0, "a/x": 1, "a/y/z": 3, "b": 2} == store.sizes(base + "/")
+    assert list(store.sizes(base)) == store.list_files(base) == sorted(store.sizes(base))
+    assert store.sizes(store.join(base, "a")) == {"x": 1, "y/z": 3}
+    assert store.sizes(store.join(base, "b")) == {}, "a file has nothing below it"
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a").write_bytes(b"1")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("in"):
+            raise PermissionError(errno.EACCES, "no", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(store.StoreError, match=f"cannot list {tmp_path}: Permission denied"):
+        store.sizes(str(tmp_path))
+
+
+@pytest.mark.parametrize("length", [0, 1, 9, 10, 11, 30])
+def test_chunks_are_the_whole_file_in_order(base: str, length: int) -> None:
+    data, uri = bytes(range(length)), store.join(base, "x")
+    store.write_bytes(uri, data)
+    pieces = list(store.chunks(uri, 10))
+    assert b"".join(pieces) == data
+    assert [len(piece) for piece in pieces] == [10] * (length // 10) + [length % 10] * (length % 10 > 0)
+    assert b"".join(store.chunks(uri)) == data
+    with pytest.raises(store.StoreError, match=f"cannot read {uri}2: no such file or bucket"):
+        list(store.chunks(uri + "2"))
+
+
+def test_fewer_bytes_than_asked_for(base: str) -> None:
+    uri = store.join(base, "x")
+    store.write_bytes(uri, b"0123456789")
+    assert store.read_bytes(uri, 8) == b"89" and store.read_bytes(uri, None, 2) == b"01"
+    assert store.read_bytes(uri, 10, 10) == b""
+    with pytest.raises(store.StoreError, match=f"cannot read {uri}: got 5 of 95 bytes, for the file ends at 10$"):
+        store.read_bytes(uri, 5, 100)
+
+
+def test_a_memory_file_that_changes_under_chunks() -> None:
+    uri = "memory://changes/x"
+    store.write_bytes(uri, b"0123456789")
+    pieces = store.chunks(uri, 2)
+    assert next(pieces) == b"01"
+    store.write_bytes(uri, b"012345678")
+    with pytest.raises(store.StoreError, match=f"cannot read {uri}: it changed while it was read; read it again"):
+        list(pieces)
+    store.remove("memory://changes")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "any words")
+
+    store.write_bytes(str(tmp_path / "x"), b"old")
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(store.StoreError, match=f"write {tmp_path}/x: No space left on device$") as caught:
+                store.write_bytes(str(tmp_path / "x"), b"new")
+        assert not isinstance(caught.value, store.TransientError)
+        assert store.read_bytes(str(tmp_path / "x")) == b"old" and store.list_files(str(tmp_path)) == ["x"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        with pytest.raises(store.StoreError, match=f"cannot write memory://full/x by way of {tmp_path}: No space left"):
+            store.write_bytes("memory://full/x", b"new")
+    assert store.list_files(str(tmp_path)) == ["x"] and not store.exists("memory://full/x")
+
+
+def test_a_store_that_keeps_less_than_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(memory, "put_file", lambda fs, local, path: fs.pipe_file(path, Path(local).read_bytes()[:1]))
+    monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "0")
+    with pytest.raises(store.TransientError, match=r"memory://less/x: the store has 1 of the 5 bytes sent; gave up"):
+        store.write_bytes("memory://less/x", b"12345")
+    store.remove("memory://less")
+
+
+def test_a_store_that_deletes_less_than_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write_bytes("memory://kept/x", b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fsspec.filesystem("memory")), "rm", lambda fs, path, recursive: None)
+        with pytest.raises(store.StoreError, match="cannot remove memory://kept: the store kept some of it"):
+            store.remove("memory://kept")
+    store.remove("memory://kept")
+
+
+class _Flaky:
+    """Fails as it is told, in order; then returns "done"."""
+
+    def __init__(self, *faults: Exception) -> None:
+        self.faults = list(faults)
+
+    def __call__(self) -> str:
+        if self.faults:
+            raise self.faults.pop(0)
+        return "done"
+
+
+@given(st.floats(0, 1000), st.integers(0, 4))
+def test_waits_grow_and_stay_within_their_budget(budget: float, failing: int) -> None:
+    waits = list[float]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DNA_STORE_RETRY_SECONDS", str(budget))
+        patch.setattr(time, "sleep", waits.append)
+        assert retry.attempt("s3://b/x", "read", _Flaky(*[ConnectionResetError()] * failing)) == "done"
+    assert len(waits) == failing
+    for number, wait in enumerate(waits):
+        assert budget * 2**number / 30 <= wait <= budget * 2**number / 15 * (1 + 1e-9)
+
+
+def test_what_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "0")
+    flaky = _Flaky(*[TimeoutError("slow")] * 9)
+    with pytest.raises(store.TransientError, match=r"^cannot read s3://b/x: slow; gave up after 5 tries over 0\.\d s$"):
+        retry.attempt("s3://b/x", "read", flaky)
+    assert len(flaky.faults) == 4
+    for final in (PermissionError(errno.EACCES, ""), FileNotFoundError(), OSError("odd"), IsADirectoryError(21, "")):
+        flaky = _Flaky(final, final)
+        with pytest.raises(store.StoreError, match=r"^cannot read s3://b/x: [^;]*$"):
+            retry.attempt("s3://b/x", "read", flaky)
+        assert len(flaky.faults) == 1
+    ours = store.TransientError("cannot read s3://b/y: slow; gave up after 5 tries over 20 s")
+    for untouched in (KeyError("a mistake in the code"), ours):
+        flaky = _Flaky(untouched, untouched)
+        with pytest.raises(type(untouched)) as caught:
+            retry.attempt("s3://b/x", "read", flaky)
+        assert caught.value is untouched and len(flaky.faults) == 1
+
+
+def test_local_files_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flaky = _Flaky(*[TimeoutError(errno.ETIMEDOUT, "")] * 3)
+    monkeypatch.setattr(os, "walk", lambda *args, **kwargs: flaky())
+    with pytest.raises(store.StoreError, match=f"cannot list {tmp_path}: Connection timed out; gave up after 1 try"):
+        store.sizes(str(tmp_path))
+    assert len(flaky.faults) == 2
+
+
+def test_a_variable_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "soon")
+    with pytest.raises(ValueError, match="DNA_STORE_RETRY_SECONDS is 'soon'; give a number of seconds"):
+        store.exists("memory://x")
+
+
+def test_errors_travel_between_processes() -> None:
+    for kind in (store.StoreError, store.TransientError):
+        there = pickle.loads(pickle.dumps(kind("cannot read s3://b/x: why")))
+        assert type(there) is kind and str(there) == "cannot read s3://b/x: why"
+
+
+@given(st.text("abc@:/?&=% ", max_size=30), st.sampled_from(["https", "s3", "gs"]))
+def test_no_secret_of_a_url_is_shown(tail: str, scheme: str) -> None:
+    shown = retry.shown(f"cannot read {scheme}://me:SECRET@host/x?token=SECRET{tail.replace(' ', '')} and more")
+    assert "SECRET" not in shown and shown.startswith(f"cannot read {scheme}://***@host/x?...")
+    assert retry.shown("cannot read /data/what?.fa: a@b") == "cannot read /data/what?.fa: a@b"

@@ -1,13 +1,16 @@
 """data_prep.verify and stats: every kind of damage is found and named."""
 
 import dataclasses
+import io
 import shutil
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 
 from cluster import store
 from data_prep.export import export
+from data_prep.picture import picture
 from data_prep.read import load_manifest
 from data_prep.shards import FormatError
 from data_prep.stats import stats, table
@@ -91,7 +94,7 @@ def test_no_manifest(tmp_path: Path) -> None:
 
 
 def test_stats_count_what_went_in(small: Path, small_letters: dict[str, str]) -> None:
-    numbers = stats(str(small))
+    numbers, blocks = stats(str(small))
     two = small_letters["two/b"]
     val = numbers.splits["val"]
     assert (val.contigs, val.bp, numbers.bp) == (1, len(two), sum(map(len, small_letters.values())))
@@ -100,6 +103,38 @@ def test_stats_count_what_went_in(small: Path, small_letters: dict[str, str]) ->
     assert val.gc == pytest.approx(602 / (len(two) - 1801))
     assert sum(val.letters.values()) == pytest.approx(1)
     assert numbers.bytes == sum(file.stat().st_size for file in small.glob("*.tar"))
+    first = next(block for block in blocks if block.contig == "two/b")
+    assert (first.assembly, first.start, first.end, first.split) == ("toy", 0, 1024, "val")
+    letters = two[:1024]
+    assert first.n_share == pytest.approx(letters.upper().count("N") / 1024)
+    assert first.soft_mask_share == pytest.approx(sum(map(str.islower, letters)) / 1024)
+    assert first.gc == pytest.approx(sum(letters.count(x) for x in "CcGg") / (1024 - letters.upper().count("N")))
     text = table(numbers)
     assert "toy: 10,012 bp in 3 contigs, 1 IUPAC letters to N" in text
     assert f"{numbers.bytes_per_bp:.4f} bytes/bp" in text
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_workers_find_the_same(copy: Path) -> None:
+    assert stats(str(copy), workers=2) == stats(str(copy))
+    for number in (0, 2):
+        shard = copy / f"train-{number:06d}.tar"
+        data = shard.read_bytes()
+        shard.write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])
+    seen: list[tuple[str, int, int]] = []
+    faults = verify(str(copy), workers=2, on_progress=lambda *at: seen.append(at))
+    assert faults == verify(str(copy))
+    assert [fault.split(" ")[0].rstrip(",") for fault in faults] == ["train-000000.tar"] * 2 + ["train-000002.tar"] * 2
+    assert seen[-1] == ("verify", 10_012, 10_012)
+
+
+def test_the_picture_shows_every_split_and_contig(small: Path) -> None:
+    numbers, blocks = stats(str(small))
+    png = picture(numbers, blocks, title="small")
+    assert png == picture(numbers, blocks, title="small"), "the same bytes again"
+    pixels = matplotlib.image.imread(io.BytesIO(png))[..., :3]
+    colours = {tuple(pixel) for pixel in (pixels * 255).round().astype(int).reshape(-1, 3)[::7].tolist()}
+    assert {(0x4C, 0x72, 0xB0), (0xDD, 0x84, 0x52), (0x99, 0x99, 0x99)} <= colours, "train, val and N are not all there"
+    many = [dataclasses.replace(block, contig=f"c{i}") for i, block in enumerate(blocks * 10)]
+    height = matplotlib.image.imread(io.BytesIO(picture(numbers, many, title="many"))).shape[0]
+    assert height < 2000, "at most 24 strips"

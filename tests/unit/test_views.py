@@ -1,15 +1,21 @@
 """Views and masks. Each fault that method.md lists of the published code has its test here, under its own name."""
 
 import dataclasses
+import itertools
+import sys
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from data_prep import alphabet
+from tests.bench import views as bench_views
 from trainer import counter, views
-from trainer.views import INSERTED, PADDED, VIEWS, View, Windows, input_noise, make_view, mask
+from trainer.views import INSERTED, PADDED, VIEWS, Edit, View, Windows, input_noise, make_view, mask
 
 ALL = {"deletion": 20, "insertion": 20, "shift": 20}
 BASE_COMPLEMENT = {0: 3, 1: 2, 2: 1, 3: 0, 4: 4, 5: 5, 6: 6, 7: 7}
@@ -36,6 +42,89 @@ def letters_by_map(view: View, source: Windows) -> torch.Tensor:
                 letter = int(source.codes_BS[b, at])
                 out[b, position] = BASE_COMPLEMENT[letter] if view.reversed_B[b] else letter
     return out
+
+
+def recorded(source: Windows, operations: dict[str, int], **others: float) -> tuple[View, list[Edit]]:
+    """A view and the edits that were drawn for it."""
+    drawn: list[Edit] = []
+
+    def recorder(operation: Callable[[torch.Tensor, int, int], Edit]) -> Callable[[torch.Tensor, int, int], Edit]:
+        def draw(word_B1: torch.Tensor, limit: int, length: int) -> Edit:
+            drawn.append(operation(word_B1, limit, length))
+            return drawn[-1]
+
+        return draw
+
+    with mock.patch.dict(VIEWS, {name: recorder(operation) for name, operation in VIEWS.items()}):
+        return make_view(source, name="v", operations=operations, **others), drawn
+
+
+def naive_row(source: Windows, edits: list[Edit], names: list[str], row: int, *, backwards: bool) -> list[int]:
+    """The source map of one row by editing a list: a stretch of an endless genome, of which the view is a window."""
+    length, low, high = source.length, int(source.low_B[row]), int(source.high_B[row])
+    reach = 1000
+    genome, origin = list(range(source.flank - reach, source.flank + length + reach)), reach
+    for name, edit in zip(names, edits, strict=True):
+        skip = int(edit.skip_B1[row, 0])
+        if name == "shift":
+            origin += skip
+            continue
+        assert edit.place_B1 is not None
+        at = origin + int(edit.place_B1[row, 0])
+        if name == "deletion":
+            del genome[at : at + skip]
+        else:
+            genome[at:at] = [INSERTED] * -skip
+    # What is read must not depend on where, so a window that sticks out is moved with all its edits.
+    new = [place == INSERTED for place in genome]
+    window = [(genome[origin + x], new[origin + x]) for x in range(length)]
+    real = [place for place, is_new in window if not is_new]
+    moved = -max(0, max(real) - high + 1) if real else 0
+    moved += max(0, low - (min(real) + moved)) if real else 0
+    out: list[int] = []
+    for place, is_new in window:
+        if not is_new and place + moved >= high:
+            break
+        out.append(INSERTED if is_new else place + moved)
+    if backwards:
+        out.reverse()
+    return out + [PADDED] * (length - len(out))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    length=st.integers(1, 60),
+    operations=st.permutations(sorted(VIEWS)).flatmap(lambda names: st.integers(0, 3).map(lambda n: names[:n])),
+    limit=st.sampled_from([0, 1, 3, 20, 70]),
+    edges=st.tuples(st.integers(0, 100), st.integers(0, 100)),
+    strand=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_the_whole_view_is_what_editing_a_list_gives(
+    seed: int, length: int, operations: list[str], limit: int, edges: tuple[int, int], strand: float
+) -> None:
+    source = windows(8, length, seed=seed, flank=70 * 3, letters=5)
+    size = source.codes_BS.shape[1]
+    low = edges[0] * size // 100
+    high = low + edges[1] * (size - low) // 100
+    source = dataclasses.replace(source, low_B=torch.full((8,), low), high_B=torch.full((8,), high))
+    view, edits = recorded(source, dict.fromkeys(operations, limit), reverse_complement=strand)
+    assert strand == 0.5 or bool((view.reversed_B == bool(strand)).all())
+    for row in range(8):
+        expected = naive_row(source, edits, operations, row, backwards=bool(view.reversed_B[row]))
+        assert view.source_BL[row].tolist() == expected
+        assert int(view.length_B[row]) == length - expected.count(PADDED)
+        for place, code, predictable in zip(expected, view.codes_BL[row].tolist(),
+                                            view.predictable_BL[row].tolist(), strict=True):  # fmt: skip
+            if place == PADDED:
+                assert code == alphabet.PAD
+            elif place == INSERTED:
+                assert code < alphabet.BASES
+            else:
+                letter = int(source.codes_BS[row, place])
+                assert code == (BASE_COMPLEMENT[letter] if view.reversed_B[row] else letter)
+            assert predictable == (place >= 0 and code < alphabet.BASES)
+    assert not view.altered_BL.any()
 
 
 @pytest.mark.parametrize("operation", sorted(VIEWS))
@@ -139,6 +228,98 @@ def test_a_row_gets_the_same_view_and_mask_in_any_batch() -> None:
     whole, alone = (make_view(s, name="v", operations=ALL, reverse_complement=0.5) for s in (source, part))
     assert torch.equal(whole.codes_BL[10:20], alone.codes_BL)
     assert torch.equal(student_mask(whole, source).codes_BL[10:20], student_mask(alone, part).codes_BL)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1 << 30), cuts=st.sets(st.integers(1, 63)), length=st.integers(1, 70))
+def test_any_split_of_the_batch_gives_the_same_rows(seed: int, cuts: set[int], length: int) -> None:
+    def everything(part: Windows) -> list[torch.Tensor]:
+        view = make_view(part, name="v", operations=ALL, substitution=0.1, reverse_complement=0.5)
+        masked = student_mask(view, part)
+        return [*vars(view).values(), *vars(masked).values(), input_noise(view, part, name="v", std=0.2)]
+
+    source = windows(64, length, seed=seed)
+    source = dataclasses.replace(source, high_B=torch.randint(61, length + 121, (64,)))
+    parts = [
+        everything(Windows(source.codes_BS[a:b], source.low_B[a:b], source.high_B[a:b], source.key_B[a:b], 60))
+        for a, b in itertools.pairwise([0, *sorted(cuts), 64])
+    ]
+    for whole, pieces in zip(everything(source), zip(*parts, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(pieces))
+
+
+def independent(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two small integers a place, each with its own distribution, are independent by chi-square at 0.999."""
+    kinds = int(max(first.max(), second.max())) + 1
+    counts = torch.bincount((first.long() * kinds + second.long()).flatten(), minlength=kinds**2).double()
+    table = counts.view(kinds, kinds)
+    expected = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / table.sum()
+    used = expected > 0
+    freedom = (int((table.sum(1) > 0).sum()) - 1) * (int((table.sum(0) > 0).sum()) - 1)
+    return float(((table - expected)[used] ** 2 / expected[used]).sum()) < float(chi2.ppf(0.999, freedom))
+
+
+def test_what_befalls_a_position_is_independent_of_its_neighbours_and_of_other_draws() -> None:
+    source = dataclasses.replace(windows(rows=1000), codes_BS=torch.zeros(1000, 320, dtype=torch.uint8))
+    view = make_view(source, name="v", operations={}, substitution=0.3)
+    plain = make_view(source, name="v", operations={})
+    masked = student_mask(plain, source, name="v")
+    fate_BL = torch.where(masked.target_BL, 1 + masked.codes_BL, 0)  # not asked, asked and kept, replaced by, hidden
+    assert sorted(fate_BL.unique().tolist()) == [0, 1, 2, 3, 4, 6]
+    for draws_BL in (fate_BL, view.codes_BL):
+        for apart in (1, 2, 3, 4, 8):
+            assert independent(draws_BL[:, :-apart], draws_BL[:, apart:]), apart
+        assert independent(draws_BL[:-1], draws_BL[1:])
+    assert independent(fate_BL, view.codes_BL)
+    assert not independent(fate_BL, masked.target_BL)
+
+
+def test_substituted_and_random_letters_are_uniform_over_the_other_letters() -> None:
+    source = windows(rows=1000)
+    view = make_view(source, name="v", operations={}, substitution=0.25)
+    plain = make_view(source, name="v", operations={})
+    assert abs(view.altered_BL.double().mean() - 0.25) < 0.005
+    assert torch.equal(view.altered_BL, view.codes_BL != plain.codes_BL)
+    step = (view.codes_BL ^ plain.codes_BL)[view.altered_BL].long()
+    assert (step.bincount()[1:].double() / len(step) - 1 / 3).abs().max() < 0.01
+    masked = mask(plain, source, name="v", rate=0.5, mask_share=0.0, random_share=1.0)
+    counts = masked.codes_BL[masked.target_BL].long().bincount().double()
+    assert counts.numel() == 4
+    assert (counts / counts.sum() - 0.25).abs().max() < 0.01
+    step = (masked.codes_BL ^ plain.codes_BL)[masked.target_BL].long()
+    assert (step.bincount().double() / len(step) - 0.25).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("mask_share", "random_share"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.7, 0.3)])
+def test_shares_of_nothing_and_of_all_are_exact(mask_share: float, random_share: float) -> None:
+    source = windows(rows=300)
+    view = make_view(source, name="v", operations={})
+    masked = mask(view, source, name="v", rate=0.3, mask_share=mask_share, random_share=random_share)
+    hidden_BL, changed_BL = masked.codes_BL == alphabet.MASK, masked.codes_BL != view.codes_BL
+    assert torch.equal(hidden_BL, masked.target_BL) if mask_share == 1 else bool(mask_share) == bool(hidden_BL.any())
+    assert bool((changed_BL & ~hidden_BL).any()) == bool(random_share)
+    assert bool((masked.target_BL & ~changed_BL).any()) == (mask_share < 1)
+    assert mask(view, source, name="v", rate=1.0, mask_share=1.0, random_share=0.0).target_BL.all()
+
+
+def test_windows_that_cannot_be_indexed_are_refused() -> None:
+    source = windows(rows=2)
+    beyond = dataclasses.replace(source, high_B=source.high_B + 1)
+    with pytest.raises(AssertionError, match="a window ends beyond its row"):
+        make_view(beyond, name="v", operations={})
+    rows = 1 << 20
+    row_B = torch.zeros(1, dtype=torch.int64).expand(rows)
+    many = Windows(torch.zeros(1, 1, dtype=torch.uint8).expand(rows, 1 << 12), row_B, row_B, row_B, (1 << 11) - 1)
+    with pytest.raises(AssertionError, match="1048576 windows of 4098 letters need a larger index than int32"):
+        make_view(many, name="v", operations={})
+
+
+def test_the_bench_says_what_it_needs_when_its_peer_is_not_installed() -> None:
+    with (
+        mock.patch.dict(sys.modules, {"evoaug": None}),
+        pytest.raises(RuntimeError, match=r"evoaug is not installed; .*pip install --no-deps -r .*bench\.txt"),
+    ):
+        bench_views.evoaug_views(substitution=0.0, both_strands=False)
 
 
 def faults_of_mask(view: View, masked: views.Masked) -> list[str]:

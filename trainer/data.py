@@ -1,30 +1,35 @@
-"""Shards -> batches of source windows, in an order that is a pure function of (seed, sample number).
+"""Shards -> batches of source windows, the same global batch at every step whatever the number of ranks.
 
-Sample j of a run belongs to lane j mod lanes, and lane l to rank l mod W, so the global batch of a step is the same at
-any number of ranks. In each epoch the blocks are put in an order drawn from (seed, epoch) and dealt to the lanes like
-cards; a lane takes its blocks in sets of at least OPEN_BLOCKS (or all it has) and mixes the windows of a set, since
-neighbours would be false negatives for the contrastive loss. Window offsets are drawn from (seed, epoch, block).
+Which window each sample is stands in order.py; how blocks come and stay in blocks.py. Lane l belongs to rank l mod W,
+and there to worker (l div W) mod workers, so no lane is read by two. A batch is a pure function of its step; caches,
+workers and prefetch change only the time it takes.
 
 A sample's id is (dataset, epoch, block, window); its key, from which all its views and masks are drawn, is their hash.
+Shapes: B rows of a rank, S = L + 2·flank source positions.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cluster import store
+from cluster.retry import TransientError
 from data_prep import alphabet, shards
-from trainer import counter
+from trainer import collectives
+from trainer.blocks import LATER, NOW, SOON, Blocks, Workers, warn
 from trainer.collectives import Group
+from trainer.config import OnCorrupt, TrainConfig
+from trainer.dataset import Dataset
+from trainer.order import Mixture, OpenSet, Phase, Sampler, lane_counts, phase_at
 from trainer.views import Windows
 
-OPEN_BLOCKS = 16
-_Int = np.ndarray[tuple[int], np.dtype[np.int64]]
+_REMOTE_WORKERS = 4
+_Place = tuple[int, int, OpenSet, int]  # dataset, lane, the lane's open set, place in its samples
 
 
 @dataclass(frozen=True)
@@ -41,137 +46,112 @@ class Batch:
         return [Windows(codes, low, high, key, w.flank) for codes, low, high, key in parts]
 
 
-class Dataset:
-    """One split of a dataset: its manifest and its blocks, each read by one range request and kept decoded."""
-
-    def __init__(self, uri: str, split: str, *, cached_blocks: int = 1024) -> None:
-        """Raises: StoreError or FormatError (no manifest there, or not one); ValueError (the split is empty)."""
-        self.uri, self.split = uri, split
-        if not store.exists(store.join(uri, shards.MANIFEST)):
-            raise store.StoreError(f"no dataset at {uri}: {shards.MANIFEST} is missing there; build it with data_prep")
-        self.manifest_bytes = store.read_bytes(store.join(uri, shards.MANIFEST))
-        try:
-            self.manifest = shards.Manifest.from_bytes(self.manifest_bytes)
-        except shards.FormatError as fault:
-            raise shards.FormatError(f"{store.join(uri, shards.MANIFEST)}: {fault}") from fault
-        self.blocks = self.manifest.blocks(split)
-        if not self.blocks:
-            raise ValueError(f"dataset {uri} has no block in its {split} split; give split.{split} and build it again")
-        self._cache: OrderedDict[int, alphabet.Codes] = OrderedDict()
-        self._cached_blocks = cached_blocks
-
-    def codes(self, block: int) -> alphabet.Codes:
-        """uint8 [bp] of block number ``block``. StoreError or FormatError, naming shard and block, if it is damaged."""
-        found = self._cache.get(block)
-        if found is None:
-            shard, entry = self.blocks[block]
-            uri = store.join(self.uri, shard.name)
-            try:
-                payload = store.read_bytes(uri, entry.offset, entry.offset + entry.size)
-                found, _ = shards.unpack(payload)
-            except shards.FormatError as fault:
-                where = f"shard {uri}, block {entry.contig}:{entry.start}-{entry.end}"
-                raise shards.FormatError(f"{where}: {fault}") from fault
-            if len(found) != entry.bp:
-                raise shards.FormatError(f"shard {uri}: a block has {len(found)} bases, its manifest says {entry.bp}")
-            self._cache[block] = found
-        self._cache.move_to_end(block)
-        while len(self._cache) > self._cached_blocks:
-            self._cache.popitem(last=False)
-        return found
-
-
-@dataclass
-class _LaneEpoch:
-    """The samples of one lane in one epoch, in their order; ``first`` is the lane's count before them."""
-
-    epoch: int
-    first: int
-    block_N: _Int
-    window_N: _Int
-
-
-class Sampler:
-    """(lane, count) -> sample id: which window of which block a lane reads as its count-th sample."""
-
-    def __init__(self, dataset: Dataset, *, seed: int, length: int, flank: int, lanes: int) -> None:
-        self.seed, self.length, self.flank, self.lanes = seed, length, flank, lanes
-        self.bp_N = np.array([block.bp for _, block in dataset.blocks], np.int64)
-        weights = {source.name: source.weight for source in dataset.manifest.sources}
-        self.weight_N = np.array([weights[block.assembly] for _, block in dataset.blocks])
-        # One window fewer than fit, so that the offset is free over a whole window.
-        inner = (self.bp_N - 2 * flank) // length
-        self.windows_N = np.maximum(1, inner - 1)
-        self._lane_epochs: dict[int, _LaneEpoch] = {}
-        self._orders: OrderedDict[int, tuple[_Int, _Int]] = OrderedDict()
-
-    def sample(self, lane: int, count: int) -> tuple[int, int, int]:
-        """(epoch, block, window) of sample number ``count`` (from 0) of ``lane``."""
-        current = self._lane_epochs.get(lane)
-        if current is None or count < current.first:
-            current = self._lane_epoch(lane, 0, 0)
-        while count >= current.first + len(current.block_N):
-            current = self._lane_epoch(lane, current.epoch + 1, current.first + len(current.block_N))
-        self._lane_epochs[lane] = current
-        at = count - current.first
-        return current.epoch, int(current.block_N[at]), int(current.window_N[at])
-
-    def interval(self, epoch: int, block: int, window: int) -> tuple[int, int]:
-        """[start, end) of the window in its block; shorter than the length only where the block is."""
-        bp, windows = int(self.bp_N[block]), int(self.windows_N[block])
-        copy, index = divmod(window, windows)
-        margin = self.flank if bp >= self.length + 2 * self.flank else 0
-        free = max(0, bp - 2 * margin - windows * self.length)
-        key = counter.fold(self.seed, epoch, block, copy).view(1)
-        start = margin + int(counter.integers(key, "offset", free + 1)) + index * self.length
-        return start, min(start + self.length, bp)
-
-    def _order(self, epoch: int) -> tuple[_Int, _Int]:
-        """Blocks in the epoch's order, and how often each is read (its weight, the fraction drawn)."""
-        if epoch not in self._orders:
-            keys_N = counter.fold(self.seed, epoch, torch.arange(len(self.bp_N)))
-            order_N = np.argsort(counter.words(keys_N, "block order", 1)[:, 0].numpy(), kind="stable")
-            fraction_N = counter.field(counter.words(keys_N, "block copies", 1)[:, 0], 0, 32).numpy() / 2**32
-            copies_N = np.floor(self.weight_N).astype(np.int64) + (fraction_N < self.weight_N % 1)
-            self._orders[epoch] = (order_N, copies_N)
-            while len(self._orders) > 4:
-                self._orders.popitem(last=False)
-        return self._orders[epoch]
-
-    def _lane_epoch(self, lane: int, epoch: int, first: int) -> _LaneEpoch:
-        order_N, copies_N = self._order(epoch)
-        # Dealing goes on where the last epoch stopped, so that few blocks reach all of many lanes.
-        mine = order_N[(lane - epoch * len(order_N)) % self.lanes :: self.lanes]
-        counts = self.windows_N[mine] * copies_N[mine]
-        # The last set is joined to the one before, so that none is smaller than OPEN_BLOCKS.
-        open_set = np.minimum(np.arange(len(mine)) // OPEN_BLOCKS, max(0, len(mine) // OPEN_BLOCKS - 1))
-        block_M, set_M = np.repeat(mine, counts), np.repeat(open_set, counts)
-        window_M = np.arange(len(block_M)) - np.repeat(np.cumsum(counts) - counts, counts)
-        key_M = counter.fold(self.seed, epoch, torch.from_numpy(block_M), torch.from_numpy(window_M))
-        mixed = np.lexsort((counter.words(key_M, "window order", 1)[:, 0].numpy(), set_M))
-        return _LaneEpoch(epoch, first, block_M[mixed], window_M[mixed])
+def open_reader(
+    config: TrainConfig, datasets: Sequence[Dataset], *, flank: int, group: Group, say: Callable[[str], None] = warn
+) -> "Reader":
+    """The reader that ``config`` describes, of the train split of its datasets."""
+    data = config.data
+    remote = not all(store.is_local(dataset.uri) for dataset in datasets)
+    return Reader(datasets, weights=[part.weight for part in data.uri], seed=config.run.seed,
+                  phases=[Phase(part.from_step, part.length) for part in data.length], flank=flank, lanes=data.lanes,
+                  global_batch=config.train.global_batch, group=group, on_corrupt=data.on_corrupt, say=say,
+                  workers=_REMOTE_WORKERS * remote if data.workers is None else data.workers)  # fmt: skip
 
 
 class Reader:
-    """Batches of this rank, step after step, prepared one step ahead in a thread."""
+    """Batches of this rank, step after step, prepared one step ahead in a thread.
+
+    ``on_corrupt``: with "fail" a block that is damaged or cannot be read ends the run. With "skip" it is told to
+    ``say``, and each of its windows is replaced by a window of another block of the same open set, which a hash of
+    (seed, epoch, block, window) chooses (Sampler.replacements): whoever meets the same damaged blocks reads the same.
+    The sample keeps its id and its key. If none of the blocks to choose from can be read, or the store answers for none
+    (TransientError), that ends the run after all.
+    """
 
     def __init__(
-        self, dataset: Dataset, *, seed: int, length: int, flank: int, lanes: int, global_batch: int, group: Group
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        weights: Sequence[float],
+        phases: Sequence[Phase],
+        seed: int,
+        flank: int,
+        lanes: int,
+        global_batch: int,
+        group: Group,
+        workers: int = 0,
+        on_corrupt: OnCorrupt = "fail",
+        say: Callable[[str], None] = warn,
     ) -> None:
         assert lanes % group.size == 0 and global_batch % group.size == 0, "world_faults() should have refused this"
-        self.dataset, self.group, self.global_batch = dataset, group, global_batch
-        self.sampler = Sampler(dataset, seed=seed, length=length, flank=flank, lanes=lanes)
+        self.datasets, self.phases, self.group = datasets, phases, group
+        self.seed, self.flank, self.lanes, self.global_batch = seed, flank, lanes, global_batch
+        self.on_corrupt, self._say = on_corrupt, say
+        self.mixture = Mixture(weights, seed=seed, lanes=lanes)
+        self._workers = Workers(workers)
+        self._phase = -1
+        self._sets: list[dict[int, OpenSet]] = []  # by dataset: lane -> its open set
+        self._next: list[dict[int, OpenSet]] = []
+        self._skipped: set[tuple[int, int, int]] = set()
+        self.samplers: list[Sampler] = []
+        self._enter(0)
+        mine = lanes // group.size
+        self._blocks = [
+            Blocks(dataset.block, capacity=2 * mine * sampler.largest_set, workers=self._workers)
+            for dataset, sampler in zip(datasets, self.samplers, strict=True)
+        ]
+
+    def skipped(self, device: torch.device) -> dict[str, float]:
+        """``data/skipped_blocks``: damaged blocks that all ranks met so far, once an epoch; empty with "fail".
+
+        A collective. In an epoch a block belongs to one lane, hence to one rank, so none is counted twice.
+        """
+        if self.on_corrupt == "fail":
+            return {}
+        mine = torch.tensor(len(self._skipped), device=device)
+        return {"data/skipped_blocks": float(collectives.sum_over_ranks(self.group, mine))}
+
+    def worker_of(self, lane: int) -> int:
+        """The worker that fetches all blocks of ``lane``, a lane of this rank."""
+        return lane // self.group.size % max(1, self._workers.count)
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where the run stands before ``step``, to be saved: ``counts`` [dataset][lane] since the phase began."""
+        phase = phase_at(self.phases, step)
+        samples = (step - self.phases[phase].from_step) * self.global_batch
+        return {"step": step, "phase": phase, "counts": self.mixture.counts(lane_counts(samples, self.lanes)).tolist()}
+
+    def step_of(self, position: dict[str, Any]) -> int:
+        """The step at which a saved position goes on. ValueError if it was saved under another order of samples."""
+        step = int(position["step"])
+        here = self.position(step)
+        for name, value in here.items():
+            if position.get(name) != value:
+                raise ValueError(f"the position saved at step {step} does not fit this config: its {name} would be "
+                                 f"{value}, not {position.get(name)}; data.uri, data.length, data.lanes, run.seed and "
+                                 "train.global_batch must stay as they were")  # fmt: skip
+        return step
 
     def batch(self, step: int) -> Batch:
-        """The rows of this rank among samples [step·G, (step + 1)·G), steps counted from 0."""
-        sampler = self.sampler
-        numbers = range(step * self.global_batch, (step + 1) * self.global_batch)
-        mine = [j for j in numbers if j % sampler.lanes % self.group.size == self.group.rank]
-        ids = [(0, *sampler.sample(j % sampler.lanes, j // sampler.lanes)) for j in mine]
-        cut = [cut_window(self.dataset.codes(b), *sampler.interval(e, b, w), sampler.length, sampler.flank)
-               for _, e, b, w in ids]  # fmt: skip
-        ids_B4 = torch.tensor(ids)
-        return Batch(stack_windows(cut, counter.fold(sampler.seed, *ids_B4.T), sampler.flank), ids_B4)
+        """The rows of this rank in the global batch of ``step`` (from 0). To be called from one thread at a time."""
+        phase = phase_at(self.phases, step)
+        if phase != self._phase:
+            self._enter(phase)
+        samples = (step - self.phases[phase].from_step) * self.global_batch + np.arange(self.global_batch)
+        samples = samples[samples % self.lanes % self.group.size == self.group.rank]
+        lane_B = samples % self.lanes
+        dataset_B, count_B = self.mixture.split(lane_B, samples // self.lanes)
+        places: list[_Place] = []
+        opened: list[tuple[int, int, OpenSet]] = []
+        for dataset, lane, count in zip(dataset_B.tolist(), lane_B.tolist(), count_B.tolist(), strict=True):
+            current = self._sets[dataset].get(lane)
+            if current is None or not current.first <= count < current.stop:
+                current = self._open(dataset, lane, count)
+                opened.append((dataset, lane, current))
+            places.append((dataset, lane, current, count - current.first))
+        if opened:
+            self._prefetch(places, opened)
+        return self._cut(places)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps ``start`` … ``stop`` - 1."""
@@ -183,23 +163,101 @@ class Reader:
                     coming = pool.submit(self.batch, step + 1)
                 yield current
 
+    def close(self) -> None:
+        """End the workers; no batch can be read any more."""
+        self._workers.close()
+        for blocks in self._blocks:
+            blocks.give_up()
 
-def cut_window(
-    codes: alphabet.Codes, start: int, end: int, length: int, flank: int
-) -> tuple[alphabet.Codes, int, int]:
-    """(codes [length + 2·flank], low, high): [start, end) of a block with what flank the block has on either side."""
-    first, last = max(0, start - flank), min(len(codes), end + flank)
-    row = np.full(length + 2 * flank, alphabet.PAD, np.uint8)
-    low = first - (start - flank)
-    row[low : low + last - first] = codes[first:last]
-    return row, low, low + last - first
+    def _enter(self, phase: int) -> None:
+        self._phase = phase
+        self._sets, self._next = [{} for _ in self.datasets], [{} for _ in self.datasets]
+        self.samplers = [
+            Sampler(np.array([block.bp for _, block in dataset.blocks], np.int64), weight_N=dataset.weights(),
+                    seed=self.seed, length=self.phases[phase].length, flank=self.flank, lanes=self.lanes,
+                    dataset=number, phase=phase)
+            for number, dataset in enumerate(self.datasets)
+        ]  # fmt: skip
+
+    def _open(self, dataset: int, lane: int, count: int) -> OpenSet:
+        found = self._next[dataset].pop(lane, None)
+        if found is None or not found.first <= count < found.stop:
+            found = self.samplers[dataset].open_set(lane, count)
+        self._sets[dataset][lane] = found
+        return found
+
+    def _prefetch(self, places: list[_Place], opened: list[tuple[int, int, OpenSet]]) -> None:
+        """This batch's blocks, then what the sets just opened still lack, in the order of use, then the next sets'."""
+        for dataset, lane, current, at in places:
+            self._blocks[dataset].want(int(current.samples_M5[at, 0]), worker=self.worker_of(lane), urgency=NOW)
+        for dataset, lane, current in opened:
+            wanted = [(current, SOON)]
+            if self._workers.count:
+                following = self._next[dataset][lane] = self.samplers[dataset].open_set(lane, current.stop)
+                wanted.append((following, LATER))
+            for open_set, urgency in wanted:
+                for block in dict.fromkeys(open_set.samples_M5[:, 0].tolist()):
+                    self._blocks[dataset].want(block, worker=self.worker_of(lane), urgency=urgency)
+
+    def _cut(self, places: list[_Place]) -> Batch:
+        cut = WindowRows(len(places), self.phases[self._phase].length, self.flank)
+        ids, keys = [], []
+        for row, (dataset, lane, current, at) in enumerate(places):
+            number, window, start, end, key = current.samples_M5[at].tolist()
+            ids.append((dataset, current.epoch, number, window))
+            keys.append(key)
+            try:
+                block = self._blocks[dataset].get(number, worker=self.worker_of(lane))
+            except (store.StoreError, shards.FormatError) as fault:
+                block, start, end = self._instead(fault, places[row])
+            cut.fill(row, block, start, end)
+        return Batch(cut.windows(torch.from_numpy(np.array(keys))), torch.from_numpy(np.array(ids)))
+
+    def _instead(self, fault: Exception, place: _Place) -> tuple[shards.PackedBlock, int, int]:
+        if self.on_corrupt == "fail":
+            raise fault
+        dataset, lane, current, at = place
+        number = int(current.samples_M5[at, 0])
+        if not any(known[0] == dataset and known[2] == number for known in self._skipped):
+            self._say(f"skipped {self.datasets[dataset].where(number)}: {fault}")
+        self._skipped.add((dataset, current.epoch, number))
+        for other, start, end in self.samplers[dataset].replacements(current, at):
+            try:
+                return self._blocks[dataset].get(other, worker=self.worker_of(lane)), start, end
+            except TransientError:  # two in a row: the store is down, and each further block would cost all the retries
+                raise
+            except (store.StoreError, shards.FormatError):
+                continue  # it is named when its own turn comes
+        raise fault
 
 
-def stack_windows(cut: list[tuple[alphabet.Codes, int, int]], key_B: Tensor, flank: int) -> Windows:
-    rows, lows, highs = zip(*cut, strict=True)
-    return Windows(
-        torch.from_numpy(np.stack(rows)), torch.tensor(lows), torch.tensor(highs), key_B, flank
-    )
+class WindowRows:
+    """``rows`` windows being filled in: codes uint8 [B, S], PAD where a block ends."""
+
+    def __init__(self, rows: int, length: int, flank: int) -> None:
+        self.length, self.flank = length, flank
+        self._codes_BS = np.empty((rows, length + 2 * flank), np.uint8)
+        self._low_B, self._high_B = np.empty(rows, np.int64), np.empty(rows, np.int64)
+
+    def fill(self, row: int, block: shards.PackedBlock, start: int, end: int) -> None:
+        """Row number ``row``: [start, end) of ``block`` with what flank the block has on either side."""
+        flank = self.flank
+        first, last = max(0, start - flank), min(block.bases, end + flank)
+        low = first - start + flank
+        high = low + last - first
+        if high - low < self.length + 2 * flank:
+            self._codes_BS[row] = alphabet.PAD
+        self._codes_BS[row, low:high] = block.codes(first, last)
+        self._low_B[row], self._high_B[row] = low, high
+
+    @property
+    def codes(self) -> alphabet.Codes:
+        """uint8 [B, S]."""
+        return self._codes_BS
+
+    def windows(self, key_B: Tensor) -> Windows:
+        codes_BS, low_B, high_B = map(torch.from_numpy, (self._codes_BS, self._low_B, self._high_B))
+        return Windows(codes_BS, low_B, high_B, key_B, self.flank)
 
 
 def choose_windows(block_bp: list[int], length: int, count: int, *, margin: int) -> list[tuple[int, int, int]]:

@@ -1,14 +1,14 @@
 """The training run: set up, step by step, validate, export, register."""
 
 import copy
-import hashlib
 import json
 import math
 import subprocess
 import tempfile
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from configs import ConfigError
 from trainer import collectives, export, schedule
 from trainer.collectives import Group
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Reader
+from trainer.data import Reader, open_reader
+from trainer.dataset import open_datasets
 from trainer.distill import StepResult, train_step
 from trainer.ema import ShardedEMA
 from trainer.engine import Engine
@@ -55,17 +56,20 @@ def train(config: TrainConfig, *, device: torch.device, group: Group) -> None:
         if group.rank == 0:
             say(f"{config.run.dir} holds this run, finished; nothing to do")
         return
-    dataset = Dataset(config.data.uri, "train")
+    datasets = list(open_datasets(config, "train", say=say).values())
     flank = flank_for(config.views.student.operations, config.views.teacher.operations)
     validator = Validator(config, flank=flank, device=device, group=group)
     engine, teacher = build(config, device=device, group=group)
     state = State(0, teacher, _first_centre(config, device))
-    if group.rank > 0:
-        _train(config, state, engine, dataset, validator, flank, None)
-        return
-    with _start_run(config, dataset, engine) as run:
-        store.write_bytes(store.join(config.run.dir, RESOLVED), _resolved(config))
-        _train(config, state, engine, dataset, validator, flank, run)
+    with closing(open_reader(config, datasets, flank=flank, group=group, say=say)) as reader:
+        if group.rank > 0:
+            _train(config, state, engine, reader, validator, None)
+            return
+        for uri in validator.left_out:
+            say(f"{uri} has no val split: it is trained on, and left out of validation")
+        with _start_run(config, [dataset.digest for dataset in datasets], engine) as run:
+            store.write_bytes(store.join(config.run.dir, RESOLVED), _resolved(config))
+            _train(config, state, engine, reader, validator, run)
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
@@ -90,25 +94,18 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
 
 
 def _train(
-    config: TrainConfig,
-    state: State,
-    engine: Engine,
-    dataset: Dataset,
-    validator: Validator,
-    flank: int,
-    run: Run | None,
+    config: TrainConfig, state: State, engine: Engine, reader: Reader, validator: Validator, run: Run | None
 ) -> None:
     group, device = engine.group, validator.device
-    reader = Reader(dataset, seed=config.run.seed, length=config.data.length, flank=flank, lanes=config.data.lanes,
-                    global_batch=config.train.global_batch, group=group)  # fmt: skip
-    baselines = validator.baselines(dataset)
+    baselines = validator.baselines(reader.datasets)
     _validate(config, state, engine, validator, run, baselines)
-    meter = Meter(bp_per_step=config.train.global_batch * config.data.length, device=device, dtype=engine.compute_dtype)
+    meter = Meter(device=device, dtype=engine.compute_dtype)
     progress = Progress(config.train.steps, shown=run is not None)
     batches = reader.batches(state.step, config.train.steps)
     while state.step < config.train.steps:
         with meter.waiting():
             batch = next(batches)
+        meter.expect(bp_per_step=config.train.global_batch * batch.windows.length)
         counter = FlopCounterMode(display=False) if meter.flops_per_step == 0 else nullcontext()
         with counter:
             micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
@@ -118,11 +115,12 @@ def _train(
             meter.flops_per_step = float(counter.get_total_flops())
         metrics = _apply(config, state, engine, result)
         meter.step()
+        tracked = state.step % config.track.every == 0
+        if tracked or state.step == config.train.steps:
+            metrics |= reader.skipped(device)
         if run:
-            run.log(metrics, step=state.step)
+            run.log(metrics | (meter.read() if tracked else {}), step=state.step)
             progress.advance(f"loss {result.losses['total']:.4f}")
-        if state.step % config.track.every == 0 and run:
-            run.log(meter.read(), step=state.step)
         if state.step % config.val.every == 0 or state.step == config.train.steps:
             _validate(config, state, engine, validator, run, baselines)
             meter.restart()
@@ -221,16 +219,17 @@ def _publish(config: TrainConfig, state: State, group: Group, run: Run | None) -
             store.put_file(Path(folder, name), store.join(config.run.dir, name))
 
 
-def _start_run(config: TrainConfig, dataset: Dataset, engine: Engine) -> Run:
+def _start_run(config: TrainConfig, digests: list[str], engine: Engine) -> Run:
+    """Tag ``dataset.manifest_sha256``: the digest, or of a mixture all of them by commas, in the order of data.uri."""
     resolved = configs.dump(config)
     run = Run(
         uri=config.track.uri,
         experiment=config.track.experiment,
         name=config.run.name,
         artifact_uri=config.track.artifact_uri,
-        params=configs.flatten(resolved) | {"parameters": export.parameter_count(engine.network)},
+        params=_params(config, resolved) | {"parameters": export.parameter_count(engine.network)},
         tags={
-            "dataset.manifest_sha256": hashlib.sha256(dataset.manifest_bytes).hexdigest(),
+            "dataset.manifest_sha256": ",".join(digests),
             "git.commit": _git_commit(),
             "world_size": str(engine.group.size),
             "zero_stage": str(engine.zero_stage),
@@ -239,6 +238,14 @@ def _start_run(config: TrainConfig, dataset: Dataset, engine: Engine) -> Run:
     run.attach_dict(resolved, "config.yaml")
     say(f"MLflow run {run.id}")
     return run
+
+
+def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys. ``data.length`` is the last length, which users of the model need; lengths by step stand beside."""
+    params = configs.flatten(resolved)
+    if len(config.data.length) > 1:
+        params |= {"data.length": config.data.last_length, "data.length_by_step": params["data.length"]}
+    return params
 
 
 def _first_centre(config: TrainConfig, device: torch.device) -> Tensor | None:
@@ -276,6 +283,8 @@ def _git_commit() -> str:
 
 def _card(config: TrainConfig, state: State) -> str:
     losses = ", ".join(f"{name} {weight:g}" for name, weight in config.loss.weights().items())
+    first, *later = config.data.length
+    lengths = ", ".join([f"{first.length} bp", *(f"from step {part.from_step} on {part.length} bp" for part in later)])
     return f"""---
 library_name: dna-distill
 tags: [dna, self-distillation]
@@ -283,7 +292,7 @@ tags: [dna, self-distillation]
 # {config.run.name}
 
 DNA encoder pretrained by self-distillation: the teacher (moving average of the student) after {state.step} steps of
-{config.train.global_batch} windows of {config.data.length} bp. Losses and weights: {losses}. Seed {config.run.seed}.
+{config.train.global_batch} windows of {lengths}. Losses and weights: {losses}. Seed {config.run.seed}.
 
 Input: codes A 0, C 1, G 2, T 3, N 4, MASK 5, CLS 6, PAD 7. `model.safetensors` holds backbone and nucleotide head,
 `heads.safetensors` the projection heads that only pretraining uses. Weights fit the wiring in `config.json` alone.

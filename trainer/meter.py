@@ -11,12 +11,17 @@ import torch
 class Meter:
     """Counts steps, bp and waiting since the last reading; ``mfu`` is relative to a matrix product measured here."""
 
-    def __init__(self, *, bp_per_step: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.bp_per_step, self.device = bp_per_step, device
+    def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.bp_per_step = 0  # of all ranks
         self.flops_per_step = 0.0  # of this rank; set once counted
         self._peak = _matmul_flops_per_s(device, dtype)
-        self._start = time.perf_counter()
-        self._steps, self._waited = 0, 0.0
+        self.restart()
+
+    def expect(self, *, bp_per_step: int) -> None:
+        """The next step reads so many bp; where that is not what the last one read, its FLOPs must be counted anew."""
+        if bp_per_step != self.bp_per_step:
+            self.bp_per_step, self.flops_per_step = bp_per_step, 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -27,16 +32,17 @@ class Meter:
 
     def step(self) -> None:
         self._steps += 1
+        self._bp += self.bp_per_step
+        self._flops += self.flops_per_step
 
     def read(self) -> dict[str, float]:
         """Metrics since the last reading (or the start), and a new start."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
-        per_step = elapsed / max(self._steps, 1)
         values = {
-            "throughput/bp_per_s": self.bp_per_step / per_step,
-            "throughput/step_ms": per_step * 1e3,
+            "throughput/bp_per_s": self._bp / elapsed,
+            "throughput/step_ms": elapsed / max(self._steps, 1) * 1e3,
             "throughput/data_wait_fraction": self._waited / elapsed,
-            "throughput/mfu": self.flops_per_step / per_step / self._peak,
+            "throughput/mfu": self._flops / elapsed / self._peak,
             "memory/peak_bytes": float(self._peak_bytes()),
         }
         self.restart()
@@ -44,7 +50,8 @@ class Meter:
 
     def restart(self) -> None:
         """Leave out what has passed since the last reading (validation, say)."""
-        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        self._start = time.perf_counter()
+        self._steps, self._bp, self._flops, self._waited = 0, 0, 0.0, 0.0
 
     def _peak_bytes(self) -> int:
         if self.device.type == "cuda":

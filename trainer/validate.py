@@ -1,6 +1,7 @@
 """Held-out evaluation on a fixed set of windows: every scored position is hidden, so that copying scores nothing."""
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.store import StoreError
 from data_prep import alphabet
+from data_prep.shards import FormatError
 from trainer import baselines, collectives, counter, health
+from trainer.baselines import Counts
 from trainer.collectives import Group
 from trainer.config import TrainConfig
-from trainer.data import Dataset, choose_windows, cut_window, stack_windows
+from trainer.data import Dataset, WindowRows, choose_windows
+from trainer.dataset import open_datasets
 from trainer.distill import lengths, make_pairs
 from trainer.heads import Network
 from trainer.losses import teacher_probabilities
@@ -20,6 +25,9 @@ from trainer.views import Windows
 
 _MASK_SEED = 20260101  # the same hidden positions in every run, so that runs compare
 HEALTH_WINDOWS = 256
+_COUNTS = 1 << 50  # k-mers that a mixture is counted in: far from both overflow and rounding
+
+Place = tuple[int, int, int, int]  # dataset, block, start, end
 
 
 @dataclass(frozen=True)
@@ -33,27 +41,33 @@ class _Rows:
 
 
 class Validator:
-    """Windows of the val split, this rank's share of them, and the baselines on the same positions."""
+    """Windows of the val split, this rank's share of them, and the baselines on the same positions.
+
+    Of a mixture, each dataset gives windows by its weight; ``left_out`` are the URIs of those without a val split.
+    Windows have the length that the run ends with. A damaged block in a val split is fatal whatever data.on_corrupt
+    says, since all runs are to be measured on the same windows.
+    """
 
     def __init__(self, config: TrainConfig, *, flank: int, device: torch.device, group: Group) -> None:
         self.config, self.group, self.device = config, group, device
-        dataset = Dataset(config.data.uri, "val")
-        places = choose_windows([b.bp for _, b in dataset.blocks], config.data.length, config.val.windows,
-                                margin=baselines.REACH)  # fmt: skip
-        mine = places[group.rank :: group.size]
+        datasets = open_datasets(config, "val", some_empty=True)
+        self.left_out = [part.uri for number, part in enumerate(config.data.uri) if number not in datasets]
+        mine = _places(config, datasets)[group.rank :: group.size]
         size = config.val.batch
-        self._batches = [self._rows(dataset, mine[i : i + size], flank) for i in range(0, len(mine), size)]
+        self._batches = [self._rows(datasets, mine[i : i + size], flank) for i in range(0, len(mine), size)]
         self.scored = int(self._sum([sum(float(rows.scored_BL.sum()) for rows in self._batches)])[0])
         if not self.scored:
-            raise ValueError(f"the val split of {config.data.uri} has no letter A, C, G or T to score")
+            uris = ", ".join(dataset.uri for dataset in datasets.values())
+            raise ValueError(f"the val split of {uris} has no letter A, C, G or T to score")
 
-    def baselines(self, train: Dataset) -> dict[str, float]:
-        """``val/mlm_accuracy_majority|markov``, ``val/scored_positions``; each rank counts its share of the blocks."""
-        blocks = range(self.group.rank, len(train.blocks), self.group.size)
-        counts = baselines.count_letters_and_contexts(train.codes(block) for block in blocks)
-        letters, kmers = (
-            collectives.sum_over_ranks(self.group, torch.from_numpy(c).to(self.device)).cpu().numpy() for c in counts
-        )
+    def baselines(self, train: Sequence[Dataset]) -> dict[str, float]:
+        """``val/mlm_accuracy_majority|markov``, ``val/scored_positions``; each rank counts its share of the blocks.
+
+        ``train``: the datasets of data.uri, in its order. Counts of several are mixed by weight / bp, as samples are.
+        """
+        letters, kmers = _mix([self._count(dataset) for dataset in train],
+                              [part.weight / dataset.manifest.bp("train")
+                               for part, dataset in zip(self.config.data.uri, train, strict=True)])  # fmt: skip
         majority, markov = int(letters.argmax()), baselines.Markov(kmers)
         right = [0.0, 0.0]
         for rows in self._batches:
@@ -114,14 +128,36 @@ class Validator:
             values["health/teacher_entropy"] = float(rows_M1.mean())
         return values
 
-    def _rows(self, dataset: Dataset, places: list[tuple[int, int, int]], flank: int) -> _Rows:
-        length = self.config.data.length
-        cut = [cut_window(dataset.codes(block), start, end, length, flank) for block, start, end in places]
-        key_B = counter.fold(_MASK_SEED, *torch.tensor(places)[:, :2].T)
-        windows = stack_windows(cut, key_B, flank)
-        near = [cut_window(dataset.codes(block), start, end, length, baselines.REACH) for block, start, end in places]
-        around_BM = np.stack([row for row, _, _ in near])
-        length_B = torch.tensor([end - start for _, start, end in places])
+    def _count(self, dataset: Dataset) -> tuple[Counts, Counts]:
+        """Letters and k-mers of the whole dataset, the same on every rank."""
+        mine = baselines.count_letters_and_contexts(self._readable(dataset))
+        letters, kmers = (
+            collectives.sum_over_ranks(self.group, torch.from_numpy(c).to(self.device)).cpu().numpy() for c in mine
+        )
+        return letters, kmers
+
+    def _readable(self, dataset: Dataset) -> Iterator[alphabet.Codes]:
+        """This rank's share of the blocks, one at a time."""
+        for block in range(self.group.rank, len(dataset.blocks), self.group.size):
+            try:
+                yield dataset.codes(block)
+            except (StoreError, FormatError):
+                if self.config.data.on_corrupt == "fail":
+                    raise
+                # With "skip" it is not counted here; the reader names it when it comes to it.
+
+    def _rows(self, datasets: Mapping[int, Dataset], places: list[Place], flank: int) -> _Rows:
+        length = self.config.data.last_length
+        rows, near = (WindowRows(len(places), length, reach) for reach in (flank, baselines.REACH))
+        for row, (number, block, start, end) in enumerate(places):
+            packed = datasets[number].block(block)
+            rows.fill(row, packed, start, end)
+            near.fill(row, packed, start, end)
+        number_B, block_B, start_B, end_B = torch.tensor(places).T
+        key_B = counter.fold(_MASK_SEED, block_B, start_B)
+        key_B = torch.where(number_B == 0, key_B, counter.fold(key_B, number_B))
+        windows = rows.windows(key_B)
+        around_BM, length_B = near.codes, end_B - start_B
         codes_BL = torch.from_numpy(around_BM[:, baselines.REACH : -baselines.REACH].copy())
         codes_BL[torch.arange(length) >= length_B[:, None]] = alphabet.PAD
         draws_BL = counter.words(key_B, "validation mask", length)
@@ -139,3 +175,40 @@ class Validator:
             self.group, torch.tensor(values, dtype=torch.float64, device=self.device)
         ).tolist()
         return total
+
+
+def _places(config: TrainConfig, datasets: Mapping[int, Dataset]) -> list[Place]:
+    """The windows of all datasets, interleaved, so that any first part of them mirrors the mixture too."""
+    weights = [config.data.uri[number].weight for number in datasets]
+    found: list[tuple[float, Place]] = []
+    for (number, dataset), windows in zip(datasets.items(), share_out(config.val.windows, weights), strict=True):
+        chosen = choose_windows([block.bp for _, block in dataset.blocks], config.data.last_length, windows,
+                                margin=baselines.REACH)  # fmt: skip
+        found += [((i + 0.5) / len(chosen), (number, *place)) for i, place in enumerate(chosen)]
+    return [place for _, place in sorted(found)]
+
+
+def share_out(total: int, weights: Sequence[float]) -> list[int]:
+    """``total`` things by weight, at least one to each: whole numbers by largest remainder."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    shares = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: shares[i] - exact[i])
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return [max(1, share) for share in shares]
+
+
+def _mix(
+    counts: Sequence[tuple[Counts, Counts]], weights: Sequence[float]
+) -> tuple[Counts, Counts]:
+    """Letters and k-mers, summed over datasets by weight; of a single dataset as they are."""
+    if len(counts) == 1:
+        return counts[0]
+    whole = sum(weight * float(kmers.sum()) for (_, kmers), weight in zip(counts, weights, strict=True))
+    scale = _COUNTS / (whole or 1.0)
+
+    def mixed(kind: int) -> Counts:
+        scaled = [np.rint(both[kind] * (weight * scale)) for both, weight in zip(counts, weights, strict=True)]
+        return np.sum(scaled, 0).astype(np.int64)
+
+    return mixed(0), mixed(1)

@@ -7,7 +7,8 @@ import torch
 from trainer import loop, schedule
 from trainer.collectives import Group
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Reader
+from trainer.data import open_reader
+from trainer.dataset import open_datasets
 from trainer.distill import make_pairs, train_step
 from trainer.engine import init_distributed
 from trainer.views import flank_for
@@ -46,8 +47,7 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     engine, teacher = loop.build(config, device=device, group=group)
     state = loop.State(0, teacher, loop._first_centre(config, device))
     flank = flank_for(config.views.student.operations, config.views.teacher.operations)
-    reader = Reader(Dataset(config.data.uri, "train"), seed=config.run.seed, length=config.data.length, flank=flank,
-                    lanes=config.data.lanes, global_batch=config.train.global_batch, group=group)
+    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=flank, group=group)
     losses, norms, momenta, samples = [], [], [], {}
     mismatches = 0
     reference = {name: tensor.clone() for name, tensor in masters(engine)}
@@ -95,8 +95,7 @@ def poisoned_step(values: dict[str, Any], what: str = "gradient") -> dict[str, A
     group = Group.of()
     engine, teacher = loop.build(config, device=device, group=group)
     state = loop.State(0, teacher, loop._first_centre(config, device))
-    reader = Reader(Dataset(config.data.uri, "train"), seed=0, length=config.data.length, flank=12,
-                    lanes=config.data.lanes, global_batch=config.train.global_batch, group=group)
+    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=12, group=group)
     before = {name: tensor.clone() for name, tensor in teacher.full_tensors()}
     micro = reader.batch(0).split(config.micro_batch(group.size))
     if group.rank == 0 and what == "gradient":

@@ -12,7 +12,7 @@ import safetensors.torch
 
 from tests.datasets import markov_sequence, write_dataset
 from trainer import export
-from trainer.data import Dataset
+from trainer.dataset import Dataset
 from trainer.main import main
 from trainer.track import Registry
 
@@ -36,6 +36,12 @@ def launch(*arguments: str, cwd: Path, processes: int = 0) -> "subprocess.Comple
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     command = [*head, str(ROOT / "trainer/main.py"), "--config", str(ROOT / "configs/train/demo.yaml"), *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=110, check=False)
+
+
+def damage(shard: Path, offset: int) -> None:
+    damaged = bytearray(shard.read_bytes())
+    damaged[offset + 100] ^= 1
+    shard.write_bytes(damaged)
 
 
 def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> None:
@@ -144,13 +150,37 @@ def test_user_mistakes_get_one_sentence_and_leave_nothing(
     assert sorted(tmp_path.iterdir()) == []
 
 
+def test_a_mixture_with_lengths_by_step_and_a_damaged_block(toy: str, tmp_path: Path) -> None:
+    other = write_dataset(tmp_path / "d", {"train": [markov_sequence(9_000, seed=3)]}, block_bp=1024)
+    dataset = Dataset(other, "train")
+    damage(tmp_path / "d" / "train-000000.tar", dataset.blocks[4][1].offset)
+    lengths = "[{from_step: 0, length: 48}, {from_step: 3, length: 80}]"
+    done = launch(*TINY, f"data.uri=[{{uri: {toy}, weight: 3}}, {{uri: {other}, weight: 2}}]", f"data.length={lengths}",
+                  "data.on_corrupt=skip", "data.workers=2", "run.dir=run", "train.steps=7", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{other} has no val split: it is trained on, and left out of validation" in done.stderr
+    assert done.stderr.count("skipped shard") == 1
+    assert "train-000000.tar, block train0:4096-5120" in done.stderr
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
+    run = registry.run(registry.version("models:/findna@candidate").run_id)
+    digests = run.data.tags["dataset.manifest_sha256"].split(",")
+    assert digests == [Dataset(toy, "train").digest, dataset.digest]
+    assert run.data.params["data.length"] == "80"
+    assert "'from_step': 3" in run.data.params["data.length_by_step"]
+    assert other in run.data.params["data.uri"]
+    skipped = registry.history(run.info.run_id, "data/skipped_blocks")
+    assert skipped["step"].tolist() == [2, 4, 6, 7]
+    assert skipped["value"].tolist() == sorted(skipped["value"])
+    assert skipped["value"].iloc[-1] >= 1
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "windows of 48 bp, from step 3 on 80 bp. Losses" in card
+    assert len(registry.history(run.info.run_id, "throughput/mfu")) == 3
+
+
 def test_corrupt_shard_fails_with_its_name_and_marks_the_run(tmp_path: Path) -> None:
     contigs = {"train": [markov_sequence(9_000, seed=1)], "val": [markov_sequence(900, seed=2)]}
     uri = write_dataset(tmp_path / "d", contigs)
-    shard = tmp_path / "d" / "train-000000.tar"
-    damaged = bytearray(shard.read_bytes())
-    damaged[Dataset(uri, "train").blocks[1][1].offset + 100] ^= 1
-    shard.write_bytes(damaged)
+    damage(tmp_path / "d" / "train-000000.tar", Dataset(uri, "train").blocks[1][1].offset)
     done = launch(*TINY, f"data.uri={uri}", "run.dir=run", "train.steps=2", cwd=tmp_path)
     assert done.returncode == 1
     assert "train-000000.tar, block" in done.stderr

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from data_prep import alphabet
+from data_prep.shards import FormatError
 from tests.datasets import markov_sequence, write_dataset
 from trainer import health
 from trainer.collectives import Group
-from trainer.config import TrainConfig
-from trainer.data import Dataset, choose_windows
+from trainer.config import Data, TrainConfig
+from trainer.data import choose_windows
+from trainer.dataset import Dataset, open_datasets
 from trainer.heads import Outputs
-from trainer.validate import Validator
+from trainer.validate import Validator, _mix, _places, share_out
 from trainer.views import make_view, mask
 
 
@@ -93,7 +95,7 @@ def test_loss_and_accuracy_equal_a_naive_loop(config: TrainConfig) -> None:
 
 def test_baselines_stand_on_the_same_positions(config: TrainConfig) -> None:
     held_out = validator(config)
-    baselines = held_out.baselines(Dataset(config.data.uri, "train"))
+    baselines = held_out.baselines([Dataset(config.data.uri[0].uri, "train")])
     assert baselines["val/scored_positions"] == held_out.scored
     assert 0.2 < baselines["val/mlm_accuracy_majority"] < 0.32
     assert baselines["val/mlm_accuracy_markov"] > 0.6  # the planted dependence is on the neighbours
@@ -133,8 +135,94 @@ def test_health_of_random_directions_is_full() -> None:
 def test_val_split_without_letters_says_so(tmp_path: Path, config: TrainConfig) -> None:
     contigs = {"train": [markov_sequence(500, seed=1)], "val": [np.full(300, alphabet.N, np.uint8)]}
     uri = write_dataset(tmp_path, contigs)
-    empty = config.model_copy(update={"data": config.data.model_copy(update={"uri": uri})})
+    empty = config.model_copy(update={"data": Data(uri=uri, length=100)})
     with pytest.raises(ValueError, match="has no letter A, C, G or T to score"):
         validator(empty)
 
 
+
+
+def mixture(tmp_path: Path, **data: Any) -> TrainConfig:
+    """Two datasets by 3 : 1, in the second of which T is the most frequent letter, and one without a val split."""
+    rng = np.random.default_rng(0)
+    rich_in_t = [np.where(rng.random(bases) < 0.9, alphabet.T, markov_sequence(bases, seed=5)).astype(np.uint8)
+                 for bases in (3_000, 20_000)]  # fmt: skip
+    uris = [write_dataset(tmp_path / "one", {"train": [markov_sequence(60_000, seed=1)],
+                                             "val": [markov_sequence(20_000, seed=2)]}),
+            write_dataset(tmp_path / "two", {"train": rich_in_t[:1], "val": rich_in_t[1:]}),
+            write_dataset(tmp_path / "three", {"train": [markov_sequence(500, seed=4)]})]  # fmt: skip
+    weights = (3.0, 1.0, 1e-6)
+    return TrainConfig.model_validate({
+        "run": {"dir": "unused"}, "train": {"steps": 1}, "val": {"windows": 100, "batch": 20},
+        "data": {"uri": [{"uri": uri, "weight": weight} for uri, weight in zip(uris, weights, strict=True)],
+                 "length": 100} | data})  # fmt: skip
+
+
+def test_a_mixture_is_validated_by_weight_and_its_baselines_mirror_it(tmp_path: Path) -> None:
+    config = mixture(tmp_path)
+    held_out = validator(config)
+    assert held_out.left_out == [config.data.uri[2].uri]
+    train = [Dataset(part.uri, "train") for part in config.data.uri]
+    rich = [(rows.codes_BL == alphabet.T).float().mean(1) > 0.7 for rows in held_out._batches]
+    assert int(torch.cat(rich).sum()) == 25
+    assert [int(part.sum()) for part in rich] == [5] * 5, "any first part mirrors the mixture too"
+    letters, kmers = _mix([held_out._count(dataset) for dataset in train], [3 / 60_000, 1 / 3_000, 1e-6 / 500])
+    share = letters / letters.sum()
+    expected = 0.75 * np.bincount(markov_sequence(60_000, seed=1), minlength=4) / 60_000
+    expected += 0.25 * np.bincount(train[1].codes(0), minlength=4) / 3_000
+    assert share == pytest.approx(expected, abs=1e-5)
+    assert share.argmax() == alphabet.T != np.bincount(markov_sequence(60_000, seed=1)).argmax()
+    truth = torch.cat([rows.codes_BL[rows.scored_BL] for rows in held_out._batches])
+    found = held_out.baselines(train)
+    assert found["val/mlm_accuracy_majority"] == float((truth == alphabet.T).double().mean())
+    assert found["val/mlm_accuracy_markov"] > 0.7
+    assert (kmers > 0).sum() == (sum(held_out._count(dataset)[1] for dataset in train) > 0).sum(), "none is rounded off"
+
+
+def test_datasets_have_masks_of_their_own(tmp_path: Path) -> None:
+    held_out = validator(mixture(tmp_path))
+    keys = torch.cat([rows.windows.key_B for rows in held_out._batches])
+    assert len(keys.unique()) == len(keys) == 100
+
+
+def test_ranks_share_the_windows_of_a_mixture(tmp_path: Path) -> None:
+    config = mixture(tmp_path)
+    whole = torch.cat([rows.visible_BL for rows in validator(config)._batches])
+    for size in (2, 3):
+        for rank in range(size):
+            places = _places(config, open_datasets(config, "val", some_empty=True))[rank::size]
+            rows = validator(config)._rows(open_datasets(config, "val", some_empty=True), places, 20)
+            assert torch.equal(rows.visible_BL, whole[rank::size])
+
+
+def test_validation_has_the_length_that_the_run_ends_with(config: TrainConfig) -> None:
+    lengths = [{"from_step": 0, "length": 64}, {"from_step": 7, "length": 160}]
+    data = Data.model_validate(config.data.model_dump() | {"length": lengths})
+    held_out = validator(config.model_copy(update={"data": data}))
+    assert {rows.codes_BL.shape[1] for rows in held_out._batches} == {160}
+
+
+def test_a_damaged_training_block_is_not_counted_with_skip_and_fatal_without(tmp_path: Path) -> None:
+    for on_corrupt in ("fail", "skip"):
+        config = mixture(tmp_path / on_corrupt, on_corrupt=on_corrupt)
+        held_out, train = validator(config), [Dataset(part.uri, "train") for part in config.data.uri]
+        sound = held_out._count(train[0])[0]
+        shard, entry = train[0].blocks[3]
+        path = Path(train[0].uri, shard.name)
+        damaged = bytearray(path.read_bytes())
+        damaged[entry.offset + 100] ^= 1
+        lost = np.bincount(train[0].codes(3), minlength=4)
+        path.write_bytes(damaged)
+        if on_corrupt == "fail":
+            with pytest.raises(FormatError, match=r"train-000000\.tar, block train0:.*crc32"):
+                held_out.baselines(train)
+        else:
+            assert (held_out._count(train[0])[0] == sound - lost).all()
+            assert held_out.baselines(train)["val/mlm_accuracy_markov"] > 0.7
+
+
+@pytest.mark.parametrize(("total", "weights", "shares"), [
+    (512, [1.0], [512]), (10, [1, 1, 1], [4, 3, 3]), (10, [3, 1], [8, 2]), (7, [5, 1e-9], [7, 1]), (1, [1, 1], [1, 1]),
+])  # fmt: skip
+def test_windows_are_shared_out_by_weight(total: int, weights: list[float], shares: list[int]) -> None:
+    assert share_out(total, weights) == shares

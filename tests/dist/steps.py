@@ -51,6 +51,7 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     losses, norms, momenta, samples = [], [], [], {}
     mismatches = 0
     reference = {name: tensor.clone() for name, tensor in masters(engine)}
+    start, first_update = dict(reference), 0.0
     for step in range(steps):
         batch = reader.batch(step)
         micro = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
@@ -60,6 +61,8 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
                                   first.teacher.codes_BL[row].tolist(), first.noise_BLC[row].sum().item())
         result = train_step(engine, teacher.module, micro, config=config, centre_K=state.centre_K, group=group)
         metrics = loop._apply(config, state, engine, result)
+        if not step:
+            first_update = float(sum((master - start[name]).pow(2).sum() for name, master in masters(engine))) ** 0.5
         losses.append(result.losses)
         norms.append(metrics["grad_norm"])
         momenta.append(metrics["ema/momentum"])
@@ -77,6 +80,7 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     return {
         "losses": losses,
         "norms": norms,
+        "first_update": first_update,
         "momenta": momenta,
         "samples": samples,
         "mismatches": mismatches,

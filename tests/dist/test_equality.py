@@ -57,7 +57,10 @@ def test_bf16_gradients_are_those_of_fp32_under_every_stage_and_accumulation(
     """DeepSpeed's bf16 optimisers accumulate in ways of their own: norms tell what losses under AdamW hide."""
     values = small_config(toy, train__precision="bf16", train__zero_stage=stage, train__micro_batch=micro)
     (result,) = on_ranks(1, run_steps, values, 6)
-    assert result["norms"] == pytest.approx(alone["norms"][:6], rel=0.1)
+    # A gradient added twice, or a step made at set-up, shows at once; later norms tell bf16's rounding, too.
+    assert result["norms"][0] == pytest.approx(alone["norms"][0], rel=0.02)
+    assert result["first_update"] == pytest.approx(alone["first_update"], rel=0.02)
+    assert result["norms"] == pytest.approx(alone["norms"][:6], rel=0.3)
     assert largest_difference(result["losses"], alone["losses"][:6]) < 0.02
 
 

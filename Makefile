@@ -25,6 +25,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-bench.txt
 	$(BIN)/python -m tests.bench
 
 clean:

@@ -1,69 +1,23 @@
-"""``make bench``: each row is a ratio of two measurements in this run; prints a table and writes bench.json.
+"""``make bench``: each row compares two figures of this run; prints a table and writes bench.json.
 
-Rows: name, ours, reference, ratio, unit, target, reference_is. The median of five runs each, taken in turns, so that a
-slow moment of the machine falls on both.
+Rows: name, ours, reference, ratio, unit, target, reference_is. Medians of several runs, taken in turns, so that a slow
+moment of the machine falls on both. ``python -m tests.bench prep`` runs one group of rows alone.
 """
 
 import json
-import statistics
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.preprocessing import LabelBinarizer
 
-from data_prep import alphabet, shards
-from trainer import counter
+from data_prep import alphabet
+from tests.bench import prep, reader, views
+from tests.bench.harness import Row, rate
 from trainer.collectives import Group
 from trainer.ema import FlatGroup, ShardedEMA
-from trainer.views import Windows, make_view, mask
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    ours: float
-    reference: float
-    ratio: float
-    unit: str
-    target: str
-    reference_is: str
-
-
-def rate(amount: float, ours: Callable[[], object], reference: Callable[[], object]) -> tuple[float, float]:
-    """(ours, reference) in amount a second: medians of five runs in turns, after a warm-up."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(6):
-        for function, into in zip((ours, reference), seconds, strict=True):
-            start = time.perf_counter()
-            function()
-            if turn:
-                into.append(time.perf_counter() - start)
-    return amount / statistics.median(seconds[0]), amount / statistics.median(seconds[1])
-
-
-def block_like_hg38(bases: int) -> tuple[alphabet.Codes, alphabet.Mask]:
-    """Random letters, soft-masked in runs of 300 on average, as repeats are."""
-    rng = np.random.default_rng(0)
-    runs = rng.geometric(1 / 300, bases // 50)
-    soft_mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs)[:bases]
-    return rng.integers(0, 4, bases).astype(np.uint8), soft_mask
-
-
-def encode_and_pack() -> Row:
-    codes, soft_mask = block_like_hg38(1 << 16)
-    letters = alphabet.decode(codes, soft_mask)
-    binarizer = LabelBinarizer().fit(list("ACGTN"))
-
-    def ours() -> bytes:
-        codes, soft_mask, _ = alphabet.encode(letters)
-        return shards.pack(codes, soft_mask)
-
-    fast, slow = rate(len(letters) / 1e6, ours, lambda: binarizer.transform(list(letters.decode().upper())))
-    return Row("encode and pack a block", fast, slow, fast / slow, "Mbp/s", "–", "LabelBinarizer one-hot, per base")
 
 
 def reverse_complement() -> Row:
@@ -73,33 +27,6 @@ def reverse_complement() -> Row:
     fast, slow = rate(len(codes) / 1e6, lambda: alphabet.reverse_complement(codes),
                       lambda: "".join(pairs[letter] for letter in reversed(text)))  # fmt: skip
     return Row("reverse complement", fast, slow, fast / slow, "Mbp/s", "–", "dictionary look-up, per base")
-
-
-def two_views() -> Row:
-    rows, length, flank = 64, 1000, 60
-    generator = torch.Generator().manual_seed(0)
-    codes_BS = torch.randint(0, 4, (rows, length + 2 * flank), generator=generator, dtype=torch.uint8)
-    windows = Windows(codes_BS, torch.zeros(rows, dtype=torch.int64), torch.full((rows,), length + 2 * flank),
-                      counter.fold(0, torch.arange(rows)), flank)  # fmt: skip
-
-    def ours() -> None:
-        student = make_view(windows, name="student", operations={}, reverse_complement=0.5)
-        mask(student, windows, name="student", rate=0.3, mask_share=0.8, random_share=0.1)
-        make_view(windows, name="teacher", operations={"deletion": 20, "insertion": 20, "shift": 20})
-
-    rng = np.random.default_rng(0)
-
-    def one_by_one() -> None:
-        for row in codes_BS.tolist():
-            text = row[flank:-flank]
-            text = [3 - c for c in reversed(text)] if rng.random() < 0.5 else text
-            [5 if rng.random() < 0.24 else c for c in text]
-            cut, at, new = rng.integers(0, length), rng.integers(0, length), rng.integers(0, 4, 20).tolist()
-            other = row[flank : flank + cut] + row[flank + cut + 20 :]
-            (other[:at] + new + other[at:])[:length]
-
-    fast, slow = rate(rows * length / 1e6, ours, one_by_one)
-    return Row("two views and a mask, L = 1000", fast, slow, fast / slow, "Mbp/s", "–", "row by row in Python")
 
 
 def ema_update() -> Row:
@@ -128,21 +55,30 @@ def ema_update() -> Row:
                "mul_().add_() over state_dicts")  # fmt: skip
 
 
-def bytes_per_bp() -> Row:
-    codes, soft_mask = block_like_hg38(1 << 18)
-    size = len(shards.pack(codes, soft_mask)) / len(codes)
-    return Row("payload of a 262 kbp block, soft-masked", size, 1.0, size, "bytes/bp", "≤ 0.27", "one byte a base")
+GROUPS: dict[str, Callable[[], list[Row]]] = {
+    "prep": prep.rows,
+    "reader": reader.rows,
+    "views": lambda: [views.two_views(), views.two_heavy_views()],
+    "kernels": lambda: [reverse_complement(), ema_update()],
+}
 
 
-def main() -> None:
+def main(wanted: list[str]) -> int:
+    unknown = sorted(set(wanted) - GROUPS.keys())
+    if unknown:
+        print(f"error: no bench is called {', '.join(unknown)}; there are {', '.join(GROUPS)}", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
-    rows = [encode_and_pack(), bytes_per_bp(), reverse_complement(), two_views(), ema_update()]
-    print(f"{'name':<42}{'ours':>10}{'reference':>11}{'ratio':>9}  {'unit':<12}{'target':<8}reference is")
-    for row in rows:
-        print(f"{row.name:<42}{row.ours:>10.4g}{row.reference:>11.4g}{row.ratio:>9.4g}  {row.unit:<12}{row.target:<8}"
-              f"{row.reference_is}")  # fmt: skip
+    rows = []
+    print(f"{'name':<58}{'ours':>10}{'reference':>11}{'ratio':>9}  {'unit':<11}{'target':<18}reference is")
+    for name in wanted or GROUPS:
+        for row in GROUPS[name]():
+            print(f"{row.name:<58}{row.ours:>10.4g}{row.reference:>11.4g}{row.ratio:>9.4g}  {row.unit:<11}"
+                  f"{row.target:<18}{row.reference_is}", flush=True)  # fmt: skip
+            rows.append(row)
     Path("bench.json").write_text(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

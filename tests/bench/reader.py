@@ -7,11 +7,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cluster import store
 from data_prep import shards
 from data_prep.intervals import Span
 from data_prep.write import write_shard
+from tests import s3
+from tests.bench import views
+from tests.bench.harness import Row
 from trainer.blocks import DiskCache
 from trainer.collectives import Group
 from trainer.config import ViewConfig, Views
@@ -23,7 +27,7 @@ from trainer.views import flank_for, mask
 
 LENGTH, ROWS, LANES = 1000, 64, 48
 BLOCK_BP, SHARD_BP = 1 << 18, 1 << 24
-VIEWS = Views(student=ViewConfig(reverse_complement=0.5, substitution=0.01),
+VIEWS = Views(student=ViewConfig(reverse_complement=0.5),
               teacher=ViewConfig(operations={"deletion": 20, "insertion": 20, "shift": 20}))  # fmt: skip
 
 
@@ -97,3 +101,25 @@ def reader_s3_ratio(s3_uri: str, local_uri: str, *, steps: int = 1000, turns: in
                 into.append(steps * ROWS * LENGTH / 1e6 / (time.perf_counter() - start))
             source.close()
     return statistics.median(rates[0]), statistics.median(rates[1])
+
+
+def rows() -> list[Row]:
+    """The reader against EvoAug, which is given ready-made one-hot windows, and from S3 against local disk."""
+    fast, slow = reader(), views.two_views().reference
+    found = [
+        Row("reader: tar to two masked views, L = 1000", fast, slow, fast / slow, "Mbp/s", "≥ 30, ≥ 3 ×",
+            "the same augmentations, EvoAug"),
+    ]
+    # One pass over all blocks: each is fetched once and read to its end. DNA_TEST_S3 names a store; else it is moto.
+    with s3.proxy() as proxy, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for name, value in (s3.environment(proxy) | {"AWS_ENDPOINT_URL": proxy.target.geturl()}).items():
+            patch.setenv(name, value)
+        for block_bp, target in ((1 << 20, "≥ 0.8 ×"), (1 << 18, "–")):
+            with s3.bucket(proxy) as bucket:
+                local = str(Path(folder, str(block_bp)))
+                for uri in (bucket.uri, local):
+                    write_random_dataset(uri, bases=1 << 27, block_bp=block_bp)
+                remote, near = reader_s3_ratio(bucket.uri, local, steps=(1 << 27) // (ROWS * LENGTH))
+            name = f"reader from S3 on loopback, blocks of {block_bp >> 10} kibp"
+            found.append(Row(name, remote, near, remote / near, "Mbp/s", target, "the same from local disk"))
+    return found

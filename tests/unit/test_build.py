@@ -46,7 +46,8 @@ def records(path: Path) -> dict[str, str]:
 
 def test_workers_place_and_gzip_change_no_byte(small: Path, fasta: str, tmp_path: Path) -> None:
     (tmp_path / "g.fa.gz").write_bytes(gzip.compress(Path(fasta).read_bytes()))
-    for name, source, workers in (("one", fasta, 1), ("two", fasta, 2), ("gz", str(tmp_path / "g.fa.gz"), 2)):
+    for name, source, workers in (("one", fasta, 1), ("two", fasta, 2), ("eight", fasta, 8),
+                                  ("gz", str(tmp_path / "g.fa.gz"), 2)):
         made(source, tmp_path / name, workers=workers)
         assert contents(tmp_path / name) == contents(small), name
     assert str(tmp_path).encode() not in contents(small)["manifest.json"]
@@ -82,6 +83,9 @@ def test_again_is_already_done_and_another_is_refused(small: Path, fasta: str, t
     assert {name: os.stat(copy / name).st_mtime_ns for name in os.listdir(copy)} == before
     with pytest.raises(ValueError, match=r"holds another dataset \(it differs in seed, split\); pass overwrite=true"):
         made(fasta, copy, seed=1, split={"val": 0})
+    (tmp_path / "changed.fa").write_text(Path(fasta).read_text().replace("GATTACA", "GATTATA"))
+    with pytest.raises(ValueError, match=r"holds another dataset \(it differs in sources\); pass overwrite=true"):
+        made(str(tmp_path / "changed.fa"), copy)
     assert contents(copy) == contents(small)
     assert made(fasta, copy, overwrite=True, split={"val": 0}).fresh
     assert verify(str(copy)) == [], "the former val shards are gone"

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 import configs
+from tests.datasets import markov_sequence, write_dataset
 from tests.registered import CANDIDATE, Registered, registered, registry
 from trainer.finetune import finetune
 from trainer.report.__main__ import main
-from trainer.report.facts import verdict
+from trainer.report.facts import dataset_uris, first_with_val, verdict
 from trainer.tasks.config import TaskConfig
 
 
@@ -81,3 +82,14 @@ def test_verdict(accuracy: tuple[float, ...], scored: int | None, expected: list
     for words in expected:
         assert words in said
     assert verdict({}) == ["The run logged no held-out accuracy."]
+
+
+def test_the_datasets_of_a_mixture(tmp_path: Path) -> None:
+    letters = [markov_sequence(3000, seed=1)]
+    without = write_dataset(tmp_path / "a", {"train": letters})
+    held_out = write_dataset(tmp_path / "b", {"train": letters, "val": letters})
+    logged = str([{"uri": without, "weight": 1.0}, {"uri": held_out, "weight": 0.5}])  # as MLflow keeps a parameter
+    assert dataset_uris({"data.uri": logged}) == [without, held_out]
+    assert first_with_val([without, held_out]) == held_out
+    assert first_with_val([without]) == without
+    assert dataset_uris({"data.uri": "s3://bucket/x"}) == ["s3://bucket/x"]

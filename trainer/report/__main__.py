@@ -79,8 +79,9 @@ def _embedding_section(registry: Registry, run: Any) -> Section:
     if model is None:
         return Section(title, ["The run registered no model, so there is nothing to embed with."])
     try:
-        picture = facts.embedding_picture(registry, model, dataset_uri=run.data.params["data.uri"],
-                                          length=int(run.data.params["data.length"]))  # fmt: skip
+        uri = facts.first_with_val(facts.dataset_uris(run.data.params))
+        length = int(run.data.params["data.length"])
+        picture = facts.embedding_picture(registry, model, dataset_uri=uri, length=length)
     except (OSError, ValueError, RuntimeError) as fault:
         return Section(title, [f"No picture, because the windows could not be embedded: {fault}"])
     drawn = figures.embedding(picture.points_N2, picture.gc_N, picture.explained)
@@ -90,7 +91,8 @@ def _embedding_section(registry: Registry, run: Any) -> Section:
 
 def _dataset_section(params: dict[str, str]) -> Section:
     try:
-        return Section("Dataset", (), ("what", "value"), facts.dataset_rows(params["data.uri"]))
+        rows = [row for uri in facts.dataset_uris(params) for row in facts.dataset_rows(uri)]
+        return Section("Dataset", (), ("what", "value"), rows)
     except (OSError, ValueError) as fault:
         return Section("Dataset", [f"The dataset cannot be reached from here: {fault}"])
 

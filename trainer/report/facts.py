@@ -1,17 +1,19 @@
 """What a report says: read from MLflow, the dataset and the exported teacher. Nothing here writes or draws."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from sklearn.decomposition import PCA
 
 from cluster import store
 from data_prep import alphabet, shards
-from trainer.data import Dataset, choose_windows
+from trainer.data import choose_windows
+from trainer.dataset import Dataset
 from trainer.embed import Rows, best_device, embed, open_model
 from trainer.finetune import past_results
 from trainer.report.figures import Histories
@@ -81,9 +83,20 @@ def last_value(found: Histories, metric: str) -> float | None:
     return float(found[metric]["value"].iloc[-1]) if metric in found else None
 
 
+def dataset_uris(params: Mapping[str, str]) -> list[str]:
+    """The datasets of a run, from its parameter ``data.uri``: a URI, or a mixture as it was given."""
+    given = params["data.uri"]
+    return [part["uri"] for part in yaml.safe_load(given)] if given.startswith("[") else [given]
+
+
+def first_with_val(uris: list[str]) -> str:
+    """The first dataset that holds something out; the first of all where none does."""
+    return next((uri for uri in uris if len(uris) > 1 and _manifest(uri).shards["val"]), uris[0])
+
+
 def dataset_rows(uri: str) -> list[tuple[str, str]]:
     """Names and values for a table. StoreError or FormatError if the manifest cannot be read."""
-    manifest = shards.Manifest.from_bytes(store.read_bytes(store.join(uri, shards.MANIFEST)))
+    manifest = _manifest(uri)
     written = [shard for split in shards.SPLITS for shard in manifest.shards[split]]
     bp, size = {split: manifest.bp(split) for split in shards.SPLITS}, sum(shard.bytes for shard in written)
     total = sum(bp.values())
@@ -116,6 +129,10 @@ def embedding_picture(registry: Registry, model_uri: str, *, dataset_uri: str, l
     gc_N = np.array([_gc(row) for row in codes])
     first, second = components.explained_variance_ratio_
     return Picture(points_N2, gc_N, (float(first), float(second)))
+
+
+def _manifest(uri: str) -> shards.Manifest:
+    return shards.Manifest.from_bytes(store.read_bytes(store.join(uri, shards.MANIFEST)))
 
 
 def _gc(codes: alphabet.Codes) -> float:

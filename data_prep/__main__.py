@@ -40,13 +40,16 @@ class Progress:
             self.close()
             self._stage, self._began, self._told = stage, now, now
         if sys.stderr.isatty():
-            self._bar = self._bar or tqdm(total=total, unit="bp", unit_scale=True, desc=stage, leave=False)
-            self._bar.total = total
+            self._bar = self._bar or tqdm(total=total or None, unit="bp", unit_scale=True, desc=stage, leave=False)
+            self._bar.total = total or None
             self._bar.update(done - self._bar.n)
         elif now - self._told >= _PER_LINE:
             speed = done / (now - self._began)
-            left = tqdm.format_interval((total - done) / speed) if speed else "?"
-            self.say(f"{stage}: {done:,} of {total:,} bp, {speed / 1e6:.1f} Mbp/s, {left} left")
+            if total:
+                left = tqdm.format_interval((total - done) / speed) if speed else "?"
+                self.say(f"{stage}: {done:,} of {total:,} bp, {speed / 1e6:.1f} Mbp/s, {left} left")
+            else:
+                self.say(f"{stage}: {done:,} bp so far, {speed / 1e6:.1f} Mbp/s")
             self._told = now
 
     def say(self, line: str) -> None:

@@ -20,7 +20,7 @@ from data_prep.intervals import Span, bed_bytes
 from data_prep.leakage import Leakage, leakage, passes_bp, without
 from data_prep.plan import Chunk, Plan, make_plan, with_parts
 from data_prep.read import load_manifest
-from data_prep.reference import Handle, Reference, fetch, prepare
+from data_prep.reference import Handle, Progress, Reference, fetch, prepare
 from data_prep.shards import MANIFEST, SPLITS, FormatError, Manifest, Shard, pack
 from data_prep.write import found_shard, write_shard
 
@@ -31,7 +31,6 @@ _SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 _UNFINISHED = re.compile(rf"\.{_SHARD.pattern}\..+")  # as store.publish names what it writes
 _OURS = re.compile(rf"{_UNFINISHED.pattern}|{_SHARD.pattern}|({'|'.join(SPLITS)})\.bed|(build|leakage|manifest)\.json")
 
-Progress = Callable[[str, int, int], None]  # (stage, bp done, bp in all)
 Task = tuple[Handle, tuple[Span, ...]]
 
 
@@ -69,9 +68,9 @@ def build(config: DataConfig, *, on_progress: Progress | None = None,
     output = store.absolute(config.output)
     several = len(config.references) > 1
     with jobs.session(config.workers) if several else contextlib.nullcontext():  # one is read here, without Ray
+        there = store.sizes(output)  # first of all: an output that cannot be used is said at once
         references = _prepare(config, progress)
         plan = make_plan(config, references)
-        there = store.sizes(output)
         if there and not config.overwrite:
             _refuse_another(output, there, plan.manifest)
             manifest = _finished(output, there)
@@ -164,9 +163,10 @@ def _prepare(config: DataConfig, progress: Progress) -> dict[str, Reference]:
     uris = [_first_there(reference) for reference in config.references]
     if len(uris) > 1:
         found = jobs.run(prepare, uris, workers=config.workers,
-                         on_result=lambda _, r: progress(f"read {r.handle.uri}", *[sum(r.contigs.values())] * 2))
+                         on_result=lambda _, r: progress(f"index {store.basename(r.handle.uri)}",
+                                                         *[sum(r.contigs.values())] * 2))
     else:
-        found = [prepare(uri) for uri in uris]
+        found = [prepare(uri, on_progress=progress) for uri in uris]
     return {wanted.name: reference for wanted, reference in zip(config.references, found, strict=True)}
 
 

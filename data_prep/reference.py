@@ -1,22 +1,23 @@
 """A reference genome, opened from any FASTA or .2bit as it really comes. The only user of pyfaidx.
 
-A source is streamed once: its bytes (of a FASTA, the decompressed ones) are hashed and, unless it is a plain local
-file, kept in the cache directory (``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index: nothing is written
-beside a source. Then every letter is looked at once, which finds bad ones before anything is built and tells where N
-stands.
+A source is streamed once: its text is hashed and, unless it is a plain local file, kept in the cache directory
+(``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing is written beside a source. Then every letter is
+looked at once, which finds bad ones before anything is built and tells where N stands.
 """
 
+import collections
 import contextlib
 import fcntl
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +30,21 @@ from data_prep import fasta, twobit
 from data_prep.alphabet import N, encode
 
 _SCAN = 1 << 20  # letters looked at at once
+_GZIP = b"\x1f\x8b"
 # A record's last letter and all that may follow it: the next header, or the end of the file.
 _GAP, _END = re.compile(rb"[^\r\n]\r?\n>[^\n]*\n"), re.compile(rb"[^\r\n](\r?\n)?")
-_GZIP = b"\x1f\x8b"
 
+Progress = Callable[[str, int, int], None]  # (stage, letters done, letters in all or 0 where that is not known)
 Runs = dict[str, np.ndarray[Any, np.dtype[np.int64]]]  # contig -> [r, 2], sorted 0-based half-open intervals
 
 
 @dataclass(frozen=True)
 class Handle:
-    """What a worker needs to read a reference: plain text or .2bit at ``path``, the text's .fai at ``index``."""
+    """What a worker needs to read a reference: plain text or .2bit at ``path``, the text's .fai at ``index`` or ""."""
 
     uri: str
     path: str
-    index: str  # "" for .2bit
+    index: str
     sha256: str
 
 
@@ -68,7 +70,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill")
 
 
-def prepare(uri: str, *, cache: Path | None = None) -> Reference:
+def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None = None) -> Reference:
     """The reference at ``uri`` (FASTA: plain, gzip, bgzip; or .2bit; local or remote); from the cache if it is there.
 
     Raises:
@@ -76,19 +78,20 @@ def prepare(uri: str, *, cache: Path | None = None) -> Reference:
         StoreError: it cannot be read, or the cache cannot be written.
     """
     cache = cache or cache_dir()
-    located = locate(uri, cache=cache)
+    progress = on_progress or (lambda stage, done, total: None)
+    located = locate(uri, cache=cache, on_progress=progress)
     scan = cache / f"{located.handle.sha256}.scan.npz"
     with _lock(cache / f"{located.handle.sha256}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError):
             return _with_runs(located, scan)
-        n_runs, ambiguous_runs = _scan(located)
+        n_runs, ambiguous_runs = _scan(located, progress)
         file = io.BytesIO()
         np.savez(file, n=_stacked(n_runs, located.contigs), ambiguous=_stacked(ambiguous_runs, located.contigs))
         store.write_bytes(str(scan), file.getvalue())
         return _with_runs(located, scan)
 
 
-def locate(uri: str, *, cache: Path | None = None) -> Located:
+def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None = None) -> Located:
     """The reference at ``uri``, readable by ``fetch`` on this machine; from the cache if it is there.
 
     Raises:
@@ -108,7 +111,7 @@ def locate(uri: str, *, cache: Path | None = None) -> Located:
             located = Located(**known | {"handle": Handle(**known["handle"])})
             if all(Path(path).is_file() for path in (located.handle.path, located.handle.index) if path):
                 return located
-        located = _index(uri, version, cache / key)
+        located = _index(uri, version, cache / key, on_progress or (lambda stage, done, total: None))
         store.write_bytes(str(record), json.dumps(asdict(located)).encode())
     return located
 
@@ -130,7 +133,7 @@ class _Fasta:
 
 @functools.lru_cache(maxsize=8)
 def _open(handle: Handle) -> _Fasta | twobit.TwoBit:
-    """One open file per process and reference: handles do not survive a fork, nor do two processes share an offset."""
+    """One open file per process and reference: two processes must not share an offset."""
     if not all(Path(path).is_file() for path in (handle.path, handle.index) if path):  # another node planned the build
         try:
             here = locate(handle.uri).handle
@@ -143,7 +146,7 @@ def _open(handle: Handle) -> _Fasta | twobit.TwoBit:
     return _Fasta(handle) if handle.index else twobit.TwoBit(handle.path, uri=handle.uri)
 
 
-def _index(uri: str, version: str, stem: Path) -> Located:
+def _index(uri: str, version: str, stem: Path, progress: Progress) -> Located:
     with store.open_read(uri) as file:
         start = file.read(4)
     if not start:
@@ -152,7 +155,7 @@ def _index(uri: str, version: str, stem: Path) -> Located:
         return _index_twobit(uri, version, stem)
     if store.is_local(uri) and not start.startswith(_GZIP):
         digest, regular = hashlib.sha256(), fasta.Regularity()
-        for chunk in _text(uri):
+        for chunk in _text(uri, progress):
             digest.update(chunk)
             regular.feed(chunk)
         sha256, path = digest.hexdigest(), str(store.local_path(uri))
@@ -162,7 +165,7 @@ def _index(uri: str, version: str, stem: Path) -> Located:
     path = f"{stem}.fa"
     digest = hashlib.sha256()
     with store.publish(path) as target:
-        fasta.rewrite(_hashed(_text(uri), digest), target, uri=uri)
+        fasta.rewrite(_hashed(_text(uri, progress), digest), target, uri=uri)
     return _read_index(uri, path, Path(f"{path}.fai"), digest.hexdigest(), version)
 
 
@@ -171,8 +174,7 @@ def _index_twobit(uri: str, version: str, stem: Path) -> Located:
     chunks = _hashed(store.chunks(uri), digest)
     if store.is_local(uri):
         path = str(store.local_path(uri))
-        for _ in chunks:
-            pass
+        collections.deque(chunks, maxlen=0)
     else:
         path = f"{stem}.2bit"
         with store.publish(path) as target:
@@ -221,23 +223,22 @@ def _check_index(path: str, entries: list[Any]) -> None:
                 raise FastaIndexingError(f"lines are uneven before byte {end}")
 
 
-def _text(uri: str) -> Iterator[bytes]:
+def _text(uri: str, progress: Progress) -> Iterator[bytes]:
     """The decompressed text of the FASTA at ``uri`` in chunks; its first bytes must be those of one."""
     chunks = store.chunks(uri)
     first = next(chunks, b"")
-    text = fasta.gunzip(_chain(first, chunks), uri=uri) if first.startswith(_GZIP) else _chain(first, chunks)
+    text: Iterator[bytes] = itertools.chain([first], chunks)
+    text = fasta.gunzip(text, uri=uri) if first.startswith(_GZIP) else text
     start = next(text, b"")
     if not start:
         raise ValueError(f"{uri} is empty, not a FASTA")
     if not start.lstrip().startswith((b">", b";")):
         raise ValueError(f"{uri} is not a FASTA: it starts with {start[:12]!r}, not with '>'")
-    yield start
-    yield from text
-
-
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+    done = 0
+    for chunk in itertools.chain([start], text):
+        done += len(chunk)
+        progress(f"read {store.basename(uri)}", done, 0)
+        yield chunk
 
 
 def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
@@ -246,9 +247,9 @@ def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
         yield chunk
 
 
-def _scan(located: Located) -> tuple[Runs, Runs]:
-    n_runs: Runs = {}
-    ambiguous_runs: Runs = {}
+def _scan(located: Located, progress: Progress) -> tuple[Runs, Runs]:
+    stage, done, total = f"index {store.basename(located.handle.uri)}", 0, sum(located.contigs.values())
+    n_runs, ambiguous_runs = Runs(), Runs()
     for contig, bp in located.contigs.items():
         n_parts, ambiguous_parts = [], []
         for start in range(0, bp, _SCAN):
@@ -257,6 +258,8 @@ def _scan(located: Located) -> tuple[Runs, Runs]:
                 codes, _, ambiguous = encode(letters, origin=start)
             except ValueError as fault:
                 raise ValueError(f"{located.handle.uri}: contig {contig}: {fault}") from fault
+            done += len(codes)
+            progress(stage, done, total)
             if codes.max() == N:
                 n_parts.append(_runs(codes == N) + start)
             if ambiguous:

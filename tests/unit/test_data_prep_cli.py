@@ -71,10 +71,14 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     for seconds, done in ((0, 1), (30, 100_000_000), (61, 200_000_000), (90, 300_000_000), (125, 600_000_000)):
         now[0] = 1000 + seconds
         progress("write", done, 1_000_000_000)
+    for seconds, done in ((130, 0), (200, 700_000_000)):
+        now[0] = 1000 + seconds
+        progress("read x.fa.gz", done, 0)
     progress.close()
     assert capsys.readouterr().err.splitlines() == [
         "write: 200,000,000 of 1,000,000,000 bp, 3.3 Mbp/s, 04:04 left",
         "write: 600,000,000 of 1,000,000,000 bp, 4.8 Mbp/s, 01:23 left",
+        "read x.fa.gz: 700,000,000 bp so far, 10.0 Mbp/s",
     ]
 
 

@@ -32,6 +32,7 @@ R = TypeVar("R")
 _RESULTS_BYTES = 1 << 30  # tasks return summaries, not data: Ray's default would take a third of the memory
 _RETRIES = 4  # of a task whose worker or node died, or whose store was out of reach
 _BACKOFF = 1.0  # seconds before the first retry; doubled with each further one
+_PATIENCE = 10.0  # seconds that tasks get to end once another has failed, or the user has had enough
 
 
 def cpus() -> int:
@@ -83,7 +84,7 @@ def run(function: Callable[..., R], tasks: Sequence[T], *, workers: int | None =
 
     A task whose worker or node dies, or that raises ``store.TransientError``, is tried again on any node after a pause
     that doubles each time; ``on_retry(index, reason)`` hears of it. Anything else that a task raises is raised here as
-    itself, after the tasks still running have stopped, so that nothing is written any more once this returns.
+    itself, after those still running have ended or been killed, so that nothing is written any more once this returns.
 
     Raises:
         RuntimeError: a task's worker died each time, or the cluster was lost.
@@ -164,8 +165,13 @@ def _get(reference: Any) -> Any:
 
 
 def _stop(running: list[Any]) -> None:
-    for reference in running:
-        ray.cancel(reference)  # raises KeyboardInterrupt in the task, whose temporary files then go
-    for reference in running:
+    """Let the tasks of ``running`` end; after _PATIENCE kill the workers of those that have not."""
+    if not running:
+        return
+    # Ray 2.60 aborts the whole driver where a cancellation meets a task that is just ending: most end by themselves.
+    _, late = ray.wait(running, num_returns=len(running), timeout=_PATIENCE)
+    for reference in late:
+        ray.cancel(reference, force=True)
+    for reference in late:
         with contextlib.suppress(Exception):  # whatever it ends with, the fault that brought us here is the one to tell
             ray.get(reference, timeout=30)

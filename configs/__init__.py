@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 _USERINFO = re.compile(r"//[^/@\s]*@")
+_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")  # of a presigned URL: a signature, a token
 
 
 class ConfigError(ValueError):
@@ -67,7 +68,7 @@ def validate(model: type[M], values: dict[Any, Any], *, source: str) -> M:
 
 
 def dump(config: Section) -> dict[str, Any]:
-    """The resolved config as plain values, safe to save and log: user:password@ in any URI is replaced by ***@."""
+    """The resolved config as plain values, safe to save and log: what may be secret in URIs is replaced."""
     return redact(config.model_dump(mode="json"))
 
 
@@ -83,12 +84,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def redact(value: Any) -> Any:
-    """``value`` with user:password@ of any URI in it, at any depth, replaced by ***@."""
+    """``value`` with user:password@ of any URI in it, at any depth, replaced by ***@, and its query by ***."""
     if isinstance(value, dict):
         return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list):
         return [redact(item) for item in value]
-    return _USERINFO.sub("//***@", value) if isinstance(value, str) else value
+    return _QUERY.sub(r"\1?***", _USERINFO.sub("//***@", value)) if isinstance(value, str) else value
 
 
 def _one_line(fault: Exception) -> str:

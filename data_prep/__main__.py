@@ -16,6 +16,7 @@ from data_prep import leakage
 from data_prep.build import build
 from data_prep.config import DataConfig
 from data_prep.export import export
+from data_prep.intervals import Span
 from data_prep.picture import picture
 from data_prep.read import load_manifest, shard_codes
 from data_prep.shards import SPLITS
@@ -121,8 +122,19 @@ def _leakage(args: argparse.Namespace) -> int:
     workers = args.workers or jobs.cpus()
     chunks = {split: [(store.join(args.uri, shard.name), shard) for shard in manifest.shards[split]]
               for split in SPLITS}
-    with jobs.session(workers):
-        report = leakage.leakage(chunks, shard_codes, workers=workers)
+    spans = {split: [Span(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)] for split in SPLITS}
+    total, scanned, progress = leakage.passes_bp(spans), 0, Progress()
+
+    def on_result(_: int, bp: int) -> None:
+        nonlocal scanned
+        scanned += bp
+        progress("leakage", scanned, total)
+
+    try:
+        with jobs.session(workers):
+            report = leakage.leakage(chunks, shard_codes, workers=workers, on_result=on_result)
+    finally:
+        progress.close()
     print(json.dumps(report.to_dict(), indent=2) if args.json else leakage.table(report))
     return EXIT_OK
 

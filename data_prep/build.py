@@ -1,35 +1,26 @@
-"""References -> a dataset: plan, look for leakage, one Ray task per shard, the manifest last. No manifest, no dataset.
-
-``build.json`` goes first and holds the plan: a build that was cut short goes on from the shards that are there, after
-each has been read and checked; another plan is refused.
-"""
+"""References -> a dataset: plan, look for leakage, one Ray task per shard, the manifest last."""
 
 import contextlib
-import json
-import re
+import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 from cluster import jobs, store
 from configs import dump, redact
 from data_prep.alphabet import Codes, Mask, encode
 from data_prep.config import DataConfig, ReferenceConfig, SplitConfig
-from data_prep.intervals import Span, bed_bytes
+from data_prep.intervals import Span
 from data_prep.leakage import Leakage, leakage, passes_bp, without
+from data_prep.output import Output
 from data_prep.plan import Chunk, Plan, make_plan, with_parts
-from data_prep.read import load_manifest
-from data_prep.reference import Handle, Progress, Reference, fetch, prepare
-from data_prep.shards import MANIFEST, SPLITS, FormatError, Manifest, Shard, pack
-from data_prep.write import found_shard, write_shard
+from data_prep.reference import Handle, Progress, fetch
+from data_prep.shards import SPLITS, Manifest, Shard, pack
+from data_prep.survey import Reference, prepare
+from data_prep.write import keep_or_write_shard, write_shard
 
-BUILD_INFO = "build.json"
-LEAKAGE = "leakage.json"
 HELD_OUT = ("val", "test")
-_SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
-_UNFINISHED = re.compile(rf"\.{_SHARD.pattern}\..+")  # as store.publish names what it writes
-_OURS = re.compile(rf"{_UNFINISHED.pattern}|{_SHARD.pattern}|({'|'.join(SPLITS)})\.bed|(build|leakage|manifest)\.json")
 
 Task = tuple[Handle, tuple[Span, ...]]
 
@@ -64,37 +55,34 @@ def build(config: DataConfig, *, on_progress: Progress | None = None,
         BuildStoppedError: shards cannot be written; those that are finished stay, without a manifest.
     """
     began = time.monotonic()
-    progress = on_progress or (lambda stage, done, total: None)
-    output = store.absolute(config.output)
+    progress, retry = on_progress or (lambda stage, done, total: None), on_retry or (lambda reason: None)
+    output = Output(store.absolute(config.output), overwrite=config.overwrite)  # a bad one is said at once
     several = len(config.references) > 1
-    with jobs.session(config.workers) if several else contextlib.nullcontext():  # one is read here, without Ray
-        there = store.sizes(output)  # first of all: an output that cannot be used is said at once
-        references = _prepare(config, progress)
+    with output.alone(), jobs.session(config.workers) if several else contextlib.nullcontext():  # one needs no Ray
+        references = _prepare(config, progress, retry)
         plan = make_plan(config, references)
-        if there and not config.overwrite:
-            _refuse_another(output, there, plan.manifest)
-            manifest = _finished(output, there)
-            if manifest:
-                return Built(manifest, False, time.monotonic() - began)
+        if manifest := output.finished(plan, report=_looks_for_leakage(plan, config.split)):
+            return Built(manifest, False, time.monotonic() - began)
         with jobs.session(config.workers) as workers:
-            run = _Run(references, workers, progress, on_retry or (lambda reason: None))
+            run = _Run(references, workers, progress, retry)
             plan, report, leaked_bp = run.look_for_leakage(plan, config.split)
-            info = {"config": dump(config), "output": output, "uris": [r.handle.uri for r in references.values()],
-                    "workers": workers, "started": _now()}
-            found = _clear(output, there, plan, keep=not config.overwrite)
-            _write_info(output, plan, info)
-            shards = run.write(plan, output, found)
-        for split in SPLITS:
-            store.write_bytes(store.join(output, f"{split}.bed"), bed_bytes(plan.parts[split]))
-        if report:
-            store.write_bytes(store.join(output, LEAKAGE), report.to_bytes())
+            if manifest := output.finished(plan, report=bool(report)):  # by a build elsewhere, while we read
+                return Built(manifest, False, time.monotonic() - began)
+            info = {"config": dump(config), "output": output.uri, "uris": [r.handle.uri for r in references.values()],
+                    "workers": workers, "host": socket.gethostname(), "started": _now()}
+            shards = run.write(plan, output, output.claim(plan, info))
         _refuse_changed(references)
         seconds = time.monotonic() - began
-        _write_info(output, plan, info | {"finished": _now(), "seconds": round(seconds, 3)})
-        manifest = replace(plan.manifest, shards=shards)
-        store.write_bytes(store.join(output, MANIFEST), manifest.to_bytes())
+        info |= {"finished": _now(), "seconds": round(seconds, 3)}
+        manifest = output.finish(plan, shards, report, info)
     return Built(manifest, True, seconds, run.found, plan.dropped, leaked_bp,
                  sum(r.empty_records for r in references.values()), report)
+
+
+def _looks_for_leakage(plan: Plan, split: SplitConfig) -> bool:
+    """Whether there is anything to compare, and it is wanted."""
+    held_out = any(plan.parts[name] for name in HELD_OUT)
+    return split.leakage != "off" and (held_out or len(plan.manifest.sources) > 1)
 
 
 @dataclass
@@ -109,9 +97,9 @@ class _Run:
 
     def look_for_leakage(self, plan: Plan, split: SplitConfig) -> tuple[Plan, Leakage | None, int]:
         """The plan (without what leaks, if ``split`` says drop), the report, and the bp dropped."""
-        held_out = [span for name in HELD_OUT for span in plan.parts[name]]
-        if split.leakage == "off" or (not held_out and len(self.references) == 1):
+        if not _looks_for_leakage(plan, split):
             return plan, None, 0
+        held_out = [span for name in HELD_OUT for span in plan.parts[name]]
         tasks = {name: [self._task(chunk) for chunk in plan.chunks() if chunk.split == name] for name in SPLITS}
         total, scanned = passes_bp(plan.parts), 0
 
@@ -120,7 +108,8 @@ class _Run:
             scanned += bp
             self.progress("leakage", scanned, total)
 
-        report = leakage(tasks, read_codes, workers=self.workers, on_result=on_result)
+        run = partial(jobs.run, on_retry=lambda _, reason: self.on_retry(f"leakage: {reason}"))
+        report = leakage(tasks, read_codes, run=run, workers=self.workers, on_result=on_result)
         if split.leakage == "report":
             return plan, report, 0
         parts = plan.parts | {name: without(plan.parts[name], report.stretches[name], min_bp=split.min_bp)
@@ -128,7 +117,7 @@ class _Run:
         left = sum(span.bp for name in HELD_OUT for span in parts[name])
         return with_parts(plan, parts, self.references), report, sum(span.bp for span in held_out) - left
 
-    def write(self, plan: Plan, output: str, found: set[str]) -> dict[str, tuple[Shard, ...]]:
+    def write(self, plan: Plan, output: Output, found: set[str]) -> dict[str, tuple[Shard, ...]]:
         chunks = plan.chunks()
         total, done, ended = sum(chunk.bp for chunk in chunks), 0, 0
 
@@ -138,12 +127,12 @@ class _Run:
             self.found += result[1]
             self.progress("write", done, total)
 
-        tasks = [(self._task(chunk), store.join(output, chunk.name), chunk.name in found) for chunk in chunks]
+        tasks = [(self._task(chunk), store.join(output.uri, chunk.name), chunk.name in found) for chunk in chunks]
         try:
             results = jobs.run(_shard, tasks, workers=self.workers, on_result=on_result,
                                on_retry=lambda index, reason: self.on_retry(f"{chunks[index].name}: {reason}"))
             shards = [shard for shard, _ in results]
-            _settle(output, shards)
+            output.settle(shards)
         except (OSError, ValueError, RuntimeError) as fault:
             raise BuildStoppedError(f"{fault}; {ended} of {len(chunks)} shards are done and stay, there is no manifest "
                                     "yet, and the same command goes on from them") from fault
@@ -159,12 +148,18 @@ def read_codes(task: Task) -> Iterator[tuple[Span, Codes]]:
     return ((span, _encode(handle, span)[0]) for span in spans)
 
 
-def _prepare(config: DataConfig, progress: Progress) -> dict[str, Reference]:
+def _prepare(config: DataConfig, progress: Progress, on_retry: Callable[[str], None]) -> dict[str, Reference]:
     uris = [_first_there(reference) for reference in config.references]
     if len(uris) > 1:
-        found = jobs.run(prepare, uris, workers=config.workers,
-                         on_result=lambda _, r: progress(f"index {store.basename(r.handle.uri)}",
-                                                         *[sum(r.contigs.values())] * 2))
+        done = 0
+
+        def on_result(_: int, reference: Reference) -> None:
+            nonlocal done
+            done += sum(reference.contigs.values())
+            progress("index", done, 0)
+
+        found = jobs.run(prepare, uris, workers=config.workers, on_result=on_result,
+                         on_retry=lambda index, reason: on_retry(f"{redact(uris[index])}: {reason}"))
     else:
         found = [prepare(uri, on_progress=progress) for uri in uris]
     return {wanted.name: reference for wanted, reference in zip(config.references, found, strict=True)}
@@ -179,68 +174,6 @@ def _first_there(reference: ReferenceConfig) -> str:
     raise ValueError(f"reference {reference.name}: none of its files is there: {', '.join(reference.uri)}")
 
 
-def _refuse_another(output: str, there: dict[str, int], plan: Manifest) -> None:
-    """ValueError unless the manifest at ``output``, or the plan of a build cut short, is ``plan``."""
-    advice = "pass overwrite=true to replace it, or another output"
-    if MANIFEST in there:
-        old, what = json.loads(load_manifest(output).to_bytes()), "another dataset"
-    else:
-        try:
-            old = json.loads(store.read_bytes(store.join(output, BUILD_INFO)))["plan"] if BUILD_INFO in there else None
-        except (ValueError, KeyError, TypeError):
-            old = None
-        what = "an unfinished build of another dataset"
-    if not isinstance(old, dict):
-        raise ValueError(f"{output} is not empty and has no {MANIFEST} (other files, or an older build); {advice}")
-    new = _comparable(json.loads(plan.to_bytes()))
-    old = _comparable(old)
-    if differing := [key for key in sorted(new.keys() | old.keys()) if old.get(key) != new.get(key)]:
-        raise ValueError(f"{output} holds {what} (it differs in {', '.join(differing)}); {advice}")
-
-
-def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without what follows from the rest: the shards, and counts, which dropping leaks changes."""
-    sources = [{key: value for key, value in source.items() if key != "iupac_to_n"} for source in tree["sources"]]
-    return tree | {"shards": None, "sources": sources}
-
-
-def _finished(output: str, there: dict[str, int]) -> Manifest | None:
-    """The manifest at ``output`` if all it names is there in full size."""
-    if MANIFEST not in there:
-        return None
-    manifest = load_manifest(output)
-    sizes = {shard.name: shard.bytes for split in SPLITS for shard in manifest.shards[split]}
-    whole = all(there.get(name) == size for name, size in sizes.items())
-    return manifest if whole and all(f"{split}.bed" in there for split in SPLITS) else None
-
-
-def _clear(output: str, there: dict[str, int], plan: Plan, *, keep: bool) -> set[str]:
-    """Names of the shards of ``plan`` that are there; of what else an earlier build left, its manifest goes first."""
-    kept = {chunk.name for chunk in plan.chunks()} & there.keys() if keep else set()
-    gone = [name for name in filter(_OURS.fullmatch, there) if name not in kept]
-    for name in sorted(gone, key=lambda name: name != MANIFEST):
-        store.remove(store.join(output, name))
-    return kept
-
-
-def _write_info(output: str, plan: Plan, info: dict[str, Any]) -> None:
-    tree = redact(info) | {"plan": json.loads(plan.manifest.to_bytes())}
-    store.write_bytes(store.join(output, BUILD_INFO), json.dumps(tree, indent=1).encode() + b"\n")
-
-
-def _settle(output: str, shards: Sequence[Shard]) -> None:
-    """A last look: every shard is there in full size, and what killed workers were writing goes."""
-    there = store.sizes(output)
-    for shard in shards:
-        if shard.name not in there:
-            raise ValueError(f"{output}: {shard.name} was written by a worker but is not seen from here; "
-                             "workers and this process need one file system or an object store")
-        if there[shard.name] != shard.bytes:
-            raise ValueError(f"{output}: {shard.name} was written with {shard.bytes} bytes and has {there[shard.name]}")
-    for name in filter(_UNFINISHED.fullmatch, there):
-        store.remove(store.join(output, name))
-
-
 def _refuse_changed(references: dict[str, Reference]) -> None:
     for reference in references.values():
         uri = reference.handle.uri
@@ -250,12 +183,10 @@ def _refuse_changed(references: dict[str, Reference]) -> None:
 
 
 def _shard(task: tuple[Task, str, bool]) -> tuple[Shard, bool]:
-    """On a worker: one shard, read, packed and published, or found whole at its place (then True)."""
+    """On a worker: one shard, read, packed and published, and whether it was there already, to the last byte."""
     (handle, spans), uri, look = task
-    if look:
-        with contextlib.suppress(FormatError):  # damaged or of other blocks: written anew
-            return found_shard(uri, spans), True
-    return write_shard(uri, ((span, pack(*_encode(handle, span)[:2])) for span in spans)), False
+    blocks = ((span, pack(*_encode(handle, span)[:2])) for span in spans)
+    return keep_or_write_shard(uri, blocks) if look else (write_shard(uri, blocks), False)
 
 
 def _encode(handle: Handle, span: Span) -> tuple[Codes, Mask, int]:

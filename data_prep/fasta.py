@@ -30,7 +30,7 @@ class Regularity:
         longest = len(chunk) if not feeds else chunk.find(b"\n") if feeds > len(chunk) // 1000 else _longest(chunk)
         self._short = self._short and self._since_feed + longest <= LONGEST_LINE
         self._since_feed = len(chunk) - chunk.rfind(b"\n") - 1 if feeds else self._since_feed + len(chunk)
-        self._solid = self._solid and not any(self._in_sequence(chunk, blank) for blank in (b" ", b"\t"))
+        self._solid = self._solid and not any(self._in_sequence(chunk, blank) for blank in (b" ", b"\t", b"\v", b"\f"))
         self._line = chunk[chunk.rfind(b"\n") + 1 :][:1] if feeds else self._line or chunk[:1]
 
     def _in_sequence(self, chunk: bytes, blank: bytes) -> bool:

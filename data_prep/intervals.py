@@ -15,6 +15,8 @@ from cluster import store
 from data_prep.config import Names
 from data_prep.shards import SPLITS
 
+_MOST_BLOCKS = 8192  # of a shard: a draft of short contigs makes many, and a worker holds a record of each
+
 Intervals = list[tuple[int, int]]  # 0-based half-open, sorted, disjoint, not touching
 Place = tuple[str, str]  # assembly, contig
 Zones = dict[Place, Intervals]
@@ -80,7 +82,7 @@ def _bed_lines(uri: str) -> Iterator[tuple[str, int, int, str]]:
         raise ValueError(f"{uri} is not a BED file: {fault}") from fault
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or line.startswith(("#", "track", "browser")):
+        if not line.strip() or line.startswith("#") or line.split()[0] in ("track", "browser"):
             continue
         try:
             contig, start, end = words[0], int(words[1]), int(words[2])
@@ -221,11 +223,12 @@ def count_covered(spans: Sequence[Span], runs: Mapping[Place, np.ndarray[Any, An
 
 
 def group(spans: Iterable[Span], *, shard_bp: int) -> list[list[Span]]:
-    """``spans`` in order, cut into shards of one assembly that close once they hold ``shard_bp``."""
+    """``spans`` in order, cut into shards of one assembly that close once they hold ``shard_bp``, or _MOST_BLOCKS."""
     shards: list[list[Span]] = []
     filled = 0
     for span in spans:
-        if not shards or filled + span.bp > shard_bp or shards[-1][0].assembly != span.assembly:
+        full = not shards or filled + span.bp > shard_bp or len(shards[-1]) == _MOST_BLOCKS
+        if full or shards[-1][0].assembly != span.assembly:
             shards.append([])
             filled = 0
         shards[-1].append(span)

@@ -19,8 +19,8 @@ from data_prep.intervals import (
     read_zones,
     tile,
 )
-from data_prep.reference import Reference
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
+from data_prep.survey import Reference
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""A reference genome, opened from any FASTA or .2bit as it really comes. The only user of pyfaidx.
+"""A reference genome, readable in ranges, from any FASTA or .2bit as it really comes. The only user of pyfaidx.
 
 A source is streamed once: its text is hashed and, unless it is a plain local file, kept in the cache directory
-(``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing is written beside a source. Then every letter is
-looked at once, which finds bad ones before anything is built and tells where N stands.
+(``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing is written beside a source.
 """
 
 import collections
@@ -10,7 +9,6 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -22,30 +20,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pyfaidx import Faidx, FastaIndexingError
 
 from cluster import store
+from configs import redact
 from data_prep import fasta, twobit
-from data_prep.alphabet import N, encode
 
-_SCAN = 1 << 20  # letters looked at at once
 _GZIP = b"\x1f\x8b"
 # A record's last letter and all that may follow it: the next header, or the end of the file.
 _GAP, _END = re.compile(rb"[^\r\n]\r?\n>[^\n]*\n"), re.compile(rb"[^\r\n](\r?\n)?")
 
 Progress = Callable[[str, int, int], None]  # (stage, letters done, letters in all or 0 where that is not known)
-Runs = dict[str, np.ndarray[Any, np.dtype[np.int64]]]  # contig -> [r, 2], sorted 0-based half-open intervals
 
 
 @dataclass(frozen=True)
 class Handle:
-    """What a worker needs to read a reference: plain text or .2bit at ``path``, the text's .fai at ``index`` or ""."""
+    """What a worker needs to read a reference: plain text or .2bit at ``path``, the text's .fai at ``index`` or "".
+
+    ``stamp`` tells whether the file at ``path`` is, here, the one that was read: its size and time.
+    """
 
     uri: str
     path: str
     index: str
     sha256: str
+    stamp: str
 
 
 @dataclass(frozen=True)
@@ -58,37 +57,8 @@ class Located:
     version: str
 
 
-@dataclass(frozen=True)
-class Reference(Located):
-    """A located reference whose every letter was looked at: where N (or an ambiguity letter) stands."""
-
-    n_runs: Runs
-    ambiguous_runs: Runs  # the part of n_runs that was an IUPAC ambiguity letter
-
-
 def cache_dir() -> Path:
     return Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill")
-
-
-def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None = None) -> Reference:
-    """The reference at ``uri`` (FASTA: plain, gzip, bgzip; or .2bit; local or remote); from the cache if it is there.
-
-    Raises:
-        ValueError: not a FASTA, truncated, a name twice, a byte that is no letter: one sentence that names ``uri``.
-        StoreError: it cannot be read, or the cache cannot be written.
-    """
-    cache = cache or cache_dir()
-    progress = on_progress or (lambda stage, done, total: None)
-    located = locate(uri, cache=cache, on_progress=progress)
-    scan = cache / f"{located.handle.sha256}.scan.npz"
-    with _lock(cache / f"{located.handle.sha256}.lock"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return _with_runs(located, scan)
-        n_runs, ambiguous_runs = _scan(located, progress)
-        file = io.BytesIO()
-        np.savez(file, n=_stacked(n_runs, located.contigs), ambiguous=_stacked(ambiguous_runs, located.contigs))
-        store.write_bytes(str(scan), file.getvalue())
-        return _with_runs(located, scan)
 
 
 def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None = None) -> Located:
@@ -105,11 +75,11 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None 
     except OSError as fault:
         raise store.StoreError(f"cannot use the cache folder {cache}: {fault.strerror}; set DNA_CACHE") from fault
     record = cache / f"{key}.json"
-    with _lock(cache / f"{key}.lock"):  # the workers of a node wait for the first one instead of streaming it again
+    with locked(cache / f"{key}.lock"):  # the workers of a node wait for the first one instead of streaming it again
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             known = json.loads(record.read_bytes())
             located = Located(**known | {"handle": Handle(**known["handle"])})
-            if all(Path(path).is_file() for path in (located.handle.path, located.handle.index) if path):
+            if _is_here(located.handle):
                 return located
         located = _index(uri, version, cache / key, on_progress or (lambda stage, done, total: None))
         store.write_bytes(str(record), json.dumps(asdict(located)).encode())
@@ -131,19 +101,30 @@ class _Fasta:
         return str(self._faidx.fetch(contig, start + 1, end))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=1)  # an index of a million contigs takes 300 MiB; a shard is of one reference
 def _open(handle: Handle) -> _Fasta | twobit.TwoBit:
     """One open file per process and reference: two processes must not share an offset."""
-    if not all(Path(path).is_file() for path in (handle.path, handle.index) if path):  # another node planned the build
+    if not _is_here(handle):  # another node planned the build, or the file has changed
         try:
             here = locate(handle.uri).handle
         except store.StoreError as fault:
             raise store.StoreError(f"{fault} on host {socket.gethostname()}; every node must reach it") from fault
         if here.sha256 != handle.sha256:
-            raise ValueError(f"{handle.uri} differs between machines: sha256 {handle.sha256[:12]} where the build was "
-                             f"planned, {here.sha256[:12]} on host {socket.gethostname()}")
+            raise ValueError(f"{handle.uri} is another file than the build was planned with: sha256 "
+                             f"{handle.sha256[:12]} there, {here.sha256[:12]} now on host {socket.gethostname()}")
         handle = here
     return _Fasta(handle) if handle.index else twobit.TwoBit(handle.path, uri=handle.uri)
+
+
+def _is_here(handle: Handle) -> bool:
+    return _stamp(handle.path) == handle.stamp and (not handle.index or Path(handle.index).is_file())
+
+
+def _stamp(path: str) -> str:
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return ""
 
 
 def _index(uri: str, version: str, stem: Path, progress: Progress) -> Located:
@@ -160,7 +141,8 @@ def _index(uri: str, version: str, stem: Path, progress: Progress) -> Located:
             regular.feed(chunk)
         sha256, path = digest.hexdigest(), str(store.local_path(uri))
         if regular:
-            with contextlib.suppress(FastaIndexingError):  # uneven or blank lines: pyfaidx refuses them
+            # Uneven or blank lines: pyfaidx refuses them, with this or with that.
+            with contextlib.suppress(FastaIndexingError, RuntimeError):
                 return _read_index(uri, path, Path(f"{stem}.fai"), sha256, version)
     path = f"{stem}.fa"
     digest = hashlib.sha256()
@@ -180,7 +162,7 @@ def _index_twobit(uri: str, version: str, stem: Path) -> Located:
         with store.publish(path) as target:
             target.writelines(chunks)
     lengths = twobit.TwoBit(path, uri=uri).contigs()
-    return _located(uri, Handle(uri, path, "", digest.hexdigest()), lengths, version)
+    return _located(uri, Handle(uri, path, "", digest.hexdigest(), _stamp(path)), lengths, version)
 
 
 def _located(uri: str, handle: Handle, lengths: dict[str, int], version: str) -> Located:
@@ -205,7 +187,7 @@ def _read_index(uri: str, path: str, index: Path, sha256: str, version: str) -> 
         _check_index(path, list(entries.values()))
         os.replace(fresh, index)
     lengths = {name: int(entry.rlen) for name, entry in entries.items()}
-    return _located(uri, Handle(uri, path, str(index), sha256), lengths, version)
+    return _located(uri, Handle(uri, path, str(index), sha256, _stamp(path)), lengths, version)
 
 
 def _check_index(path: str, entries: list[Any]) -> None:
@@ -237,7 +219,7 @@ def _text(uri: str, progress: Progress) -> Iterator[bytes]:
     done = 0
     for chunk in itertools.chain([start], text):
         done += len(chunk)
-        progress(f"read {store.basename(uri)}", done, 0)
+        progress(f"read {store.basename(redact(uri))}", done, 0)
         yield chunk
 
 
@@ -247,54 +229,9 @@ def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
         yield chunk
 
 
-def _scan(located: Located, progress: Progress) -> tuple[Runs, Runs]:
-    stage, done, total = f"index {store.basename(located.handle.uri)}", 0, sum(located.contigs.values())
-    n_runs, ambiguous_runs = Runs(), Runs()
-    for contig, bp in located.contigs.items():
-        n_parts, ambiguous_parts = [], []
-        for start in range(0, bp, _SCAN):
-            letters = fetch(located.handle, contig, start, min(start + _SCAN, bp))
-            try:
-                codes, _, ambiguous = encode(letters, origin=start)
-            except ValueError as fault:
-                raise ValueError(f"{located.handle.uri}: contig {contig}: {fault}") from fault
-            done += len(codes)
-            progress(stage, done, total)
-            if codes.max() == N:
-                n_parts.append(_runs(codes == N) + start)
-            if ambiguous:
-                plain_n = np.isin(np.frombuffer(letters, np.uint8), np.frombuffer(b"Nn", np.uint8))
-                ambiguous_parts.append(_runs((codes == N) & ~plain_n) + start)
-        for parts, runs in ((n_parts, n_runs), (ambiguous_parts, ambiguous_runs)):
-            if parts:
-                runs[contig] = np.concatenate(parts)
-    return n_runs, ambiguous_runs
-
-
-def _runs(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
-
-
-def _stacked(runs: Runs, contigs: dict[str, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """[r, 3]: number of the contig, start, end."""
-    rows = [np.insert(runs[contig], 0, i, axis=1) for i, contig in enumerate(contigs) if contig in runs]
-    return np.concatenate([np.zeros((0, 3), np.int64), *rows])
-
-
-def _with_runs(located: Located, scan: Path) -> Reference:
-    names = list(located.contigs)
-    with np.load(scan, allow_pickle=False) as arrays:
-        parts = []
-        for key in ("n", "ambiguous"):
-            rows = arrays[key]
-            numbers, firsts = np.unique(rows[:, 0], return_index=True)
-            parts.append({names[i]: part[:, 1:] for i, part in zip(numbers, np.split(rows, firsts[1:]), strict=True)}
-                         if len(rows) else {})
-    return Reference(located.handle, located.contigs, located.empty_records, located.version, *parts)
-
-
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Alone among the processes of this machine that ask for ``path``."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -23,6 +23,7 @@ from data_prep.alphabet import Codes, Mask, N
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
+BUILD_INFO = "build.json"
 PAYLOAD_EXT = "2bit"
 HEADER_EXT = "json"
 

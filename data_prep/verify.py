@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Callable
 
 from cluster import jobs, store
 from data_prep.intervals import Span, bed_bytes
 from data_prep.read import load_manifest, samples
-from data_prep.shards import SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
+from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
 
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
@@ -37,7 +38,7 @@ def verify(uri: str, *, workers: int = 1, on_progress: Callable[[str, int, int],
     tasks = [(uri, manifest.format_version, shard) for shard in present]
     found = dict(zip((shard.name for shard in present),
                      jobs.run_here_or_there(_shard_faults, tasks, workers=workers, on_result=on_result), strict=True))
-    faults = []
+    faults = _plan_faults(uri, manifest, there)
     for split in SPLITS:
         for shard in manifest.shards[split]:
             faults += found.get(shard.name, [f"{shard.name} is missing"])
@@ -87,6 +88,19 @@ def _block_faults(version: int, shard: Shard, index: int, data: bytes, header: b
     except FormatError as fault:
         faults.append(f"{where}: {fault}")
     return faults
+
+
+def _plan_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
+    """What of the manifest is not what its build was planned to write, which build.json tells."""
+    if BUILD_INFO not in there:
+        return []  # it may be removed: it determines nothing
+    try:
+        plan = json.loads(store.read_bytes(store.join(uri, BUILD_INFO)))["plan"]
+    except (ValueError, KeyError, TypeError):
+        return [f"{BUILD_INFO} is damaged, or of an older build"]
+    written = json.loads(manifest.to_bytes())
+    keys = sorted(key for key in written.keys() - {"shards"} if written[key] != plan.get(key))
+    return [f"{MANIFEST} differs from the plan in {BUILD_INFO} in {', '.join(keys)}"] if keys else []
 
 
 def _bed_faults(uri: str, manifest: Manifest, split: str, there: set[str]) -> list[str]:

@@ -1,26 +1,16 @@
-"""One shard written: a WebDataset tar whose bytes depend on its blocks alone. Or found written, to the last byte."""
+"""One shard written: a WebDataset tar whose bytes depend on its blocks alone."""
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import IO
 
 import webdataset
 
 from cluster import store
 from data_prep.intervals import Span
-from data_prep.read import samples
-from data_prep.shards import (
-    FORMAT_VERSION,
-    HEADER_EXT,
-    PAYLOAD_EXT,
-    Block,
-    BlockHeader,
-    FormatError,
-    PackedBlock,
-    Shard,
-    pack,
-)
+from data_prep.shards import FORMAT_VERSION, HEADER_EXT, PAYLOAD_EXT, Block, BlockHeader, Shard
 
 _TAR_HEADER = 512
 
@@ -31,27 +21,15 @@ def write_shard(uri: str, blocks: Iterable[tuple[Span, bytes]]) -> Shard:
         return _write(file, store.basename(uri), blocks)
 
 
-def found_shard(uri: str, spans: Sequence[Span]) -> Shard:
-    """The shard at ``uri``, if it is byte for byte what ``write_shard`` makes of its letters and ``spans``.
-
-    Raises:
-        FormatError: it is damaged, or of other blocks.
-        StoreError: it cannot be read.
-    """
-    data = store.read_bytes(uri)
-    payloads = [payload for _, payload in samples(io.BytesIO(data), name=uri)]
-    if len(payloads) != len(spans):
-        raise FormatError(f"{uri} holds {len(payloads)} blocks, not {len(spans)}")
-    for span, payload in zip(spans, payloads, strict=True):
-        packed = PackedBlock(payload)
-        whole = (0, packed.bases)
-        if packed.bases != span.bp or pack(packed.codes(*whole), packed.soft_mask(*whole)) != payload:
-            raise FormatError(f"{uri}: the block at {span.contig}:{span.start}-{span.end} is another")
-    again = io.BytesIO()
-    shard = _write(again, store.basename(uri), zip(spans, payloads, strict=True))
-    if again.getvalue() != data:
-        raise FormatError(f"{uri} is not the tar that is written of its blocks")
-    return shard
+def keep_or_write_shard(uri: str, blocks: Iterable[tuple[Span, bytes]]) -> tuple[Shard, bool]:
+    """As ``write_shard``, but nothing is written where ``uri`` holds exactly these bytes already: then True."""
+    made = io.BytesIO()
+    shard = _write(made, store.basename(uri), blocks)
+    with contextlib.suppress(store.StoreError):  # what cannot be read is written again
+        if store.read_bytes(uri) == made.getvalue():
+            return shard, True
+    store.write_bytes(uri, made.getvalue())
+    return shard, False
 
 
 def _write(file: IO[bytes], name: str, blocks: Iterable[tuple[Span, bytes]]) -> Shard:

@@ -49,8 +49,18 @@ class Batch:
 def open_reader(
     config: TrainConfig, datasets: Sequence[Dataset], *, flank: int, group: Group, say: Callable[[str], None] = warn
 ) -> "Reader":
-    """The reader that ``config`` describes, of the train split of its datasets."""
+    """The reader that ``config`` describes, of the train split of its datasets.
+
+    Raises:
+        ValueError: windows and their flanks are longer than a dataset's blocks, so that all would be padded.
+    """
     data = config.data
+    longest = max(part.length for part in data.length) + 2 * flank
+    for dataset in datasets:
+        if longest > dataset.manifest.block_bp:
+            raise ValueError(f"data.length {longest - 2 * flank} with {flank} bp on either side does not fit the "
+                             f"blocks of {dataset.manifest.block_bp} bp in {dataset.uri}; build it with a larger "
+                             "block_bp")  # fmt: skip
     remote = not all(store.is_local(dataset.uri) for dataset in datasets)
     return Reader(datasets, weights=[part.weight for part in data.uri], seed=config.run.seed,
                   phases=[Phase(part.from_step, part.length) for part in data.length], flank=flank, lanes=data.lanes,

@@ -24,6 +24,7 @@ from trainer import counter
 
 OPEN_BLOCKS = 16
 LARGEST_SET = 2 * OPEN_BLOCKS - 1
+_FEW_WINDOWS = 8
 EPOCHS_A_PHASE = 1 << 20  # epoch e of phase p has the number p · 2²⁰ + e, so that no two samples share an id
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -136,8 +137,9 @@ class Sampler:
         self.bp_N, self.weight_N, self.seed, self.dataset = bp_N, weight_N, seed, dataset
         self.length, self.flank, self.lanes, self.first_epoch = length, flank, lanes, phase * EPOCHS_A_PHASE
         self._order_key = int(counter.fold(seed, dataset)) if dataset else seed
-        # One window fewer than fit, so that the offset is free over a whole window.
-        self.windows_N = np.maximum(1, (bp_N - 2 * flank) // length - 1)
+        # One window fewer than fit, so that the offset is free over a whole window; not where that costs much.
+        fit_N = (bp_N - 2 * flank) // length
+        self.windows_N = np.maximum(1, fit_N - (fit_N > _FEW_WINDOWS))
         self._ends: list[Ints] = []  # by epoch: the count of each lane when the epoch is over
         self._orders: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
 

@@ -20,8 +20,8 @@ from sklearn.preprocessing import LabelBinarizer
 from cluster import jobs
 from data_prep.build import Built, build
 from data_prep.config import DataConfig
-from data_prep.reference import prepare
 from data_prep.shards import SPLITS
+from data_prep.survey import prepare
 from tests.bench.harness import Row
 
 _LETTERS = np.frombuffer(b"ACGT", np.uint8)

@@ -24,7 +24,7 @@ from data_prep.alphabet import decode
 from data_prep.build import BuildStoppedError, Built, build
 from data_prep.config import DataConfig
 from data_prep.read import load_manifest
-from data_prep.reference import prepare
+from data_prep.survey import prepare
 from data_prep.verify import verify
 from tests.s3 import S3
 

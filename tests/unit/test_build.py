@@ -1,9 +1,14 @@
 """data_prep.build: same input, same bytes; a manifest over all of it or none."""
 
 import gzip
+import http.server
 import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,7 @@ import numpy as np
 import pytest
 
 from cluster import store
-from configs import load
+from configs import load, redact
 from data_prep.build import BuildStoppedError, Built, build
 from data_prep.config import DataConfig
 from data_prep.export import export
@@ -230,6 +235,117 @@ def test_a_letter_that_changes_under_the_index_is_named(fasta: str, tmp_path: Pa
             "references": [{"name": "toy", "uri": str(mine)}], "max_n_fraction": 1, "block_bp": 1024, "shard_bp": 1024,
             "output": str(tmp_path / "o"), "split": {"val": ["one"]}, "workers": 1}), on_progress=spoil)
     assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+def test_a_build_that_finishes_while_another_reads_is_not_overwritten(fasta: str, tmp_path: Path) -> None:
+    """Both found the output empty; the later one looks again before it writes."""
+    output = tmp_path / "o"
+    began: list[str] = []
+
+    def meanwhile(stage: str, done: int, total: int) -> None:
+        if not began:
+            began.append(stage)
+            command = f"from tests.unit.test_build import made; made({fasta!r}, {str(output)!r}, seed=1, workers=1)"
+            environment = os.environ | {"DNA_CACHE": str(tmp_path / "elsewhere")}  # as on another machine
+            subprocess.run([sys.executable, "-c", command], env=environment, cwd=ROOT, check=True, timeout=100)
+
+    with pytest.raises(ValueError, match=r"holds another dataset \(it differs in seed\); pass overwrite=true"):
+        build(DataConfig.model_validate({
+            "references": [{"name": "toy", "uri": fasta}], "output": str(output), "block_bp": 1024, "shard_bp": 3000,
+            "max_n_fraction": 1, "split": {"val": ["two/b"]}}), on_progress=meanwhile)
+    assert began == ["leakage"]
+    assert verify(str(output)) == []
+    assert load_manifest(str(output)).seed == 1
+
+
+def test_a_build_whose_place_is_taken_writes_no_manifest(fasta: str, tmp_path: Path) -> None:
+    def take(stage: str, done: int, total: int) -> None:
+        if done == total and stage == "write":
+            info = json.loads((tmp_path / "o" / "build.json").read_bytes())
+            info["plan"]["seed"] = 7
+            (tmp_path / "o" / "build.json").write_text(json.dumps(info))
+
+    with pytest.raises(ValueError, match=r"another build took .*/o meanwhile, so this one wrote no manifest"):
+        build(DataConfig.model_validate({"references": [{"name": "toy", "uri": fasta}], "max_n_fraction": 1,
+                                         "output": str(tmp_path / "o")}), on_progress=take)
+    assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+def test_two_builds_of_one_machine_do_not_write_to_one_place(fasta: str, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def again(stage: str, done: int, total: int) -> None:
+        if not seen:
+            with pytest.raises(ValueError, match=r"another build on this machine is writing to .*/o; wait for it"):
+                made(fasta, tmp_path / "o")
+            seen.append(stage)
+
+    build(DataConfig.model_validate({"references": [{"name": "toy", "uri": fasta}], "max_n_fraction": 1,
+                                     "output": str(tmp_path / "o")}), on_progress=again)
+    assert seen
+    assert not made(fasta, tmp_path / "o", block_bp=262_144, shard_bp=64 << 20, split={}).fresh, "the lock is gone"
+
+
+def test_shards_of_other_letters_are_not_taken_for_ours(small: Path, fasta: str, tmp_path: Path) -> None:
+    """The same blocks, whole and well-formed, but of a file that was different for a while."""
+    other = tmp_path / "other.fa"
+    other.write_text(Path(fasta).read_text().replace("ACGTTGCAAC", "ACGTTGCAAT"))
+    output = tmp_path / "o"
+    made(str(other), output)
+    (output / "manifest.json").unlink()
+    info = json.loads((output / "build.json").read_bytes())
+    info["plan"]["sources"][0]["sha256"] = load_manifest(str(small)).sources[0].sha256
+    (output / "build.json").write_text(json.dumps(info))
+    built = made(fasta, output)
+    assert built.found_shards == 2, "only those of the contig that is the same in both"
+    assert contents(output) == contents(small)
+
+
+def test_overwriting_that_was_cut_short_goes_on(small: Path, fasta: str, tmp_path: Path) -> None:
+    output = tmp_path / "o"
+    made(fasta, output, seed=3)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done > 3000:
+            raise KeyboardInterrupt
+
+    values = {"references": [{"name": "toy", "uri": fasta}], "output": str(output), "block_bp": 1024, "shard_bp": 3000,
+              "max_n_fraction": 1, "split": {"val": ["two/b"]}, "overwrite": True}
+    with pytest.raises(KeyboardInterrupt):
+        build(DataConfig.model_validate(values), on_progress=interrupt)
+    assert build(DataConfig.model_validate(values)).found_shards >= 1
+    assert contents(output) == contents(small)
+    assert build(DataConfig.model_validate(values)).found_shards == 0, "a finished one is replaced as told"
+
+
+def test_a_leakage_report_that_is_missing_is_made(small: Path, fasta: str, tmp_path: Path) -> None:
+    made(fasta, tmp_path / "o", split={"val": ["two/b"], "leakage": "off"})
+    assert not (tmp_path / "o" / "leakage.json").exists()
+    built = made(fasta, tmp_path / "o")
+    assert built.leakage
+    assert built.found_shards == 5
+    assert contents(tmp_path / "o") == contents(small)
+
+
+def test_signatures_and_passwords_reach_no_file_and_no_message(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text("no sequence here")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/g.fa?X-Amz-Signature=SECRET"
+        with pytest.raises(ValueError, match="is not a FASTA") as fault:
+            made(uri, tmp_path / "o")
+        assert "SECRET" not in redact(str(fault.value))
+        (tmp_path / "g.fa").write_text(">a\n" + "ACGT" * 600 + "\n")
+        stages: list[str] = []
+        build(DataConfig.model_validate({"references": [{"name": "g", "uri": uri}], "output": str(tmp_path / "o")}),
+              on_progress=lambda stage, *_: stages.append(stage))
+        server.shutdown()
+    assert "SECRET" not in "".join(stages) + (tmp_path / "o" / "build.json").read_text()
+    assert any(stage.startswith("read g.fa") for stage in stages)
 
 
 def test_several_assemblies_and_bed_splits(tmp_path: Path) -> None:

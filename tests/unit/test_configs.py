@@ -78,6 +78,8 @@ def test_an_override_may_put_a_mapping_in_the_place_of_a_list(tmp_path: Path) ->
 def test_dump_hides_credentials_and_flatten_gives_dotted_keys() -> None:
     values = dump(Model(name="postgresql://me:secret@host/db"))
     assert flatten(values) == {"name": "postgresql://***@host/db", "train.steps": 1}
+    signed = dump(Model(name="https://host/g.fa?X-Amz-Signature=secret&x=1"))
+    assert signed["name"] == "https://host/g.fa?***"
 
 
 def data(**changes: object) -> DataConfig:

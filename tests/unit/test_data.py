@@ -25,7 +25,7 @@ from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.data import Batch, Reader, open_reader
 from trainer.dataset import Dataset, EmptySplitError, open_datasets
-from trainer.order import EPOCHS_A_PHASE, Phase
+from trainer.order import EPOCHS_A_PHASE, Phase, Sampler
 
 LENGTH, FLANK = 64, 10
 SIZES = ((20_000, 7_001, 30, 3_000), (9_000, 50), (4_096,))
@@ -513,3 +513,20 @@ def test_a_store_that_is_down_is_fatal_even_with_skip(on_s3: str, s3: S3) -> Non
         read.batch(0)
     assert len(said) == 1
     assert s3.proxy.count("GET", r"\.tar") == 10, "two blocks were tried"
+
+
+def test_windows_longer_than_blocks_are_refused(toys: list[str]) -> None:
+    uri = toys[0]
+    config = TrainConfig.model_validate({
+        "run": {"dir": "x"}, "train": {"steps": 9, "global_batch": 24}, "data": {
+            "uri": uri, "lanes": 12, "length": [{"from_step": 0, "length": 64}, {"from_step": 4, "length": 1010}]}})
+    said = r"data.length 1010 with 10 bp on either side does not fit the blocks of 1024 bp in .*; build it with a"
+    with pytest.raises(ValueError, match=said):
+        open_reader(config, [Dataset(uri, "train")], flank=10, group=Group(0, 1))
+    open_reader(config, [Dataset(uri, "train")], flank=7, group=Group(0, 1)).close()
+
+
+def test_an_epoch_reads_most_of_a_block_of_few_windows() -> None:
+    for fit in range(1, 30):
+        sampler = Sampler(np.array([64 * fit + 30]), weight_N=np.ones(1), seed=0, length=64, flank=10, lanes=1)
+        assert int(sampler.windows_N[0]) == (fit if fit <= 8 else fit - 1)

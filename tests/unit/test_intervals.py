@@ -4,6 +4,7 @@ import gzip
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from data_prep.intervals import (
     assign,
     bed_bytes,
     choose_contigs,
+    count_covered,
     group,
     intersect,
     merge,
@@ -42,6 +44,8 @@ def test_bed_round_trip(tmp_path: Path) -> None:
     spans = [Span("s", "c/1", 0, 10), Span("s", "c/1", 20, 30), Span("t", "d", 5, 6)]
     (tmp_path / "x.bed").write_bytes(bed_bytes(spans))
     assert read_bed(str(tmp_path / "x.bed")) == {"c/1": [(0, 10), (20, 30)], "d": [(5, 6)]}
+    (tmp_path / "z.bed").write_text("track_12\t5\t6\nbrowserA\t1\t2\nbrowser position chr7\ntrack\n")
+    assert read_bed(str(tmp_path / "z.bed")) == {"track_12": [(5, 6)], "browserA": [(1, 2)]}
     messy = b"#c\r\ntrack name=x\r\n\r\nd 5 6 name 0 +\r\nd\t6\t9\r\nd\t7\t7\r\n"
     (tmp_path / "y.bed.gz").write_bytes(gzip.compress(messy))
     assert read_bed(str(tmp_path / "y.bed.gz")) == {"d": [(5, 9)]}
@@ -116,3 +120,17 @@ def test_shards_hold_one_assembly_and_close_in_time() -> None:
     spans = tile("s", {"a": 45}, block_bp=10) + tile("t", {"b": 10}, block_bp=10)
     assert [[s.bp for s in shard] for shard in group(spans, shard_bp=25)] == [[10, 10], [10, 10, 5], [10]]
     assert group([], shard_bp=25) == []
+
+
+def test_a_draft_of_many_short_contigs_makes_shards_of_few_blocks() -> None:
+    spans = tile("s", {f"c{i}": 3 for i in range(20_000)}, block_bp=10)
+    assert [len(shard) for shard in group(spans, shard_bp=1 << 26)] == [8192, 8192, 20_000 - 2 * 8192]
+
+
+@given(runs=intervals, spans=intervals)
+def test_covered_bases_are_counted(runs: Intervals, spans: Intervals) -> None:
+    merged = merge(runs)
+    stretches = [Span("s", "c", start, end) for start, end in merge(spans)] + [Span("s", "other", 0, 9)]
+    counts = count_covered(stretches, {("s", "c"): np.array(merged, np.int64).reshape(-1, 2)} if merged else {})
+    expected = [len(covered(merged) & set(range(s.start, s.end))) if s.contig == "c" else 0 for s in stretches]
+    assert counts.tolist() == expected

@@ -13,8 +13,10 @@ from configs import ConfigError
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def square(task: tuple[int, float]) -> int:
-    time.sleep(task[1])
+def square(task: tuple[int, str]) -> int:
+    """The square, once the file that is named is there."""
+    while task[1] and not Path(task[1]).exists():
+        time.sleep(0.01)
     return task[0] ** 2
 
 
@@ -22,6 +24,16 @@ def refuse(task: int) -> int:
     if task == 2:
         raise ConfigError("task two is wrong")
     return task
+
+
+def beat(task: tuple[str, bool]) -> None:
+    """Write to a file again and again, or fail once somebody does."""
+    while not task[1]:
+        Path(task[0]).write_text(str(time.monotonic_ns()))
+        time.sleep(0.02)
+    while not Path(task[0]).exists():
+        time.sleep(0.01)
+    raise ValueError("stop here")
 
 
 def slow_then_mark(task: tuple[str, float]) -> None:
@@ -61,12 +73,17 @@ def threads(_: int) -> str | None:
     return os.environ.get("OMP_NUM_THREADS")
 
 
-def test_results_in_order_of_tasks_progress_as_they_end() -> None:
+def test_results_in_order_of_tasks_progress_as_they_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    tasks = [(3, 0.8), (1, 0.0), (2, 0.0)]
-    assert jobs.run(square, tasks, workers=2, on_result=lambda i, r: seen.append((i, r))) == [9, 1, 4]
-    assert sorted(seen) == [(0, 9), (1, 1), (2, 4)]
-    assert seen[0] == (1, 1), "the quick one is reported first"
+
+    def on_result(index: int, result: int) -> None:
+        seen.append((index, result))
+        if len(seen) == 2:
+            (tmp_path / "go").touch()
+
+    tasks = [(3, str(tmp_path / "go")), (1, ""), (2, "")]
+    assert jobs.run(square, tasks, workers=2, on_result=on_result) == [9, 1, 4]
+    assert seen == [(1, 1), (2, 4), (0, 9)], "the quick ones are reported while the first waits for them"
     assert jobs.run(square, [], workers=2) == []
 
 
@@ -84,10 +101,12 @@ def test_a_failure_is_raised_when_the_others_have_ended(tmp_path: Path) -> None:
 
 def test_nothing_is_written_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.jobs._PATIENCE", 0.1)
+    file = tmp_path / "beat"
     with pytest.raises(ValueError, match="stop here"):
-        jobs.run(slow_then_mark, [(str(tmp_path / "late"), 3.0), ("", 0.0)], workers=2)
-    time.sleep(3.5)
-    assert not (tmp_path / "late").exists()
+        jobs.run(beat, [(str(file), False), (str(file), True)], workers=2)
+    written = file.read_text()
+    time.sleep(1)
+    assert file.read_text() == written, "the task is still at it"
 
 
 def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:

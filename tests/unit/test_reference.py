@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from cluster.store import StoreError
 from data_prep import fasta
+from data_prep import reference as reference_module
 from data_prep.alphabet import encode
-from data_prep.reference import Reference, fetch, locate, prepare
+from data_prep.reference import fetch, locate
+from data_prep.survey import Reference, prepare
 
 WELL_FORMED = b">a desc\nACGT\nAC\n>b\nGg\n"
 
@@ -131,15 +133,47 @@ def test_a_worker_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert letters(elsewhere) == letters(there)
     changed = replace(elsewhere.handle, sha256="0" * 64, path="/no/such/other.fa")
     host = socket.gethostname()
-    with pytest.raises(ValueError, match=f"differs between machines: sha256 000000000000 where .* on host {host}"):
+    with pytest.raises(ValueError, match=f"another file than the build was planned with: sha256 0{{12}} .* {host}"):
         fetch(changed, "a", 0, 1)
     lost = replace(changed, uri=str(tmp_path / "lost.fa"))
     with pytest.raises(StoreError, match=f"lost.fa: no such file.* on host {host}; every node must reach it"):
         fetch(lost, "a", 0, 1)
 
 
+@pytest.mark.parametrize("name", ["x.fa", "x.2bit"])
+def test_another_file_at_the_same_place_on_this_machine_is_refused(tmp_path: Path, name: str) -> None:
+    one, two = ({"a": b"ACGTACGT"}, {"a": b"TTTTTTTT"})
+    write = twobit if name.endswith(".2bit") else lambda records: b">a\n" + records["a"] + b"\n"
+    planned = opened(tmp_path, write(one), name).handle
+    assert fetch(planned, "a", 0, 8) == b"ACGTACGT"
+    (tmp_path / name).write_bytes(write(two))
+    os.utime(tmp_path / name, ns=(1, 1))
+    reference_module._open.cache_clear()  # as in a worker that opens it now
+    with pytest.raises(ValueError, match=f"{name} is another file than the build was planned with"):
+        fetch(planned, "a", 0, 8)
+
+
+messy_line = st.sampled_from(
+    [b"ACGT", b"acgtn", b"", b"", b"NNRY", b"AC GT", b"A\tC", b"G\vT", b"\r", b">x%d y", b"T" * 70])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(messy_line, min_size=1, max_size=12), end=st.sampled_from([b"\n", b"\r\n"]), last=st.booleans())
+def test_plain_and_packed_are_read_alike(tmp_path: Path, lines: list[bytes], end: bytes, last: bool) -> None:
+    """Whatever the mess: the plain file, which may be indexed in place, gives what the packed one gives."""
+    named = [line % i if b"%d" in line else line for i, line in enumerate([b">first", *lines])]
+    text = end.join(named) + (end if last else b"")
+    results = []
+    for name, content in (("x.fa", text), ("x.fa.gz", gzip.compress(text))):
+        try:
+            results.append(str(letters(opened(tmp_path, content, name))))
+        except ValueError as fault:
+            results.append(str(fault).replace(".gz", ""))
+    assert results[0] == results[1]
+
+
 def test_where_n_and_ambiguity_letters_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.reference._SCAN", 7)
+    monkeypatch.setattr("data_prep.survey._SCAN", 7)
     text = b"ACNNNNNNNNNRYGTnnACGk"
     reference = opened(tmp_path, b">a\n" + text + b"\n>b\nACGT\n>c\nN\n")
     for runs, where in ((reference.n_runs, b"NnRYk"), (reference.ambiguous_runs, b"RYk")):
@@ -158,6 +192,9 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
         if path.suffix in {".json", ".npz"}:
             path.write_bytes(b"not what it was")
     assert letters(prepare(first.handle.uri, cache=tmp_path / "cache")) == letters(first)
+    (scan,) = (tmp_path / "cache").glob("*.npz")
+    scan.write_bytes(scan.read_bytes()[:-40])
+    assert prepare(first.handle.uri, cache=tmp_path / "cache").n_runs == {}
     Path(first.handle.path).unlink()
     assert letters(prepare(first.handle.uri, cache=tmp_path / "cache"))["a"] == b"ACGTAC"
 

@@ -14,8 +14,9 @@ from data_prep.build import build
 from data_prep.config import DataConfig
 from data_prep.export import export
 from data_prep.read import load_manifest
-from data_prep.reference import fetch, prepare
+from data_prep.reference import fetch
 from data_prep.shards import SPLITS
+from data_prep.survey import prepare
 from data_prep.verify import verify
 
 pytestmark = pytest.mark.usefixtures("local_ray")

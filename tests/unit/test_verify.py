@@ -138,3 +138,13 @@ def test_the_picture_shows_every_split_and_contig(small: Path) -> None:
     many = [dataclasses.replace(block, contig=f"c{i}") for i, block in enumerate(blocks * 10)]
     height = matplotlib.image.imread(io.BytesIO(picture(numbers, many, title="many"))).shape[0]
     assert height < 2000, "at most 24 strips"
+
+
+def test_a_manifest_that_is_not_of_the_plan(copy: Path) -> None:
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace('"max_n_fraction":1.0,"seed":0', '"max_n_fraction":1.0,"seed":4'))
+    assert verify(str(copy)) == ["manifest.json differs from the plan in build.json in seed"]
+    (copy / "build.json").write_text("{")
+    assert verify(str(copy)) == ["build.json is damaged, or of an older build"]
+    (copy / "build.json").unlink()
+    assert verify(str(copy)) == []

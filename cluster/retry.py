@@ -91,7 +91,8 @@ def failure(fault: Exception, uri: str, what: str, *, tries: int = 0, spent: flo
         status = getattr(fault, "status", 0)
         reason, passes = f"{responses.get(status, 'no reason given')} ({status})", _may_pass(status)
     elif isinstance(fault, OSError) or type(fault).__module__.split(".")[0] in {"botocore", "aiohttp", "s3fs"}:
-        reason = os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno else str(fault)
+        known = isinstance(fault, OSError) and (fault.errno or 0) > 0  # negative: of the resolver, which says it itself
+        reason = os.strerror(fault.errno or 0) if known and isinstance(fault, OSError) else str(fault)
     else:
         return fault
     reason = shown(" ".join(reason.split()))[:240] or type(fault).__name__  # botocore quotes whole patterns

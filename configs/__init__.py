@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+_PYDANTIC_MAPPING = re.compile(r"a valid dictionary or (object to extract fields from|instance of \w+)")
 _USERINFO = re.compile(r"//[^/@\s]*@")
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")  # of a presigned URL: a signature, a token
 
@@ -51,7 +52,7 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
                 merge = isinstance(old, DictConfig) or not isinstance(new, DictConfig)
                 OmegaConf.update(tree, key, new, merge=merge)
         values = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as fault:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError) as fault:
         raise ConfigError(f"{path}: {_one_line(fault)}") from fault
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a mapping of keys is needed, not {type(values).__name__}")
@@ -104,6 +105,7 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: missing"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "input should", 1)
+    message = _PYDANTIC_MAPPING.sub("a mapping", message).replace("a valid tuple", "a list")
     # A fault of a whole section would print the section: its message names the values already.
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" (given {redact(error['input'])!r})"
     return f"{key + ': ' if key else ''}{message}{shown}"

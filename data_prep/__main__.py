@@ -160,6 +160,12 @@ def _synth(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description="genomes become shards")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -173,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 
     read = argparse.ArgumentParser(add_help=False)
     read.add_argument("uri", help="the dataset")
-    read.add_argument("--workers", type=int, choices=range(1, 1025), metavar="N",
+    read.add_argument("--workers", type=_positive, metavar="N",
                       help="Ray workers (default: all cores for a large dataset)")
 
     one = commands.add_parser("verify", parents=[debug, read], help="re-read every shard against the manifest")
@@ -192,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("export", parents=[debug], help="the sequence back out of the shards, as FASTA")
     one.add_argument("uri")
     one.add_argument("--split", required=True, choices=SPLITS)
-    one.add_argument("--fasta", required=True, help="where to write it")
+    one.add_argument("--fasta", required=True, metavar="URI", help="where to write it, as plain text")
     one.set_defaults(run=_export)
 
     one = commands.add_parser("synth", parents=[debug], help="a generated genome and a labelled task")

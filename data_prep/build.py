@@ -168,10 +168,15 @@ def _prepare(config: DataConfig, progress: Progress, on_retry: Callable[[str], N
 def _first_there(reference: ReferenceConfig) -> str:
     if len(reference.uri) == 1:
         return reference.uri[0]
+    faults = []
     for uri in reference.uri:
-        if store.exists(uri):
-            return uri
-    raise ValueError(f"reference {reference.name}: none of its files is there: {', '.join(reference.uri)}")
+        try:
+            if store.exists(uri):
+                return uri
+            faults.append(f"{uri} does not exist")
+        except store.StoreError as fault:  # the next one may be in reach
+            faults.append(str(fault))
+    raise ValueError(f"reference {reference.name}: none of its files can be had: {'; '.join(faults)}")
 
 
 def _refuse_changed(references: dict[str, Reference]) -> None:

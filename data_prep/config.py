@@ -78,6 +78,13 @@ class ReferenceConfig(Section):
             raise ValueError("must be letters, digits, '.', '_', '+' or '-' only: it stands in headers and file names")
         return name
 
+    @field_validator("contigs")
+    @classmethod
+    def _some_contig(cls, contigs: Names | None) -> Names | None:
+        if contigs is not None and not contigs:
+            raise ValueError("must name at least one contig; leave the key out for all of them")
+        return contigs
+
     @field_validator("uri")
     @classmethod
     def _some_uri(cls, uri: Names) -> Names:

@@ -48,12 +48,13 @@ def read_bed(uri: str) -> dict[str, Intervals]:
     return {contig: merge(intervals) for contig, intervals in found.items()}
 
 
-def read_zones(uris: Sequence[str], places: Iterable[Place], *, where: str) -> Zones:
-    """What the BED files at ``uris`` cover of ``places``: a line counts for every assembly that has its contig, or,
-    where its fourth column is the name of an assembly (as in the BED files that a build writes), for that one alone.
+def read_zones(uris: Sequence[str], places: Mapping[Place, int], *, where: str) -> Zones:
+    """What the BED files at ``uris`` cover of ``places`` (with their bp): a line counts for every assembly that has its
+    contig. In a file of which some line names an assembly of ``places`` in its fourth column, as those that a build
+    writes do, a line with a name counts for the assembly of that name alone.
 
     Raises:
-        ValueError: a line that is no interval, or a BED file that names no contig of ``places``.
+        ValueError: a line that is no interval or lies beyond its contig, or a file that names no contig of ``places``.
     """
     by_contig: dict[str, list[Place]] = {}
     for place in places:
@@ -61,17 +62,28 @@ def read_zones(uris: Sequence[str], places: Iterable[Place], *, where: str) -> Z
     assemblies = {assembly for there in by_contig.values() for assembly, _ in there}
     zones: Zones = {}
     for uri in uris:
-        hit, names = False, set()
-        for contig, start, end, name in _bed_lines(uri):
-            names.add(contig)
+        lines = list(_bed_lines(uri))
+        labelled = any(name in assemblies for *_, name in lines)
+        hit = False
+        for contig, start, end, name in lines:
             for place in by_contig.get(contig, ()):
-                if name not in assemblies or name == place[0]:
+                if not labelled or name in ("", place[0]):
+                    refuse_beyond([(start, end)], contig, places[place], uri=uri)
                     zones.setdefault(place, []).append((start, end))
                     hit = True
         if not hit:
-            raise ValueError(f"{where}: {uri} names no contig of the references (the BED has {_some(names)}; "
+            names = _some(line[0] for line in lines) or "nothing"
+            raise ValueError(f"{where}: {uri} names no contig of the references (the BED has {names}; "
                              f"they have {_some(by_contig)})")
     return {place: merge(intervals) for place, intervals in zones.items()}
+
+
+def refuse_beyond(intervals: Iterable[tuple[int, int]], contig: str, bp: int, *, uri: str) -> None:
+    """ValueError for an interval that starts past the end of its contig: the BED is of another version, most likely."""
+    for start, end in intervals:
+        if start >= bp and end > start:
+            raise ValueError(f"{uri}: {contig}:{start}-{end} lies beyond the contig's {bp} bp; is the BED of another "
+                             "version of the genome?")
 
 
 def _bed_lines(uri: str) -> Iterator[tuple[str, int, int, str]]:

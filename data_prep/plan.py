@@ -17,6 +17,7 @@ from data_prep.intervals import (
     group,
     read_bed,
     read_zones,
+    refuse_beyond,
     tile,
 )
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
@@ -63,7 +64,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         source, blocks = _source(wanted, reference, block_bp=config.block_bp)
         sources.append(source)
         spans += blocks
-    places = {(source.name, contig) for source in sources for contig in source.contigs}
+    places = {(source.name, contig): bp for source in sources for contig, bp in source.contigs.items()}
     split = config.split
     val, test = (_held_out(value, places, where=f"split.{name}") for name, value in (("val", split.val),
                                                                                     ("test", split.test)))
@@ -101,14 +102,16 @@ def _source(wanted: ReferenceConfig, reference: Reference, *, block_bp: int) -> 
         if not reference.contigs.keys() & bed.keys():
             theirs, ours = (", ".join(list(names)[:4]) for names in (bed, reference.contigs))
             raise ValueError(f"{where}: {uri} names no contig of it (the BED has {theirs}; the reference {ours})")
+        for contig in reference.contigs.keys() & bed.keys():
+            refuse_beyond(bed[contig], contig, reference.contigs[contig], uri=uri)
     filters = {"contigs": wanted.contigs and list(wanted.contigs), "include": _digests(wanted.include),
                "exclude": _digests(wanted.exclude)}
     source = Source(wanted.name, reference.handle.sha256, contigs, 0, filters, wanted.weight)
     return source, tile(wanted.name, contigs, block_bp=block_bp, include=include, exclude=exclude)
 
 
-def _held_out(value: HeldOut, places: set[Place], *, where: str) -> Names | float | Zones:
-    return read_zones(value.bed, sorted(places), where=where) if isinstance(value, BedSplit) else value
+def _held_out(value: HeldOut, places: Mapping[Place, int], *, where: str) -> Names | float | Zones:
+    return read_zones(value.bed, places, where=where) if isinstance(value, BedSplit) else value
 
 
 def _split_settings(config: DataConfig) -> dict[str, Any]:

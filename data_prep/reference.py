@@ -134,7 +134,8 @@ def _index(uri: str, version: str, stem: Path, progress: Progress) -> Located:
         raise ValueError(f"{uri} is empty, not a FASTA")
     if start in twobit.MAGIC:
         return _index_twobit(uri, version, stem)
-    if store.is_local(uri) and not start.startswith(_GZIP):
+    # pyfaidx takes a file for a bgzip by its name.
+    if store.is_local(uri) and not start.startswith(_GZIP) and not uri.lower().endswith((".gz", ".bgz")):
         digest, regular = hashlib.sha256(), fasta.Regularity()
         for chunk in _text(uri, progress):
             digest.update(chunk)

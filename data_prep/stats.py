@@ -95,8 +95,9 @@ def stats(uri: str, *, workers: int = 1,
 
 def table(numbers: Stats) -> str:
     """``numbers`` as text for a terminal."""
-    lines = [f"{name}: {source['bp']:,} bp in {source['contigs']} contigs, {source['iupac_to_n']} IUPAC letters to N, "
-             f"weight {source['weight']:g}" for name, source in numbers.sources.items()]
+    lines = [f"{name}: a source of {source['bp']:,} bp in {source['contigs']} contigs, "
+             f"{source['iupac_to_n']} IUPAC letters to N, weight {source['weight']:g}"
+             for name, source in numbers.sources.items()]
     lines.append(f"{'split':6}{'contigs':>9}{'blocks':>8}{'shards':>8}{'bp':>16}{'N':>9}{'soft':>9}{'GC':>9}")
     lines += [f"{name:6}{part.contigs:>9}{part.blocks:>8}{part.shards:>8}{part.bp:>16,}{part.n_share:>9.2%}"
               f"{part.soft_mask_share:>9.2%}{part.gc:>9.2%}" for name, part in numbers.splits.items()]

@@ -11,6 +11,7 @@ from data_prep.intervals import Span, bed_bytes
 from data_prep.read import load_manifest, samples
 from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
 
+_SHOWN = 3  # faults of one shard; a swapped one has two a block
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
@@ -41,7 +42,10 @@ def verify(uri: str, *, workers: int = 1, on_progress: Callable[[str, int, int],
     faults = _plan_faults(uri, manifest, there)
     for split in SPLITS:
         for shard in manifest.shards[split]:
-            faults += found.get(shard.name, [f"{shard.name} is missing"])
+            more = found.get(shard.name, [f"{shard.name} is missing"])
+            faults += more[:_SHOWN]
+            if len(more) > _SHOWN:
+                faults.append(f"{shard.name} has {len(more) - _SHOWN} faults more")
         faults += _bed_faults(uri, manifest, split, there)
     strays = (name for name in there - {shard.name for shard in shards} if _SHARD_NAME.fullmatch(name))
     return faults + [f"{name} is not in the manifest; another build left it" for name in sorted(strays)]

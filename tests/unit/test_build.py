@@ -377,6 +377,19 @@ def test_several_assemblies_and_bed_splits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="split: x:chr1:3999-4000 in both val and test"):
         made("", tmp_path / "q", references=references, split=split)
     (tmp_path / "test.bed").write_text("chr9\t0\t9\n")
+    (tmp_path / "empty.bed").write_text("")
+    with pytest.raises(ValueError, match=r"split.val: .*empty.bed names no contig .* \(the BED has nothing; they have"):
+        made("", tmp_path / "q", references=references, split={"val": {"bed": str(tmp_path / "empty.bed")}})
+    (tmp_path / "far.bed").write_text("chr2\t2900\t3100\nchr2\t3000\t4000\n")
+    said = r"far.bed: chr2:3000-4000 lies beyond the contig's 3000 bp; is the BED of another version of the genome\?"
+    with pytest.raises(ValueError, match=said):
+        made("", tmp_path / "q", references=references, split={"val": {"bed": str(tmp_path / "far.bed")}})
+    (tmp_path / "far.bed").write_text("chr2\t3000\t4000\n")
+    with pytest.raises(ValueError, match=said):
+        made("", tmp_path / "q", references=[references[0] | {"exclude": str(tmp_path / "far.bed")}], split={})
+    (tmp_path / "more.bed").write_text("chr1\t0\t1000\tx\nchr1\t2000\t3000\tmm10\nchr1\t4000\t5000\n")
+    made("", tmp_path / "m", references=references, split={"val": {"bed": str(tmp_path / "more.bed")}})
+    assert load_manifest(str(tmp_path / "m")).bp("val") == 1000 + 2 * 1000, "a line of another assembly counts for none"
     with pytest.raises(ValueError, match=r"split.test: .*bed names no contig of the references \(the BED has chr9"):
         made("", tmp_path / "q", references=references, split=split)
 
@@ -422,7 +435,7 @@ def test_the_first_alternative_that_exists(fasta: str, tmp_path: Path) -> None:
     two = {"name": "toy", "uri": [str(tmp_path / "none.fa"), fasta]}
     assert made(fasta, tmp_path / "a", references=[two]).fresh
     two["uri"] = [str(tmp_path / "none.fa"), str(tmp_path / "nor.fa")]
-    with pytest.raises(ValueError, match=r"reference toy: none of its files is there: .*none.fa, .*nor.fa"):
+    with pytest.raises(ValueError, match=r"toy: none of its files can be had: .*none.fa does not exist; .*nor"):
         made(fasta, tmp_path / "b", references=[two])
 
 

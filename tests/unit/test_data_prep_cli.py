@@ -94,6 +94,9 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     (["verify", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
     (["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"], 1, "it has no manifest.json"),
     (["synth", "--output", "x", "--bp", "10"], 1, "at least 100,000 bp, not 10"),
+    (["build", "--config", YEAST, "references.0.contigs=[]"], 2, "references.0.contigs: must name at least one contig"),
+    (["build", "--config", YEAST, "split=3"], 2, "split: input should be a mapping (given 3)"),
+    (["build", "--config", YEAST, "references={a: 1}"], 2, "references: input should be a list"),
     (["leakage", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
     (["build", "--config", YEAST, "split.val={bad: x}"], 2, "split.val: must be a fraction in [0, 1), a list of contig "
                                                              "names, or {bed: URI}"),
@@ -130,6 +133,19 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert main(["verify", "x", "--workers", "1"]) == 130
     assert capsys.readouterr().err == (
         "error: interrupted; finished shards of a build stay, and the same command goes on from them\n")
+
+
+def test_a_config_that_is_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("3")
+    assert main(["build", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/c.yaml: Invalid loaded object type: int\n"
+
+
+def test_workers_are_counted_from_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("0", "-1", "two"):
+        with pytest.raises(SystemExit):
+            main(["verify", "x", "--workers", wrong])
+        assert f"must be a whole number above 0, not '{wrong}'" in capsys.readouterr().err
 
 
 def test_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

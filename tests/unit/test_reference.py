@@ -267,9 +267,18 @@ def test_twobit_is_read_as_it_was_written(tmp_path: Path, texts: list[bytes]) ->
     assert reference.handle.path == str(tmp_path / "x.2bit")
 
 
-def test_a_twobit_cut_short(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x.2bit: .*; get it again"):
-        opened(tmp_path, twobit({"a": b"ACGT" * 100, "b": b"ACGT" * 100})[:-150], "x.2bit")
+@pytest.mark.parametrize("lost", [1, 4, 25, 60, 150, 240, 250, 270])
+def test_a_twobit_cut_short(tmp_path: Path, lost: int) -> None:
+    """py2bit itself reads what is missing as T."""
+    whole = twobit({"a": b"ACGT" * 100, "b": b"ACgtNN" * 60})
+    said = r"x.2bit: (the .2bit file ends early, after \d+ of \d+ bytes|damaged .2bit file \(its index .*\)); get it"
+    with pytest.raises(ValueError, match=said):
+        opened(tmp_path, whole[:-lost], "x.2bit")
+
+
+def test_a_plain_file_with_the_name_of_a_packed_one(tmp_path: Path) -> None:
+    assert letters(opened(tmp_path, WELL_FORMED, "x.fa.gz")) == {"a": b"ACGTAC", "b": b"Gg"}
+    assert letters(opened(tmp_path, gzip.compress(WELL_FORMED), "y.fa")) == {"a": b"ACGTAC", "b": b"Gg"}
 
 
 def test_twobit_of_ucsc(dna_data: Path, tmp_path: Path) -> None:

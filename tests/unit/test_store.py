@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import retry, store
+from cluster.retry import failure
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -264,3 +266,8 @@ def test_no_secret_of_a_url_is_shown(tail: str, scheme: str) -> None:
     shown = retry.shown(f"cannot read {scheme}://me:SECRET@host/x?token=SECRET{tail.replace(' ', '')} and more")
     assert "SECRET" not in shown and shown.startswith(f"cannot read {scheme}://***@host/x?...")
     assert retry.shown("cannot read /data/what?.fa: a@b") == "cannot read /data/what?.fa: a@b"
+
+
+def test_a_host_that_does_not_resolve_is_said_so() -> None:
+    fault = failure(socket.gaierror(-2, "Name or service not known"), "https://host/x", "read")
+    assert str(fault) == "cannot read https://host/x: [Errno -2] Name or service not known"

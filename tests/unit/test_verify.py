@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_stats_count_what_went_in(small: Path, small_letters: dict[str, str]) ->
     assert first.soft_mask_share == pytest.approx(sum(map(str.islower, letters)) / 1024)
     assert first.gc == pytest.approx(sum(letters.count(x) for x in "CcGg") / (1024 - letters.upper().count("N")))
     text = table(numbers)
-    assert "toy: 10,012 bp in 3 contigs, 1 IUPAC letters to N" in text
+    assert "toy: a source of 10,012 bp in 3 contigs, 1 IUPAC letters to N" in text
     assert f"{numbers.bytes_per_bp:.4f} bytes/bp" in text
 
 
@@ -148,3 +149,14 @@ def test_a_manifest_that_is_not_of_the_plan(copy: Path) -> None:
     assert verify(str(copy)) == ["build.json is damaged, or of an older build"]
     (copy / "build.json").unlink()
     assert verify(str(copy)) == []
+
+
+def test_swapped_shards_take_a_few_lines(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.verify._SHOWN", 1)
+    one, two = copy / "train-000000.tar", copy / "train-000001.tar"
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    faults = verify(str(copy))
+    assert len(faults) == 4
+    assert any(re.fullmatch(r"train-000000.tar has \d+ faults more", fault) for fault in faults)

@@ -63,6 +63,10 @@ def session(workers: int | None = None) -> Iterator[int]:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process without a word
+        except SystemExit:  # Ray's own, while it starts
+            if callable(on_sigterm):
+                on_sigterm(signal.SIGTERM, None)
+            raise
         except (RayError, OSError, RuntimeError, ValueError) as fault:
             where = f"join the Ray cluster at RAY_ADDRESS={address}" if address else "start a local Ray"
             raise RuntimeError(f"cannot {where}: {' '.join(str(fault).split())[:300]}") from fault

@@ -174,6 +174,16 @@ def test_a_build_that_is_told_to_stop_says_what_stays(
     assert not [name for name in os.listdir(output) if name.startswith(".")], "a worker's temporary file stayed"
 
 
+def test_a_build_that_is_told_to_stop_while_ray_starts(genome: Path, tmp_path: Path) -> None:
+    with own_build(genome, tmp_path / "o", tmp_path / "cache") as process:
+        wait_for(lambda: [child for child in psutil.Process(process.pid).children() if child.name() == "gcs_server"])
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert said.endswith("error: told to stop; finished shards of a build stay, and the same command goes on from "
+                         "them\n")
+
+
 @pytest.mark.parametrize("kind", ["503", "500", "reset", "lost", "cut"])
 def test_a_store_that_stumbles_costs_nothing(
         genome: Path, undisturbed: dict[str, bytes], s3: S3, kind: str) -> None:

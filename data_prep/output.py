@@ -39,9 +39,7 @@ class Output:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """The only build on this machine that writes here. ValueError if there is another."""
-        cache = cache_dir()
-        cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / f"output-{hashlib.sha256(self.uri.encode()).hexdigest()[:32]}.lock", "w") as file:
+        with open(cache_dir() / f"output-{hashlib.sha256(self.uri.encode()).hexdigest()[:32]}.lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as fault:

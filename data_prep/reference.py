@@ -57,23 +57,28 @@ class Located:
     version: str
 
 
-def cache_dir() -> Path:
-    return Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill")
+def cache_dir(cache: Path | None = None) -> Path:
+    """The cache directory (by default that of DNA_CACHE), made if need be. StoreError if it cannot be."""
+    cache = cache or Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise store.StoreError(f"cannot use the cache folder {cache}: {fault.strerror}; set DNA_CACHE") from fault
+    return cache
 
 
 def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None = None) -> Located:
     """The reference at ``uri``, readable by ``fetch`` on this machine; from the cache if it is there.
 
+    Letters are not looked at: ``survey.prepare`` does that.
+
     Raises:
-        ValueError, StoreError: as ``prepare``, but letters are not looked at.
+        ValueError: not a FASTA or .2bit, cut short, a name twice: one sentence that names ``uri``.
+        StoreError: it cannot be read, or the cache cannot be written.
     """
-    uri, cache = store.absolute(uri), cache or cache_dir()
+    uri, cache = store.absolute(uri), cache_dir(cache)
     version = store.version(uri)
     key = hashlib.sha256(f"{uri} {version}".encode()).hexdigest()[:32]
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise store.StoreError(f"cannot use the cache folder {cache}: {fault.strerror}; set DNA_CACHE") from fault
     record = cache / f"{key}.json"
     with locked(cache / f"{key}.lock"):  # the workers of a node wait for the first one instead of streaming it again
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):

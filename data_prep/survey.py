@@ -34,7 +34,7 @@ def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None
         ValueError: not a FASTA, truncated, a name twice, a byte that is no letter: one sentence that names ``uri``.
         StoreError: it cannot be read, or the cache cannot be written.
     """
-    cache = cache or cache_dir()
+    cache = cache_dir(cache)
     progress = on_progress or (lambda stage, done, total: None)
     located = locate(uri, cache=cache, on_progress=progress)
     scan = cache / f"{located.handle.sha256}.scan.npz"

@@ -141,6 +141,13 @@ def test_a_config_that_is_a_number(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == f"error: {tmp_path}/c.yaml: Invalid loaded object type: int\n"
 
 
+def test_a_cache_that_cannot_be_used(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DNA_CACHE", config)
+    assert main(["build", "--config", config]) == 1
+    assert capsys.readouterr().err == f"error: cannot use the cache folder {config}: File exists; set DNA_CACHE\n"
+
+
 def test_workers_are_counted_from_one(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ("0", "-1", "two"):
         with pytest.raises(SystemExit):

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from configs import ConfigError, redact
 
@@ -35,6 +36,11 @@ def world_from_env() -> World:
     rank, size, local = (int(os.environ.get(key, default)) for key, default in
                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     return World(rank, size, local)
+
+
+def cache_root() -> Path:
+    """Where this machine keeps what can be made again: DNA_CACHE, else ``~/.cache/dna-distill``."""
+    return Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill")
 
 
 def threads_per_process(local_size: int) -> int:

@@ -11,11 +11,12 @@ DNA_STORE_TIMEOUT_SECONDS  how long one try waits for the next bytes (default 30
 import contextlib
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from http.client import responses
 from typing import TypeVar
+
+from configs import redact
 
 T = TypeVar("T")
 TRIES = 5
@@ -95,16 +96,11 @@ def failure(fault: Exception, uri: str, what: str, *, tries: int = 0, spent: flo
         reason = os.strerror(fault.errno or 0) if known and isinstance(fault, OSError) else str(fault)
     else:
         return fault
-    reason = shown(" ".join(reason.split()))[:240] or type(fault).__name__  # botocore quotes whole patterns
-    text = f"cannot {what} {shown(uri)}: {reason}"
+    reason = redact(" ".join(reason.split()))[:240] or type(fault).__name__  # botocore quotes whole patterns
+    text = f"cannot {what} {redact(uri)}: {reason}"
     if not passes or not tries:
         return StoreError(text)
     return TransientError(f"{text}; gave up after {tries} tr{'y' if tries == 1 else 'ies'} over {spent:.1f} s")
-
-
-def shown(text: str) -> str:
-    """``text`` without what may be secret in the URLs in it: user:password@, and the query, as of a presigned URL."""
-    return re.sub(r"(://)[^/\s?]*@", r"\1***@", re.sub(r"(://[^\s?]*)\?[^\s\"']*", r"\1?...", text))
 
 
 def seconds(name: str, default: float) -> float:

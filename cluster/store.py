@@ -19,7 +19,8 @@ from fsspec.spec import AbstractBufferedFile
 
 from cluster import remote, retry
 from cluster.remote import speaks
-from cluster.retry import StoreError, TransientError, named, shown
+from cluster.retry import StoreError, TransientError, named
+from configs import redact
 
 __all__ = ["StoreError", "TransientError", "absolute", "basename", "chunks", "exists", "is_local", "join", "list_files",
            "local_path", "open_read", "publish", "put_file", "read_bytes", "remove", "sizes", "version", "write_bytes"]
@@ -36,7 +37,7 @@ def local_path(uri: str) -> Path:
     """The filesystem path of a local ``uri``. ValueError for a remote one."""
     fs, path = _resolve(uri)
     if not speaks(fs, "file"):
-        raise ValueError(f"{shown(uri)} is not a local path")
+        raise ValueError(f"{redact(uri)} is not a local path")
     return Path(path)
 
 
@@ -84,7 +85,7 @@ def sizes(uri: str) -> dict[str, int]:
     fs, path = _resolve(uri)
     root = path.rstrip("/") + "/"
     if speaks(fs, "http"):
-        raise StoreError(f"cannot list {shown(uri)}: a web server has no listing; copy the folder to a disk or bucket")
+        raise StoreError(f"cannot list {redact(uri)}: a web server has no listing; copy the folder to a disk or bucket")
     found = _attempt(fs, uri, "list", lambda: _walk(root) if speaks(fs, "file") else
                      {name: info["size"] or 0 for name, info in fs.find(path, detail=True).items()})
     return {name.removeprefix(root): found[name] for name in sorted(found) if name.startswith(root)}
@@ -149,7 +150,7 @@ def chunks(uri: str, size: int = 8 << 20) -> Iterator[bytes]:
     else:
         now = _attempt(fs, uri, "read", lambda: remote.stat(fs, path))
     if now != stat:
-        raise StoreError(f"cannot read {shown(uri)}: it changed while it was read; read it again from the start")
+        raise StoreError(f"cannot read {redact(uri)}: it changed while it was read; read it again from the start")
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -249,7 +250,7 @@ def _resolve(uri: str) -> tuple[Any, str]:
         fs = _filesystem(scheme, os.getpid(), timeout, "versionId=" in uri, aws)
         return fs, fs._strip_protocol(uri)
     except (ValueError, ImportError) as fault:
-        raise StoreError(f"cannot use {shown(uri)}: {' '.join(str(fault).split())}") from fault
+        raise StoreError(f"cannot use {redact(uri)}: {' '.join(str(fault).split())}") from fault
 
 
 @functools.lru_cache(maxsize=16)

@@ -12,8 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 _PYDANTIC_MAPPING = re.compile(r"a valid dictionary or (object to extract fields from|instance of \w+)")
-_USERINFO = re.compile(r"//[^/@\s]*@")
-_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")  # of a presigned URL: a signature, a token
+_USERINFO = re.compile(r"//[^/\s?]*@")
+_QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")  # of a presigned URL: a signature, a token
 
 
 class ConfigError(ValueError):
@@ -85,12 +85,13 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def redact(value: Any) -> Any:
-    """``value`` with user:password@ of any URI in it, at any depth, replaced by ***@, and its query by ***."""
+    """``value`` with user:password@ of any URI in it, at any depth, replaced by ***@, and its query by three dots."""
     if isinstance(value, dict):
         return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list):
         return [redact(item) for item in value]
-    return _QUERY.sub(r"\1?***", _USERINFO.sub("//***@", value)) if isinstance(value, str) else value
+    # The query first: it may hold an @.
+    return _USERINFO.sub("//***@", _QUERY.sub(r"\1?...", value)) if isinstance(value, str) else value
 
 
 def _one_line(fault: Exception) -> str:

@@ -24,7 +24,6 @@ from data_prep.stats import stats, table
 from data_prep.synthetic import synthesise
 from data_prep.verify import verify
 
-_LARGE = 1 << 30  # bp from which a dataset is read by all cores unless --workers says otherwise
 _PER_LINE = 60.0  # seconds between lines where there is no terminal
 
 
@@ -95,7 +94,7 @@ def _build(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     progress = Progress()
     try:
-        faults = verify(args.uri, workers=_workers(args), on_progress=progress)
+        faults = verify(args.uri, workers=args.workers, on_progress=progress)
     finally:
         progress.close()
     for fault in faults:
@@ -108,7 +107,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> int:
     progress = Progress()
     try:
-        numbers, blocks = stats(args.uri, workers=_workers(args), on_progress=progress)
+        numbers, blocks = stats(args.uri, workers=args.workers, on_progress=progress)
     finally:
         progress.close()
     print(json.dumps(asdict(numbers), indent=2) if args.json else table(numbers))
@@ -137,13 +136,6 @@ def _leakage(args: argparse.Namespace) -> int:
         progress.close()
     print(json.dumps(report.to_dict(), indent=2) if args.json else leakage.table(report))
     return EXIT_OK
-
-
-def _workers(args: argparse.Namespace) -> int:
-    if args.workers:
-        return int(args.workers)
-    manifest = load_manifest(args.uri)
-    return jobs.cpus() if sum(map(manifest.bp, SPLITS)) >= _LARGE else 1
 
 
 def _export(args: argparse.Namespace) -> int:

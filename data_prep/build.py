@@ -100,7 +100,8 @@ class _Run:
         if not _looks_for_leakage(plan, split):
             return plan, None, 0
         held_out = [span for name in HELD_OUT for span in plan.parts[name]]
-        tasks = {name: [self._task(chunk) for chunk in plan.chunks() if chunk.split == name] for name in SPLITS}
+        chunks = plan.chunks()
+        tasks = {name: [self._task(chunk) for chunk in chunks if chunk.split == name] for name in SPLITS}
         total, scanned = passes_bp(plan.parts), 0
 
         def on_result(_: int, bp: int) -> None:

@@ -4,7 +4,15 @@ import re
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 
 from configs import Section
 
@@ -21,20 +29,22 @@ def _strings(value: Any) -> Any:
     return tuple(values)
 
 
+def _some(what: str) -> AfterValidator:
+    def check(names: Names) -> Names:
+        if not names:
+            raise ValueError(f"must name at least one {what}")
+        return names
+
+    return AfterValidator(check)
+
+
 Strings = Annotated[Names, BeforeValidator(_strings)]
 
 
 class BedSplit(Section):
-    """What is held out, as BED files (URIs). A fourth column that names an assembly limits its line to that one."""
+    """What is held out, as BED files (URIs), which ``intervals.read_zones`` reads."""
 
-    bed: Strings
-
-    @field_validator("bed")
-    @classmethod
-    def _some(cls, bed: Names) -> Names:
-        if not bed:
-            raise ValueError("must name at least one BED file")
-        return bed
+    bed: Annotated[Strings, _some("BED file")]
 
 
 HeldOut = Names | float | BedSplit
@@ -65,8 +75,9 @@ class ReferenceConfig(Section):
     """One genome: its name in the dataset, where its FASTA lies, and what of it is used."""
 
     name: str
-    uri: Strings  # FASTA (plain, gzip, bgzip) or .2bit; alternatives: the first that exists is used
-    contigs: Strings | None = None  # names or globs; all by default
+    # FASTA (plain, gzip, bgzip) or .2bit; of several, which are alternatives, the first that exists is used.
+    uri: Annotated[Strings, _some("FASTA or .2bit")]
+    contigs: Annotated[Strings, _some("contig; leave the key out for all")] | None = None  # names or globs
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
     weight: float = Field(default=1.0, gt=0)
@@ -77,20 +88,6 @@ class ReferenceConfig(Section):
         if not _NAME.fullmatch(name):
             raise ValueError("must be letters, digits, '.', '_', '+' or '-' only: it stands in headers and file names")
         return name
-
-    @field_validator("contigs")
-    @classmethod
-    def _some_contig(cls, contigs: Names | None) -> Names | None:
-        if contigs is not None and not contigs:
-            raise ValueError("must name at least one contig; leave the key out for all of them")
-        return contigs
-
-    @field_validator("uri")
-    @classmethod
-    def _some_uri(cls, uri: Names) -> Names:
-        if not uri:
-            raise ValueError("must name at least one FASTA")
-        return uri
 
 
 class SplitConfig(Section):

@@ -6,19 +6,22 @@ from typing import IO
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from cluster import store
+from cluster import jobs, store
 from data_prep.alphabet import Codes, Mask
 from data_prep.intervals import Span
 from data_prep.shards import (
     HEADER_EXT,
     MANIFEST,
     PAYLOAD_EXT,
+    SPLITS,
     Block,
     FormatError,
     Manifest,
     PackedBlock,
     Shard,
 )
+
+_LARGE = 1 << 30  # bp
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -30,6 +33,11 @@ def load_manifest(uri: str) -> Manifest:
         return Manifest.from_bytes(store.read_bytes(where))
     except FormatError as fault:
         raise FormatError(f"{where}: {fault}") from fault
+
+
+def readers(manifest: Manifest) -> int:
+    """How many processes are worth their start to read all of a dataset: one, or all cores if it is large."""
+    return jobs.cpus() if sum(map(manifest.bp, SPLITS)) >= _LARGE else 1
 
 
 def samples(shard: IO[bytes], *, name: str) -> Iterator[tuple[bytes, bytes]]:

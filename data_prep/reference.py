@@ -23,6 +23,7 @@ from typing import Any
 from pyfaidx import Faidx, FastaIndexingError
 
 from cluster import store
+from cluster.process import cache_root
 from configs import redact
 from data_prep import fasta, twobit
 
@@ -59,7 +60,7 @@ class Located:
 
 def cache_dir(cache: Path | None = None) -> Path:
     """The cache directory (by default that of DNA_CACHE), made if need be. StoreError if it cannot be."""
-    cache = cache or Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill")
+    cache = cache or cache_root()
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as fault:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster import jobs, store
 from data_prep.alphabet import SIZE, C, G, N
-from data_prep.read import load_manifest, packed_blocks
+from data_prep.read import load_manifest, packed_blocks, readers
 from data_prep.shards import SPLITS, Shard
 
 
@@ -51,9 +51,11 @@ class Stats:
     bytes_per_bp: float
 
 
-def stats(uri: str, *, workers: int = 1,
+def stats(uri: str, *, workers: int | None = None,
           on_progress: Callable[[str, int, int], None] | None = None) -> tuple[Stats, list[BlockStats]]:
     """The numbers of the dataset at ``uri``, in all and by block, from reading every shard with ``workers`` processes.
+
+    By default one, or all cores if the dataset is large.
 
     Raises:
         StoreError, FormatError: it cannot be read, or is damaged.
@@ -68,7 +70,8 @@ def stats(uri: str, *, workers: int = 1,
         if on_progress:
             on_progress("stats", done, total)
 
-    counted = jobs.run_here_or_there(_count, [(uri, shard) for _, shard in shards], workers=workers,
+    counted = jobs.run_here_or_there(_count, [(uri, shard) for _, shard in shards],
+                                     workers=workers or readers(manifest),
                                      on_result=on_result)
     splits, blocks = {}, []
     for split in SPLITS:

@@ -8,18 +8,19 @@ from collections.abc import Callable
 
 from cluster import jobs, store
 from data_prep.intervals import Span, bed_bytes
-from data_prep.read import load_manifest, samples
+from data_prep.read import load_manifest, readers, samples
 from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
 
 _SHOWN = 3  # faults of one shard; a swapped one has two a block
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
-def verify(uri: str, *, workers: int = 1, on_progress: Callable[[str, int, int], None] | None = None) -> list[str]:
+def verify(uri: str, *, workers: int | None = None,
+           on_progress: Callable[[str, int, int], None] | None = None) -> list[str]:
     """The faults of the dataset at ``uri``, a sentence each that names the file; empty if it is what its manifest says.
 
     Args:
-        workers: above 1, shards are read by as many Ray workers.
+        workers: above 1, shards are read by as many Ray workers; by default by all cores if the dataset is large.
 
     Raises:
         StoreError, FormatError: there is no manifest to hold it against.
@@ -37,8 +38,8 @@ def verify(uri: str, *, workers: int = 1, on_progress: Callable[[str, int, int],
             on_progress("verify", done, total)
 
     tasks = [(uri, manifest.format_version, shard) for shard in present]
-    found = dict(zip((shard.name for shard in present),
-                     jobs.run_here_or_there(_shard_faults, tasks, workers=workers, on_result=on_result), strict=True))
+    results = jobs.run_here_or_there(_shard_faults, tasks, workers=workers or readers(manifest), on_result=on_result)
+    found = dict(zip((shard.name for shard in present), results, strict=True))
     faults = _plan_faults(uri, manifest, there)
     for split in SPLITS:
         for shard in manifest.shards[split]:

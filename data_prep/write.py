@@ -25,10 +25,11 @@ def keep_or_write_shard(uri: str, blocks: Iterable[tuple[Span, bytes]]) -> tuple
     """As ``write_shard``, but nothing is written where ``uri`` holds exactly these bytes already: then True."""
     made = io.BytesIO()
     shard = _write(made, store.basename(uri), blocks)
+    data = made.getvalue()
     with contextlib.suppress(store.StoreError):  # what cannot be read is written again
-        if store.read_bytes(uri) == made.getvalue():
+        if store.read_bytes(uri) == data:
             return shard, True
-    store.write_bytes(uri, made.getvalue())
+    store.write_bytes(uri, data)
     return shard, False
 
 

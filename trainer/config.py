@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from cluster.process import cache_root
 from configs import Section
 from trainer.models import MODELS
 from trainer.models.chordmixer import Norm
@@ -104,7 +105,7 @@ class Data(Section):
     def cache_folder(self) -> Path:
         if self.cache_dir:
             return Path(self.cache_dir)
-        return Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill") / "blocks"
+        return cache_root() / "blocks"
 
 
 class Model(Section):

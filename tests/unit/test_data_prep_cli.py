@@ -130,7 +130,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr("data_prep.__main__.verify", interrupt)
-    assert main(["verify", "x", "--workers", "1"]) == 130
+    assert main(["verify", "x"]) == 130
     assert capsys.readouterr().err == (
         "error: interrupted; finished shards of a build stay, and the same command goes on from them\n")
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cluster import retry, store
 from cluster.retry import failure
+from configs import redact
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -263,9 +264,9 @@ def test_errors_travel_between_processes() -> None:
 
 @given(st.text("abc@:/?&=% ", max_size=30), st.sampled_from(["https", "s3", "gs"]))
 def test_no_secret_of_a_url_is_shown(tail: str, scheme: str) -> None:
-    shown = retry.shown(f"cannot read {scheme}://me:SECRET@host/x?token=SECRET{tail.replace(' ', '')} and more")
+    shown = redact(f"cannot read {scheme}://me:SECRET@host/x?token=SECRET{tail.replace(' ', '')} and more")
     assert "SECRET" not in shown and shown.startswith(f"cannot read {scheme}://***@host/x?...")
-    assert retry.shown("cannot read /data/what?.fa: a@b") == "cannot read /data/what?.fa: a@b"
+    assert redact("cannot read /data/what?.fa: a@b") == "cannot read /data/what?.fa: a@b"
 
 
 def test_a_host_that_does_not_resolve_is_said_so() -> None:

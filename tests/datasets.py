@@ -12,8 +12,13 @@ from data_prep.intervals import Span
 from data_prep.write import write_shard
 
 
-def write_dataset(folder: Path, contigs: Mapping[str, Sequence[Codes]], *, block_bp: int = 4096) -> str:
-    """The URI of a dataset of ``contigs`` (split -> contigs), cut into blocks of ``block_bp``, one shard a split."""
+def write_dataset(
+    folder: Path, contigs: Mapping[str, Sequence[Codes]], *, block_bp: int = 4096, soft: bool = False
+) -> str:
+    """The URI of a dataset of ``contigs`` (split -> contigs), cut into blocks of ``block_bp``, one shard a split.
+
+    With ``soft`` the first 4 of every 10 letters of a block are soft-masked.
+    """
     written: dict[str, tuple[shards.Shard, ...]] = dict.fromkeys(shards.SPLITS, ())
     lengths = {}
     for split, sequences in contigs.items():
@@ -24,7 +29,8 @@ def write_dataset(folder: Path, contigs: Mapping[str, Sequence[Codes]], *, block
             for start in range(0, len(codes), block_bp):
                 part = codes[start : start + block_bp]
                 span = Span("toy", name, start, start + len(part))
-                blocks.append((span, shards.pack(part, np.zeros(len(part), np.bool_))))
+                masked = (np.arange(len(part)) % 10 < 4) & soft
+                blocks.append((span, shards.pack(part, masked)))
         written[split] = (write_shard(str(folder / f"{split}-000000.tar"), blocks),)
     source = shards.Source("toy", "0" * 64, lengths, 0, {}, 1.0)
     manifest = shards.Manifest(shards.FORMAT_VERSION, (source,), block_bp, 1 << 24, 1.0, {}, 0, written)

@@ -16,21 +16,26 @@ import torch
 import torch.distributed as dist
 
 
-def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout_s: float = 240) -> list[Any]:
+def on_ranks(
+    world: int, function: Callable[..., Any], *args: Any, timeout_s: float = 240, gpu: bool = False
+) -> list[Any]:
     """[function(*args) of rank 0, of rank 1, ...]; the function is called with the process group initialised.
 
-    The group is of gloo, beside nccl for tensors on a GPU where there is one.
+    ``gpu``: the ranks see the GPU, and the group is of nccl for tensors on it beside gloo. Else they do not, since
+    DeepSpeed takes any network to a GPU that it sees.
 
     A failing rank fails the test with its traceback. Every process started here has ended on return.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context(gpu)
     answers = context.SimpleQueue()
     # Rank 0 listens on a port that is free now; the store fails loudly should another take it first.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # As bytes, like the answers: torch would pass tensors by file descriptor, which dies with the process.
+    task = pickle.dumps((function, args))
     processes = [
-        context.Process(target=_rank, args=(rank, world, port, answers, function, args), daemon=True)
+        context.Process(target=_rank, args=(rank, world, port, answers, task, gpu), daemon=True)
         for rank in range(world)
     ]
     for process in processes:
@@ -54,6 +59,20 @@ def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout_s: fl
     return [results[rank] for rank in range(world)]
 
 
+def _context(gpu: bool) -> Any:
+    """Processes forked from one that has only imported what all ranks import, which takes several seconds each time.
+
+    With the GPU they are started afresh, since CUDA does not survive a fork.
+    """
+    if gpu:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "trainer.engine.student"]
+    )
+    return context
+
+
 def _wait(answers: Any, processes: list[Any], timeout_s: float) -> bool:
     for _ in range(int(timeout_s * 20)):
         if answers._reader.poll(0.05):
@@ -63,16 +82,18 @@ def _wait(answers: Any, processes: list[Any], timeout_s: float) -> bool:
     return False
 
 
-def _rank(rank: int, world: int, port: int, answers: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(rank: int, world: int, port: int, answers: Any, task: bytes, gpu: bool) -> None:
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # DeepSpeed looks for them
+    if not gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=60))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         limit = timedelta(seconds=120)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
+        function, args = pickle.loads(task)
         result = function(*args)
-        # As bytes: torch would pass tensors by file descriptor, which dies with the process.
         answers.put(pickle.dumps((rank, result, None)))
         dist.barrier()
         dist.destroy_process_group()

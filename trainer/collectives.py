@@ -1,6 +1,8 @@
 """The few collectives that training uses, each over a given process group; a group of one communicates nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,18 +26,26 @@ class Group:
 
 
 def gather_packed(group: Group, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each fp32 tensor of every rank, stacked to [W, ...], in one all-gather. Shapes must agree over ranks."""
-    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors.values()])
+    """Each tensor of every rank, stacked to [W, ...], in one all-gather of bytes; any dtypes, bit for bit.
+
+    Shapes and dtypes must agree over ranks.
+    """
+    # Each part begins at a multiple of 8 bytes, so that it can be viewed as its own dtype where it lies.
+    parts = [_padded_bytes(tensor) for tensor in tensors.values()]
+    flat = torch.cat(parts)
     gathered = flat.new_empty(group.size, flat.numel())
-    if group.size == 1:
-        gathered[0] = flat
-    else:
-        dist.all_gather_single(gathered.view(-1), flat, group=group.handle)
-    parts = gathered.split([tensor.numel() for tensor in tensors.values()], dim=1)
+    all_gather_flat(group, gathered.view(-1), flat)
+    columns = gathered.split([part.numel() for part in parts], dim=1)
     return {
-        name: part.reshape(group.size, *tensor.shape)
-        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
-    }
+        name: column[:, : tensor.numel() * tensor.element_size()].contiguous().view(tensor.dtype)
+        .view(group.size, *tensor.shape)
+        for (name, tensor), column in zip(tensors.items(), columns, strict=True)
+    }  # fmt: skip
+
+
+def _padded_bytes(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    return torch.nn.functional.pad(flat, (0, -len(flat) % 8))
 
 
 def all_gather_flat(group: Group, flat: Tensor, shard: Tensor) -> None:
@@ -44,6 +54,35 @@ def all_gather_flat(group: Group, flat: Tensor, shard: Tensor) -> None:
         flat.copy_(shard)
     else:
         dist.all_gather_single(flat, shard, group=group.handle)
+
+
+class Pending:
+    """Collectives that are under way; their results are there after ``wait``."""
+
+    def __init__(self, works: Sequence[Any] = ()) -> None:
+        self._works = list(works)
+
+    def wait(self) -> None:
+        while self._works:
+            self._works.pop().wait()
+
+
+def start_all_gather(group: Group, parts: Sequence[tuple[Tensor, Tensor]]) -> Pending:
+    """Begin to fill each (flat [W·n], own shard [n]); ``own`` may be this rank's part of ``flat`` itself."""
+    if group.size == 1:
+        for flat, own in parts:
+            if flat.data_ptr() != own.data_ptr():
+                flat.copy_(own)
+        return Pending()
+    return Pending([dist.all_gather_single(flat, own, group=group.handle, async_op=True) for flat, own in parts])
+
+
+def from_first(group: Group, tensor: Tensor) -> Tensor:
+    """The first rank's ``tensor``; the argument is left as it was."""
+    received = tensor.detach().clone()
+    if group.size > 1:
+        dist.broadcast(received, group_src=0, group=group.handle)
+    return received
 
 
 def sum_over_ranks(group: Group, tensor: Tensor) -> Tensor:

@@ -9,14 +9,12 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from cluster.process import cache_root
 from configs import Section
+from trainer import zero
+from trainer.method_config import MIN_LENGTH, Fraction, Loss, Positive, Views
 from trainer.models import MODELS
 from trainer.models.chordmixer import Norm
-from trainer.views import VIEWS
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
 OnCorrupt = Literal["fail", "skip"]
-MIN_LENGTH = 16
 
 
 class Run(Section):
@@ -125,88 +123,17 @@ class Model(Section):
         return name
 
 
-class ViewConfig(Section):
-    """One view: operations of VIEWS in their order with their limits in bp, then substitution, strand, noise."""
-
-    operations: dict[str, Annotated[int, Field(ge=0, le=1000)]] = {}
-    substitution: Fraction = 0.0
-    reverse_complement: Fraction = 0.0
-    noise: Annotated[float, Field(ge=0)] = 0.0
-
-    @field_validator("operations")
-    @classmethod
-    def _known(cls, operations: dict[str, int]) -> dict[str, int]:
-        unknown = sorted(operations.keys() - VIEWS.keys())
-        if unknown:
-            raise ValueError(f"unknown {', '.join(unknown)}; must be of {', '.join(sorted(VIEWS))}")
-        return operations
-
-
-class Masking(Section):
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    mask_share: Fraction = 0.8
-    random_share: Fraction = 0.1
-
-    @model_validator(mode="after")
-    def _shares(self) -> "Masking":
-        if self.mask_share + self.random_share > 1 + 1e-9:
-            raise ValueError(f"mask_share {self.mask_share} and random_share {self.random_share} exceed 1 together")
-        return self
-
-
-class Views(Section):
-    """``symmetric``: each view is also read by the other network, so both directions are distilled and contrasted."""
-
-    symmetric: bool = False
-    student: ViewConfig = ViewConfig()
-    teacher: ViewConfig = ViewConfig()
-    masking: Masking = Masking()
-
-
-class MlmLoss(Section):
-    weight: Annotated[float, Field(ge=0)] = 1.0
-
-
-class DistillLoss(Section):
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    prototypes: Positive = 4096
-    mlp_size: Positive = 512
-    bottleneck: Positive = 128
-    student_temperature: Annotated[float, Field(gt=0)] = 0.1
-    teacher_temperature: Annotated[float, Field(gt=0)] = 0.04
-    centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-
-
-class ContrastiveLoss(Section):
-    weight: Annotated[float, Field(ge=0)] = 0.0
-    mlp_size: Positive = 512
-    embedding: Positive = 128
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-
-
-class Loss(Section):
-    mlm: MlmLoss = MlmLoss()
-    distill: DistillLoss = DistillLoss()
-    contrastive: ContrastiveLoss = ContrastiveLoss()
-
-    @model_validator(mode="after")
-    def _some(self) -> "Loss":
-        if not self.weights():
-            raise ValueError("every loss has weight 0; at least one of mlm, distill, contrastive must be above 0")
-        return self
-
-    def weights(self) -> dict[str, float]:
-        """The losses in use: name -> weight."""
-        all_ = {"mlm": self.mlm.weight, "distill": self.distill.weight, "contrastive": self.contrastive.weight}
-        return {name: weight for name, weight in all_.items() if weight > 0}
-
-
 class Ema(Section):
     momentum: Fraction = 0.996
     momentum_end: Fraction = 1.0
 
 
 class Train(Section):
+    """``max_skipped``: steps in a row without a finite loss and gradient after which the run ends.
+
+    ``deepspeed``: further settings for DeepSpeed, of those that keep the teacher exact (zero.py).
+    """
+
     steps: Positive
     schedule_steps: Positive | None = None
     global_batch: Positive = 64
@@ -221,12 +148,27 @@ class Train(Section):
     grad_clip: Annotated[float, Field(ge=0)] = 0.5
     activation_checkpointing: bool = False
 
-    @field_validator("zero_stage")
+    max_skipped: Positive = 10
+    deepspeed: dict[str, Any] = {}
+
+    @field_validator("deepspeed")
     @classmethod
-    def _supported(cls, stage: int) -> int:
-        if stage == 3:
-            raise ValueError("ZeRO-3 is not supported yet; use 0, 1 or 2")
-        return stage
+    def _exact(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:
+        faults = zero.faults(deepspeed)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return deepspeed
+
+
+class Health(Section):
+    """Every so many steps (0: never) the batch at hand is looked at for signs of collapse.
+
+    ``patience``: readings in a row that must show it. ``on_collapse``: ``stop`` ends the run, ``warn`` only says so.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 10
+    patience: Positive = 5
+    on_collapse: Literal["warn", "stop"] = "warn"
 
 
 class Validation(Section):
@@ -263,9 +205,20 @@ class TrainConfig(Section):
     loss: Loss = Loss()
     ema: Ema = Ema()
     train: Train
+    health: Health = Health()
     val: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()
     track: Track = Field(default_factory=Track)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainConfig":
+        faults = self.loss.faults(self.views)
+        shortest = min(part.length for part in self.data.length)
+        if self.views.crops.number and self.views.crops.length >= shortest:
+            faults.append(f"views.crops.length: {self.views.crops.length} must be below data.length {shortest}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
     @property
     def schedule_steps(self) -> int:

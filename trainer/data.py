@@ -11,6 +11,8 @@ Shapes: B rows of a rank, S = L + 2·flank source positions.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch import Tensor
 from cluster import store
 from cluster.retry import TransientError
 from data_prep import alphabet, shards
-from trainer import collectives
+from trainer import collectives, counter
 from trainer.blocks import LATER, NOW, SOON, Blocks, Workers, warn
 from trainer.collectives import Group
 from trainer.config import OnCorrupt, TrainConfig
@@ -41,9 +43,8 @@ class Batch:
 
     def split(self, rows: int) -> list[Windows]:
         """Micro-batches of ``rows`` rows."""
-        w = self.windows
-        parts = zip(*(t.split(rows) for t in (w.codes_BS, w.low_B, w.high_B, w.key_B)), strict=True)
-        return [Windows(codes, low, high, key, w.flank) for codes, low, high, key in parts]
+        firsts = range(0, len(self.ids_B4), rows)
+        return [self.windows.each(itemgetter(slice(first, first + rows))) for first in firsts]
 
 
 def open_reader(
@@ -65,6 +66,7 @@ def open_reader(
     return Reader(datasets, weights=[part.weight for part in data.uri], seed=config.run.seed,
                   phases=[Phase(part.from_step, part.length) for part in data.length], flank=flank, lanes=data.lanes,
                   global_batch=config.train.global_batch, group=group, on_corrupt=data.on_corrupt, say=say,
+                  soft=config.loss.needs_soft_mask,
                   workers=_REMOTE_WORKERS * remote if data.workers is None else data.workers)  # fmt: skip
 
 
@@ -75,7 +77,7 @@ class Reader:
     ``say``, and each of its windows is replaced by a window of another block of the same open set, which a hash of
     (seed, epoch, block, window) chooses (Sampler.replacements): whoever meets the same damaged blocks reads the same.
     The sample keeps its id and its key. If none of the blocks to choose from can be read, or the store answers for none
-    (TransientError), that ends the run after all.
+    (TransientError), that ends the run after all. With ``soft``, windows bring their soft mask.
     """
 
     def __init__(
@@ -91,12 +93,13 @@ class Reader:
         group: Group,
         workers: int = 0,
         on_corrupt: OnCorrupt = "fail",
+        soft: bool = False,
         say: Callable[[str], None] = warn,
     ) -> None:
         assert lanes % group.size == 0 and global_batch % group.size == 0, "world_faults() should have refused this"
         self.datasets, self.phases, self.group = datasets, phases, group
         self.seed, self.flank, self.lanes, self.global_batch = seed, flank, lanes, global_batch
-        self.on_corrupt, self._say = on_corrupt, say
+        self.on_corrupt, self.soft, self._say = on_corrupt, soft, say
         self.mixture = Mixture(weights, seed=seed, lanes=lanes)
         self._workers = Workers(workers)
         self._phase = -1
@@ -210,7 +213,7 @@ class Reader:
                     self._blocks[dataset].want(block, worker=self.worker_of(lane), urgency=urgency)
 
     def _cut(self, places: list[_Place]) -> Batch:
-        cut = WindowRows(len(places), self.phases[self._phase].length, self.flank)
+        cut = WindowRows(len(places), self.phases[self._phase].length, self.flank, soft=self.soft)
         ids, keys = [], []
         for row, (dataset, lane, current, at) in enumerate(places):
             number, window, start, end, key = current.samples_M5[at].tolist()
@@ -219,11 +222,12 @@ class Reader:
             try:
                 block = self._blocks[dataset].get(number, worker=self.worker_of(lane))
             except (store.StoreError, shards.FormatError) as fault:
-                block, start, end = self._instead(fault, places[row])
-            cut.fill(row, block, start, end)
+                block, number, start, end = self._instead(fault, places[row])
+            cut.fill(row, block, start, end, where=(dataset, number))
         return Batch(cut.windows(torch.from_numpy(np.array(keys))), torch.from_numpy(np.array(ids)))
 
-    def _instead(self, fault: Exception, place: _Place) -> tuple[shards.PackedBlock, int, int]:
+    def _instead(self, fault: Exception, place: _Place) -> tuple[shards.PackedBlock, int, int, int]:
+        """Block, its number, start and end of what is read instead of ``place``, whose block has the ``fault``."""
         if self.on_corrupt == "fail":
             raise fault
         dataset, lane, current, at = place
@@ -233,7 +237,7 @@ class Reader:
         self._skipped.add((dataset, current.epoch, number))
         for other, start, end in self.samplers[dataset].replacements(current, at):
             try:
-                return self._blocks[dataset].get(other, worker=self.worker_of(lane)), start, end
+                return self._blocks[dataset].get(other, worker=self.worker_of(lane)), other, start, end
             except TransientError:  # two in a row: the store is down, and each further block would cost all the retries
                 raise
             except (store.StoreError, shards.FormatError):
@@ -242,15 +246,16 @@ class Reader:
 
 
 class WindowRows:
-    """``rows`` windows being filled in: codes uint8 [B, S], PAD where a block ends."""
+    """``rows`` windows being filled in: codes uint8 [B, S], PAD where a block ends; with ``soft`` the soft mask too."""
 
-    def __init__(self, rows: int, length: int, flank: int) -> None:
+    def __init__(self, rows: int, length: int, flank: int, *, soft: bool = False) -> None:
         self.length, self.flank = length, flank
         self._codes_BS = np.empty((rows, length + 2 * flank), np.uint8)
-        self._low_B, self._high_B = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        self._soft_BS = np.zeros_like(self._codes_BS) if soft else None
+        self._numbers_B5 = [(0, 0, 0, 0, 0)] * rows  # as an array in the end: storing in one costs more than all else
 
-    def fill(self, row: int, block: shards.PackedBlock, start: int, end: int) -> None:
-        """Row number ``row``: [start, end) of ``block`` with what flank the block has on either side."""
+    def fill(self, row: int, block: shards.PackedBlock, start: int, end: int, *, where: tuple[int, int]) -> None:
+        """Row number ``row``: [start, end) of ``block``, number ``where`` (dataset, block), with what flank it has."""
         flank = self.flank
         first, last = max(0, start - flank), min(block.bases, end + flank)
         low = first - start + flank
@@ -258,7 +263,9 @@ class WindowRows:
         if high - low < self.length + 2 * flank:
             self._codes_BS[row] = alphabet.PAD
         self._codes_BS[row, low:high] = block.codes(first, last)
-        self._low_B[row], self._high_B[row] = low, high
+        if self._soft_BS is not None:
+            self._soft_BS[row, low:high] = block.soft_mask(first, last)
+        self._numbers_B5[row] = (low, high, _block_hash(where), start, end)
 
     @property
     def codes(self) -> alphabet.Codes:
@@ -266,8 +273,15 @@ class WindowRows:
         return self._codes_BS
 
     def windows(self, key_B: Tensor) -> Windows:
-        codes_BS, low_B, high_B = map(torch.from_numpy, (self._codes_BS, self._low_B, self._high_B))
-        return Windows(codes_BS, low_B, high_B, key_B, self.flank)
+        numbers_B5 = torch.from_numpy(np.array(self._numbers_B5))
+        soft_BS = None if self._soft_BS is None else torch.from_numpy(self._soft_BS)
+        return Windows(torch.from_numpy(self._codes_BS), numbers_B5[:, 0], numbers_B5[:, 1], key_B, numbers_B5[:, 2:],
+                       self.flank, soft_BS)  # fmt: skip
+
+
+@lru_cache(1 << 14)
+def _block_hash(where: tuple[int, int]) -> int:
+    return int(counter.fold(*where))
 
 
 def choose_windows(block_bp: list[int], length: int, count: int, *, margin: int) -> list[tuple[int, int, int]]:

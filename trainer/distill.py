@@ -1,150 +1,279 @@
 """One step of self-distillation: a global batch in, gradients and global losses out. It knows no single loss.
 
 The teacher reads first, over all micro-batches and without gradient. Then everything that needs the global batch (keys,
-sums for the centre, counts of scored positions) travels in one packed all-gather. Then the student goes through its
-micro-batches, each against all keys; its keys need no gradient, so accumulation is exact.
+sums for the centre, bottlenecks, ids of places, counts) travels in one packed all-gather. Then the student goes through
+its micro-batches, each against all keys; keys need no gradient, so accumulation is exact. See coupled.py for the losses
+whose keys do.
 
-Shapes: B rows of a micro-batch, K prototypes, E embedding; lists run over views, then over micro-batches.
+Shapes: B rows of a micro-batch, S readings, N places, K prototypes, E embedding; lists run over micro-batches, then
+over directions.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from trainer import collectives
+from trainer import collectives, health
 from trainer.collectives import Group
-from trainer.config import TrainConfig, ViewConfig, Views
-from trainer.engine import Engine
+from trainer.config import TrainConfig
+from trainer.coupled import Cached, Features, coupled_names
+from trainer.ema import ShardedEMA
+from trainer.engine.student import Engine
 from trainer.heads import Network, Outputs
-from trainer.losses import LOSSES, LossInputs
-from trainer.views import Masked, View, Windows, input_noise, make_view, mask
+from trainer.loci import Loci
+from trainer.losses import LOSSES
+from trainer.losses.contrastive import Contrast
+from trainer.losses.distillation import Distilled
+from trainer.losses.masked import Scored
+from trainer.pairs import Shown, lengths, ragged, show
+from trainer.targets import Targets
+from trainer.views import Windows
 
-
-@dataclass(frozen=True)
-class Pair:
-    """What one micro-batch shows: the student's masked view with its noise, and the teacher's view of the same rows."""
-
-    student: View
-    masked: Masked
-    noise_BLC: Tensor | None
-    teacher: View
+Centres = Mapping[str, Tensor]
+"""The moving centre [P, K] of the teacher's cosines at each position, by loss."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """``losses``: name -> mean over the global batch, and "total", their weighted sum. ``centre_K``: of this batch."""
+    """What a step found, the same on all ranks.
+
+    ``losses``: name -> mean over the global batch, and "total", their weighted sum. ``centres``: of this batch.
+    ``finite``: no loss and no gradient of any rank is infinite or NaN, so that the step may be applied.
+    """
 
     losses: dict[str, float]
-    centre_K: Tensor | None
-
-
-def make_pairs(windows: Windows, config: Views) -> list[Pair]:
-    """One pair, or with ``symmetric`` two, in which the networks change views."""
-    first, second = (
-        make_view(windows, name=name, operations=view.operations, substitution=view.substitution,
-                  reverse_complement=view.reverse_complement)
-        for name, view in (("student", config.student), ("teacher", config.teacher))
-    )  # fmt: skip
-
-    def pair(student: View, teacher: View, name: str, view: ViewConfig) -> Pair:
-        noise = input_noise(student, windows, name=name, std=view.noise) if view.noise else None
-        masking = config.masking
-        masked = mask(student, windows, name=name, rate=masking.rate, mask_share=masking.mask_share,
-                      random_share=masking.random_share)  # fmt: skip
-        return Pair(student, masked, noise, teacher)
-
-    pairs = [pair(first, second, "student", config.student)]
-    if config.symmetric:
-        pairs.append(pair(second, first, "teacher", config.student))
-    return pairs
-
-
-def lengths(view: View) -> Tensor | None:
-    """The view's lengths where any row has padding, else None (the faster path of the backbone)."""
-    return None if bool((view.length_B == view.codes_BL.shape[1]).all()) else view.length_B
+    centres: Centres
+    finite: bool
+    health: dict[str, float]
 
 
 def train_step(
     engine: Engine,
-    teacher: Network,
+    teacher: ShardedEMA[Network],
     micro_batches: list[Windows],
     *,
     config: TrainConfig,
-    centre_K: Tensor | None,
+    centres: Centres,
     group: Group,
+    measure: bool = False,
 ) -> StepResult:
-    """Forward and backward of every micro-batch; the gradient is left in the engine, not applied."""
-    weights = config.loss.weights()
-    pairs = [make_pairs(windows, config.views) for windows in micro_batches]
-    directions = len(pairs[0])
-    taught = _teach(teacher, pairs) if weights.keys() - {"mlm"} else []
+    """Forward and backward of every micro-batch; the gradient is left in the engine, not applied.
 
-    payload = {"targets": torch.stack([p.masked.target_BL.sum() for ps in pairs for p in ps]).sum().view(1).float()}
-    for d in range(directions):
-        if "contrastive" in weights:
-            payload[f"keys{d}"] = torch.cat([outputs[d].embedding for outputs in taught])
-    if "distill" in weights:
-        cosines = (outputs.prototypes_BPK for by_direction in taught for outputs in by_direction)
-        payload["centre"] = torch.cat([c.flatten(0, 1) for c in cosines if c is not None]).mean(0)
-    everywhere = collectives.gather_packed(group, payload)
+    ``measure`` also takes the batch's health, for which there is one more gather.
+    """
+    step = _Step(engine, teacher, [show(w, config.views, config.loss) for w in micro_batches], config, group)
+    step.gather(centres)
+    for m in range(len(micro_batches)):
+        step.learn(m, measure=measure)
+    losses, finite = step.result()
+    found = {name: target.centre_PK for name, target in step.targets.items() if target.centre_PK is not None}
+    return StepResult(losses, found, finite, step.readings() if measure else {})
 
-    rows_total = config.train.global_batch * directions
-    first_row = group.rank * (config.train.global_batch // group.size)
-    sums = torch.zeros(len(weights), dtype=torch.float64, device=micro_batches[0].codes_BS.device)
-    for m, micro_pairs in enumerate(pairs):
-        loss = torch.zeros((), device=sums.device)
-        rows = len(micro_pairs[0].masked.codes_BL)
-        for d, (pair, outputs) in enumerate(zip(micro_pairs, _learn(engine, micro_pairs), strict=True)):
-            inputs = LossInputs(
-                logits_BLV=outputs.logits_BLV,
-                labels_BL=pair.masked.labels_BL,
-                target_BL=pair.masked.target_BL,
-                targets_total=float(everywhere["targets"].sum()),
-                rows_total=rows_total,
-                student_BPK=outputs.prototypes_BPK,
-                teacher_BPK=taught[m][d].prototypes_BPK if taught else None,
-                centre_K=centre_K,
-                student_temperature=config.loss.distill.student_temperature,
-                teacher_temperature=config.loss.distill.teacher_temperature,
-                query_BE=outputs.embedding_BE,
-                keys_GE=everywhere[f"keys{d}"].flatten(0, 1) if "contrastive" in weights else None,
-                positive_B=torch.arange(first_row, first_row + rows, device=sums.device),
-                contrastive_temperature=config.loss.contrastive.temperature,
-            )
-            for i, (name, weight) in enumerate(weights.items()):
-                share = LOSSES[name](inputs)
-                sums[i] += share.detach()
-                loss = loss + weight * share
-        first_row += rows
-        engine.backward(loss)
-        if m + 1 < len(pairs):
-            engine.end_micro_batch()
 
-    means = collectives.sum_over_ranks(group, sums).tolist()
-    losses = dict(zip(weights, means, strict=True))
-    losses["total"] = sum(weights[name] * value for name, value in losses.items())
-    return StepResult(losses, everywhere["centre"].mean(0) if "distill" in weights else None)
+class _Step:
+    def __init__(
+        self, engine: Engine, teacher: ShardedEMA[Network], shown: list[Shown], config: TrainConfig, group: Group
+    ) -> None:
+        self.engine, self.config, self.group, self.shown = engine, config, group, shown
+        self.loss, self.weights = config.loss, config.loss.weights()
+        self.coupled = coupled_names(config.loss)
+        self.directions = len(shown[0].pairs)
+        self.rows_total = config.train.global_batch
+        self.taught = _teach(teacher.module, shown, config) if _taught(config.loss.weights(), config) else []
+        # With one micro-batch the pass that gives the features is also the one that learns.
+        self.live = _learn(engine.forward, shown[0]) if self.coupled and len(shown) == 1 else None
+        device = shown[0].pairs[0].student.codes_BL.device
+        self.sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in self.weights}
+        self.cached: Cached | None = None
+        self.targets: dict[str, Targets] = {}
+        self._measured: list[dict[str, Tensor]] = []
+
+    def gather(self, centres: Centres) -> None:
+        """The step's one packed all-gather, and what follows from it for all micro-batches."""
+        pairs = [pair for shown in self.shown for pair in shown.pairs]
+        weights = [p.masked.target_BL.sum() if p.weight_BL is None else p.weight_BL[p.masked.target_BL].sum()
+                   for p in pairs]  # fmt: skip
+        payload = {"letters": torch.stack(weights).double().sum()}
+        for name in self.weights.keys() & {"distill", "patch"}:
+            self.targets[name] = self._targets(name)
+            payload |= self.targets[name].payload()
+        loci_B = None
+        if self.shown[0].loci is not None:
+            loci_B = Loci(torch.cat([shown.loci.place_N4 for shown in self.shown if shown.loci is not None]))
+            payload["loci"] = loci_B.place_N4
+        keys = "contrastive" in self.weights and "contrastive" not in self.coupled
+        if keys:
+            payload |= {f"keys {d}": torch.cat([by_direction[d].embedding for by_direction in self.taught])
+                        for d in range(self.directions)}  # fmt: skip
+        features = None
+        if self.coupled:
+            features = Features(self.coupled, [self.live] if self.live else self._look())
+            payload |= features.payload(self.loss)
+        everywhere = collectives.gather_packed(self.group, payload)
+
+        self.letters = float(everywhere["letters"].sum())
+        for name, targets in self.targets.items():
+            targets.receive(everywhere, group=self.group, centre_PK=centres.get(name))
+        # Row b of rank r is sample b·W + r of the batch: in that order the keys are the same on any number of ranks.
+        self.keys = [everywhere[f"keys {d}"].transpose(0, 1).flatten(0, 1) for d in range(self.directions) if keys]
+        self.loci_B = loci_B
+        self.loci_G = None if loci_B is None else Loci(everywhere["loci"].transpose(0, 1).flatten(0, 1))
+        self.patches = self.targets["patch"].total(everywhere) if "patch" in self.targets else 0.0
+        if features:
+            in_ranks = None if loci_B is None else Loci(everywhere["loci"].flatten(0, 1))
+            self.cached = features.losses(self.loss, everywhere=everywhere, taught=self.taught, loci_B=loci_B,
+                                          loci_G=in_ranks, rows_total=self.rows_total, group=self.group)  # fmt: skip
+            for name, share in self.cached.losses.items():
+                self.sums[name] += share
+
+    def learn(self, m: int, *, measure: bool) -> None:
+        """Forward and backward of micro-batch ``m``."""
+        outputs = self.live or _learn(self.engine.forward, self.shown[m])
+        before = sum(len(shown.pairs[0].masked.codes_BL) for shown in self.shown[:m])
+        rows = slice(before, before + len(outputs[0].pooled_BD))
+        loss = torch.zeros((), device=outputs[0].pooled_BD.device)
+        for d in range(self.directions):
+            inputs = self._inputs(m, d, outputs, rows)
+            for name, weight in self.weights.items():
+                if name not in self.coupled:
+                    share = LOSSES[name].function(inputs[LOSSES[name].needs]())
+                    self.sums[name] += share.detach()
+                    loss = loss + weight * share
+        if self.cached:
+            loss = loss + self.cached.attach(outputs, rows, micro_batches=len(self.shown))
+        if measure:
+            self._measured.append(self._measure(m, outputs))
+        self.engine.backward(loss)
+        if m + 1 < len(self.shown):
+            self.engine.end_micro_batch()
+
+    def result(self) -> tuple[dict[str, float], bool]:
+        """Global losses, and whether all is finite: decided by all ranks together, in one all-reduce."""
+        mine = torch.stack(list(self.sums.values()))
+        broken = ~(mine.isfinite().all() & self.engine.gradient_is_finite())
+        packed = torch.cat([mine, broken.double()[None]])
+        *means, broken_ranks = collectives.sum_over_ranks(self.group, packed).tolist()
+        losses = dict(zip(self.weights, means, strict=True))
+        losses["total"] = sum(self.weights[name] * value for name, value in losses.items())
+        return losses, not broken_ranks
+
+    def readings(self) -> dict[str, float]:
+        """Health of the global batch; a collective."""
+        mine = {name: torch.cat([part[name] for part in self._measured]) for name in self._measured[0]}
+        everywhere = collectives.gather_packed(self.group, mine)
+        sums = everywhere.get("sums")
+        return health.readings(
+            everywhere["unit"].flatten(0, 1),
+            other_GE=everywhere["other"].flatten(0, 1) if "other" in everywhere else None,
+            sums_PS=None if sums is None else sums.sum((0, 1)),
+        )
+
+    def _targets(self, name: str) -> Targets:
+        if name == "distill":
+            summaries = [[one.summary for one in by_direction if one.summary] for by_direction in self.taught]
+            return Targets(name, self.loss.distill, summaries, None)
+        letters = [[one.patches.rows() for one in by_direction if one.patches] for by_direction in self.taught]
+        valid = [[pair.aligned.valid_BN.flatten() for pair in shown.pairs if pair.aligned] for shown in self.shown]
+        return Targets(name, self.loss.patch, letters, valid)
+
+    def _look(self) -> list[list[Outputs]]:
+        """The student's features of all micro-batches, without gradient."""
+        with torch.no_grad():
+            return [_learn(self.engine.network, shown, features_only=True) for shown in self.shown]
+
+    def _inputs(self, m: int, d: int, outputs: list[Outputs], rows: slice) -> dict[str, Callable[[], Any]]:
+        """What losses may need, by name, made when it is asked for."""
+        pair, said, loss = self.shown[m].pairs[d], outputs[d], self.loss
+
+        def letters() -> Scored:
+            assert said.logits_BLV is not None, "the student gives logits"
+            return Scored(said.logits_BLV, pair.masked.labels_BL, pair.masked.target_BL, pair.weight_BL, self.letters)
+
+        def summaries() -> Distilled:
+            student_SNK = _readings(said, outputs[0].crops_XPK)
+            readings, places, _ = student_SNK.shape
+            of_a_row = readings * places // len(said.pooled_BD)
+            return Distilled(student_SNK, self.targets["distill"].probabilities(m, d).flatten(0, 1), None,
+                             loss.distill.student_temperature,
+                             self.rows_total * self.directions * of_a_row)  # fmt: skip
+
+        def patches() -> Distilled:
+            assert said.patches is not None and said.patches.cosines is not None, "the student gives patches"
+            assert pair.aligned is not None, "letters were aligned"
+            return Distilled(said.patches.cosines.flatten(0, 1)[None], self.targets["patch"].probabilities(m, d)[:, 0],
+                             pair.aligned.valid_BN.flatten().float(), loss.patch.student_temperature,
+                             self.patches)  # fmt: skip
+
+        def contrast() -> Contrast:
+            assert said.embedding_BE is not None and said.scale is not None, "the student gives embeddings"
+            place_B = torch.arange(rows.start, rows.stop, device=said.pooled_BD.device)
+            return Contrast(said.embedding_BE, self.keys[d], place_B * self.group.size + self.group.rank, said.scale,
+                            self.rows_total * self.directions, self.loci_B and self.loci_B.rows(rows), self.loci_G,
+                            cast(Literal["lse", "ref"], loss.contrastive.variant))  # fmt: skip
+
+        return {"letters": letters, "summaries": summaries, "patches": patches, "contrast": contrast}
+
+    @torch.no_grad()
+    def _measure(self, m: int, outputs: list[Outputs]) -> dict[str, Tensor]:
+        """This micro-batch's rows for ``health.readings``, of the first direction."""
+        said = outputs[0]
+        if not self.taught:
+            return {"unit": F.normalize(said.embedding, dim=-1)}
+        found = {"unit": F.normalize(self.taught[m][0].embedding, dim=-1), "other": F.normalize(said.embedding, dim=-1)}
+        if "distill" in self.targets:
+            assert said.summary is not None and said.summary.cosines is not None, "the student gives cosines"
+            log_student_BPK = F.log_softmax(said.summary.cosines / self.loss.distill.student_temperature, dim=-1)
+            teacher_BPK = self.targets["distill"].probabilities(m, 0)
+            found["sums"] = health.prototype_sums(teacher_BPK, log_student_BPK)[None]
+        return found
+
+
+def _taught(weights: Mapping[str, float], config: TrainConfig) -> bool:
+    """Whether any loss in use reads the teacher."""
+    student_keys = config.loss.contrastive.keys == "student"
+    return bool(weights.keys() - {"mlm", "koleo"} - ({"contrastive"} if student_keys else set()))
 
 
 @torch.no_grad()
-def _teach(teacher: Network, pairs: list[list[Pair]]) -> list[list[Outputs]]:
+def _teach(teacher: Network, shown: list[Shown], config: TrainConfig) -> list[list[Outputs]]:
     """The teacher's outputs for its unmasked view of every pair."""
+    split = config.loss.distill.balance == "sinkhorn", config.loss.patch.balance == "sinkhorn"
     return [
-        [teacher(pair.teacher.codes_BL, length_B=lengths(pair.teacher), nucleotides=False) for pair in micro_pairs]
-        for micro_pairs in pairs
-    ]
+        [
+            teacher(pair.teacher.codes_BL, length_B=lengths(pair.teacher), nucleotides=False,
+                    letters_BN=pair.aligned.teacher_BN if pair.aligned else None, split=split)
+            for pair in one.pairs
+        ]
+        for one in shown
+    ]  # fmt: skip
 
 
-def _learn(engine: Engine, pairs: list[Pair]) -> list[Outputs]:
+def _learn(forward: Callable[..., Outputs], shown: Shown, *, features_only: bool = False) -> list[Outputs]:
     """The student's outputs for its masked view of each pair, from one forward: DeepSpeed allows one a backward."""
+    pairs = shown.pairs
     noises = [pair.noise_BLC for pair in pairs if pair.noise_BLC is not None]
-    length_B = torch.cat([pair.student.length_B for pair in pairs])
+    letters = [pair.aligned.student_BN for pair in pairs if pair.aligned is not None and not features_only]
     codes_BL = torch.cat([pair.masked.codes_BL for pair in pairs])
-    outputs: Outputs = engine.forward(
+    outputs = forward(
         codes_BL,
-        length_B=None if bool((length_B == codes_BL.shape[1]).all()) else length_B,
+        length_B=ragged(torch.cat([pair.student.length_B for pair in pairs]), codes_BL),
         noise_BLC=torch.cat(noises) if noises else None,
+        nucleotides=not features_only,
+        letters_BN=torch.cat(letters) if letters else None,
+        crops_XL=None if features_only else shown.crops_XL,
+        crop_length_X=shown.crop_length_X,
     )
-    parts = [[None] * len(pairs) if tensor is None else tensor.chunk(len(pairs)) for tensor in outputs]
-    return [Outputs(*part) for part in zip(*parts, strict=True)]
+    return outputs.chunk(len(pairs))
+
+
+def _readings(said: Outputs, crops_XPK: Tensor | None) -> Tensor:
+    """[S, B·P, K]: the summaries of the view, then of each crop of the same rows."""
+    assert said.summary is not None and said.summary.cosines is not None, "the student gives cosines"
+    view_SBPK = said.summary.cosines[None]
+    if crops_XPK is not None:
+        view_SBPK = torch.cat([view_SBPK, crops_XPK.unflatten(0, (-1, view_SBPK.shape[1]))])
+    return view_SBPK.flatten(1, 2)

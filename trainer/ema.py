@@ -1,100 +1,196 @@
 """The teacher: the student's exponential moving average, each rank holding the fp32 average of its own partition only.
 
 θ are the student's fp32 masters after a step, φ the teacher: φ₀ = θ₀, φ ← lerp(φ, θ, 1 - m). The update is elementwise
-and uses one formula, so the sharded teacher equals an unsharded one bit for bit, at any shard boundary. For its
-forward the teacher's parameters are views into flat buffers in the compute dtype, laid out as the optimiser lays out
-the student; a refresh is one copy of the own shard and one all-gather per parameter group.
+and uses one formula, so the sharded teacher equals an unsharded one bit for bit, at any shard boundary. For its forward
+the teacher has weights of its own in the compute dtype (Weights), which follow φ after every update: full copies under
+ZeRO 0-2, as the student's own are, and partitions under ZeRO-3.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from trainer import collectives
-from trainer.collectives import Group
+from trainer.collectives import Group, Pending
+
+
+class Piece(NamedTuple):
+    """``length`` entries of parameter ``name`` from its entry ``at`` on; in the shard they begin at ``offset``."""
+
+    name: str
+    at: int
+    offset: int
+    length: int
 
 
 @dataclass(frozen=True)
 class FlatGroup:
-    """One parameter group as the optimiser partitions it: a flat vector of ``numel`` entries, 1/W of it on each rank.
+    """One or more parameters as the optimiser partitions them: a flat vector of ``numel`` entries, 1/W on each rank.
 
     ``slots``: name -> (offset in the flat vector, shape). ``masters``: (offset in this rank's partition, fp32 1-D
-    tensor) pieces that hold the student's masters; they cover the partition but for padding.
+    tensor) pieces that hold the student's masters, at least one, if only an empty one; they cover the partition but for
+    padding.
     """
 
     numel: int
     slots: dict[str, tuple[int, torch.Size]]
     masters: list[tuple[int, Tensor]]
 
+    def pieces(self, group: Group) -> Iterator[Piece]:
+        """What of each parameter lies in this rank's partition; padding belongs to none."""
+        size = self.numel // group.size
+        start = group.rank * size
+        for name, (offset, shape) in self.slots.items():
+            low, high = max(offset, start), min(offset + shape.numel(), start + size)
+            if low < high:
+                yield Piece(name, low - offset, low - start, high - low)
+
+    def shard(self, group: Group) -> Tensor:
+        """fp32, this rank's partition with the masters as they are now and zeros at padding; a copy."""
+        shard = self.masters[0][1].new_zeros(self.numel // group.size, dtype=torch.float32)
+        for offset, master in self.masters:
+            shard[offset : offset + master.numel()] = master.detach()
+        return shard
+
+
+Fragments = Mapping[str, Sequence[tuple[int, Tensor]]]
+"""name -> [(first entry, fp32 1-D tensor)]: parts of flattened parameters, from any number of ranks."""
+
+
+class Weights(Protocol):
+    """The weights that a module computes with, in the compute dtype, written from the fp32 shards of all ranks."""
+
+    def write(self, shards: Sequence[Tensor]) -> Pending:
+        """Bring the module's weights up to ``shards``, one for each FlatGroup; they are there once it is waited for."""
+
+
+class FlatWeights:
+    """Full weights on every rank, as views into one flat buffer a group: a copy of the own shard and an all-gather."""
+
+    def __init__(self, module: nn.Module, groups: Sequence[FlatGroup], *, group: Group, dtype: torch.dtype) -> None:
+        self._group = group
+        self._flats: list[Tensor] = []
+        parameters = dict(module.named_parameters())
+        device = next(iter(parameters.values())).device
+        for flat_group in groups:
+            flat = torch.zeros(flat_group.numel, dtype=dtype, device=device)
+            for name, (offset, shape) in flat_group.slots.items():
+                parameters[name].data = flat[offset : offset + shape.numel()].view(shape)
+            self._flats.append(flat)
+
+    def write(self, shards: Sequence[Tensor]) -> Pending:
+        # Each rank's part of the buffer is where its shard is cast to, so that no second copy of it is made.
+        parts = []
+        for shard, flat in zip(shards, self._flats, strict=True):
+            own = flat.view(self._group.size, -1)[self._group.rank]
+            parts.append((flat, own.copy_(shard)))
+        return collectives.start_all_gather(self._group, parts)
+
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class ShardedEMA(Generic[M]):
-    """The teacher module with its fp32 average in shards. ``module`` is in eval mode and takes no gradient."""
+    """The teacher module with its fp32 average in shards, in eval mode and without gradient.
 
-    def __init__(self, module: M, groups: list[FlatGroup], *, group: Group, dtype: torch.dtype) -> None:
-        """``module`` has the student's names, shapes and device; its parameters become views into flat buffers.
+    Buffers are not averaged: they are rank 0's of the student.
+    """
 
-        Raises:
-            ValueError: the groups do not cover the module's parameters, by name and shape, exactly once.
-        """
-        self.module: M = module.requires_grad_(False).eval()
-        self.group = group
-        self.groups = groups
-        _check_cover(module, groups)
-        parameters = dict(module.named_parameters())
-        device = next(iter(parameters.values())).device
+    def __init__(
+        self, module: M, student: nn.Module, groups: list[FlatGroup], weights: Weights, *, group: Group
+    ) -> None:
+        """``groups`` describe the masters of ``student``; ``weights`` write to ``module``, which has its names."""
+        self.group, self.groups = group, groups
+        self._module: M = module.requires_grad_(False).eval()
+        self._student, self._weights = student, weights
         self.shards: list[Tensor] = []  # φ, fp32
-        self.flats: list[Tensor] = []  # compute dtype, for the forward
         for flat_group in groups:
             assert flat_group.numel % group.size == 0, f"{flat_group.numel} entries do not divide by {group.size} ranks"
-            shard = torch.zeros(flat_group.numel // group.size, dtype=torch.float32, device=device)
-            for offset, master in flat_group.masters:
-                shard[offset : offset + master.numel()] = master.detach()
-            flat = torch.zeros(flat_group.numel, dtype=dtype, device=device)
-            for name, (offset, shape) in flat_group.slots.items():
-                parameters[name].data = flat[offset : offset + shape.numel()].view(shape)
-            self.shards.append(shard)
-            self.flats.append(flat)
-        self.refresh()
+            self.shards.append(flat_group.shard(group))
+        self._pending = Pending()
+        self._refresh()
+
+    @property
+    def module(self) -> M:
+        """The teacher to be called, its weights up to the last update."""
+        self._pending.wait()
+        return self._module
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """φ ← lerp(φ, θ, 1 - momentum) on this rank's partition; call it only after an applied step."""
+        """φ ← lerp(φ, θ, 1 - momentum) on this rank's partition; call it only after an applied step.
+
+        The module's weights follow in the background; ``module`` waits for them.
+        """
         pieces, masters = [], []
         for shard, flat_group in zip(self.shards, self.groups, strict=True):
             for offset, master in flat_group.masters:
                 pieces.append(shard[offset : offset + master.numel()])
                 masters.append(master.detach())
         torch._foreach_lerp_(pieces, masters, 1.0 - momentum)
-        self.refresh()
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Bring the module's weights up to φ: cast the own shard, gather the others'."""
-        for shard, flat in zip(self.shards, self.flats, strict=True):
-            collectives.all_gather_flat(self.group, flat, shard.to(flat.dtype))
+        self._refresh()
 
     @torch.no_grad()
     def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 tensor) of the whole teacher, one tensor at a time, on every rank; a collective."""
+        self._pending.wait()
         for shard, flat_group in zip(self.shards, self.groups, strict=True):
-            start = self.group.rank * shard.numel()
-            for name, (offset, shape) in flat_group.slots.items():
+            mine = {piece.name: piece for piece in flat_group.pieces(self.group)}
+            for name, (_, shape) in flat_group.slots.items():
                 # Bits are summed as integers: only one rank's are not zero, so the result is exact, signed zeros too.
                 bits = torch.zeros(shape.numel(), dtype=torch.int32, device=shard.device)
-                low, high = max(offset, start), min(offset + shape.numel(), start + shard.numel())
-                if low < high:
-                    bits[low - offset : high - offset] = shard[low - start : high - start].view(torch.int32)
+                if piece := mine.get(name):
+                    part = shard[piece.offset : piece.offset + piece.length]
+                    bits[piece.at : piece.at + piece.length] = part.view(torch.int32)
                 yield name, collectives.sum_over_ranks(self.group, bits).view(torch.float32).view(shape)
 
+    def fragments(self) -> dict[str, list[tuple[int, Tensor]]]:
+        """This rank's part of φ without padding, to be saved; views, so save them before the next update."""
+        return {
+            piece.name: [(piece.at, shard[piece.offset : piece.offset + piece.length])]
+            for shard, flat_group in zip(self.shards, self.groups, strict=True)
+            for piece in flat_group.pieces(self.group)
+        }
 
-def _check_cover(module: nn.Module, groups: list[FlatGroup]) -> None:
-    wanted = {name: parameter.shape for name, parameter in module.named_parameters()}
+    @torch.no_grad()
+    def load(self, saved: Fragments) -> None:
+        """φ from fragments that were saved on any number of ranks under any ZeRO stage; a collective.
+
+        Raises:
+            ValueError: entries of this rank's partition are missing; φ is left as it was.
+        """
+        shards = [torch.zeros_like(shard) for shard in self.shards]
+        for shard, flat_group in zip(shards, self.groups, strict=True):
+            for piece in flat_group.pieces(self.group):
+                found = 0
+                for start, values in saved.get(piece.name, ()):
+                    low, high = max(start, piece.at), min(start + values.numel(), piece.at + piece.length)
+                    if low < high:
+                        place = piece.offset + low - piece.at
+                        shard[place : place + high - low] = values[low - start : high - start]
+                        found += high - low
+                if found != piece.length:
+                    raise ValueError(f"rank {self.group.rank} of {self.group.size} needs {piece.length} entries of "
+                                     f"{piece.name} from {piece.at} on; the saved teacher has {found}")  # fmt: skip
+        for shard, loaded in zip(self.shards, shards, strict=True):
+            shard.copy_(loaded)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        with torch.no_grad():
+            self._pending.wait()
+            theirs = list(self._student.buffers())
+            if theirs:
+                for ours, buffer in zip(self._module.buffers(), theirs, strict=True):
+                    ours.copy_(collectives.from_first(self.group, buffer))
+            self._pending = self._weights.write(self.shards)
+
+
+def check_cover(wanted: Mapping[str, torch.Size], groups: Sequence[FlatGroup]) -> None:
+    """ValueError if ``groups`` do not have each of the ``wanted`` parameters once, by name and shape."""
     given: dict[str, torch.Size] = {}
     for flat_group in groups:
         for name, (_, shape) in flat_group.slots.items():
@@ -103,4 +199,4 @@ def _check_cover(module: nn.Module, groups: list[FlatGroup]) -> None:
             given[name] = shape
     if wanted != given:
         wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-        raise ValueError(f"teacher and optimiser differ in {len(wrong)} parameters: {', '.join(wrong[:5])}")
+        raise ValueError(f"network and optimiser differ in {len(wrong)} parameters: {', '.join(wrong[:5])}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cluster import store
 from data_prep import alphabet
 from trainer.config import Model
-from trainer.heads import EmbeddingHead, Network, PrototypeHead
+from trainer.heads import EmbeddingHead, ExpanderHead, Network, PrototypeHead
 from trainer.models import MODELS
 
 FORMAT_VERSION = 1
@@ -112,14 +112,19 @@ def parameter_count(module: nn.Module) -> int:
 def projection_heads(losses: Any, hidden_size: int) -> dict[str, nn.Module]:
     """The heads that the losses in use need, by the loss's name."""
     heads: dict[str, nn.Module] = {}
-    if losses.distill.weight:
-        d = losses.distill
-        heads["distill"] = PrototypeHead(
-            hidden_size, mlp_size=d.mlp_size, bottleneck=d.bottleneck, prototypes=d.prototypes
-        )
+    for name, d in (("distill", losses.distill), ("patch", losses.patch)):
+        if d.weight:
+            heads[name] = PrototypeHead(
+                hidden_size, mlp_size=d.mlp_size, bottleneck=d.bottleneck, prototypes=d.prototypes
+            )
     if losses.contrastive.weight:
         c = losses.contrastive
-        heads["contrastive"] = EmbeddingHead(hidden_size, mlp_size=c.mlp_size, embedding=c.embedding)
+        heads["contrastive"] = EmbeddingHead(
+            hidden_size, mlp_size=c.mlp_size, embedding=c.embedding, scale=1 / c.temperature, max_scale=c.max_scale,
+            learnable=c.learnable_scale,
+        )  # fmt: skip
+    if losses.vicreg.weight:
+        heads["vicreg"] = ExpanderHead(hidden_size, mlp_size=losses.vicreg.mlp_size, embedding=losses.vicreg.embedding)
     return heads
 
 

@@ -1,8 +1,11 @@
 """What reads the backbone's hidden states, and the network that puts backbone and heads together.
 
-Shapes: B rows, L letters, P summary positions, D hidden, K prototypes, E embedding.
+Shapes: B rows, X rows of crops, L letters, N of them, P summary positions, D hidden, C bottleneck, K prototypes, E
+embedding.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,45 +13,86 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_prep import alphabet
+from trainer.losses.contrastive import clamped_scale
+
+
+class Assigned(NamedTuple):
+    """What a PrototypeHead says of vectors [..., D]: cosines, or that from which they can be computed elsewhere."""
+
+    cosines: Tensor | None  # fp32 [..., K] in [-1, 1]
+    bottleneck: Tensor | None = None  # fp32 unit vectors [..., C]
+    prototypes_KC: Tensor | None = None  # fp32 unit vectors
+
+    def rows(self) -> "Assigned":
+        """[B, N, ...] as rows of one position: [B·N, 1, ...]."""
+        cosines, bottleneck = (None if part is None else part.flatten(0, 1)[:, None] for part in self[:2])
+        return Assigned(cosines, bottleneck, self.prototypes_KC)
 
 
 class PrototypeHead(nn.Module):
-    """Cosines in [-1, 1] between a bottleneck of each input vector and K unit prototypes: [..., D] -> fp32 [..., K].
+    """Cosines between a bottleneck of each input vector and K unit prototypes.
 
     Caron et al. 2021 (DINO), with the prototypes' norm fixed at 1.
     """
 
     def __init__(self, hidden_size: int, *, mlp_size: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, mlp_size), nn.GELU(), nn.Linear(mlp_size, bottleneck))
+        self.mlp = _mlp(hidden_size, mlp_size, bottleneck)
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck) / bottleneck**0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, split: bool = False) -> Assigned:
+        """``split``: bottleneck and prototypes in place of their cosines."""
         bottleneck = F.normalize(self.mlp(x).float(), dim=-1)
-        return bottleneck @ F.normalize(self.prototypes.float(), dim=-1).T
+        prototypes_KC = F.normalize(self.prototypes.float(), dim=-1)
+        if split:
+            return Assigned(None, bottleneck, prototypes_KC)
+        return Assigned(bottleneck @ prototypes_KC.T)
 
 
 class EmbeddingHead(nn.Module):
-    """Unit vectors for the contrastive loss: [B, D] -> fp32 [B, E]."""
+    """Unit vectors for the contrastive loss, fp32 [B, E], and the scale of their cosines, fp32 0-d."""
+
+    def __init__(
+        self, hidden_size: int, *, mlp_size: int, embedding: int, scale: float, max_scale: float, learnable: bool
+    ) -> None:
+        super().__init__()
+        self.mlp = _mlp(hidden_size, mlp_size, embedding)
+        self.embedding_size = embedding
+        self.fixed_scale, self.max_scale = scale, max_scale
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)])) if learnable else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        embedding_BE = F.normalize(self.mlp(x).float(), dim=-1)
+        if self.log_scale is None:
+            return embedding_BE, torch.tensor(self.fixed_scale, device=x.device)
+        return embedding_BE, clamped_scale(self.log_scale.float()[0], self.max_scale)
+
+
+class ExpanderHead(nn.Module):
+    """Vectors of free length for VICReg (Bardes et al. 2022): [B, D] -> fp32 [B, E]."""
 
     def __init__(self, hidden_size: int, *, mlp_size: int, embedding: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, mlp_size), nn.GELU(), nn.Linear(mlp_size, embedding))
-        self.embedding_size = embedding
+        self.mlp = _mlp(hidden_size, mlp_size, embedding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.mlp(x).float(), dim=-1)
+        expanded: Tensor = self.mlp(x).float()
+        return expanded
 
 
 class Outputs(NamedTuple):
     """What a network says of one view; a head that was not built, or not asked, leaves None.
 
-    A tuple, because DeepSpeed hooks its backward to the tensors that it finds in tuples, lists and dicts only.
+    Tuples, because DeepSpeed hooks its backward to the tensors that it finds in tuples, lists and dicts only.
     """
 
     logits_BLV: Tensor | None  # fp32, 4 nucleotides
-    prototypes_BPK: Tensor | None  # fp32 cosines
+    summary: Assigned | None  # [B, P, K]
+    patches: Assigned | None  # [B, N, K], of the letters asked for
+    crops_XPK: Tensor | None  # fp32 cosines of the crops' summaries
     embedding_BE: Tensor | None  # fp32 unit vectors
+    expanded_BE: Tensor | None  # fp32
+    scale: Tensor | None  # fp32 0-d, of the contrastive loss
     pooled_BD: Tensor  # fp32, mean over the letters
 
     @property
@@ -56,9 +100,22 @@ class Outputs(NamedTuple):
         """The contrastive embedding where there is one, else the pooled hidden states."""
         return self.pooled_BD if self.embedding_BE is None else self.embedding_BE
 
+    def chunk(self, parts: int) -> "list[Outputs]":
+        """The outputs of equal parts of the rows; ``crops_XPK`` and ``scale`` are everybody's."""
+        def pieces(tensor: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * parts if tensor is None else tensor.chunk(parts)
+
+        def assigned(given: Assigned | None) -> Sequence[Assigned | None]:
+            return [None] * parts if given is None else [Assigned(part) for part in pieces(given.cosines)]
+
+        columns = (pieces(self.logits_BLV), assigned(self.summary), assigned(self.patches), [self.crops_XPK] * parts,
+                   pieces(self.embedding_BE), pieces(self.expanded_BE), [self.scale] * parts,
+                   self.pooled_BD.chunk(parts))  # fmt: skip
+        return [Outputs(*part) for part in zip(*columns, strict=True)]
+
 
 class Network(nn.Module):
-    """Backbone, nucleotide head, and the projection heads that the losses in use need."""
+    """Backbone, nucleotide head, and the projection heads that the losses in use need, by the loss's name."""
 
     def __init__(self, backbone: Any, *, heads: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -77,18 +134,47 @@ class Network(nn.Module):
         length_B: Tensor | None = None,
         noise_BLC: Tensor | None = None,
         nucleotides: bool = True,
+        letters_BN: Tensor | None = None,
+        crops_XL: Tensor | None = None,
+        crop_length_X: Tensor | None = None,
+        split: tuple[bool, bool] = (False, False),
     ) -> Outputs:
-        """All heads' outputs for ``codes_BL`` uint8; arguments as the backbone's."""
+        """All heads' outputs for ``codes_BL`` uint8; ``length_B`` and ``noise_BLC`` as the backbone's.
+
+        Args:
+            nucleotides: whether logits are wanted.
+            letters_BN: int64, the letters of each row that the patch head reads.
+            crops_XL: uint8, shorter rows of which only the summaries are read, with ``crop_length_X`` letters each. In
+                the same call, since DeepSpeed allows one forward a backward.
+            split: whether ``summary``, and whether ``patches`` come as bottleneck and prototypes.
+        """
         hidden_BTD = self.backbone(codes_BL, length_B=length_B, noise_BLC=noise_BLC)
         summary_BPD, letters_BLD = hidden_BTD.split([self.backbone.num_summary, codes_BL.shape[1]], dim=1)
         pooled_BD = mean_pool(letters_BLD, length_B)
         heads = self.heads
+        patches = crops_XPK = embedding_BE = scale = None
+        if letters_BN is not None:
+            patch_BND = letters_BLD.gather(1, letters_BN[..., None].expand(-1, -1, letters_BLD.shape[2]))
+            patches = heads["patch"](patch_BND, split=split[1])
+        if crops_XL is not None:
+            crop_XTD = self.backbone(crops_XL, length_B=crop_length_X)
+            crops_XPK = heads["distill"](crop_XTD[:, : self.backbone.num_summary]).cosines
+        if "contrastive" in heads:
+            embedding_BE, scale = heads["contrastive"](pooled_BD.to(hidden_BTD.dtype))
         return Outputs(
             logits_BLV=self.nucleotide(letters_BLD).float() if nucleotides else None,
-            prototypes_BPK=heads["distill"](summary_BPD) if "distill" in heads else None,
-            embedding_BE=heads["contrastive"](pooled_BD.to(hidden_BTD.dtype)) if "contrastive" in heads else None,
+            summary=heads["distill"](summary_BPD, split=split[0]) if "distill" in heads else None,
+            patches=patches,
+            crops_XPK=crops_XPK,
+            embedding_BE=embedding_BE,
+            expanded_BE=heads["vicreg"](pooled_BD.to(hidden_BTD.dtype)) if "vicreg" in heads else None,
+            scale=scale,
             pooled_BD=pooled_BD,
         )
+
+
+def _mlp(hidden_size: int, mlp_size: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(hidden_size, mlp_size), nn.GELU(), nn.Linear(mlp_size, out))
 
 
 def mean_pool(letters_BLD: Tensor, length_B: Tensor | None) -> Tensor:

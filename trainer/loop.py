@@ -1,46 +1,33 @@
 """The training run: set up, step by step, validate, export, register."""
 
-import copy
 import json
-import math
 import subprocess
 import tempfile
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import configs
 from cluster import store
 from configs import ConfigError
-from trainer import collectives, export, schedule
+from trainer import collectives, export
 from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.data import Reader, open_reader
 from trainer.dataset import open_datasets
-from trainer.distill import StepResult, train_step
+from trainer.distill import train_step
 from trainer.ema import ShardedEMA
-from trainer.engine import Engine
+from trainer.engine.student import Engine
 from trainer.heads import Network
 from trainer.meter import Meter
+from trainer.state import State, apply, first_state, judge
 from trainer.track import Progress, Run, say
 from trainer.validate import Validator
-from trainer.views import flank_for
 
 RESOLVED = "train_config.json"
-
-
-@dataclass
-class State:
-    """All that changes from step to step besides the student's own optimiser."""
-
-    step: int
-    teacher: ShardedEMA[Network]
-    centre_K: Tensor | None
 
 
 def train(config: TrainConfig, *, device: torch.device, group: Group) -> None:
@@ -57,10 +44,10 @@ def train(config: TrainConfig, *, device: torch.device, group: Group) -> None:
             say(f"{config.run.dir} holds this run, finished; nothing to do")
         return
     datasets = list(open_datasets(config, "train", say=say).values())
-    flank = flank_for(config.views.student.operations, config.views.teacher.operations)
+    flank = config.views.flank
     validator = Validator(config, flank=flank, device=device, group=group)
     engine, teacher = build(config, device=device, group=group)
-    state = State(0, teacher, _first_centre(config, device))
+    state = first_state(config, teacher, device=device)
     with closing(open_reader(config, datasets, flank=flank, group=group, say=say)) as reader:
         if group.rank > 0:
             _train(config, state, engine, reader, validator, None)
@@ -77,7 +64,6 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
     torch.manual_seed(config.run.seed)
     backbone = export.build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
     network = Network(backbone, heads=export.projection_heads(config.loss, backbone.hidden_size))
-    copied = copy.deepcopy(network)
     engine = Engine(
         network,
         device=device,
@@ -89,8 +75,9 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
         weight_decay=config.train.weight_decay,
         betas=config.train.betas,
         grad_clip=config.train.grad_clip,
+        deepspeed_settings=config.train.deepspeed,
     )
-    return engine, ShardedEMA(copied.to(device), engine.flat_groups(), group=group, dtype=engine.compute_dtype)
+    return engine, engine.teacher()
 
 
 def _train(
@@ -109,58 +96,38 @@ def _train(
         counter = FlopCounterMode(display=False) if meter.flops_per_step == 0 else nullcontext()
         with counter:
             micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
-            result = train_step(engine, state.teacher.module, micro_batches, config=config,
-                                centre_K=state.centre_K, group=group)  # fmt: skip
+            result = train_step(engine, state.teacher, micro_batches, config=config, centres=state.centres,
+                                group=group, measure=_due(state.step + 1, config.health.every))  # fmt: skip
         if isinstance(counter, FlopCounterMode):
             meter.flops_per_step = float(counter.get_total_flops())
-        metrics = _apply(config, state, engine, result)
+        metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
         meter.step()
-        tracked = state.step % config.track.every == 0
+        if result.health and result.finite:
+            read, collapse = judge(config, state, result.health)
+            metrics |= read
+            if run and collapse:
+                say(collapse)
+        if run and "train/skipped_steps" in metrics:
+            say(f"step {state.step} is skipped: loss or gradient is not finite, {result.losses}")
+        tracked = _due(state.step, config.track.every)
         if tracked or state.step == config.train.steps:
             metrics |= reader.skipped(device)
         if run:
             run.log(metrics | (meter.read() if tracked else {}), step=state.step)
             progress.advance(f"loss {result.losses['total']:.4f}")
-        if state.step % config.val.every == 0 or state.step == config.train.steps:
+        if _due(state.step, config.val.every) or state.step == config.train.steps:
             _validate(config, state, engine, validator, run, baselines)
             meter.restart()
-        if config.checkpoint.every and state.step % config.checkpoint.every == 0:
+        if _due(state.step, config.checkpoint.every):
             _snapshot(config, state, group)
             meter.restart()
     progress.close()
     _publish(config, state, group, run)
 
 
-def _apply(config: TrainConfig, state: State, engine: Engine, result: StepResult) -> dict[str, float]:
-    """Optimiser, teacher and centre take their step: its metrics.
-
-    Raises:
-        RuntimeError: loss or gradient is not finite, on all ranks alike; the teacher keeps what it was.
-    """
-    state.step += 1
-    if not math.isfinite(result.losses["total"]):
-        raise RuntimeError(f"step {state.step}: the loss is not finite: {result.losses}")
-    rate = schedule.learning_rate(
-        state.step,
-        peak=config.train.lr,
-        total_steps=config.schedule_steps,
-        warmup_fraction=config.train.warmup_fraction,
-        final_fraction=config.train.final_lr_fraction,
-    )
-    applied, norm = engine.step(rate)
-    if not applied or not math.isfinite(norm):
-        raise RuntimeError(f"step {state.step}: the gradient is not finite (norm {norm}), losses {result.losses}")
-    momentum = schedule.momentum(
-        state.step * config.train.global_batch,
-        start=config.ema.momentum,
-        end=config.ema.momentum_end,
-        total_samples=config.schedule_steps * config.train.global_batch,
-    )
-    state.teacher.update(momentum)
-    if state.centre_K is not None and result.centre_K is not None:
-        state.centre_K = state.centre_K.lerp(result.centre_K, 1 - config.loss.distill.centre_momentum)
-    losses = {f"loss/{name}": value for name, value in result.losses.items()}
-    return losses | {"lr": rate, "ema/momentum": momentum, "grad_norm": norm}
+def _due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at ``step``."""
+    return every > 0 and step % every == 0
 
 
 def _validate(
@@ -173,7 +140,7 @@ def _validate(
 ) -> None:
     teacher = state.teacher.module
     metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
-    metrics |= validator.health(teacher, state.centre_K)
+    metrics |= validator.health(teacher, state.centres.get("distill"))
     if run:
         run.log(metrics, step=state.step)
         accuracy = metrics["val/mlm_accuracy"]
@@ -246,11 +213,6 @@ def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
     if len(config.data.length) > 1:
         params |= {"data.length": config.data.last_length, "data.length_by_step": params["data.length"]}
     return params
-
-
-def _first_centre(config: TrainConfig, device: torch.device) -> Tensor | None:
-    distill = config.loss.distill
-    return torch.zeros(distill.prototypes, device=device) if distill.weight else None
 
 
 def _resolved(config: TrainConfig) -> bytes:

@@ -15,7 +15,7 @@ import configs  # noqa: E402
 from cluster import process  # noqa: E402
 from trainer.collectives import Group  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
-from trainer.engine import init_distributed, leave_distributed  # noqa: E402
+from trainer.engine.student import init_distributed, leave_distributed  # noqa: E402
 from trainer.loop import train  # noqa: E402
 
 

@@ -18,9 +18,9 @@ from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.data import Dataset, WindowRows, choose_windows
 from trainer.dataset import open_datasets
-from trainer.distill import lengths, make_pairs
 from trainer.heads import Network
-from trainer.losses import teacher_probabilities
+from trainer.losses.distillation import centred_probabilities
+from trainer.pairs import lengths, make_pairs
 from trainer.views import Windows
 
 _MASK_SEED = 20260101  # the same hidden positions in every run, so that runs compare
@@ -100,7 +100,7 @@ class Validator:
         return {f"{prefix}mlm_loss": total_loss / self.scored, f"{prefix}mlm_accuracy": total_right / self.scored}
 
     @torch.no_grad()
-    def health(self, teacher: Network, centre_K: Tensor | None) -> dict[str, float]:
+    def health(self, teacher: Network, centre_PK: Tensor | None) -> dict[str, float]:
         """Health of the teacher's embeddings of two views of (at most 256 of) the windows."""
         firsts: list[Tensor] = []
         seconds: list[Tensor] = []
@@ -110,9 +110,9 @@ class Validator:
             for view, into in ((pair.student, firsts), (pair.teacher, seconds)):
                 outputs = teacher(view.codes_BL, length_B=lengths(view), nucleotides=False)
                 into.append(torch.nn.functional.normalize(outputs.embedding, dim=-1))
-                if outputs.prototypes_BPK is not None:
+                if outputs.summary is not None:
                     temperature = self.config.loss.distill.teacher_temperature
-                    probability_BPK = teacher_probabilities(outputs.prototypes_BPK, centre_K, temperature)
+                    probability_BPK = centred_probabilities(outputs.summary.cosines, centre_PK, temperature)
                     entropies.append(health.entropy(probability_BPK).mean(1, keepdim=True))
         empty = torch.zeros(0, teacher.embedding_size, device=self.device)
         first, second = (collectives.gather_rows(self.group, torch.cat([empty, *part])) for part in (firsts, seconds))
@@ -151,8 +151,8 @@ class Validator:
         rows, near = (WindowRows(len(places), length, reach) for reach in (flank, baselines.REACH))
         for row, (number, block, start, end) in enumerate(places):
             packed = datasets[number].block(block)
-            rows.fill(row, packed, start, end)
-            near.fill(row, packed, start, end)
+            rows.fill(row, packed, start, end, where=(number, block))
+            near.fill(row, packed, start, end, where=(number, block))
         number_B, block_B, start_B, end_B = torch.tensor(places).T
         key_B = counter.fold(_MASK_SEED, block_B, start_B)
         key_B = torch.where(number_B == 0, key_B, counter.fold(key_B, number_B))

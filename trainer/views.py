@@ -11,8 +11,8 @@ Shapes: B samples, S = L + 2·flank source positions, L view positions.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,16 +32,21 @@ class Windows:
     low_B: Tensor  # int64
     high_B: Tensor  # int64
     key_B: Tensor  # int64, see counter.fold
+    place_B3: Tensor  # int64: hash of (dataset, block), and where the window without its flank starts and ends there
     flank: int
+    soft_BS: Tensor | None = None  # uint8, 1 where the reference is lower case (soft-masked); None: nobody asked
 
     @property
     def length(self) -> int:
         return self.codes_BS.shape[1] - 2 * self.flank
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Windows":
+        """Windows of what ``change`` makes of each tensor: some of the rows, say."""
+        changed: Any = {name: change(of) for name, of in vars(self).items() if isinstance(of, Tensor)}
+        return replace(self, **changed)
+
     def to(self, device: torch.device) -> "Windows":
-        tensors = (self.codes_BS, self.low_B, self.high_B, self.key_B)
-        codes, low, high, key = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Windows(codes, low, high, key, self.flank)
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -164,12 +169,10 @@ def mask(view: View, windows: Windows, *, name: str, rate: float, mask_share: fl
     No N, no inserted and no substituted letter is a target.
     Devlin et al. 2019 (BERT); the mask is drawn after the view, on its own positions. Probabilities are exact to 2⁻¹⁵.
     """
-    length = view.codes_BL.shape[1]
-    words_Bn = counter.words(windows.key_B, f"{name} mask", -(-length // counter.SHORTS))
-    draws_BL = counter.shorts(words_Bn)[:, :length]
-    asked, replaced, hidden = (
-        4 * round(rate * share * (1 << 14)) for share in (1.0, min(1.0, mask_share + random_share), mask_share)
-    )
+    words_Bn = counter.words(windows.key_B, f"{name} mask", -(-windows.length // counter.SHORTS))
+    draws_BL = counter.shorts(words_Bn)[:, : windows.length]
+    shares = (1.0, min(1.0, mask_share + random_share), mask_share)
+    asked, replaced, hidden = (4 * round(rate * share * (1 << 14)) for share in shares)
     predictable_BL = view.predictable_BL.view(torch.uint8)
     # The cuts are multiples of 4, so the two lowest bits of a draw between two of them are a uniform letter.
     new_BL = draws_BL.to(torch.uint8).bitwise_and_(3)

@@ -1,29 +1,37 @@
 """What the multi-rank tests run on every rank: a small real training run, told by its numbers."""
 
+import sys
 from typing import Any
 
+import pytest
 import torch
 
-from trainer import loop, schedule
+from tests.dist.teachers import masters
+from trainer import loop, schedule, state
 from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.data import open_reader
 from trainer.dataset import open_datasets
-from trainer.distill import make_pairs, train_step
-from trainer.engine import init_distributed
-from trainer.views import flank_for
+from trainer.distill import train_step
+from trainer.engine.student import init_distributed
+from trainer.pairs import make_pairs
 
 
 def small_config(uri: str, **changes: Any) -> dict[str, Any]:
-    """All three losses, both directions, noise and every augmentation; ``changes`` are dotted keys, "." as "__"."""
+    """Losses of every kind, both directions, noise, crops and every augmentation; ``changes`` are dotted keys, "." as
+    "__"."""
     values: dict[str, Any] = {
         "run": {"dir": "unused", "seed": 5},
         "data": {"uri": uri, "length": 48, "lanes": 12},
         "model": {"num_layers": 2, "num_groups": 5, "group_channels": 5, "intermediate_size": 31, "num_summary": 3,
                   "norm": "layer"},
         "views": {"symmetric": True, "student": {"noise": 0.1, "reverse_complement": 0.5},
-                  "teacher": {"operations": {"deletion": 4, "insertion": 4, "shift": 4}, "substitution": 0.05}},
-        "loss": {"mlm": {"weight": 1.0}, "distill": {"weight": 0.5, "prototypes": 17, "mlp_size": 13, "bottleneck": 7},
+                  "teacher": {"operations": {"deletion": 4, "insertion": 4, "shift": 4}, "substitution": 0.05},
+                  "crops": {"number": 2, "length": 21, "operations": {"deletion": 3}, "reverse_complement": 0.5}},
+        "loss": {"mlm": {"weight": 1.0, "soft_weight": 0.25},
+                 "distill": {"weight": 0.5, "prototypes": 17, "mlp_size": 13, "bottleneck": 7},
+                 "patch": {"weight": 0.2, "prototypes": 19, "mlp_size": 9, "bottleneck": 5, "pairs": 6,
+                           "balance": "sinkhorn"},
                  "contrastive": {"weight": 0.5, "mlp_size": 11, "embedding": 6}},
         "ema": {"momentum": 0.9, "momentum_end": 0.99},
         "train": {"steps": 20, "global_batch": 24, "lr": 3e-3, "grad_clip": 1.0, "warmup_fraction": 0.2},
@@ -37,6 +45,20 @@ def small_config(uri: str, **changes: Any) -> dict[str, Any]:
     return values
 
 
+def coupled_config(uri: str, **changes: Any) -> dict[str, Any]:
+    """The losses that tie the student's rows of all ranks to each other, and the other balances."""
+    return small_config(uri, **{
+        "loss__contrastive__keys": "student", "loss__contrastive__learnable_scale": True,
+        "loss__distill__balance": "sinkhorn", "loss__patch__balance": "centring", "loss__koleo__weight": 0.1,
+        "loss__vicreg": {"weight": 0.02, "mlp_size": 9, "embedding": 7}, **changes,
+    })  # fmt: skip
+
+
+def run_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[str, Any]]:
+    """``run_steps`` of each case (config, steps), one after the other."""
+    return {name: run_steps(values, steps) for name, (values, steps) in cases.items()}
+
+
 def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> dict[str, Any]:
     """Train ``steps`` steps on this rank's group: losses, norms, sample ids, views and masks, the full teacher."""
     config = TrainConfig.model_validate(values)
@@ -45,12 +67,11 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     group = Group.of()
     assert config.world_faults(group.size) == []
     engine, teacher = loop.build(config, device=device, group=group)
-    state = loop.State(0, teacher, loop._first_centre(config, device))
-    flank = flank_for(config.views.student.operations, config.views.teacher.operations)
-    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=flank, group=group)
+    now = state.first_state(config, teacher, device=device)
+    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
     losses, norms, momenta, samples = [], [], [], {}
     mismatches = 0
-    reference = {name: tensor.clone() for name, tensor in masters(engine)}
+    reference = masters(engine)
     start, first_update = dict(reference), 0.0
     for step in range(steps):
         batch = reader.batch(step)
@@ -59,24 +80,26 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
         for row, key in enumerate(map(tuple, batch.ids_B4.tolist())):
             samples[step, key] = (first.masked.codes_BL[row].tolist(), first.masked.target_BL[row].tolist(),
                                   first.teacher.codes_BL[row].tolist(), first.noise_BLC[row].sum().item())
-        result = train_step(engine, teacher.module, micro, config=config, centre_K=state.centre_K, group=group)
-        metrics = loop._apply(config, state, engine, result)
+        result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
+        metrics = state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        moved = masters(engine)
         if not step:
-            first_update = float(sum((master - start[name]).pow(2).sum() for name, master in masters(engine))) ** 0.5
+            first_update = float(sum((master - start[name]).pow(2).sum() for name, master in moved.items())) ** 0.5
         losses.append(result.losses)
         norms.append(metrics["grad_norm"])
         momenta.append(metrics["ema/momentum"])
-        momentum = schedule.momentum(state.step * config.train.global_batch, start=config.ema.momentum,
+        momentum = schedule.momentum(now.step * config.train.global_batch, start=config.ema.momentum,
                                      end=config.ema.momentum_end,
                                      total_samples=config.train.steps * config.train.global_batch)
-        for name, master in masters(engine):
+        for name, master in moved.items():
             reference[name] = torch.lerp(reference[name], master, 1.0 - momentum)
         if step % 5 and step != steps - 1:
             continue
-        parameters = dict(teacher.module.named_parameters())
         for name, tensor in teacher.full_tensors():
             mismatches += int((tensor != reference[name]).sum())
-            mismatches += int((parameters[name] != tensor.to(parameters[name].dtype)).sum())
+        if config.train.zero_stage < 3:
+            for name, parameter in teacher.module.named_parameters():
+                mismatches += int((parameter != reference[name].to(parameter.dtype)).sum())
     return {
         "losses": losses,
         "norms": norms,
@@ -84,47 +107,130 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
         "momenta": momenta,
         "samples": samples,
         "mismatches": mismatches,
-        "moved": float(sum((tensor - parameters[name].float()).abs().sum() for name, tensor in masters(engine))),
+        "moved": float(sum((tensor - reference[name]).abs().sum() for name, tensor in moved.items())),
         "optimizer": type(engine._deepspeed.optimizer).__name__,
         "shard_entries": sum(shard.numel() for shard in teacher.shards),
         "entries": sum(tensor.numel() for tensor in reference.values()),
+        "names": len(reference),
     }
 
 
-def poisoned_step(values: dict[str, Any], what: str = "gradient") -> dict[str, Any]:
-    """One step whose ``what`` is NaN on rank 0 alone: the sentence that ends the run, and how far the teacher moved."""
+def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], steps: int) -> dict[str, Any]:
+    """``steps`` steps of which some are poisoned on one rank: step -> ("loss" or "gradient", rank).
+
+    A step poisoned with ("leave out", any) is not trained at all, which is what a skipped one must come to.
+    """
     config = TrainConfig.model_validate(values)
-    device = torch.device("cpu")
-    init_distributed(device)
+    init_distributed(torch.device("cpu"))
     group = Group.of()
-    engine, teacher = loop.build(config, device=device, group=group)
-    state = loop.State(0, teacher, loop._first_centre(config, device))
-    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=12, group=group)
-    before = {name: tensor.clone() for name, tensor in teacher.full_tensors()}
-    micro = reader.batch(0).split(config.micro_batch(group.size))
-    if group.rank == 0 and what == "gradient":
-        engine.network.nucleotide.weight.register_hook(lambda gradient: gradient * torch.nan)
-    result = train_step(engine, teacher.module, micro, config=config, centre_K=state.centre_K, group=group)
-    if what == "loss":
-        result.losses["total"] = float("nan")
-    sentence = ""
-    try:
-        loop._apply(config, state, engine, result)
-    except RuntimeError as fault:
-        sentence = str(fault)
-    moved = sum(int((tensor != before[name]).sum()) for name, tensor in teacher.full_tensors())
-    return {"sentence": sentence, "teacher_moved": moved}
+    engine, teacher = loop.build(config, device=torch.device("cpu"), group=group)
+    now = state.first_state(config, teacher, device=torch.device("cpu"))
+    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
+    what = ""
+
+    def spoil(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if what == "gradient":
+            output.register_hook(lambda gradient: gradient * torch.inf)
+        return output * torch.nan if what == "loss" else output
+
+    engine.network.nucleotide.register_forward_hook(spoil)
+    metrics, sentence = [], ""
+    for step in range(1, steps + 1):
+        batch = reader.batch(step - 1)
+        kind, rank = poison.get(step, ("", 0))
+        if kind == "leave out":
+            now.step += 1
+            continue
+        what = kind if rank == group.rank else ""
+        micro = batch.split(config.micro_batch(group.size))
+        result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
+        try:
+            metrics.append(state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
+        except RuntimeError as fault:
+            sentence = str(fault)
+            break
+    return {
+        "metrics": metrics,
+        "sentence": sentence,
+        "skipped": now.skipped,
+        "masters": masters(engine),
+        "teacher": dict(teacher.full_tensors()),
+        "centres": now.centres,
+        "ids": batch.ids_B4,
+    }
 
 
-def masters(engine: Any) -> list[tuple[str, torch.Tensor]]:
-    """(name, full fp32 master) gathered from every rank's partition; the unsharded truth."""
-    found = []
-    for flat_group in engine.flat_groups():
-        shard = torch.zeros(flat_group.numel // engine.group.size, device=flat_group.masters[0][1].device)
-        for offset, piece in flat_group.masters:
-            shard[offset : offset + piece.numel()] = piece
-        parts = [torch.zeros_like(shard) for _ in range(engine.group.size)]
-        torch.distributed.all_gather(parts, shard)
-        flat = torch.cat(parts)
-        found += [(name, flat[o : o + shape.numel()].view(shape)) for name, (o, shape) in flat_group.slots.items()]
+def poisoned_cases(cases: list[tuple[dict[str, Any], dict[int, tuple[str, int]], int]]) -> list[dict[str, Any]]:
+    return [poisoned_steps(*case) for case in cases]
+
+
+def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Calls of torch.distributed that are not DeepSpeed's, in one step: "forward" and "backward" -> name -> count."""
+    config = TrainConfig.model_validate(values)
+    init_distributed(torch.device("cpu"))
+    group = Group.of()
+    engine, teacher = loop.build(config, device=torch.device("cpu"), group=group)
+    now = state.first_state(config, teacher, device=torch.device("cpu"))
+    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
+    assert teacher.module is not engine.network  # and its first weights have come
+    calls: dict[str, dict[str, int]] = {"forward": {}, "backward": {}}
+    phase = "forward"
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            frame: Any = sys._getframe(1)
+            while frame and "deepspeed" not in frame.f_code.co_filename:
+                frame = frame.f_back
+            if frame is None:
+                calls[phase][name] = calls[phase].get(name, 0) + 1
+            return function(*args, **kwargs)
+
+        return call
+
+    def backward(loss: torch.Tensor) -> None:
+        nonlocal phase
+        phase = "backward"
+        plain(loss)
+        phase = "forward"
+
+    plain, engine.backward = engine.backward, backward
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_gather_single", "all_gather", "all_gather_into_tensor", "all_reduce", "broadcast",
+                     "batch_isend_irecv", "reduce_scatter_tensor", "all_to_all_single"):  # fmt: skip
+            patch.setattr(torch.distributed, name, watched(name, getattr(torch.distributed, name)))
+        micro = reader.batch(0).split(config.micro_batch(group.size))
+        train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
+    return calls
+
+
+def counted_cases(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+    return {name: counted_collectives(values) for name, values in cases.items()}
+
+
+def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
+    """A run whose health is read every health.every steps: the readings, the first finding, how it was ended."""
+    config = TrainConfig.model_validate(values)
+    init_distributed(torch.device("cpu"))
+    group = Group.of()
+    engine, teacher = loop.build(config, device=torch.device("cpu"), group=group)
+    now = state.first_state(config, teacher, device=torch.device("cpu"))
+    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
+    found: dict[str, Any] = {"readings": {}, "first": None, "ended": ""}
+    for batch in reader.batches(0, steps):
+        due = (now.step + 1) % config.health.every == 0
+        micro = batch.split(config.micro_batch(group.size))
+        result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group, measure=due)
+        state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        assert bool(result.health) == due
+        if due:
+            try:
+                found["readings"][now.step], sentence = state.judge(config, now, result.health)
+            except RuntimeError as fault:
+                found["ended"] = str(fault)
+                break
+            found["first"] = found["first"] or (sentence and (now.step, sentence))
     return found
+
+
+def judged_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[str, Any]]:
+    return {name: judged_run(*case) for name, case in cases.items()}

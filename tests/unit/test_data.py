@@ -25,6 +25,7 @@ from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.data import Batch, Reader, open_reader
 from trainer.dataset import Dataset, EmptySplitError, open_datasets
+from trainer.method_config import Loss, MlmLoss
 from trainer.order import EPOCHS_A_PHASE, Phase, Sampler
 
 LENGTH, FLANK = 64, 10
@@ -66,7 +67,7 @@ def same(one: Batch, two: Batch) -> bool:
 
 def parts(batch: Batch) -> list[torch.Tensor]:
     windows = batch.windows
-    return [windows.codes_BS, windows.low_B, windows.high_B, windows.key_B]
+    return [windows.codes_BS, windows.low_B, windows.high_B, windows.key_B, windows.place_B3]
 
 
 def test_every_window_is_the_genomes_with_its_flanks(toys: list[str]) -> None:
@@ -87,11 +88,13 @@ def test_every_window_is_the_genomes_with_its_flanks(toys: list[str]) -> None:
             assert (w.codes_BS[row, high:] == alphabet.PAD).all()
             assert low <= FLANK <= high - (end - start)
             assert end - start == min(length, entry.bp)
+            assert w.place_B3[row].tolist() == [int(counter.fold(number, block)), start, end]
             if entry.bp > 3 * length:
                 assert (low, high) == (0, length + 2 * FLANK)
             assert epoch // EPOCHS_A_PHASE == step // 10
             seen[number] += 1
         assert torch.equal(w.key_B, counter.fold(3, *batch.ids_B4.T))
+        assert w.soft_BS is None
     assert set(seen) == {0, 1, 2}
 
 
@@ -252,6 +255,23 @@ def test_split_gives_micro_batches_in_order(toys: list[str]) -> None:
     parts = batch.split(10)
     assert [len(part.key_B) for part in parts] == [10, 10, 4]
     assert torch.equal(torch.cat([part.codes_BS for part in parts]), batch.windows.codes_BS)
+    assert torch.equal(torch.cat([part.place_B3 for part in parts]), batch.windows.place_B3)
+    assert [(part.flank, part.soft_BS) for part in parts] == [(FLANK, None)] * 3
+
+
+def test_windows_bring_their_soft_mask_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = shards.pack
+    with monkeypatch.context() as patch:  # every A and C in lower case
+        patch.setattr(shards, "pack", lambda codes, _: pack(codes, codes < 2))
+        uri = write_dataset(tmp_path, {"train": contigs(0)}, block_bp=1024)
+    plain, read = reader([uri]), reader([uri], soft=True)
+    for step in range(10):
+        batch = read.batch(step)
+        assert same(batch, plain.batch(step))
+        assert batch.windows.soft_BS is not None
+        assert torch.equal(batch.windows.soft_BS, (batch.windows.codes_BS < 2).to(torch.uint8))
+        halves = [part.to(torch.device("cpu")).soft_BS for part in batch.split(12)]
+        assert torch.equal(torch.cat([half for half in halves if half is not None]), batch.windows.soft_BS)
 
 
 class Reads:
@@ -344,6 +364,7 @@ def test_with_skip_it_is_named_once_counted_and_replaced_the_same_way_by_all(dam
     assert read.skipped(torch.device("cpu")) == {"data/skipped_blocks": float(len(epochs))}
     assert len(epochs) > 2
     codes = [Dataset(str(whole), "train").codes(number) for number in range(40)]
+    numbers = {int(counter.fold(0, number)): number for number in range(40)}
     replaced = 0
     for batch, expected in zip(batches, sound, strict=True):
         assert torch.equal(batch.ids_B4, expected.ids_B4)
@@ -355,7 +376,9 @@ def test_with_skip_it_is_named_once_counted_and_replaced_the_same_way_by_all(dam
                 continue
             replaced += 1
             inner = got[FLANK : FLANK + LENGTH].tobytes()
-            assert any(inner in codes[other].tobytes() for other in range(40) if other not in (7, 8))
+            hashed, start, end = batch.windows.place_B3[row].tolist()  # of what is read, not of what should have been
+            assert numbers[hashed] not in (7, 8)
+            assert inner == codes[numbers[hashed]][start:end].tobytes()
     assert replaced > 10
     for size in (1, 2, 4):  # other ranks, another start, no workers: the same replacements
         others = [reader([damaged], lanes=4, rank=rank, size=size, on_corrupt="skip", say=said.append)
@@ -423,7 +446,11 @@ def test_the_config_makes_the_reader(toys: list[str], remote: str, tmp_path: Pat
     assert list((tmp_path / "cache").glob("??/*"))
     local = train_config({"uri": toys[0]})
     datasets = list(open_datasets(local, "train").values())
-    assert open_reader(local, datasets, flank=0, group=Group(0, 1))._workers.count == 0
+    plain = open_reader(local, datasets, flank=0, group=Group(0, 1))
+    assert plain._workers.count == 0
+    assert not plain.soft
+    weighted = local.model_copy(update={"loss": Loss(mlm=MlmLoss(soft_weight=0.5))})
+    assert open_reader(weighted, datasets, flank=0, group=Group(0, 1)).soft
     assert dump(local)["data"]["uri"] == toys[0]
     assert dump(local)["data"]["length"] == 1000
     assert dump(config)["data"]["length"] == data["length"]

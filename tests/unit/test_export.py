@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from cluster import store
@@ -16,7 +17,8 @@ MODEL = Model(num_layers=2, num_groups=4, group_channels=4, intermediate_size=8,
 
 def network(seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return Network(export.build_backbone(MODEL), heads={"contrastive": EmbeddingHead(16, mlp_size=4, embedding=3)})
+    head = EmbeddingHead(16, mlp_size=4, embedding=3, scale=10.0, max_scale=100.0, learnable=True)
+    return Network(export.build_backbone(MODEL), heads={"contrastive": head})
 
 
 def write(folder: Path, model: Network) -> export.Exported:
@@ -29,6 +31,9 @@ def test_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
     codes = torch.randint(0, 5, (3, 20), dtype=torch.uint8)
     assert torch.equal(export.load(str(tmp_path))(codes).logits_BLV, model(codes).logits_BLV)
     assert not list(export.load(str(tmp_path)).heads)
+    heads = safetensors.torch.load_file(tmp_path / export.HEADS)
+    assert heads.keys() == {f"heads.{name}" for name in model.heads.state_dict()}
+    assert float(heads["heads.contrastive.log_scale"].exp()) == pytest.approx(10)
 
 
 def test_bytes_depend_on_the_weights_alone(tmp_path: Path) -> None:

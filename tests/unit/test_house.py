@@ -12,8 +12,8 @@ FLOORS = ["configs", "cluster", "data_prep", "trainer"]
 ONLY_IN = {
     "ray": {"cluster/jobs.py"}, "fsspec": {"cluster/store.py"}, "pyfaidx": {"data_prep/reference.py"},
     "py2bit": {"data_prep/twobit.py"},
-    "webdataset": {"data_prep/write.py", "data_prep/read.py"}, "deepspeed": {"trainer/engine.py"},
-    "mlflow": {"trainer/track.py"},
+    "webdataset": {"data_prep/write.py", "data_prep/read.py"},
+    "deepspeed": {"trainer/engine/masters.py", "trainer/engine/student.py"}, "mlflow": {"trainer/track.py"},
 }
 TRAINER_MAY_USE = {"data_prep.alphabet", "data_prep.shards"}
 MAX_LINES = 300

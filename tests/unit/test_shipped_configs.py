@@ -22,7 +22,7 @@ def test_shipped_config_is_read(path: Path) -> None:
 def test_the_contract_names_are_there() -> None:
     tasks = {"tf_0", "tf_3", "mouse_0", "mouse_4", "prom_300_tata", "prom_core_all", "splice", "cohn"}
     assert tasks <= {path.stem for path in FILES if path.parent.name == "tasks"}
-    assert {"demo", "findna"} <= {path.stem for path in FILES if path.parent.name == "train"}
+    assert {"demo", "findna", "findna-plus"} <= {path.stem for path in FILES if path.parent.name == "train"}
 
 
 def test_demo_has_all_losses_and_a_batch_that_1_to_4_ranks_divide() -> None:
@@ -40,6 +40,27 @@ def test_findna_is_the_published_method() -> None:
     assert (findna.train.lr, findna.train.weight_decay, findna.train.grad_clip) == (3e-4, 3e-4, 0.5)
     assert (findna.views.student.noise, findna.views.student.reverse_complement) == (0.2, 0.5)
     assert findna.views.teacher.operations == {"deletion": 20, "insertion": 20, "shift": 20}
+
+
+def test_findna_plus_adds_what_it_says_to_findna() -> None:
+    findna, plus = (configs.load(TrainConfig, FOLDER / "train" / f"{name}.yaml") for name in ("findna", "findna-plus"))
+    assert plus.loss.weights().keys() == {"mlm", "distill", "patch", "contrastive", "koleo"}
+    assert plus.loss.koleo.weight == 0.1
+    assert (plus.loss.distill.balance, plus.loss.patch.balance) == ("sinkhorn", "sinkhorn")
+    assert plus.loss.contrastive.mask_same_place
+    assert plus.loss.mlm.soft_weight == 0.1
+    assert plus.views.symmetric
+    assert plus.views.crops.number == 4
+    assert plus.train.precision == "bf16"
+    # The same network but for its norm, the same views and mask, the same windows, an average over as many of them.
+    assert plus.model == findna.model.model_copy(update={"norm": "layer"})
+    for name in ("student", "teacher", "masking"):
+        assert getattr(plus.views, name) == getattr(findna.views, name)
+    windows = [config.train.steps * config.train.global_batch for config in (findna, plus)]
+    assert windows[0] == 3_000_000 <= windows[1] < windows[0] + plus.train.global_batch
+    factor = plus.train.global_batch / findna.train.global_batch
+    assert plus.ema.momentum == pytest.approx(findna.ema.momentum**factor, abs=5e-4)
+    assert plus.train.lr == pytest.approx(findna.train.lr * factor**0.5, rel=0.06)
 
 
 @pytest.mark.parametrize(("world", "sentence"), [

@@ -43,7 +43,7 @@ class Fake(torch.nn.Module):
         self.answer, self.heads, self.embedding_size = answer, {}, 8
 
     def forward(self, codes_BL: torch.Tensor, **_: Any) -> Outputs:
-        return Outputs(self.answer(codes_BL), None, None, torch.ones(len(codes_BL), 8))
+        return Outputs(self.answer(codes_BL), None, None, None, None, None, None, torch.ones(len(codes_BL), 8))
 
 
 def copying(codes_BL: torch.Tensor) -> torch.Tensor:
@@ -138,8 +138,6 @@ def test_val_split_without_letters_says_so(tmp_path: Path, config: TrainConfig) 
     empty = config.model_copy(update={"data": Data(uri=uri, length=100)})
     with pytest.raises(ValueError, match="has no letter A, C, G or T to score"):
         validator(empty)
-
-
 
 
 def mixture(tmp_path: Path, **data: Any) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import operator
 import sys
 from collections.abc import Callable
 from unittest import mock
@@ -25,7 +26,8 @@ def windows(rows: int = 64, length: int = 200, *, seed: int = 0, flank: int = 60
     generator = torch.Generator().manual_seed(seed)
     codes_BS = torch.randint(0, letters, (rows, length + 2 * flank), generator=generator, dtype=torch.uint8)
     low_B, high_B = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), length + 2 * flank)
-    return Windows(codes_BS, low_B, high_B, counter.fold(seed, torch.arange(rows)), flank)
+    place_B3 = torch.stack([torch.arange(rows), torch.full((rows,), 100), torch.full((rows,), 100 + length)], 1)
+    return Windows(codes_BS, low_B, high_B, counter.fold(seed, torch.arange(rows)), place_B3, flank)
 
 
 def student_mask(view: View, source: Windows, *, name: str = "student", rate: float = 0.3) -> views.Masked:
@@ -224,7 +226,7 @@ def test_views_and_masks_are_fresh_for_every_epoch_sample_and_name() -> None:
 
 def test_a_row_gets_the_same_view_and_mask_in_any_batch() -> None:
     source = windows()
-    part = Windows(source.codes_BS[10:20], source.low_B[10:20], source.high_B[10:20], source.key_B[10:20], source.flank)
+    part = source.each(lambda tensor: tensor[10:20])
     whole, alone = (make_view(s, name="v", operations=ALL, reverse_complement=0.5) for s in (source, part))
     assert torch.equal(whole.codes_BL[10:20], alone.codes_BL)
     assert torch.equal(student_mask(whole, source).codes_BL[10:20], student_mask(alone, part).codes_BL)
@@ -241,7 +243,7 @@ def test_any_split_of_the_batch_gives_the_same_rows(seed: int, cuts: set[int], l
     source = windows(64, length, seed=seed)
     source = dataclasses.replace(source, high_B=torch.randint(61, length + 121, (64,)))
     parts = [
-        everything(Windows(source.codes_BS[a:b], source.low_B[a:b], source.high_B[a:b], source.key_B[a:b], 60))
+        everything(source.each(operator.itemgetter(slice(a, b))))
         for a, b in itertools.pairwise([0, *sorted(cuts), 64])
     ]
     for whole, pieces in zip(everything(source), zip(*parts, strict=True), strict=True):
@@ -309,7 +311,8 @@ def test_windows_that_cannot_be_indexed_are_refused() -> None:
         make_view(beyond, name="v", operations={})
     rows = 1 << 20
     row_B = torch.zeros(1, dtype=torch.int64).expand(rows)
-    many = Windows(torch.zeros(1, 1, dtype=torch.uint8).expand(rows, 1 << 12), row_B, row_B, row_B, (1 << 11) - 1)
+    codes_BS, place_B3 = torch.zeros(1, 1, dtype=torch.uint8).expand(rows, 1 << 12), row_B[:, None].expand(-1, 3)
+    many = Windows(codes_BS, row_B, row_B, row_B, place_B3, (1 << 11) - 1)
     with pytest.raises(AssertionError, match="1048576 windows of 4098 letters need a larger index than int32"):
         make_view(many, name="v", operations={})
 

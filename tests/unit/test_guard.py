@@ -1,0 +1,203 @@
+"""The guard names each kind of collapse, waits for it to last, and says nothing of health."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer import health
+from trainer.guard import CollapseGuard
+
+K = 32
+HEALTHY = {
+    "health/embedding_std": 0.03,
+    "health/dead_dimensions": 0.0,
+    "health/effective_rank": 1.2,
+    "health/centred_rank": 2.4,
+    "health/alignment": 0.1,
+    "health/uniformity": -0.004,
+    "health/teacher_entropy": 0.9 * math.log(K),
+    "health/kl": 0.05,
+    "health/prototype_usage": 0.9,
+    "health/prototypes_chosen": 0.4,
+    "health/centre_drift": 0.5,
+}
+COLLAPSED = {
+    "point": ({"health/embedding_std": 1e-4}, "the embeddings of all samples are the same point",
+              "health/embedding_std 0.0001 is below 0.001"),
+    "rank": ({"health/centred_rank": 1.01}, "the embeddings differ in few dimensions only",
+             "health/centred_rank 1.01 is below 1.2"),
+    "dead": ({"health/dead_dimensions": 0.8}, "most dimensions of the embeddings are the same for all samples",
+             "health/dead_dimensions 0.8 is above 0.5"),
+    "drift": ({"health/centre_drift": 6.0}, "the teacher's centre runs away", "health/centre_drift 6 is above 3"),
+    "uniform": ({"health/teacher_entropy": 0.9999 * math.log(K), "health/kl": 1e-3},
+                "the teacher is uniform over the prototypes and the student too: nothing to learn",
+                "health/teacher_entropy 3.465 is above 3.462, health/kl 0.001 is below 0.1"),
+    "one-hot": ({"health/prototype_usage": 1.2 / K, "health/kl": 1e-3},
+                "the teacher is one-hot on the same prototype for all samples, and the student agrees",
+                "health/prototype_usage 0.0375 is below 0.0625, health/kl 0.001 is below 0.1"),
+    "choice": ({"health/prototypes_chosen": 1 / K, "health/kl": 1e-3},
+               "the teacher prefers the same prototype for all samples, and the student agrees",
+               "health/prototypes_chosen 0.03125 is below 0.0625, health/teacher_entropy 3.119 is below 3.462, "
+               "health/kl 0.001 is below 0.1"),
+}  # fmt: skip
+
+
+def guard(**changes: float) -> CollapseGuard:
+    return CollapseGuard(**({"prototypes": K, "patience": 3} | changes))
+
+
+def said(watch: CollapseGuard, readings: dict[str, float], times: int) -> list[str | None]:
+    return [watch.check(readings, step=10 * i) for i in range(1, times + 1)]
+
+
+def test_every_kind_is_tested() -> None:
+    assert COLLAPSED.keys() == guard().state().keys()
+
+
+@pytest.mark.parametrize("kind", sorted(COLLAPSED))
+def test_a_collapse_that_lasts_is_named_with_value_and_limit(kind: str) -> None:
+    changes, what, evidence = COLLAPSED[kind]
+    first, second, third = said(guard(), HEALTHY | changes, 3)
+    assert first is None
+    assert second is None
+    assert third == f"step 30: {what} ({evidence}, 3 readings in a row)"
+
+
+def test_health_is_not_spoken_of() -> None:
+    watch = guard(patience=1)
+    assert said(watch, HEALTHY, 5) == [None] * 5
+    assert set(watch.state().values()) == {0}
+
+
+@pytest.mark.parametrize("kind", ["uniform", "one-hot", "choice"])
+def test_a_student_that_still_has_to_follow_is_no_collapse(kind: str) -> None:
+    """At the start the teacher prefers one prototype for all until the centre has moved: KL is what tells."""
+    changes = COLLAPSED[kind][0] | {"health/kl": 0.4}
+    assert said(guard(patience=1), HEALTHY | changes, 5) == [None] * 5
+
+
+def test_one_healthy_reading_begins_the_count_anew() -> None:
+    watch, bad = guard(), HEALTHY | COLLAPSED["point"][0]
+    assert said(watch, bad, 2) == [None, None]
+    assert watch.check(HEALTHY, step=30) is None
+    assert said(watch, bad, 2) == [None, None]
+    assert watch.check(bad, step=60) is not None
+
+
+def test_it_is_said_again_every_so_many_readings_while_it_lasts() -> None:
+    sentences = said(guard(), HEALTHY | COLLAPSED["point"][0], 7)
+    assert [i for i, sentence in enumerate(sentences, 1) if sentence] == [3, 6]
+    assert sentences[5] is not None and "6 readings in a row" in sentences[5]
+
+
+def test_of_two_kinds_the_one_that_has_lasted_longest_is_told() -> None:
+    watch, rank, point = guard(patience=2), COLLAPSED["rank"][0], COLLAPSED["point"][0]
+    said(watch, HEALTHY | rank, 2)
+    first, second = said(watch, HEALTHY | rank | point, 2)
+    assert first is None
+    assert second is not None and "few dimensions" in second and "4 readings" in second
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_what_is_missing_or_not_finite_is_not_judged_and_breaks_no_streak(value: float | None) -> None:
+    watch, bad = guard(), HEALTHY | COLLAPSED["one-hot"][0]
+    said(watch, bad, 2)
+    gap = {name: v for name, v in bad.items() if name != "health/kl"} | ({} if value is None else {"health/kl": value})
+    assert watch.check(gap, step=25) is None
+    assert watch.state()["one-hot"] == 2
+    assert watch.check({}, step=26) is None
+    sentence = watch.check(bad, step=30)
+    assert sentence is not None and "3 readings in a row" in sentence
+
+
+def test_without_a_distillation_loss_prototypes_are_not_judged() -> None:
+    watch = CollapseGuard(patience=1)
+    assert watch.state().keys() == {"point", "rank", "dead", "drift"}
+    assert watch.check(HEALTHY | COLLAPSED["one-hot"][0], step=1) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [("point", {"min_std": 0.0}), ("rank", {"min_rank": 0.0}), ("dead", {"max_dead": 1.0}),
+     ("drift", {"max_drift": math.inf}), ("uniform", {"max_entropy": 2.0}), ("one-hot", {"min_prototypes": 0.0}),
+     ("choice", {"min_prototypes": 0.0}), ("choice", {"max_kl": 0.0})],
+)  # fmt: skip
+def test_each_limit_can_be_switched_off(kind: str, limit: dict[str, float]) -> None:
+    assert said(guard(patience=1, **limit), HEALTHY | COLLAPSED[kind][0], 3) == [None] * 3
+
+
+@given(bad=st.lists(st.booleans(), max_size=25), cut=st.integers(0, 25), patience=st.integers(1, 5))
+@settings(max_examples=80, deadline=None)
+def test_a_resumed_guard_says_what_an_uninterrupted_one_says(bad: list[bool], cut: int, patience: int) -> None:
+    whole, resumed = guard(patience=patience), guard(patience=patience)
+    expected, found = [], []
+    for step, is_bad in enumerate(bad):
+        if step == cut:
+            state = json.loads(json.dumps(resumed.state()))
+            resumed = guard(patience=patience)
+            resumed.restore(state)
+        readings = HEALTHY | (COLLAPSED["choice"][0] if is_bad else {})
+        expected.append(whole.check(readings, step=step))
+        found.append(resumed.check(readings, step=step))
+    assert found == expected
+    runs = "".join("x" if b else " " for b in bad).split(" ")
+    assert sum(sentence is not None for sentence in expected) == sum(len(run) // patience for run in runs)
+
+
+def test_a_state_of_other_kinds_is_taken_as_far_as_it_goes() -> None:
+    """A run that is resumed by another version: what is new begins at 0, what is gone is forgotten."""
+    watch = guard()
+    watch.restore({"point": 2, "no longer there": 7})
+    assert watch.state() == dict.fromkeys(COLLAPSED, 0) | {"point": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"patience": 0}, "a patience of 0 readings"), ({"prototypes": 0}, "0 prototypes")],
+)
+def test_impossible_settings_are_refused(values: dict[str, int], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        guard(**values)
+
+
+def planted(kind: str) -> dict[str, float]:
+    """Readings of tensors that have collapsed in this way."""
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(48, 16, generator=g)
+    embeddings = torch.nn.functional.normalize(noise, dim=1)
+    logits_BPK = torch.randn(48, 2, K, generator=g)
+    centre, before = torch.randn(2, K, generator=g)
+    if kind == "point":
+        embeddings = torch.nn.functional.normalize(1 + 1e-4 * noise, dim=1)
+    elif kind == "rank":
+        embeddings = torch.nn.functional.normalize(noise[:1] * noise[:, 1:2].sign() + 1e-3 * noise, dim=1)
+    elif kind == "dead":
+        embeddings = torch.nn.functional.normalize(torch.cat([noise[:, :6], torch.ones(48, 10) * 0.1], 1), dim=1)
+        embeddings[:, 6:] = 0.1
+    elif kind == "drift":
+        centre = 5 * before
+    elif kind == "uniform":
+        logits_BPK = logits_BPK * 1e-2
+    elif kind == "one-hot":
+        logits_BPK = logits_BPK + 40 * torch.eye(K)[:2]  # each position its own, whatever the sample
+    elif kind == "choice":
+        logits_BPK = logits_BPK * 0.2 + 2 * torch.eye(K)[3]
+    probability_BPK = torch.softmax(logits_BPK, -1)
+    mean_PK = probability_BPK.mean(0).log()
+    student = logits_BPK.log_softmax(-1) if kind == "healthy" else mean_PK.expand_as(logits_BPK)
+    return health.readings(embeddings, sums_PS=health.prototype_sums(probability_BPK, student), centre=centre,
+                           centre_before=before)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(COLLAPSED))
+def test_the_guard_understands_the_readings_of_collapsed_tensors(kind: str) -> None:
+    sentence = guard(patience=1).check(planted(kind), step=1)
+    assert sentence is not None and COLLAPSED[kind][1] in sentence
+
+
+def test_the_guard_says_nothing_of_the_readings_of_healthy_tensors() -> None:
+    assert guard(patience=1).check(planted("healthy"), step=1) is None

@@ -1,0 +1,188 @@
+"""A step applied, or skipped as a whole, and what its health readings lead to; with an engine that does as it is told.
+
+What ranks must agree on is tested in tests/dist.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import schedule, state
+from trainer.collectives import Group
+from trainer.config import TrainConfig
+from trainer.distill import StepResult
+from trainer.state import NOT_FINITE, State, first_state
+
+IDS = torch.tensor([[0, 1, 2, 3], [0, 1, 5, 7]])
+
+
+class Told:
+    """Stands for the engine and for the teacher: writes down what is asked of it, in order."""
+
+    def __init__(self, *, applied: bool = True, norm: float = 2.0) -> None:
+        self.asked: list[Any] = []
+        self.answer = applied, norm
+        self.group = Group(0, 1)
+        self.shards = [torch.zeros(3)]
+
+    def step(self, lr: float) -> tuple[bool, float]:
+        self.asked.append(("step", lr))
+        return self.answer
+
+    def skip(self) -> None:
+        self.asked.append("skip")
+
+    def update(self, momentum: float) -> None:
+        self.asked.append(("update", momentum))
+
+
+def config(folder: str = "unused", **sections: Any) -> TrainConfig:
+    return TrainConfig.model_validate({
+        "run": {"dir": folder}, "data": {"uri": "d"}, "ema": {"momentum": 0.9, "momentum_end": 0.99},
+        "model": {"num_summary": 2}, "loss": {"distill": {"prototypes": 5, "centre_momentum": 0.75}},
+        "train": {"steps": 10, "global_batch": 8, "lr": 0.1, "warmup_fraction": 0.2, "max_skipped": 3}} | sections)
+
+
+def start(settings: TrainConfig, told: Told) -> State:
+    return first_state(settings, told, device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def result(*, finite: bool = True, loss: float = 1.5, **centres: torch.Tensor) -> StepResult:
+    return StepResult({"mlm": loss, "total": loss}, centres, finite, {})
+
+
+def apply(settings: TrainConfig, now: State, told: Told, of: StepResult) -> dict[str, float]:
+    return state.apply(settings, now, told, of, ids_B4=IDS)  # type: ignore[arg-type]
+
+
+def test_before_the_first_step_centres_are_zero_and_only_where_they_are_used() -> None:
+    now = start(config(), Told())
+    assert (now.step, now.skipped, now.skipped_ids, now.read_centre_PK) == (0, 0, {}, None)
+    assert {name: centre.tolist() for name, centre in now.centres.items()} == {"distill": [[0.0] * 5] * 2}
+    both = {"distill": {"prototypes": 5}, "patch": {"weight": 1, "prototypes": 6}}
+    assert {name: centre.shape for name, centre in start(config(loss=both), Told()).centres.items()} == {
+        "distill": (2, 5), "patch": (1, 6)}
+    for balance in ("sinkhorn", "none"):
+        assert start(config(loss={"distill": {"balance": balance}, "patch": {"balance": balance, "weight": 1}}),
+                     Told()).centres == {}  # fmt: skip
+    assert start(config(loss={"distill": {"weight": 0}}), Told()).centres == {}
+
+
+def test_an_applied_step_moves_optimiser_teacher_and_centre_in_that_order() -> None:
+    settings, told = config(), Told()
+    now = start(settings, told)
+    centre_PK = torch.arange(10.0).view(2, 5)
+    for step in (1, 2, 3):
+        metrics = apply(settings, now, told, result(distill=centre_PK))
+        rate = schedule.learning_rate(step, peak=0.1, total_steps=10, warmup_fraction=0.2, final_fraction=0.0)
+        momentum = schedule.momentum(8 * step, start=0.9, end=0.99, total_samples=80)
+        assert told.asked[-2:] == [("step", rate), ("update", momentum)]
+        assert metrics == {"loss/mlm": 1.5, "loss/total": 1.5, "lr": rate, "ema/momentum": momentum, "grad_norm": 2.0}
+        assert now.step == step
+        torch.testing.assert_close(now.centres["distill"], centre_PK * (1 - 0.75**step))
+    assert len(told.asked) == 6
+
+
+def test_the_schedule_may_be_longer_than_the_run() -> None:
+    settings, told = config(train={"steps": 2, "schedule_steps": 50, "global_batch": 8, "lr": 0.1}), Told()
+    metrics = apply(settings, start(settings, told), told, result())
+    assert metrics["lr"] == pytest.approx(0.1 / 15)
+    assert metrics["ema/momentum"] == schedule.momentum(8, start=0.9, end=0.99, total_samples=400)
+
+
+@pytest.mark.parametrize("found", ["not finite", "norm overflows"])
+def test_a_skipped_step_leaves_teacher_and_centres_as_they_were(found: str) -> None:
+    settings = config()
+    told = Told(applied=found == "not finite", norm=float("inf"))
+    now = start(settings, told)
+    before = now.centres["distill"]
+    of = result(finite=found != "not finite", loss=float("nan"), distill=torch.ones(2, 5))
+    assert apply(settings, now, told, of) == {"train/skipped_steps": 1.0}
+    assert [asked if isinstance(asked, str) else asked[0] for asked in told.asked] == [
+        "skip" if found == "not finite" else "step"]
+    assert now.centres["distill"] is before
+    assert (now.step, now.skipped) == (1, 1)
+
+
+def test_steps_skipped_are_counted_in_all_and_end_the_run_only_in_a_row(tmp_path: Path) -> None:
+    settings, told = config(str(tmp_path)), Told()
+    now = start(settings, told)
+    for number, finite in enumerate([False, False, True, False, False, True], 1):
+        metrics = apply(settings, now, told, result(finite=finite))
+        assert ("train/skipped_steps" in metrics) != finite
+        assert now.step == number
+    assert now.skipped == 4
+    assert not now.skipped_ids
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run_with_their_samples(tmp_path: Path) -> None:
+    settings, told = config(str(tmp_path)), Told()
+    now = start(settings, told)
+    apply(settings, now, told, result(finite=False, loss=9.0))
+    apply(settings, now, told, result())
+    for loss in (1.25, float("inf")):
+        apply(settings, now, told, result(finite=False, loss=loss))
+    with pytest.raises(RuntimeError) as ended:
+        apply(settings, now, told, result(finite=False, loss=float("nan")))
+    path = tmp_path / NOT_FINITE
+    assert str(ended.value) == (
+        "step 5: no finite loss and gradient in 3 steps on end, {'mlm': nan, 'total': nan}; weights and teacher are as "
+        f"before them, and the samples are listed in {path}")
+    saved = json.loads(path.read_text())
+    assert saved["ids"] == "dataset, epoch, block, window"
+    assert [(step["step"], step["losses"]["mlm"]) for step in saved["steps"]] == [(3, "1.25"), (4, "inf"), (5, "nan")]
+    assert all(step["samples"] == IDS.tolist() for step in saved["steps"])
+    assert [asked for asked in told.asked if asked != "skip"] == told.asked[1:3], "only the good step was applied"
+
+
+def test_an_infinite_norm_of_an_applied_step_ends_the_run() -> None:
+    settings, told = config(), Told(norm=float("inf"))
+    with pytest.raises(RuntimeError, match=r"step 1: the gradient's norm is inf, losses \{'mlm': 1.5, 'total': 1.5\}; "
+                                           r"use a lower train\.lr, or train\.zero_stage 1, which skips such steps"):
+        apply(settings, start(settings, told), told, result())
+
+
+HEALTHY = {"health/embedding_std": 0.5, "health/kl": 1.0}
+POINT = {"health/embedding_std": 0.0, "health/kl": 1.0}
+SENTENCE = ("step 7: the embeddings of all samples are the same point (health/embedding_std 0 is below 0.001, "
+            "2 readings in a row)")  # fmt: skip
+
+
+def test_readings_become_metrics_of_the_batch_and_a_collapse_is_told() -> None:
+    settings = config(health={"patience": 2})
+    now = start(settings, Told())
+    now.step = 7
+    metrics, fault = state.judge(settings, now, dict(HEALTHY))
+    assert metrics == {"batch_health/embedding_std": 0.5, "batch_health/kl": 1.0, "batch_health/collapsed": 0.0}
+    assert fault is None
+    assert state.judge(settings, now, dict(POINT))[1] is None
+    metrics, fault = state.judge(settings, now, dict(POINT))
+    assert fault == SENTENCE
+    assert metrics["batch_health/collapsed"] == 1
+    assert state.judge(settings, now, dict(HEALTHY))[1] is None
+
+
+def test_a_collapse_ends_the_run_where_that_is_wanted() -> None:
+    settings = config(health={"patience": 2, "on_collapse": "stop"})
+    now = start(settings, Told())
+    now.step = 7
+    state.judge(settings, now, dict(POINT))
+    with pytest.raises(RuntimeError) as ended:
+        state.judge(settings, now, dict(POINT))
+    assert str(ended.value) == f"{SENTENCE}; health.on_collapse=warn goes on all the same"
+
+
+def test_the_drift_of_the_centre_is_measured_from_reading_to_reading() -> None:
+    settings = config()
+    now = start(settings, Told())
+    assert "batch_health/centre_drift" not in state.judge(settings, now, dict(HEALTHY))[0]
+    now.centres["distill"] = torch.arange(10.0).view(2, 5)
+    assert state.judge(settings, now, dict(HEALTHY))[0]["batch_health/centre_drift"] == 0, "zero had no spread"
+    now.centres["distill"] = 3 * now.centres["distill"]
+    assert state.judge(settings, now, dict(HEALTHY))[0]["batch_health/centre_drift"] == pytest.approx(2)
+    balanced = config(loss={"distill": {"balance": "sinkhorn"}})
+    assert "batch_health/centre_drift" not in state.judge(balanced, start(balanced, Told()), dict(HEALTHY))[0]

@@ -1,0 +1,187 @@
+"""The teacher's targets against naive loops over every row of every rank: centred, balanced, and only those that count.
+
+Ranks are played one after the other here: each has its own Targets, and what they would gather is stacked by hand.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trainer.collectives import Group
+from trainer.heads import Assigned
+from trainer.losses.distillation import centred_probabilities
+from trainer.method_config import PatchLoss, Prototypes
+from trainer.targets import Targets
+
+K, C = 7, 5
+PLAIN = Prototypes(prototypes=K, bottleneck=C, teacher_temperature=0.1, balance="centring")
+
+
+@dataclass(frozen=True)
+class Everything:
+    """What the teacher says on every rank: [W, micro-batches, directions, R, P, C] against the same prototypes."""
+
+    bottleneck: Tensor
+    prototypes_KC: Tensor
+    valid: Tensor | None  # bool, as bottleneck without P and C
+
+    @property
+    def cosines(self) -> Tensor:
+        return self.bottleneck @ self.prototypes_KC.T
+
+
+def everything(seed: int, *shape: int, masked: bool = False) -> Everything:
+    g = torch.Generator().manual_seed(seed)
+    bottleneck = F.normalize(torch.randn(*shape, C, generator=g), dim=-1)
+    prototypes_KC = F.normalize(torch.randn(K, C, generator=g), dim=-1)
+    return Everything(bottleneck, prototypes_KC, torch.rand(*shape[:-1], generator=g) < 0.6 if masked else None)
+
+
+def targets(given: Everything, config: Prototypes, centre_PK: Tensor | None = None) -> list[Targets]:
+    """Of every rank, after what they gathered."""
+    split = config.balance == "sinkhorn"
+    ranks = range(len(given.bottleneck))
+
+    def said(rank: int) -> list[list[Assigned]]:
+        if split:
+            return [[Assigned(None, b, given.prototypes_KC) for b in by_direction]
+                    for by_direction in given.bottleneck[rank]]  # fmt: skip
+        return [[Assigned(c) for c in by_direction] for by_direction in given.cosines[rank]]
+
+    valid = [None if given.valid is None else [list(by_direction) for by_direction in given.valid[rank]]
+             for rank in ranks]  # fmt: skip
+    found = [Targets("distill", config, said(rank), valid[rank]) for rank in ranks]
+    payloads = [one.payload() for one in found]
+    assert len({str({name: (part.shape, part.dtype) for name, part in payload.items()}) for payload in payloads}) == 1
+    everywhere = {name: torch.stack([payload[name] for payload in payloads]) for name in payloads[0]}
+    for rank, one in enumerate(found):
+        one.receive(everywhere, group=Group(rank, len(ranks)), centre_PK=centre_PK)
+        counted = given.bottleneck[..., 0, 0].numel() if given.valid is None else int(given.valid.sum())
+        assert one.total(everywhere) == max(1, counted)
+    return found
+
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 4), st.integers(1, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 30), SHAPES, st.booleans())
+def test_the_centre_is_the_mean_at_each_position_of_all_rows_that_count(
+    seed: int, shape: tuple[int, ...], masked: bool
+) -> None:
+    given_ = everything(seed, *shape, masked=masked)
+    positions = shape[-1]
+    total, count = torch.zeros(positions, K, dtype=torch.float64), 0
+    for place in itertools.product(*map(range, shape[:-1])):
+        if given_.valid is None or given_.valid[place]:
+            total += given_.cosines[place].double()
+            count += 1
+    for one in targets(given_, PLAIN):
+        if not count:
+            assert one.centre_PK is None, "a batch without any row has no centre to move to"
+            continue
+        assert one.centre_PK is not None and one.centre_PK.shape == (positions, K)
+        torch.testing.assert_close(one.centre_PK.double(), total / count, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1 << 30), SHAPES)
+def test_probabilities_are_centred_with_the_centre_before_this_batch_in_the_order_of_the_micro_batches(
+    seed: int, shape: tuple[int, ...]
+) -> None:
+    given_ = everything(seed, *shape)
+    before_PK = torch.randn(shape[-1], K, generator=torch.Generator().manual_seed(seed)) / 4
+    for centre_PK in (before_PK, None):
+        for rank, one in enumerate(targets(given_, PLAIN, centre_PK)):
+            for m, d in itertools.product(range(shape[1]), range(shape[2])):
+                found_RPK = one.probabilities(m, d)
+                for r, p in itertools.product(range(shape[3]), range(shape[4])):
+                    shifted_K = given_.cosines[rank, m, d, r, p].double()
+                    if centre_PK is not None:
+                        shifted_K = shifted_K - centre_PK[p]
+                    exact_K = (shifted_K / 0.1).exp() / (shifted_K / 0.1).exp().sum()
+                    torch.testing.assert_close(found_RPK[r, p].double(), exact_K, rtol=1e-4, atol=1e-6)
+
+
+def test_without_balance_nothing_is_centred() -> None:
+    given_ = everything(0, 2, 1, 1, 3, 2)
+    for rank, one in enumerate(targets(given_, PLAIN.model_copy(update={"balance": "none"}))):
+        assert one.centre_PK is None
+        assert torch.equal(one.probabilities(0, 0), centred_probabilities(given_.cosines[rank, 0, 0], None, 0.1))
+
+
+def naive_sinkhorn(cosines_NK: Tensor, valid_N: Tensor, iterations: int) -> Tensor:
+    q_NK = (cosines_NK.double() / 0.1).exp()
+    for _ in range(iterations):
+        if valid_N.any():
+            q_NK = q_NK / (valid_N.double()[:, None] * q_NK).sum(0)
+        q_NK = q_NK / q_NK.sum(1, keepdim=True)
+    return q_NK
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 30), SHAPES, st.booleans(), st.integers(1, 4))
+def test_sinkhorn_balances_each_position_over_all_ranks_micro_batches_and_directions(
+    seed: int, shape: tuple[int, ...], masked: bool, iterations: int
+) -> None:
+    given_ = everything(seed, *shape, masked=masked)
+    config = PLAIN.model_copy(update={"balance": "sinkhorn", "sinkhorn_iterations": iterations})
+    valid_N = torch.ones(shape[:-1]).bool() if given_.valid is None else given_.valid
+    exact = torch.stack([naive_sinkhorn(given_.cosines[..., p, :].reshape(-1, K), valid_N.reshape(-1), iterations)
+                         for p in range(shape[-1])], 1).view(given_.cosines.shape)  # fmt: skip
+    for rank, one in enumerate(targets(given_, config)):
+        assert one.centre_PK is None, "a balanced batch needs no centre"
+        for m, d in itertools.product(range(shape[1]), range(shape[2])):
+            found_RPK = one.probabilities(m, d)
+            assert found_RPK.dtype == torch.float32
+            torch.testing.assert_close(found_RPK.double(), exact[rank, m, d], rtol=1e-4, atol=1e-6)
+
+
+def test_one_balance_for_all_positions_would_be_another() -> None:
+    """Each position prefers a prototype of its own, whatever the sample is: over all positions that looks balanced."""
+    axis = torch.eye(3, C)
+    bottleneck = axis.expand(1, 1, 1, 6, 3, C) + 0.05 * torch.randn(1, 1, 1, 6, 3, C)
+    given_ = Everything(F.normalize(bottleneck, dim=-1), torch.cat([axis, torch.eye(C)[3:], -axis[:2]]), None)
+    sharp = PLAIN.model_copy(update={"teacher_temperature": 0.04})
+    plain_RPK = targets(given_, sharp)[0].probabilities(0, 0)
+    assert (plain_RPK.mean((0, 1))[:3] > 0.3).all() and (plain_RPK.mean(0).amax(-1) > 0.9).all()
+    centred = targets(given_, sharp, targets(given_, sharp)[0].centre_PK)
+    balanced = targets(given_, sharp.model_copy(update={"balance": "sinkhorn", "sinkhorn_iterations": 20}))
+    for one in (centred[0], balanced[0]):
+        assert (one.probabilities(0, 0).mean(0).amax(-1) < 0.5).all(), "the sample decides, not the position"
+
+
+@pytest.mark.parametrize("balance", ["centring", "sinkhorn"])
+def test_letters_that_do_not_count_move_nobody(balance: str) -> None:
+    config = PatchLoss(prototypes=K, bottleneck=C, balance=balance)
+    given_ = everything(3, 2, 2, 2, 4, 1, masked=True)
+    assert given_.valid is not None
+    other = torch.where(given_.valid[..., None, None], given_.bottleneck, -given_.bottleneck)
+    before, after = (targets(Everything(b, given_.prototypes_KC, given_.valid), config)
+                     for b in (given_.bottleneck, other))  # fmt: skip
+    for rank, (one, two) in enumerate(zip(before, after, strict=True)):
+        if balance == "centring":
+            assert one.centre_PK is not None and two.centre_PK is not None
+            assert torch.equal(one.centre_PK, two.centre_PK)
+        for m, d in itertools.product(range(2), range(2)):
+            valid_R = given_.valid[rank, m, d]
+            first, second = one.probabilities(m, d), two.probabilities(m, d)
+            assert torch.equal(first[valid_R], second[valid_R])
+            assert not valid_R.all() or torch.equal(first, second)
+            assert valid_R.all() or not torch.equal(first[~valid_R], second[~valid_R])
+
+
+def test_what_travels_is_small_and_of_one_shape() -> None:
+    given_ = everything(0, 1, 2, 2, 5, 3)
+    (centring,) = targets(given_, PLAIN)
+    assert {name: tuple(part.shape) for name, part in centring.payload().items()} == {
+        "distill sum": (3, K), "distill valid": ()}
+    (balanced,) = targets(given_, PLAIN.model_copy(update={"balance": "sinkhorn"}))
+    assert {name: tuple(part.shape) for name, part in balanced.payload().items()} == {
+        "distill bottleneck": (20, 3, C), "distill valid": (20,)}

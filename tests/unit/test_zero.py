@@ -1,0 +1,126 @@
+"""DeepSpeed's settings: each refusal by name with its reason, what is let through, and that ours stand above it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import zero
+from trainer.config import Train
+
+NOT_FOLLOWED = "the teacher's shards do not follow it"
+QUANTISED = "quantised weights are not the teacher's average"
+
+
+@pytest.mark.parametrize(("key", "value", "reason"), [
+    ("train_batch_size", 64, "set train.global_batch"),
+    ("train_micro_batch_size_per_gpu", 8, "set train.micro_batch"),
+    ("gradient_accumulation_steps", 2, "set train.micro_batch"),
+    ("gradient_clipping", 1.0, "set train.grad_clip"),
+    ("optimizer", {"type": "AdamW"}, "set train.lr, train.betas and train.weight_decay"),
+    ("scheduler", {"type": "WarmupLR"}, "set train.lr, train.warmup_fraction and train.final_lr_fraction"),
+    ("bf16", {"enabled": True}, "set train.precision"),
+    ("fp16", {"enabled": True}, "set train.precision"),
+    ("data_types", {"grad_accum_dtype": "bf16"}, "set train.precision"),
+])
+def test_what_has_a_key_of_ours_is_refused_with_that_key(key: str, value: Any, reason: str) -> None:
+    assert zero.faults({key: value}) == [f"{key} cannot be set: {reason}"]
+    ours = [part.strip() for part in reason.removeprefix("set ").replace(" and ", ", ").split(",")]
+    known = {f"train.{name}" for name in Train.model_fields}
+    assert set(ours) <= known, "a reason names a key that there is not"
+
+
+@pytest.mark.parametrize(("key", "value", "reason"), [
+    ("stage", 2, "set train.zero_stage"),
+    ("round_robin_gradients", True, "it deals the fp32 masters out in another order than the weights"),
+    ("zero_hpz_partition_size", 2, f"hpZ keeps a second partition of the weights; {NOT_FOLLOWED}"),
+    ("mics_shard_size", 2, f"MiCS partitions within sub-groups; {NOT_FOLLOWED}"),
+    ("zero_quantized_weights", True, QUANTISED),
+    ("zero_quantized_nontrainable_weights", True, QUANTISED),
+    ("zero_quantized_gradients", True, "quantised gradients differ with the number of ranks"),
+    ("offload_param", {"device": "nvme"}, f"parameters on NVMe or in host memory: {NOT_FOLLOWED}"),
+    ("offload_optimizer", {"device": "cpu"}, f"fp32 masters on NVMe or in host memory: {NOT_FOLLOWED}"),
+    ("memory_efficient_linear", True, "it replaces F.linear in the whole process and rounds differently"),
+])
+def test_what_would_make_the_teacher_wrong_is_refused_with_the_reason(key: str, value: Any, reason: str) -> None:
+    assert zero.faults({"zero_optimization": {key: value}}) == [f"zero_optimization.{key} cannot be set: {reason}"]
+
+
+def test_every_refusal_of_the_module_is_read_above() -> None:
+    marks = [mark for test in (test_what_has_a_key_of_ours_is_refused_with_that_key,
+                               test_what_would_make_the_teacher_wrong_is_refused_with_the_reason)
+             for mark in test.pytestmark]  # fmt: skip
+    ours, theirs = ({row[0] for row in mark.args[1]} for mark in marks)
+    assert ours | {f"zero_optimization.{key}" for key in theirs} == set(zero._REFUSED)
+
+
+def test_a_setting_that_nobody_has_tried_is_refused_with_those_that_are_known() -> None:
+    (fault,) = zero.faults({"compression_training": {}})
+    assert fault == ("compression_training is not among the settings known to keep the teacher exact: comms_logger, "
+                     "flops_profiler, memory_breakdown, wall_clock_breakdown, zero_optimization")
+    (fault,) = zero.faults({"zero_optimization": {"overlap_com": True}})
+    assert fault.startswith("zero_optimization.overlap_com is not among the settings known to keep the teacher exact: "
+                            "allgather_bucket_size, contiguous_gradients, ")  # fmt: skip
+    assert "overlap_comm" in fault
+
+
+def test_all_faults_at_once_and_a_section_that_is_none() -> None:
+    found = zero.faults({"fp16": {}, "zero_optimization": {"stage": 1, "reduce_scatter": True, "cpu_offload": True}})
+    assert [fault.split()[0] for fault in found] == ["fp16", "zero_optimization.stage", "zero_optimization.cpu_offload"]
+    assert zero.faults({"bf16": {}, "zero_optimization": 3}) == [
+        "bf16 cannot be set: set train.precision", "zero_optimization must be a section of settings, not 3"]
+    with pytest.raises(ValueError, match=r"bf16 cannot be set: set train\.precision; zero_optimization must be a sec"):
+        Train.model_validate({"steps": 1, "deepspeed": {"bf16": {}, "zero_optimization": 3}})
+
+
+KNOWN = {"zero_optimization": {"overlap_comm": False, "reduce_bucket_size": 1000, "stage3_prefetch_bucket_size": 0},
+         "wall_clock_breakdown": True, "comms_logger": {"enabled": True}}
+
+
+def settings(extra: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {"ranks": 4, "stage": 1, "precision": "fp32", "micro_batch": 6, "accumulation": 2,
+                              "grad_clip": 0.5}  # fmt: skip
+    return zero.settings(extra, **(values | changes))
+
+
+def test_what_is_known_reaches_deepspeed_beneath_ours() -> None:
+    assert zero.faults(KNOWN) == []
+    config = settings(KNOWN, stage=3)
+    assert config["wall_clock_breakdown"] is True
+    assert config["comms_logger"] == {"enabled": True}
+    assert config["zero_optimization"] == {
+        "overlap_comm": False, "reduce_bucket_size": 1000, "stage3_prefetch_bucket_size": 0,
+        "stage": 3, "round_robin_gradients": False, "memory_efficient_linear": False}
+    assert KNOWN["zero_optimization"] == {"overlap_comm": False, "reduce_bucket_size": 1000,
+                                          "stage3_prefetch_bucket_size": 0}, "a user's settings were changed"
+
+
+@given(st.sampled_from([0, 1, 2, 3]), st.sampled_from(["fp32", "bf16"]), st.integers(1, 9), st.integers(1, 9),
+       st.integers(1, 9), st.floats(0, 5))  # fmt: skip
+def test_settings_say_what_was_asked(
+    stage: int, precision: str, ranks: int, micro: int, accumulation: int, clip: float
+) -> None:
+    config = settings({}, ranks=ranks, stage=stage, precision=precision, micro_batch=micro, accumulation=accumulation,
+                      grad_clip=clip)  # fmt: skip
+    assert config["train_batch_size"] == ranks * micro * accumulation
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (micro, accumulation)
+    assert config["gradient_clipping"] == clip, "DeepSpeed's default would be 1"
+    assert config["zero_optimization"]["stage"] == stage
+    assert not any(config["zero_optimization"][key] for key in ("round_robin_gradients", "memory_efficient_linear"))
+    if precision == "fp32":
+        assert not {"bf16", "fp16", "data_types", "communication_data_type"} & config.keys()
+    else:
+        assert config["bf16"] == {"enabled": True}
+        assert config["communication_data_type"] == "fp32"
+        assert config["data_types"] == {"grad_accum_dtype": "fp32" if stage else "bf16"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_module_that_is_only_read_has_neither_batch_nor_accumulation(precision: zero.Precision) -> None:
+    config = zero.frozen_settings(KNOWN, precision=precision)
+    assert config["zero_optimization"]["stage"] == 3
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert config["zero_optimization"]["memory_efficient_linear"] is False
+    assert "train_batch_size" not in config and "data_types" not in config
+    assert ("bf16" in config) == (precision == "bf16")

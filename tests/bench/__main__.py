@@ -14,10 +14,8 @@ import numpy as np
 import torch
 
 from data_prep import alphabet
-from tests.bench import prep, reader, views
+from tests.bench import contrastive, prep, reader, teacher, views
 from tests.bench.harness import Row, rate
-from trainer.collectives import Group
-from trainer.ema import FlatGroup, ShardedEMA
 
 
 def reverse_complement() -> Row:
@@ -29,37 +27,13 @@ def reverse_complement() -> Row:
     return Row("reverse complement", fast, slow, fast / slow, "Mbp/s", "–", "dictionary look-up, per base")
 
 
-def ema_update() -> Row:
-    torch.manual_seed(0)
-    student = torch.nn.Sequential(*[torch.nn.Linear(308, 512) for _ in range(40)])
-    teacher = torch.nn.Sequential(*[torch.nn.Linear(308, 512) for _ in range(40)])
-    masters = torch.cat([p.detach().flatten() for p in student.parameters()])
-    slots, offset = {}, 0
-    for name, parameter in student.named_parameters():
-        slots[name] = (offset, parameter.shape)
-        offset += parameter.numel()
-    half = -(-offset // 2)
-    whole = ShardedEMA(teacher, [FlatGroup(offset, slots, [(0, masters)])], group=Group(0, 1), dtype=torch.float32)
-    shard, mine = whole.shards[0][:half], masters[:half]
-    copies = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-
-    def loop() -> None:
-        for name, tensor in student.state_dict().items():
-            copies[name].mul_(0.996).add_(tensor, alpha=0.004)
-
-    def ours() -> None:
-        torch._foreach_lerp_([shard], [mine], 0.004)
-
-    fast, slow = rate(offset / 1e6, ours, loop)
-    return Row("EMA update of one rank of two, 6.3 M", fast, slow, fast / slow, "M params/s", "≥ 3",
-               "mul_().add_() over state_dicts")  # fmt: skip
-
-
 GROUPS: dict[str, Callable[[], list[Row]]] = {
     "prep": prep.rows,
     "reader": reader.rows,
     "views": lambda: [views.two_views(), views.two_heavy_views()],
-    "kernels": lambda: [reverse_complement(), ema_update()],
+    "kernels": lambda: [reverse_complement()],
+    "teacher": teacher.rows,
+    "contrastive": contrastive.rows,
 }
 
 

@@ -18,11 +18,11 @@ from tests.bench import views
 from tests.bench.harness import Row
 from trainer.blocks import DiskCache
 from trainer.collectives import Group
-from trainer.config import ViewConfig, Views
 from trainer.data import Reader
 from trainer.dataset import Dataset
-from trainer.distill import make_pairs
+from trainer.method_config import ViewConfig, Views
 from trainer.order import Phase
+from trainer.pairs import make_pairs
 from trainer.views import flank_for, mask
 
 LENGTH, ROWS, LANES = 1000, 64, 48
@@ -57,7 +57,7 @@ def open_bench_reader(uri: str, *, cache: DiskCache | None = None, workers: int 
 
 
 def read_and_show(reader: Reader, steps: range) -> None:
-    """The batches of ``steps`` as training makes them (distill.make_pairs), with the teacher's view masked too."""
+    """The batches of ``steps`` as training makes them (pairs.make_pairs), with the teacher's view masked too."""
     for batch in reader.batches(steps.start, steps.stop):
         (pair,) = make_pairs(batch.windows, VIEWS)
         masking = VIEWS.masking

@@ -35,7 +35,8 @@ def make_windows() -> Windows:
     generator = torch.Generator().manual_seed(0)
     codes_BS = torch.randint(0, 4, (ROWS, LENGTH + 2 * flank), generator=generator, dtype=torch.uint8)
     low_B, high_B = torch.zeros(ROWS, dtype=torch.int64), torch.full((ROWS,), LENGTH + 2 * flank)
-    return Windows(codes_BS, low_B, high_B, counter.fold(0, torch.arange(ROWS)), flank)
+    place_B3 = torch.tensor([0, 0, LENGTH]).repeat(ROWS, 1)
+    return Windows(codes_BS, low_B, high_B, counter.fold(0, torch.arange(ROWS)), place_B3, flank)
 
 
 def our_views(*, substitution: float, both_strands: bool) -> Callable[[Windows], None]:

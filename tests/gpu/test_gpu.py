@@ -7,44 +7,81 @@ import pytest
 import torch
 
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import run_steps, small_config
+from tests.dist.steps import coupled_config, run_steps, small_config
 from tests.ranks import on_ranks
 from trainer import counter
+from trainer.align import align
+from trainer.crops import local_windows
+from trainer.loci import loci, same_place
 from trainer.views import Windows, make_view, mask
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
+    pytest.mark.timeout(900),  # processes are started afresh, and several runs share one
 ]
+STEPS = 10
+Changes = dict[str, Any]
+CONFIGS = {"plain": small_config, "coupled": coupled_config}
+# name: (config, changes of it); each has the losses of its config on CPU.
+FP32: dict[str, tuple[str, Changes]] = {
+    **{f"{kind}, ZeRO-{stage}": (kind, {"train__zero_stage": stage}) for kind in CONFIGS for stage in range(4)},
+    "plain, ZeRO-2, 6 micro-batches": ("plain", {"train__zero_stage": 2, "train__micro_batch": 4}),
+    "plain, ref": ("plain", {"loss__contrastive__variant": "ref"}),
+    "plain, ring": ("plain", {"loss__contrastive__variant": "ring"}),
+    "plain, ZeRO-3, activation checkpointing": (
+        "plain", {"train__zero_stage": 3, "train__activation_checkpointing": True}),
+    "coupled, ring": ("coupled", {"loss__contrastive__variant": "ring"}),
+    "coupled, ZeRO-3, 3 micro-batches": ("coupled", {"train__zero_stage": 3, "train__micro_batch": 8}),
+}  # fmt: skip
+BF16 = [(kind, stage, micro) for kind in CONFIGS for stage in range(4) for micro in (24, 8) if stage or micro == 24]
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("toy")
     contigs = [markov_sequence(30_000, seed=1), markov_sequence(40, seed=2)]
-    return write_dataset(folder, {"train": contigs}, block_bp=1024)
+    return write_dataset(folder, {"train": contigs}, block_bp=1024, soft=True)
 
 
-def totals(result: dict[str, Any]) -> list[float]:
-    return [losses["total"] for losses in result["losses"]]
+def run_all(cases: dict[Any, Changes], device: str) -> dict[Any, dict[str, Any]]:
+    return {name: run_steps(values, STEPS, device) for name, values in cases.items()}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_fp32_losses_are_those_of_the_cpu(toy: str, stage: int) -> None:
-    values = small_config(toy, train__zero_stage=stage)
-    (cpu,), (gpu,) = (on_ranks(1, run_steps, values, 10, device) for device in ("cpu", "cuda"))
-    assert totals(gpu) == pytest.approx(totals(cpu), rel=1e-4)
-    assert gpu["mismatches"] == 0
+@pytest.fixture(scope="module")
+def cpu(toy: str) -> dict[str, dict[str, Any]]:
+    return on_ranks(1, run_all, {kind: make(toy) for kind, make in CONFIGS.items()}, "cpu", timeout_s=600)[0]
+
+
+@pytest.fixture(scope="module")
+def fp32(toy: str) -> dict[str, dict[str, Any]]:
+    cases = {name: CONFIGS[kind](toy, **changes) for name, (kind, changes) in FP32.items()}
+    return on_ranks(1, run_all, cases, "cuda", timeout_s=600, gpu=True)[0]
+
+
+@pytest.fixture(scope="module")
+def bf16(toy: str) -> dict[tuple[str, int, int], dict[str, Any]]:
+    cases = {(kind, stage, micro): CONFIGS[kind](toy, train__precision="bf16", train__zero_stage=stage,
+                                                 train__micro_batch=micro, ema__momentum=0.999)
+             for kind, stage, micro in BF16}  # fmt: skip
+    return on_ranks(1, run_all, cases, "cuda", timeout_s=600, gpu=True)[0]
+
+
+@pytest.mark.parametrize("name", FP32)
+def test_fp32_losses_are_those_of_the_cpu(cpu: Any, fp32: Any, name: str) -> None:
+    theirs, ours = cpu[FP32[name][0]], fp32[name]
+    assert ours["mismatches"] == 0
+    for at_step, expected in zip(ours["losses"], theirs["losses"], strict=True):
+        assert at_step == pytest.approx(expected, rel=1e-4)
     # Letters and masks are integers and must be the same; noise goes through libm and may differ in the last bit.
-    assert {k: v[:3] for k, v in gpu["samples"].items()} == {k: v[:3] for k, v in cpu["samples"].items()}
+    assert {k: v[:3] for k, v in ours["samples"].items()} == {k: v[:3] for k, v in theirs["samples"].items()}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_bf16_teacher_is_the_average_of_the_fp32_masters(toy: str, stage: int) -> None:
-    values = small_config(toy, train__precision="bf16", train__zero_stage=stage, ema__momentum=0.999)
-    (gpu,) = on_ranks(1, run_steps, values, 10, "cuda")
-    assert gpu["mismatches"] == 0
-    assert gpu["moved"] > 0
+@pytest.mark.parametrize("case", BF16, ids=str)
+def test_bf16_teacher_is_the_average_of_the_fp32_masters(cpu: Any, bf16: Any, case: tuple[str, int, int]) -> None:
+    assert bf16[case]["mismatches"] == 0
+    assert bf16[case]["moved"] > 0
+    assert bf16[case]["first_update"] == pytest.approx(cpu[case[0]]["first_update"], rel=0.02)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -54,13 +91,19 @@ def test_views_and_masks_are_the_same_bits_as_on_the_cpu(seed: int) -> None:
     codes_BS = torch.randint(0, 5, (rows, length + 2 * flank), generator=generator, dtype=torch.uint8)
     low_B = torch.randint(0, flank + 20, (rows,), generator=generator)
     high_B = length + 2 * flank - torch.randint(0, flank + 20, (rows,), generator=generator)
-    windows = Windows(codes_BS, low_B, high_B, counter.fold(seed, torch.arange(rows)), flank)
+    place_B3 = torch.stack([torch.zeros(rows).long(), 150 * torch.arange(rows), 150 * torch.arange(rows) + length], 1)
+    windows = Windows(codes_BS, low_B, high_B, counter.fold(seed, torch.arange(rows)), place_B3, flank)
     results = []
     for device in ("cpu", "cuda"):
         here = windows.to(torch.device(device))
         view = make_view(here, name="v", operations={"insertion": 20, "shift": 20, "deletion": 20}, substitution=0.1,
                          reverse_complement=0.5)  # fmt: skip
         masked = mask(view, here, name="v", rate=0.3, mask_share=0.8, random_share=0.1)
+        teacher = make_view(here, name="t", operations={"shift": 20})
+        pairs, crop = align(view, masked, teacher, here, name="p", pairs=64), local_windows(here, name="c", length=70)
+        places = loci(here)
         results.append([part.cpu() for part in (view.codes_BL, view.source_BL, view.altered_BL, view.length_B,
-                                                masked.codes_BL, masked.target_BL)])  # fmt: skip
+                                                masked.codes_BL, masked.target_BL, *vars(pairs).values(),
+                                                crop.codes_BS, crop.low_B, crop.high_B, crop.place_B3,
+                                                places.place_N4, same_place(places, loci(crop)))])  # fmt: skip
     assert all(torch.equal(cpu, gpu) for cpu, gpu in zip(*results, strict=True))

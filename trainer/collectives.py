@@ -93,6 +93,13 @@ def sum_over_ranks(group: Group, tensor: Tensor) -> Tensor:
     return total
 
 
+def raise_together(group: Group, fault: str | None, *, device: torch.device) -> None:
+    """ValueError on every rank if any has a ``fault``: its own, or that another has one. A collective."""
+    faults = int(sum_over_ranks(group, torch.tensor(int(fault is not None), device=device)))
+    if faults:
+        raise ValueError(fault or f"{faults} of the other ranks cannot go on, and say why")
+
+
 def gather_rows(group: Group, rows: Tensor) -> Tensor:
     """Rows [n, D] of every rank, in rank order, where n may differ by rank."""
     if group.size == 1:

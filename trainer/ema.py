@@ -160,9 +160,9 @@ class ShardedEMA(Generic[M]):
         """φ from fragments that were saved on any number of ranks under any ZeRO stage; a collective.
 
         Raises:
-            ValueError: entries of this rank's partition are missing; φ is left as it was.
+            ValueError: entries of a rank's partition are missing, on all ranks; φ is left as it was.
         """
-        shards = [torch.zeros_like(shard) for shard in self.shards]
+        shards, fault = [torch.zeros_like(shard) for shard in self.shards], None
         for shard, flat_group in zip(shards, self.groups, strict=True):
             for piece in flat_group.pieces(self.group):
                 found = 0
@@ -172,9 +172,10 @@ class ShardedEMA(Generic[M]):
                         place = piece.offset + low - piece.at
                         shard[place : place + high - low] = values[low - start : high - start]
                         found += high - low
-                if found != piece.length:
-                    raise ValueError(f"rank {self.group.rank} of {self.group.size} needs {piece.length} entries of "
-                                     f"{piece.name} from {piece.at} on; the saved teacher has {found}")  # fmt: skip
+                if found != piece.length and fault is None:
+                    fault = (f"rank {self.group.rank} of {self.group.size} needs {piece.length} entries of "
+                             f"{piece.name} from {piece.at} on; the saved teacher has {found}")  # fmt: skip
+        collectives.raise_together(self.group, fault, device=self.shards[0].device)
         for shard, loaded in zip(self.shards, shards, strict=True):
             shard.copy_(loaded)
         self._refresh()

@@ -6,7 +6,9 @@ Shapes: B rows of a rank, G = 2·B of the global batch, E embedding.
 """
 
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.bench.harness import Row, rate
+from tests.datasets import markov_sequence, write_dataset
+from tests.dist.steps import counted_collectives, coupled_config
 from tests.ranks import on_ranks
 from trainer import collectives
 from trainer.collectives import Group
 from trainer.losses.contrastive import Contrast, SymmetricContrast, Variant, info_nce, symmetric_info_nce
 
-ROWS_GLOBAL, EMBEDDING, SCALE = 4096, 128, 14.0
+ROWS_GLOBAL, ROWS_SMALL, EMBEDDING, SCALE = 4096, 768, 128, 14.0
 TASKS = {"teacher": "teacher's keys", "symmetric": "two views"}
 SMALL, LARGE, NAIVE_LARGE = 256, 16_384, 4096  # rows of the global batch between which memory is compared
 
@@ -38,7 +42,48 @@ def rows() -> list[Row]:
         fast, slow = answers[0][task, "rate"]
         found.append(Row(f"contrastive, {label}: G = {ROWS_GLOBAL}", fast, slow, fast / slow, "k rows/s", "≥ 1",
                          "naive, gathered gradients"))  # fmt: skip
+    return [*found, *on_more_ranks(), *collectives_of_a_step()]
+
+
+def on_more_ranks() -> list[Row]:
+    """Worst error against float64, and entries whose bits are not one rank's, on 1 to 4 ranks."""
+    answers = {world: on_ranks(world, gradients) for world in (1, 2, 3, 4)}
+    found = []
+    for task, label in TASKS.items():
+        worst = max(rank[task, "error"] for ranks in answers.values() for rank in ranks)
+        found.append(Row(f"contrastive, {label}: worst error, 1 to 4 ranks", worst, 5e-6, worst / 5e-6, "relative",
+                         "≤ 5e-6", "the target, against fp64"))  # fmt: skip
+        whole = {world: torch.cat([rank[task, "gradient"] for rank in ranks]) for world, ranks in answers.items()}
+        wrong = sum(int((whole[world] != whole[1]).sum()) for world in (2, 4))
+        found.append(Row(f"contrastive, {label}: bits unlike one rank's", wrong, 2 * whole[1].numel(),
+                         wrong / (2 * whole[1].numel()), "entries", "0", "compared, on 2 and 4 ranks"))  # fmt: skip
     return found
+
+
+def gradients() -> dict[Any, Any]:
+    """On one rank: (task, "gradient") -> of this rank's rows of the first view, (task, "error") -> of all of them."""
+    group, found = Group.of(), {}
+    for task in TASKS:
+        views, scale = leaves(group, ROWS_SMALL)
+        reference = full_batch(group, task, ROWS_SMALL)
+        ours = torch.autograd.grad(step(group, task, views, scale, "lse"), [*views, scale], allow_unused=True)
+        found[task, "gradient"] = ours[0]
+        found[task, "error"] = largest_error(group, ours, reference)
+    return found
+
+
+def collectives_of_a_step() -> list[Row]:
+    """Of a whole training step, DeepSpeed's own left out, with the student's own keys."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = write_dataset(Path(folder), {"train": [markov_sequence(30_000, seed=1)]}, block_bp=1024, soft=True)
+        counts = on_ranks(2, counted_collectives, coupled_config(uri, train__micro_batch=4))[0]
+    gathers = counts["forward"]["all_gather_single"]
+    backward = sum(counts["backward"].values())
+    return [
+        Row("gathers a step, student's keys, 3 micro-batches", gathers, 2, gathers / 2, "calls", "1 + 1 scalar",
+            "the target"),
+        Row("collectives in its backward, DeepSpeed's aside", backward, 0, 0.0, "calls", "0", "the target"),
+    ]
 
 
 def measure() -> dict[Any, Any]:
@@ -46,16 +91,11 @@ def measure() -> dict[Any, Any]:
     group, found = Group.of(), {}
     for task in TASKS:
         views, scale = leaves(group, ROWS_GLOBAL)
-        reference = full_batch(group, task)
+        reference = full_batch(group, task, ROWS_GLOBAL)
         for variant in ("lse", "ref"):
             loss = step(group, task, views, scale, variant)
-            gradients = torch.autograd.grad(loss, [*views, scale], allow_unused=True)
-            # The scale's gradient is a share of each rank's.
-            ours = [*gradients[:2], collectives.sum_over_ranks(group, gradients[2])]
-            found[task, variant, "error"] = max(
-                float((got - wanted).norm() / wanted.norm())
-                for got, wanted in zip(ours, reference, strict=True) if got is not None
-            )  # fmt: skip
+            ours = torch.autograd.grad(loss, [*views, scale], allow_unused=True)
+            found[task, variant, "error"] = largest_error(group, ours, reference)
             large = LARGE if variant == "lse" else NAIVE_LARGE
             sizes = [saved_bytes(group, task, variant, size) for size in (SMALL, large)]
             found[task, variant, "exponent"] = math.log(sizes[1] / sizes[0]) / math.log(large / SMALL)
@@ -95,11 +135,18 @@ def step(group: Group, task: str, views: list[Tensor], scale: Tensor, variant: V
                                                 rows_global, variant=variant))  # fmt: skip
 
 
-def full_batch(group: Group, task: str) -> list[Tensor | None]:
+def largest_error(group: Group, ours: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """Relative, of the gradients of both views' rows and of the scale, of which each rank has a share."""
+    whole = [*ours[:2], collectives.sum_over_ranks(group, ours[2])]
+    return max(float((got - wanted).norm() / wanted.norm()) for got, wanted in zip(whole, reference, strict=True)
+               if got is not None)  # fmt: skip
+
+
+def full_batch(group: Group, task: str, rows_global: int) -> list[Tensor]:
     """float64 gradients of this rank's rows of the first and the second view, and of the scale."""
-    views = [view_GE.double().requires_grad_() for view_GE in both_views(ROWS_GLOBAL)]
+    views = [view_GE.double().requires_grad_() for view_GE in both_views(rows_global)]
     scale = torch.tensor(SCALE, dtype=torch.float64, requires_grad=True)
-    logits_GG, own_G = scale * views[0] @ views[1].T, torch.arange(ROWS_GLOBAL)
+    logits_GG, own_G = scale * views[0] @ views[1].T, torch.arange(rows_global)
     loss = F.cross_entropy(logits_GG, own_G)
     if task == "symmetric":
         loss = (loss + F.cross_entropy(logits_GG.T, own_G)) / 2

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
 
-from trainer import counter, zero
+from trainer import collectives, counter, zero
 from trainer.collectives import Group
 from trainer.ema import FlatGroup, FlatWeights, ShardedEMA, Weights, check_cover
 from trainer.engine.masters import PartitionedWeights, adapter_for
@@ -172,14 +172,16 @@ class Engine:
             shard = flat_group.shard(self.group)
             parts += [(piece.name, piece.at, shard[piece.offset : piece.offset + piece.length])
                       for piece in flat_group.pieces(self.group)]  # fmt: skip
+        fault = None
         for name, start, found in parts:
             probe = _probe(name, self._shapes[name]).view(-1)[start : start + len(found)]
             wrong = int((found != probe.to(found.device, self.compute_dtype).float()).sum())
-            if wrong:
+            if wrong and fault is None:
                 kind = f"DeepSpeed {deepspeed.__version__}'s {type(self._deepspeed.optimizer).__name__}"
-                raise ValueError(f"{kind} keeps {wrong} of {len(found)} fp32 masters of {name} elsewhere than it was "
-                                 "known to, so the teacher would average the wrong entries; empty train.deepspeed or "
-                                 "go back to the pinned version")  # fmt: skip
+                fault = (f"{kind} keeps {wrong} of {len(found)} fp32 masters of {name} elsewhere than it was known to, "
+                         "so the teacher would average the wrong entries; empty train.deepspeed or go back to the "
+                         "pinned version")  # fmt: skip
+        collectives.raise_together(self.group, fault, device=parts[0][2].device)
 
     def _set_weights(self, values: Mapping[str, Tensor]) -> None:
         """Masters and weights become ``values``, the masters without the compute dtype's rounding."""

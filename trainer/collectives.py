@@ -28,8 +28,9 @@ class Group:
 def gather_packed(group: Group, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor of every rank, stacked to [W, ...], in one all-gather of bytes; any dtypes, bit for bit.
 
-    Shapes and dtypes must agree over ranks.
+    Names, shapes and dtypes must agree over ranks; the order of the names need not.
     """
+    tensors = dict(sorted(tensors.items()))
     # Each part begins at a multiple of 8 bytes, so that it can be viewed as its own dtype where it lies.
     parts = [_padded_bytes(tensor) for tensor in tensors.values()]
     flat = torch.cat(parts)

@@ -98,7 +98,7 @@ class _Step:
         weights = [p.masked.target_BL.sum() if p.weight_BL is None else p.weight_BL[p.masked.target_BL].sum()
                    for p in pairs]  # fmt: skip
         payload = {"letters": torch.stack(weights).double().sum()}
-        for name in self.weights.keys() & {"distill", "patch"}:
+        for name in (name for name in ("distill", "patch") if name in self.weights):
             self.targets[name] = self._targets(name)
             payload |= self.targets[name].payload()
         loci_B = None

@@ -23,7 +23,7 @@ def every_collective() -> dict[str, Any]:
     flat = torch.zeros(group.size * 2)
     collectives.all_gather_flat(group, flat, torch.tensor([float(rank), -float(rank)]))
     return {
-        "packed": collectives.gather_packed(group, packed),
+        "packed": collectives.gather_packed(group, packed if rank % 2 else dict(reversed(packed.items()))),
         "rows": collectives.gather_rows(group, torch.full((rank, 2), float(rank))),
         "total": total,
         "untouched": before,

@@ -98,9 +98,9 @@ class _Step:
         weights = [p.masked.target_BL.sum() if p.weight_BL is None else p.weight_BL[p.masked.target_BL].sum()
                    for p in pairs]  # fmt: skip
         payload = {"letters": torch.stack(weights).double().sum()}
-        for name in (name for name in ("distill", "patch") if name in self.weights):
-            self.targets[name] = self._targets(name)
-            payload |= self.targets[name].payload()
+        self.targets = {name: self._targets(name) for name in ("distill", "patch") if name in self.weights}
+        for targets in self.targets.values():
+            payload |= targets.payload()
         loci_B = None
         if self.shown[0].loci is not None:
             loci_B = Loci(torch.cat([shown.loci.place_N4 for shown in self.shown if shown.loci is not None]))

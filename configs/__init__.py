@@ -64,7 +64,7 @@ def validate(model: type[M], values: dict[Any, Any], *, source: str) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as fault:
-        lines = [_describe(model, error) for error in fault.errors()]
+        lines = [line for error in fault.errors() for line in _describe(model, error)]
         raise ConfigError(f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from fault
 
 
@@ -98,18 +98,19 @@ def _one_line(fault: Exception) -> str:
     return " ".join(str(fault).split())
 
 
-def _describe(model: type[BaseModel], error: Any) -> str:
+def _describe(model: type[BaseModel], error: Any) -> list[str]:
+    """A line for each fault: a validator of ours may name several, a line each."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _fields_at(model, error["loc"][:-1]), n=1)
-        return f"{key}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
+        return [f"{key}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")]
     if error["type"] == "missing":
-        return f"{key}: missing"
+        return [f"{key}: missing"]
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "input should", 1)
     message = _PYDANTIC_MAPPING.sub("a mapping", message).replace("a valid tuple", "a list")
     # A fault of a whole section would print the section: its message names the values already.
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" (given {redact(error['input'])!r})"
-    return f"{key + ': ' if key else ''}{message}{shown}"
+    return [f"{key + ': ' if key else ''}{line}{shown}" for line in message.split("\n")]
 
 
 def _fields_at(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:

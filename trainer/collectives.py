@@ -64,6 +64,7 @@ class Pending:
         self._works = list(works)
 
     def wait(self) -> None:
+        """Come back when all are done; at once if they were waited for before."""
         while self._works:
             self._works.pop().wait()
 

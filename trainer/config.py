@@ -156,7 +156,7 @@ class Train(Section):
     def _exact(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:
         faults = zero.faults(deepspeed)
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return deepspeed
 
 
@@ -216,8 +216,14 @@ class TrainConfig(Section):
         shortest = min(part.length for part in self.data.length)
         if self.views.crops.number and self.views.crops.length >= shortest:
             faults.append(f"views.crops.length: {self.views.crops.length} must be below data.length {shortest}")
+        if self.train.global_batch < 2:
+            faults += [
+                f"train.global_batch: {self.train.global_batch} must be at least 2 for loss.{name}, which compares the "
+                f"rows of a batch with each other; or set loss.{name}.weight to 0"
+                for name in ("koleo", "vicreg") if name in self.loss.weights()
+            ]  # fmt: skip
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
     @property

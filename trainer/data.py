@@ -11,7 +11,6 @@ Shapes: B rows of a rank, S = L + 2·flank source positions.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -21,13 +20,14 @@ from torch import Tensor
 
 from cluster import store
 from cluster.retry import TransientError
-from data_prep import alphabet, shards
-from trainer import collectives, counter
+from data_prep import shards
+from trainer import collectives
 from trainer.blocks import LATER, NOW, SOON, Blocks, Workers, warn
 from trainer.collectives import Group
 from trainer.config import OnCorrupt, TrainConfig
 from trainer.dataset import Dataset
 from trainer.order import Mixture, OpenSet, Phase, Sampler, lane_counts, phase_at
+from trainer.rows import WindowRows
 from trainer.views import Windows
 
 _REMOTE_WORKERS = 4
@@ -223,7 +223,7 @@ class Reader:
                 block = self._blocks[dataset].get(number, worker=self.worker_of(lane))
             except (store.StoreError, shards.FormatError) as fault:
                 block, number, start, end = self._instead(fault, places[row])
-            cut.fill(row, block, start, end, where=(dataset, number))
+            cut.fill(row, block, start, end, locus=self.datasets[dataset].locus(number))
         return Batch(cut.windows(torch.from_numpy(np.array(keys))), torch.from_numpy(np.array(ids)))
 
     def _instead(self, fault: Exception, place: _Place) -> tuple[shards.PackedBlock, int, int, int]:
@@ -243,57 +243,3 @@ class Reader:
             except (store.StoreError, shards.FormatError):
                 continue  # it is named when its own turn comes
         raise fault
-
-
-class WindowRows:
-    """``rows`` windows being filled in: codes uint8 [B, S], PAD where a block ends; with ``soft`` the soft mask too."""
-
-    def __init__(self, rows: int, length: int, flank: int, *, soft: bool = False) -> None:
-        self.length, self.flank = length, flank
-        self._codes_BS = np.empty((rows, length + 2 * flank), np.uint8)
-        self._soft_BS = np.zeros_like(self._codes_BS) if soft else None
-        self._numbers_B5 = [(0, 0, 0, 0, 0)] * rows  # as an array in the end: storing in one costs more than all else
-
-    def fill(self, row: int, block: shards.PackedBlock, start: int, end: int, *, where: tuple[int, int]) -> None:
-        """Row number ``row``: [start, end) of ``block``, number ``where`` (dataset, block), with what flank it has."""
-        flank = self.flank
-        first, last = max(0, start - flank), min(block.bases, end + flank)
-        low = first - start + flank
-        high = low + last - first
-        if high - low < self.length + 2 * flank:
-            self._codes_BS[row] = alphabet.PAD
-        self._codes_BS[row, low:high] = block.codes(first, last)
-        if self._soft_BS is not None:
-            self._soft_BS[row, low:high] = block.soft_mask(first, last)
-        self._numbers_B5[row] = (low, high, _block_hash(where), start, end)
-
-    @property
-    def codes(self) -> alphabet.Codes:
-        """uint8 [B, S]."""
-        return self._codes_BS
-
-    def windows(self, key_B: Tensor) -> Windows:
-        numbers_B5 = torch.from_numpy(np.array(self._numbers_B5))
-        soft_BS = None if self._soft_BS is None else torch.from_numpy(self._soft_BS)
-        return Windows(torch.from_numpy(self._codes_BS), numbers_B5[:, 0], numbers_B5[:, 1], key_B, numbers_B5[:, 2:],
-                       self.flank, soft_BS)  # fmt: skip
-
-
-@lru_cache(1 << 14)
-def _block_hash(where: tuple[int, int]) -> int:
-    return int(counter.fold(*where))
-
-
-def choose_windows(block_bp: list[int], length: int, count: int, *, margin: int) -> list[tuple[int, int, int]]:
-    """At most ``count`` (block, start, end), evenly spaced over all windows that tile the blocks.
-
-    Windows keep ``margin`` from a block's edge, so that they have real neighbours, where the block allows.
-    """
-    places = []
-    for block, bp in enumerate(block_bp):
-        if bp < length + 2 * margin:
-            places.append((block, 0, min(bp, length)))
-        else:
-            places += [(block, s, s + length) for s in range(margin, bp - length - margin + 1, length)]
-    picked = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
-    return [places[i] for i in picked]

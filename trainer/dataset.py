@@ -25,6 +25,7 @@ class Dataset:
         Raises: StoreError or FormatError (no manifest there, or not one); EmptySplitError (the split is empty).
         """
         self.uri, self.split, self._cache = uri, split, cache
+        self._contigs: dict[tuple[str, str], int] = {}  # (assembly, contig) -> hash
         if not store.exists(store.join(uri, shards.MANIFEST)):
             raise store.StoreError(f"no dataset at {uri}: {shards.MANIFEST} is missing there; build it with data_prep")
         manifest_bytes = store.read_bytes(store.join(uri, shards.MANIFEST))
@@ -66,6 +67,19 @@ class Dataset:
         """Shard and interval of a block, for people."""
         shard, entry = self.blocks[number]
         return f"shard {store.join(self.uri, shard.name)}, block {entry.contig}:{entry.start}-{entry.end}"
+
+    def locus(self, number: int) -> tuple[int, int]:
+        """Where a block lies: an int64 hash of its reference's letters and its contig, and its start there, in bp.
+
+        The same in every dataset that was made of the same reference.
+        """
+        _, entry = self.blocks[number]
+        contig = (entry.assembly, entry.contig)
+        if contig not in self._contigs:
+            source = next(source for source in self.manifest.sources if source.name == entry.assembly)
+            digest = hashlib.sha256(f"{source.sha256} {entry.contig}".encode()).digest()
+            self._contigs[contig] = int.from_bytes(digest[:8], "little", signed=True)
+        return self._contigs[contig], entry.start
 
     @staticmethod
     def _checked(payload: bytes, entry: shards.Block) -> shards.PackedBlock:

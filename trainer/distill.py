@@ -1,4 +1,6 @@
-"""One step of self-distillation: a global batch in, gradients and global losses out. It knows no single loss.
+"""One step of self-distillation: a global batch in, gradients and global losses out.
+
+It prepares what losses need, by name (LOSSES), and knows no formula.
 
 The teacher reads first, over all micro-batches and without gradient. Then everything that needs the global batch (keys,
 sums for the centre, bottlenecks, ids of places, counts) travels in one packed all-gather. Then the student goes through
@@ -25,7 +27,7 @@ from trainer.ema import ShardedEMA
 from trainer.engine.student import Engine
 from trainer.heads import Network, Outputs
 from trainer.loci import Loci
-from trainer.losses import LOSSES
+from trainer.losses import LOSSES, WITHOUT_TEACHER
 from trainer.losses.contrastive import Contrast
 from trainer.losses.distillation import Distilled
 from trainer.losses.masked import Scored
@@ -35,6 +37,8 @@ from trainer.views import Windows
 
 Centres = Mapping[str, Tensor]
 """The moving centre [P, K] of the teacher's cosines at each position, by loss."""
+
+HEALTH_ROWS = 512  # of the global batch that its health is read from: spread and rank cost their square
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def train_step(
 ) -> StepResult:
     """Forward and backward of every micro-batch; the gradient is left in the engine, not applied.
 
-    ``measure`` also takes the batch's health, for which there is one more gather.
+    ``measure`` also takes the health of the batch's first HEALTH_ROWS rows, for which there is one more gather.
     """
     step = _Step(engine, teacher, [show(w, config.views, config.loss) for w in micro_batches], config, group)
     step.gather(centres)
@@ -83,7 +87,7 @@ class _Step:
         self.coupled = coupled_names(config.loss)
         self.directions = len(shown[0].pairs)
         self.rows_total = config.train.global_batch
-        self.taught = _teach(teacher.module, shown, config) if _taught(config.loss.weights(), config) else []
+        self.taught = _teach(teacher.module, shown, config) if _needs_teacher(config) else []
         # With one micro-batch the pass that gives the features is also the one that learns.
         self.live = _learn(engine.forward, shown[0]) if self.coupled and len(shown) == 1 else None
         device = shown[0].pairs[0].student.codes_BL.device
@@ -145,8 +149,9 @@ class _Step:
                     loss = loss + weight * share
         if self.cached:
             loss = loss + self.cached.attach(outputs, rows, micro_batches=len(self.shown))
-        if measure:
-            self._measured.append(self._measure(m, outputs))
+        wanted = max(1, HEALTH_ROWS // self.group.size) - rows.start
+        if measure and wanted > 0:
+            self._measured.append(self._measure(m, outputs, slice(wanted)))
         self.engine.backward(loss)
         if m + 1 < len(self.shown):
             self.engine.end_micro_batch()
@@ -162,15 +167,15 @@ class _Step:
         return losses, not broken_ranks
 
     def readings(self) -> dict[str, float]:
-        """Health of the global batch; a collective."""
+        """Health of the global batch's first rows; a collective."""
         mine = {name: torch.cat([part[name] for part in self._measured]) for name in self._measured[0]}
-        everywhere = collectives.gather_packed(self.group, mine)
-        sums = everywhere.get("sums")
-        return health.readings(
-            everywhere["unit"].flatten(0, 1),
-            other_GE=everywhere["other"].flatten(0, 1) if "other" in everywhere else None,
-            sums_PS=None if sums is None else sums.sum((0, 1)),
-        )
+        everywhere = {name: part.flatten(0, 1) for name, part in collectives.gather_packed(self.group, mine).items()}
+        sums, patch_sums = (everywhere[name].sum(0) if name in everywhere else None for name in ("sums", "patch sums"))
+        found = health.readings(everywhere["unit"], other_GE=everywhere.get("other"), sums_PS=sums,
+                                patch_sums_PS=patch_sums)  # fmt: skip
+        if "scale" in everywhere:
+            found["health/contrastive_scale"] = float(everywhere["scale"][0])
+        return found
 
     def _targets(self, name: str) -> Targets:
         if name == "distill":
@@ -218,24 +223,34 @@ class _Step:
         return {"letters": letters, "summaries": summaries, "patches": patches, "contrast": contrast}
 
     @torch.no_grad()
-    def _measure(self, m: int, outputs: list[Outputs]) -> dict[str, Tensor]:
-        """This micro-batch's rows for ``health.readings``, of the first direction."""
+    def _measure(self, m: int, outputs: list[Outputs], rows: slice) -> dict[str, Tensor]:
+        """Some of this micro-batch's rows for ``health.readings``, of the first direction."""
         said = outputs[0]
+        found = {} if said.scale is None else {"scale": said.scale[None]}
+        student_BE = F.normalize(said.embedding[rows], dim=-1)
         if not self.taught:
-            return {"unit": F.normalize(said.embedding, dim=-1)}
-        found = {"unit": F.normalize(self.taught[m][0].embedding, dim=-1), "other": F.normalize(said.embedding, dim=-1)}
+            return found | {"unit": student_BE}
+        found |= {"unit": F.normalize(self.taught[m][0].embedding[rows], dim=-1), "other": student_BE}
         if "distill" in self.targets:
             assert said.summary is not None and said.summary.cosines is not None, "the student gives cosines"
-            log_student_BPK = F.log_softmax(said.summary.cosines / self.loss.distill.student_temperature, dim=-1)
-            teacher_BPK = self.targets["distill"].probabilities(m, 0)
+            log_student_BPK = F.log_softmax(said.summary.cosines[rows] / self.loss.distill.student_temperature, dim=-1)
+            teacher_BPK = self.targets["distill"].probabilities(m, 0)[rows]
             found["sums"] = health.prototype_sums(teacher_BPK, log_student_BPK)[None]
+        if "patch" in self.targets:
+            aligned = self.shown[m].pairs[0].aligned
+            assert said.patches is not None and said.patches.cosines is not None and aligned is not None, "patches"
+            valid_BN = aligned.valid_BN[rows]
+            cosines_R1K = said.patches.cosines[rows][valid_BN][:, None]
+            teacher_BNK = self.targets["patch"].probabilities(m, 0).view_as(said.patches.cosines)
+            log_student_R1K = F.log_softmax(cosines_R1K / self.loss.patch.student_temperature, dim=-1)
+            found["patch sums"] = health.prototype_sums(teacher_BNK[rows][valid_BN][:, None], log_student_R1K)[None]
         return found
 
 
-def _taught(weights: Mapping[str, float], config: TrainConfig) -> bool:
+def _needs_teacher(config: TrainConfig) -> bool:
     """Whether any loss in use reads the teacher."""
-    student_keys = config.loss.contrastive.keys == "student"
-    return bool(weights.keys() - {"mlm", "koleo"} - ({"contrastive"} if student_keys else set()))
+    return any(name not in WITHOUT_TEACHER and (name != "contrastive" or config.loss.contrastive.keys == "teacher")
+               for name in config.loss.weights())  # fmt: skip
 
 
 @torch.no_grad()

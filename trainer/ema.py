@@ -159,22 +159,17 @@ class ShardedEMA(Generic[M]):
     def load(self, saved: Fragments) -> None:
         """φ from fragments that were saved on any number of ranks under any ZeRO stage; a collective.
 
+        Each rank needs the entries of its own partition at least. Entries may be given twice, with the same bits.
+
         Raises:
-            ValueError: entries of a rank's partition are missing, on all ranks; φ is left as it was.
+            ValueError: a fragment does not fit this teacher, two of them differ, or entries are missing; on all ranks,
+                and φ is left as it was.
         """
-        shards, fault = [torch.zeros_like(shard) for shard in self.shards], None
+        shards, fault = [torch.zeros_like(shard) for shard in self.shards], _misfit(saved, self.groups)
         for shard, flat_group in zip(shards, self.groups, strict=True):
             for piece in flat_group.pieces(self.group):
-                found = 0
-                for start, values in saved.get(piece.name, ()):
-                    low, high = max(start, piece.at), min(start + values.numel(), piece.at + piece.length)
-                    if low < high:
-                        place = piece.offset + low - piece.at
-                        shard[place : place + high - low] = values[low - start : high - start]
-                        found += high - low
-                if found != piece.length and fault is None:
-                    fault = (f"rank {self.group.rank} of {self.group.size} needs {piece.length} entries of "
-                             f"{piece.name} from {piece.at} on; the saved teacher has {found}")  # fmt: skip
+                part = shard[piece.offset : piece.offset + piece.length]
+                fault = fault or _fill(part, piece, saved.get(piece.name, ()))
         collectives.raise_together(self.group, fault, device=self.shards[0].device)
         for shard, loaded in zip(self.shards, shards, strict=True):
             shard.copy_(loaded)
@@ -183,11 +178,44 @@ class ShardedEMA(Generic[M]):
     def _refresh(self) -> None:
         with torch.no_grad():
             self._pending.wait()
-            theirs = list(self._student.buffers())
-            if theirs:
-                for ours, buffer in zip(self._module.buffers(), theirs, strict=True):
-                    ours.copy_(collectives.from_first(self.group, buffer))
+            for ours, buffer in zip(self._module.buffers(), self._student.buffers(), strict=True):
+                ours.copy_(collectives.from_first(self.group, buffer))
             self._pending = self._weights.write(self.shards)
+
+
+def _misfit(saved: Fragments, groups: Sequence[FlatGroup]) -> str | None:
+    """What in ``saved`` cannot be part of a teacher of ``groups``, in a sentence."""
+    entries = {name: shape.numel() for flat_group in groups for name, (_, shape) in flat_group.slots.items()}
+    if unknown := sorted(saved.keys() - entries.keys()):
+        return (f"the saved teacher has {len(unknown)} parameters that this one has not: {', '.join(unknown[:5])}; "
+                "build the network that it was saved from")  # fmt: skip
+    for name, fragments in saved.items():
+        for start, values in fragments:
+            if values.dtype != torch.float32 or values.ndim != 1:
+                return (f"the saved teacher has {name} from {start} on as {values.dtype} of shape "
+                        f"{tuple(values.shape)}; give it as torch.float32 with one dimension")  # fmt: skip
+            if start < 0 or start + values.numel() > entries[name]:
+                return (f"the saved teacher has entries {start} to {start + values.numel()} of {name}, which has 0 to "
+                        f"{entries[name]} here; build the network that it was saved from")  # fmt: skip
+    return None
+
+
+def _fill(part: Tensor, piece: Piece, fragments: Sequence[tuple[int, Tensor]]) -> str | None:
+    """Write what ``fragments`` have of ``piece`` to its ``part`` of the shard; what is wrong with it, in a sentence."""
+    bits, filled = part.view(torch.int32), torch.zeros_like(part, dtype=torch.bool)
+    for start, values in fragments:
+        low, high = max(start, piece.at), min(start + values.numel(), piece.at + piece.length)
+        if low < high:
+            place = slice(low - piece.at, high - piece.at)
+            given = values[low - start : high - start].to(part.device).view(torch.int32)
+            if differing := int((filled[place] & (bits[place] != given)).sum()):
+                return (f"the saved teacher has two values for {differing} entries of {piece.name} within {low} to "
+                        f"{high}; load the fragments of one save")  # fmt: skip
+            bits[place], filled[place] = given, True
+    if missing := piece.length - int(filled.sum()):
+        return (f"the saved teacher lacks {missing} of {piece.length} entries of {piece.name} from {piece.at} on; "
+                "load the fragments of every rank that saved")  # fmt: skip
+    return None
 
 
 def check_cover(wanted: Mapping[str, torch.Size], groups: Sequence[FlatGroup]) -> None:

@@ -28,7 +28,8 @@ class _Sign:
         return value > self.limit if self.above else value < self.limit
 
     def told(self, value: float) -> str:
-        return f"{self.metric} {value:.4g} is {'above' if self.above else 'below'} {self.limit:.4g}"
+        name, side = self.metric.removeprefix("health/"), "above" if self.above else "below"
+        return f"{name} {value:.4g} is {side} {self.limit:.4g}"
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,15 @@ class CollapseGuard:
 
     Args:
         prototypes: K, where there is a distillation loss; None leaves the prototypes unjudged.
+        patch_prototypes: the same of the patch loss.
         patience: readings in a row that must show a collapse, at least 1.
         min_std: all embeddings are the same point where embedding_std is below; 1 is isotropic.
         min_rank: few dimensions are left where centred_rank is below.
         max_dead: the same, where the share dead_dimensions is above.
         min_prototypes: the teacher is one-hot on too few prototypes where fewer are any sample's first choice, or where
-            exp(entropy of the mean assignment) is below, and KL below max_kl.
+            exp(entropy of the mean assignment) is below, and KL below max_kl; not judged where K is no more.
         max_entropy: the teacher is uniform where teacher_entropy is above this share of log K, and KL below max_kl.
-        max_kl: nats.
+        max_kl: nats; ``patch_max_kl`` that of letters, whose student is never quite as sure.
         max_drift: the centre runs away where it moves by more than this many times its spread from reading to reading.
 
     A minimum of 0 and a maximum that cannot be reached switch a limit off; LOG.md has where the defaults are from.
@@ -60,6 +62,7 @@ class CollapseGuard:
         self,
         *,
         prototypes: int | None = None,
+        patch_prototypes: int | None = None,
         patience: int = 5,
         min_std: float = 0.001,
         min_rank: float = 1.2,
@@ -67,12 +70,14 @@ class CollapseGuard:
         min_prototypes: float = 2.0,
         max_entropy: float = 0.999,
         max_kl: float = 0.1,
+        patch_max_kl: float = 0.3,
         max_drift: float = 3.0,
     ) -> None:
         assert patience >= 1, f"a patience of {patience} readings"
-        assert prototypes is None or prototypes >= 1, f"{prototypes} prototypes"
+        assert all(count is None or count >= 1 for count in (prototypes, patch_prototypes)), (
+            f"{prototypes} prototypes, {patch_prototypes} for letters"
+        )
         self.patience = patience
-        agreed = _Sign("health/kl", max_kl)
         self._kinds = [
             _Kind("point", "the embeddings of all samples are the same point",
                   (_Sign("health/embedding_std", min_std),)),
@@ -83,15 +88,26 @@ class CollapseGuard:
             _Kind("drift", "the teacher's centre runs away",
                   (_Sign("health/centre_drift", max_drift, above=True),)),
         ]  # fmt: skip
-        if prototypes is not None:
-            fewest, even = min_prototypes / prototypes, max_entropy * math.log(prototypes)
+        heads = [
+            (prototypes, max_kl, "", "samples", ("teacher_entropy", "kl", "prototype_usage", "prototypes_chosen")),
+            (patch_prototypes, patch_max_kl, "patch ", "letters",
+             ("patch_entropy", "patch_kl", "patch_usage", "patch_chosen")),
+        ]  # fmt: skip
+        for count, kl_limit, head, rows, names in heads:
+            if count is None:
+                continue
+            entropy, kl, usage, chosen = (f"health/{name}" for name in names)
+            agreed, even = _Sign(kl, kl_limit), max_entropy * math.log(count)
+            self._kinds.append(
+                _Kind(f"{head}uniform", f"the teacher is uniform over the prototypes for all {rows}, and the student "
+                      "too: nothing to learn", (_Sign(entropy, even, above=True), agreed)))  # fmt: skip
+            if count <= min_prototypes:  # every teacher uses too few of them
+                continue
+            fewest, so = min_prototypes / count, f"the same prototype for all {rows}, and the student agrees"
             self._kinds += [
-                _Kind("uniform", "the teacher is uniform over the prototypes and the student too: nothing to learn",
-                      (_Sign("health/teacher_entropy", even, above=True), agreed)),
-                _Kind("one-hot", "the teacher is one-hot on the same prototype for all samples, and the student agrees",
-                      (_Sign("health/prototype_usage", fewest), agreed)),
-                _Kind("choice", "the teacher prefers the same prototype for all samples, and the student agrees",
-                      (_Sign("health/prototypes_chosen", fewest), _Sign("health/teacher_entropy", even), agreed)),
+                _Kind(f"{head}one-hot", f"the teacher is one-hot on {so}", (_Sign(usage, fewest), agreed)),
+                _Kind(f"{head}choice", f"the teacher prefers {so}",
+                      (_Sign(chosen, fewest), _Sign(entropy, even), agreed)),
             ]  # fmt: skip
         self._streaks = {kind.name: 0 for kind in self._kinds}
 
@@ -113,6 +129,11 @@ class CollapseGuard:
                 evidence = ", ".join(sign.told(value) for sign, value in pairs)
                 found[kind.name] = f"step {step}: {kind.what} ({evidence}, {streak} readings in a row)"
         return found[max(found, key=self._streaks.__getitem__)] if found else None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether something had collapsed at the last reading."""
+        return any(streak >= self.patience for streak in self._streaks.values())
 
     def state(self) -> dict[str, int]:
         """Kind -> readings in a row that showed it: all that ``restore`` needs."""

@@ -1,7 +1,8 @@
 """Is the representation alive? Pure functions of embeddings and of prototype distributions, and a step's readings.
 
-What cannot be told (the spread of a single row, say) reads as collapsed and never as NaN. Only what is not finite
-itself reads as NaN, and nothing raises for it. No row at all is the caller's fault.
+A single function's answer to what cannot be told (the spread of one row, say) is that of a collapse and never NaN;
+``readings`` leaves out what its rows are too few to tell. Only what is not finite itself reads as NaN, and nothing
+raises for it. No row at all is the caller's fault.
 
 Shapes: N samples, G samples of the global batch, R rows of prototype distributions, E embedding, K prototypes.
 """
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 DEAD = 0.01  # of the mean over dimensions: a dimension whose standard deviation is below that share says nothing
-FEWEST = 4  # dimensions that samples could differ in at most: with less, a low rank is no finding
+FEWEST = 4  # samples, and dimensions that they could differ in at most: with less, no spread or low rank is no finding
 _ROUNDING = 4 * torch.finfo(torch.float32).eps  # as dimension_std: unit vectors that differ by rounding alone
 
 
@@ -135,20 +136,22 @@ def readings(
     *,
     other_GE: Tensor | None = None,
     sums_PS: Tensor | None = None,
-    centre: Tensor | None = None,
-    centre_before: Tensor | None = None,
+    patch_sums_PS: Tensor | None = None,
 ) -> dict[str, float]:
     """The ``health/…`` metrics of a step that its tensors allow; the same on every rank, for they are the global ones.
+
+    What says how samples differ (spread, ranks, uniformity, how many prototypes are used) is left out of fewer than
+    FEWEST samples, and ``centred_rank`` where they could not differ in FEWEST dimensions: one sample is always a point
+    and always chooses one prototype, and of two or three neither is rare.
 
     Args:
         unit_GE: unit vectors of the global batch, one view, which spread and rank are read from.
         other_GE: unit vectors of the same samples in the same order, another view: alignment.
-        sums_PS: ``prototype_sums``, added up over everything that is to count.
-        centre: the teacher's, [K] or [P, K].
-        centre_before: as it was at the last reading; without it there is no drift.
+        sums_PS: ``prototype_sums`` of the summaries, added up over everything that is to count.
+        patch_sums_PS: the same of letters.
     """
     found: dict[str, float] = {}
-    if unit_GE is not None:
+    if unit_GE is not None and len(unit_GE) >= FEWEST:
         found |= {
             "embedding_std": embedding_std(unit_GE),
             "dimension_std_min": float(dimension_std(unit_GE).min()),
@@ -158,19 +161,27 @@ def readings(
         }
         if min(len(unit_GE) - 1, unit_GE.shape[1]) >= FEWEST:
             found["centred_rank"] = centred_rank(unit_GE)
-        if other_GE is not None:
-            found["alignment"] = alignment(unit_GE, other_GE)
+    if unit_GE is not None and other_GE is not None:
+        found["alignment"] = alignment(unit_GE, other_GE)
     if sums_PS is not None:
-        prototypes = (sums_PS.shape[1] - 3) // 2
-        assignment_PK, first_PK, scalars_P3 = sums_PS.double().split([prototypes, prototypes, 3], dim=1)
-        entropies, divergences, rows = scalars_P3.sum(0).tolist()
-        assert rows > 0, "health of no prototype distributions"
-        found |= {
-            "teacher_entropy": entropies / rows,
-            "kl": divergences / rows,
-            "prototype_usage": prototype_usage(assignment_PK / scalars_P3[:, 2:]),
-            "prototypes_chosen": float((first_PK > 0).double().mean()),
-        }
-    if centre is not None and centre_before is not None:
-        found["centre_drift"] = centre_drift(centre, centre_before)
+        names = {"entropy": "teacher_entropy", "kl": "kl", "usage": "prototype_usage", "chosen": "prototypes_chosen"}
+        found |= {names[name]: value for name, value in _prototype_metrics(sums_PS).items()}
+    if patch_sums_PS is not None:
+        found |= {f"patch_{name}": value for name, value in _prototype_metrics(patch_sums_PS).items()}
     return {f"health/{name}": value for name, value in found.items()}
+
+
+def _prototype_metrics(sums_PS: Tensor) -> dict[str, float]:
+    """entropy, kl, and of FEWEST rows or more usage and chosen; nothing where there is no row."""
+    prototypes = (sums_PS.shape[1] - 3) // 2
+    assignment_PK, first_PK, scalars_P3 = sums_PS.double().split([prototypes, prototypes, 3], dim=1)
+    entropies, divergences, rows = scalars_P3.sum(0).tolist()
+    if not rows:
+        return {}
+    found = {"entropy": entropies / rows, "kl": divergences / rows}
+    if rows >= FEWEST * len(sums_PS):  # every position has one row of each sample
+        found |= {
+            "usage": prototype_usage(assignment_PK / scalars_P3[:, 2:]),
+            "chosen": float((first_PK > 0).double().mean()),
+        }
+    return found

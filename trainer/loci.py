@@ -4,7 +4,7 @@ Two windows are one place if their intervals overlap, or if they hold the same s
 two assemblies share, a repeat that two windows lie in just alike. Four integers a window say that, so that they can
 travel where the sequence would be too much. Int64 arithmetic alone: the same bits on CPU and GPU.
 
-Shapes: B windows of a rank, N of any number of ranks, L letters, columns of 4: block, start, end, content.
+Shapes: B windows of a rank, N of any number of ranks, L letters, columns of 4: contig, start, end, content.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _STREAM = 0x10C1
 
 @dataclass(frozen=True)
 class Loci:
-    """``place_N4`` int64: hash of (dataset, block), start and end there, and ``content_hash``."""
+    """``place_N4`` int64: hash of (reference, contig), start and end there, and ``content_hash``."""
 
     place_N4: Tensor
 
@@ -45,11 +45,11 @@ def loci(windows: Windows) -> Loci:
 
 
 def same_place(a: Loci, b: Loci) -> Tensor:
-    """bool [A, B]: True where intervals [start, end) of one block overlap, or contents are equal on either strand."""
-    block_A1, start_A1, end_A1, content_A1 = a.place_N4[:, :, None].unbind(1)
-    block_1B, start_1B, end_1B, content_1B = b.place_N4.T[:, None].unbind(0)
+    """bool [A, B]: True where intervals [start, end) of one contig overlap, or contents are equal on either strand."""
+    contig_A1, start_A1, end_A1, content_A1 = a.place_N4[:, :, None].unbind(1)
+    contig_1B, start_1B, end_1B, content_1B = b.place_N4.T[:, None].unbind(0)
     content_A1 = content_A1 + 2 * (content_A1 == _NO_CONTENT)  # which no other is: hashes are odd
-    same_AB = block_A1 == block_1B
+    same_AB = contig_A1 == contig_1B
     same_AB &= start_A1 < end_1B
     same_AB &= start_1B < end_A1
     same_AB |= content_A1 == content_1B

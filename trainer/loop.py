@@ -23,7 +23,7 @@ from trainer.ema import ShardedEMA
 from trainer.engine.student import Engine
 from trainer.heads import Network
 from trainer.meter import Meter
-from trainer.state import State, apply, first_state, judge
+from trainer.state import NOT_FINITE, State, apply, end_if_stuck, first_state, judge
 from trainer.track import Progress, Run, say
 from trainer.validate import Validator
 
@@ -102,11 +102,10 @@ def _train(
             meter.flops_per_step = float(counter.get_total_flops())
         metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
         meter.step()
+        collapse = None
         if result.health and result.finite:
-            read, collapse = judge(config, state, result.health)
+            read, collapse = judge(state, result.health, group=group)
             metrics |= read
-            if run and collapse:
-                say(collapse)
         if run and "train/skipped_steps" in metrics:
             say(f"step {state.step} is skipped: loss or gradient is not finite, {result.losses}")
         tracked = _due(state.step, config.track.every)
@@ -115,6 +114,11 @@ def _train(
         if run:
             run.log(metrics | (meter.read() if tracked else {}), step=state.step)
             progress.advance(f"loss {result.losses['total']:.4f}")
+        end_if_stuck(config, state, group)
+        if collapse and config.health.on_collapse == "stop":
+            raise RuntimeError(f"{collapse}; with health.on_collapse=warn the run would go on")
+        if run and collapse:
+            say(f"{collapse}; the run goes on, with health.on_collapse=stop it would end here")
         if _due(state.step, config.val.every) or state.step == config.train.steps:
             _validate(config, state, engine, validator, run, baselines)
             meter.restart()
@@ -222,8 +226,8 @@ def _resolved(config: TrainConfig) -> bytes:
 def _finished(config: TrainConfig, group: Group, device: torch.device) -> bool:
     """Whether run.dir holds this very run, finished. ConfigError if it holds anything else. Rank 0 looks, all hear."""
     verdict = 0
-    # A run that ended before its first snapshot leaves only its config, which is no work to protect.
-    if group.rank == 0 and set(store.list_files(config.run.dir)) - {RESOLVED}:
+    # A run that ended before its first snapshot leaves no work to protect.
+    if group.rank == 0 and set(store.list_files(config.run.dir)) - {RESOLVED, NOT_FINITE}:
         done = store.exists(store.join(config.run.dir, export.WEIGHTS))
         same = store.exists(store.join(config.run.dir, RESOLVED))
         same = same and store.read_bytes(store.join(config.run.dir, RESOLVED)) == _resolved(config)

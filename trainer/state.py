@@ -43,8 +43,9 @@ def first_state(config: TrainConfig, teacher: ShardedEMA[Network], *, device: to
     heads = {"distill": (config.loss.distill, config.model.num_summary), "patch": (config.loss.patch, 1)}
     centres = {name: torch.zeros(positions, head.prototypes, device=device) for name, (head, positions) in heads.items()
                if head.weight and head.balance == "centring"}  # fmt: skip
-    prototypes = config.loss.distill.prototypes if config.loss.distill.weight else None
-    return State(0, teacher, centres, CollapseGuard(prototypes=prototypes, patience=config.health.patience))
+    prototypes, patch = (head.prototypes if head.weight else None for head, _ in heads.values())
+    guard = CollapseGuard(prototypes=prototypes, patch_prototypes=patch, patience=config.health.patience)
+    return State(0, teacher, centres, guard)
 
 
 def apply(
@@ -52,13 +53,12 @@ def apply(
 ) -> dict[str, float]:
     """Optimiser, teacher and centres take their step, or none of them does: the step's metrics.
 
-    Raises:
-        RuntimeError: train.max_skipped steps in a row were not finite; their sample ids lie in run.dir.
+    A skipped step still counts for the schedules of learning rate and momentum.
     """
     state.step += 1
     if not result.finite:
         engine.skip()
-        return _skipped(config, state, result, engine.group, ids_B4)
+        return _skipped(state, result, ids_B4)
     rate = schedule.learning_rate(
         state.step,
         peak=config.train.lr,
@@ -67,11 +67,9 @@ def apply(
         final_fraction=config.train.final_lr_fraction,
     )
     applied, norm = engine.step(rate)
-    if not applied:  # finite entries, but their squares overflow
-        return _skipped(config, state, result, engine.group, ids_B4)
-    if not math.isfinite(norm):
-        raise RuntimeError(f"step {state.step}: the gradient's norm is {norm}, losses {result.losses}; use a lower "
-                           "train.lr, or train.zero_stage 1, which skips such steps")  # fmt: skip
+    if not applied:  # by DeepSpeed's own check of the norm
+        return _skipped(state, result, ids_B4)
+    assert math.isfinite(norm), f"step {state.step}: a gradient of norm {norm} was applied"
     momentum = schedule.momentum(
         state.step * config.train.global_batch,
         start=config.ema.momentum,
@@ -87,35 +85,43 @@ def apply(
     return losses | {"lr": rate, "ema/momentum": momentum, "grad_norm": norm}
 
 
-def judge(config: TrainConfig, state: State, readings: dict[str, float]) -> tuple[dict[str, float], str | None]:
-    """(metrics of the batch's health, what collapsed or None), the same on all ranks.
+def end_if_stuck(config: TrainConfig, state: State, group: Group) -> None:
+    """Ends the run after train.max_skipped skipped steps on end; a collective.
 
     Raises:
-        RuntimeError: something collapsed and health.on_collapse is "stop".
+        RuntimeError: their losses, and where their sample ids were saved.
     """
+    if len(state.skipped_ids) < config.train.max_skipped:
+        return
+    path = store.join(config.run.dir, NOT_FINITE)
+    try:
+        _save_ids(path, state, group)
+        where = f"and the samples are listed in {path}"
+    except store.StoreError as fault:
+        where = f"but the samples could not be listed: {fault}"
+    losses, _ = state.skipped_ids[state.step]
+    raise RuntimeError(f"step {state.step}: no finite loss and gradient in {len(state.skipped_ids)} steps on end, "
+                       f"{losses}; weights and teacher are as before them, {where}")  # fmt: skip
+
+
+def judge(state: State, readings: dict[str, float], *, group: Group) -> tuple[dict[str, float], str | None]:
+    """(metrics of the batch's health, what collapsed or None); a collective: rank 0's finding is all ranks'."""
     centre_PK = state.centres.get("distill")
     if centre_PK is not None:
         if state.read_centre_PK is not None:
             readings["health/centre_drift"] = health.centre_drift(centre_PK, state.read_centre_PK)
         state.read_centre_PK = centre_PK
     fault = state.guard.check(readings, step=state.step)
-    if fault and config.health.on_collapse == "stop":
-        raise RuntimeError(f"{fault}; health.on_collapse=warn goes on all the same")
+    device = state.teacher.shards[0].device
+    found = bool(collectives.from_first(group, torch.tensor(fault is not None, device=device)))
     metrics = {name.replace("health/", "batch_health/"): value for name, value in readings.items()}
-    return metrics | {"batch_health/collapsed": float(fault is not None)}, fault
+    metrics["batch_health/collapsed"] = float(state.guard.collapsed)
+    return metrics, (fault or f"step {state.step}: rank 0 found a collapse") if found else None
 
 
-def _skipped(
-    config: TrainConfig, state: State, result: StepResult, group: Group, ids_B4: Tensor
-) -> dict[str, float]:
+def _skipped(state: State, result: StepResult, ids_B4: Tensor) -> dict[str, float]:
     state.skipped += 1
     state.skipped_ids[state.step] = (result.losses, ids_B4)
-    if len(state.skipped_ids) >= config.train.max_skipped:
-        path = store.join(config.run.dir, NOT_FINITE)
-        _save_ids(path, state, group)
-        raise RuntimeError(f"step {state.step}: no finite loss and gradient in {len(state.skipped_ids)} steps on end, "
-                           f"{result.losses}; weights and teacher are as before them, and the samples are listed in "
-                           f"{path}")  # fmt: skip
     return {"train/skipped_steps": float(state.skipped)}
 
 

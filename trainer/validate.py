@@ -16,11 +16,11 @@ from trainer import baselines, collectives, counter, health
 from trainer.baselines import Counts
 from trainer.collectives import Group
 from trainer.config import TrainConfig
-from trainer.data import Dataset, WindowRows, choose_windows
-from trainer.dataset import open_datasets
+from trainer.dataset import Dataset, open_datasets
 from trainer.heads import Network
 from trainer.losses.distillation import centred_probabilities
 from trainer.pairs import lengths, make_pairs
+from trainer.rows import WindowRows, choose_windows
 from trainer.views import Windows
 
 _MASK_SEED = 20260101  # the same hidden positions in every run, so that runs compare
@@ -151,8 +151,8 @@ class Validator:
         rows, near = (WindowRows(len(places), length, reach) for reach in (flank, baselines.REACH))
         for row, (number, block, start, end) in enumerate(places):
             packed = datasets[number].block(block)
-            rows.fill(row, packed, start, end, where=(number, block))
-            near.fill(row, packed, start, end, where=(number, block))
+            rows.fill(row, packed, start, end, locus=datasets[number].locus(block))
+            near.fill(row, packed, start, end, locus=datasets[number].locus(block))
         number_B, block_B, start_B, end_B = torch.tensor(places).T
         key_B = counter.fold(_MASK_SEED, block_B, start_B)
         key_B = torch.where(number_B == 0, key_B, counter.fold(key_B, number_B))

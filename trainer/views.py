@@ -32,7 +32,7 @@ class Windows:
     low_B: Tensor  # int64
     high_B: Tensor  # int64
     key_B: Tensor  # int64, see counter.fold
-    place_B3: Tensor  # int64: hash of (dataset, block), and where the window without its flank starts and ends there
+    place_B3: Tensor  # int64: hash of (reference, contig), and where the window without its flank starts and ends there
     flank: int
     soft_BS: Tensor | None = None  # uint8, 1 where the reference is lower case (soft-masked); None: nobody asked
 

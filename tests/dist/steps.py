@@ -146,6 +146,7 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
         result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
         try:
             metrics.append(state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
+            state.end_if_stuck(config, now, group)
         except RuntimeError as fault:
             sentence = str(fault)
             break
@@ -208,14 +209,14 @@ def counted_cases(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[
 
 
 def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
-    """A run whose health is read every health.every steps: the readings, the first finding, how it was ended."""
+    """A run whose health is read every health.every steps: the readings and the first finding."""
     config = TrainConfig.model_validate(values)
     init_distributed(torch.device("cpu"))
     group = Group.of()
     engine, teacher = loop.build(config, device=torch.device("cpu"), group=group)
     now = state.first_state(config, teacher, device=torch.device("cpu"))
     reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
-    found: dict[str, Any] = {"readings": {}, "first": None, "ended": ""}
+    found: dict[str, Any] = {"readings": {}, "first": None}
     for batch in reader.batches(0, steps):
         due = (now.step + 1) % config.health.every == 0
         micro = batch.split(config.micro_batch(group.size))
@@ -223,11 +224,7 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
         state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
         assert bool(result.health) == due
         if due:
-            try:
-                found["readings"][now.step], sentence = state.judge(config, now, result.health)
-            except RuntimeError as fault:
-                found["ended"] = str(fault)
-                break
+            found["readings"][now.step], sentence = state.judge(now, result.health, group=group)
             found["first"] = found["first"] or (sentence and (now.step, sentence))
     return found
 

@@ -22,6 +22,7 @@ from trainer.engine.student import Engine, init_distributed
 Case = tuple[int, str, int]  # ZeRO stage, precision, accumulation
 CASES: list[Case] = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"], [1, 2]))
 STEPS, SKIPPED = 6, (0, 3)
+KEPT_WHOLE = 10  # entries up to which ZeRO-3 keeps a parameter whole on every rank; DeepSpeed's 100,000 would be all
 BATCH = 12
 
 
@@ -46,12 +47,19 @@ class Odd(nn.Module):
 
 
 def make_engine(
-    group: Group, stage: int, precision: str, accumulation: int, module: nn.Module | None = None, device: str = "cpu"
-) -> Engine:
+    group: Group, stage: int, precision: str, accumulation: int, module: nn.Module | None = None, device: str = "cpu",
+    kept_whole: int = KEPT_WHOLE,
+) -> Engine:  # fmt: skip
     torch.manual_seed(11)
+    settings = {"zero_optimization": {"stage3_param_persistence_threshold": kept_whole}} if stage == 3 else {}
     return Engine(module or Odd(), device=torch.device(device), group=group, zero_stage=stage, precision=precision,
                   micro_batch=BATCH // group.size // accumulation, accumulation=accumulation, weight_decay=0.1,
-                  betas=(0.9, 0.99), grad_clip=0.0)  # fmt: skip
+                  betas=(0.9, 0.99), grad_clip=0.0, deepspeed_settings=settings)  # fmt: skip
+
+
+def whole(module: nn.Module) -> dict[str, bool]:
+    """Parameter -> whether this rank has all of it between forwards, and not its partition alone."""
+    return {name: parameter.numel() > 0 for name, parameter in module.named_parameters()}
 
 
 def masters(engine: Engine) -> dict[str, Tensor]:
@@ -127,8 +135,9 @@ def one_case(
         "start": same(reference, {name: fresh[name].detach() for name in reference}) + student_differs(engine),
         "optimizer": type(engine._deepspeed.optimizer).__name__,
         "entries": sum(shard.numel() for shard in teacher.shards),
+        "whole": (whole(engine.network), whole(teacher.module)),
     }
-    applied, mismatches, kept, student = [], 0, 0, 0
+    applied, mismatches, kept, student, forward = [], 0, 0, 0, 0
     for step in range(STEPS):
         before = masters(engine)
         applied.append(train(engine, step, poison=step in SKIPPED))
@@ -140,6 +149,8 @@ def one_case(
             kept += same(before, masters(engine))
         mismatches += same(dict(teacher.full_tensors()), reference)
         student += student_differs(engine)
+        # At each step: from the second forward on ZeRO-3 knows the order and leaves whole what it keeps whole.
+        forward += forward_differs(teacher, engine, reference)
     fragments = {name: [(at, part.clone().cpu()) for at, part in parts] for name, parts in teacher.fragments().items()}
     for shard in teacher.shards:
         shard.fill_(torch.nan)
@@ -153,7 +164,7 @@ def one_case(
         "kept": kept,
         "student": student,
         "resumed": same(dict(teacher.full_tensors()), reference),
-        "forward": forward_differs(teacher, engine, reference),
+        "forward": forward + forward_differs(teacher, engine, reference),
         "buffer": int(teacher.module.seen),
         "tied": stage == 3 or teacher.module.again.weight.data_ptr() == teacher.module.first.weight.data_ptr(),
         "digest": digest(reference),
@@ -226,20 +237,22 @@ class Watch(TorchDispatchMode):
         self.alive -= size
 
 
-def watched_bytes() -> dict[int, tuple[int, int, int]]:
+def watched_bytes() -> dict[int, tuple[int, int, int, int]]:
     """ZeRO stage -> fp32 bytes at the peak, of making a bf16 teacher, two updates and a forward; of all masters; of the
-    largest single parameter."""
+    largest single parameter; and how many of the 24 parameters the teacher has whole on every rank."""
     init_distributed(torch.device("cpu"))
     found = {}
     for stage in range(4):
-        engine = make_engine(Group.of(), stage, "bf16", 1, nn.Sequential(*[nn.Linear(64, 64) for _ in range(12)]))
+        engine = make_engine(Group.of(), stage, "bf16", 1, nn.Sequential(*[nn.Linear(64, 64) for _ in range(12)]),
+                             kept_whole=64)  # fmt: skip
         with Watch() as watch:
             teacher = engine.teacher()
+            kept = sum(whole(teacher.module).values())
             for _ in range(2):
                 teacher.update(0.9)
             with torch.no_grad():
                 teacher.module(torch.zeros(1, 64, dtype=torch.bfloat16))
-        found[stage] = (watch.peak, 4 * 12 * 65 * 64, 4 * 64 * 64)
+        found[stage] = (watch.peak, 4 * 12 * 65 * 64, 4 * 64 * 64, kept)
     return found
 
 

@@ -109,5 +109,6 @@ def test_odd_sizes_give_the_bits_of_an_unsharded_average(world: int, momenta: li
         assert got["entries"] == [-(-7 // world), -(-3 // world)]
         size, said = -(-7 // world), "1 of the other ranks cannot go on, and say why"
         if not rank:
-            said = f"rank 0 of {world} needs {size} entries of w from 0 on; the saved teacher has {size - 1}"
+            said = (f"the saved teacher lacks 1 of {size} entries of w from 0 on; "
+                    "load the fragments of every rank that saved")  # fmt: skip
         assert got["incomplete"] == (said, True)

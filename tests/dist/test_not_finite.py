@@ -53,7 +53,7 @@ def test_the_run_ends_after_so_many_steps_on_end_and_lists_their_samples(toy: st
     both = on_ranks(2, poisoned_cases, [(values, poison, 6)])
     for rank, (found,) in enumerate(both):
         assert [sorted(metrics)[0] for metrics in found["metrics"]] == [
-            "train/skipped_steps", "ema/momentum", "train/skipped_steps"
+            "train/skipped_steps", "ema/momentum", "train/skipped_steps", "train/skipped_steps"
         ]
         assert found["metrics"][2] == {"train/skipped_steps": 2.0}
         assert found["skipped"] == 3

@@ -58,6 +58,17 @@ def test_each_rank_holds_its_share_and_padding(matrix: Any, ranks: str) -> None:
             assert entries / SIZES[ranks] <= found["entries"] <= entries / SIZES[ranks] + parameters
 
 
+@pytest.mark.parametrize("ranks", [name for name, _, _ in WORLDS])
+def test_zero_3_keeps_biases_and_norms_whole_and_cuts_weights(matrix: Any, ranks: str) -> None:
+    """Both ways of writing a teacher's weights are used: into its partition, and gathered again."""
+    vectors = {"first.bias", "norm.weight", "norm.bias", "again.bias", "last.bias"}
+    for by_case in matrix[ranks]:
+        for (stage, _, _), found in by_case.items():
+            for whole in found["whole"]:
+                assert whole == {name: stage < 3 or name in vectors
+                                 for name in vectors | {"first.weight", "back.weight", "last.weight"}}  # fmt: skip
+
+
 def test_every_kind_of_optimizer_was_seen(matrix: Any) -> None:
     assert {found["optimizer"] for found in matrix["2"][0].values()} == {
         "_AdamW", "FP16_UnfusedOptimizer", "DeepSpeedZeroOptimizer", "BF16_Optimizer", "DeepSpeedZeroOptimizer_Stage3"
@@ -72,7 +83,8 @@ def test_all_stages_give_the_same_bits_on_one_and_two_ranks(matrix: Any, ranks: 
 
 def test_in_bf16_no_rank_ever_holds_the_fp32_teacher() -> None:
     for by_stage in on_ranks(2, watched_bytes):
-        for stage, (peak, whole, largest) in by_stage.items():
+        for stage, (peak, whole, largest, kept) in by_stage.items():
+            assert kept == (12 if stage == 3 else 24), f"ZeRO-{stage}"
             assert whole / 2 <= peak <= whole / 2 + largest, f"ZeRO-{stage}: {peak} bytes of {whole}"
 
 

@@ -24,30 +24,45 @@ HEALTHY = {
     "health/prototype_usage": 0.9,
     "health/prototypes_chosen": 0.4,
     "health/centre_drift": 0.5,
+    "health/patch_entropy": 0.9 * math.log(K),
+    "health/patch_kl": 0.5,
+    "health/patch_usage": 0.9,
+    "health/patch_chosen": 0.4,
 }
 COLLAPSED = {
     "point": ({"health/embedding_std": 1e-4}, "the embeddings of all samples are the same point",
-              "health/embedding_std 0.0001 is below 0.001"),
+              "embedding_std 0.0001 is below 0.001"),
     "rank": ({"health/centred_rank": 1.01}, "the embeddings differ in few dimensions only",
-             "health/centred_rank 1.01 is below 1.2"),
+             "centred_rank 1.01 is below 1.2"),
     "dead": ({"health/dead_dimensions": 0.8}, "most dimensions of the embeddings are the same for all samples",
-             "health/dead_dimensions 0.8 is above 0.5"),
-    "drift": ({"health/centre_drift": 6.0}, "the teacher's centre runs away", "health/centre_drift 6 is above 3"),
+             "dead_dimensions 0.8 is above 0.5"),
+    "drift": ({"health/centre_drift": 6.0}, "the teacher's centre runs away", "centre_drift 6 is above 3"),
     "uniform": ({"health/teacher_entropy": 0.9999 * math.log(K), "health/kl": 1e-3},
-                "the teacher is uniform over the prototypes and the student too: nothing to learn",
-                "health/teacher_entropy 3.465 is above 3.462, health/kl 0.001 is below 0.1"),
+                "the teacher is uniform over the prototypes for all samples, and the student too: nothing to learn",
+                "teacher_entropy 3.465 is above 3.462, kl 0.001 is below 0.1"),
     "one-hot": ({"health/prototype_usage": 1.2 / K, "health/kl": 1e-3},
                 "the teacher is one-hot on the same prototype for all samples, and the student agrees",
-                "health/prototype_usage 0.0375 is below 0.0625, health/kl 0.001 is below 0.1"),
+                "prototype_usage 0.0375 is below 0.0625, kl 0.001 is below 0.1"),
     "choice": ({"health/prototypes_chosen": 1 / K, "health/kl": 1e-3},
                "the teacher prefers the same prototype for all samples, and the student agrees",
-               "health/prototypes_chosen 0.03125 is below 0.0625, health/teacher_entropy 3.119 is below 3.462, "
-               "health/kl 0.001 is below 0.1"),
+               "prototypes_chosen 0.03125 is below 0.0625, teacher_entropy 3.119 is below 3.462, "
+               "kl 0.001 is below 0.1"),
+    "patch uniform": ({"health/patch_entropy": 0.9999 * math.log(K), "health/patch_kl": 0.2},
+                      "the teacher is uniform over the prototypes for all letters, and the student too: nothing to "
+                      "learn",
+                      "patch_entropy 3.465 is above 3.462, patch_kl 0.2 is below 0.3"),
+    "patch one-hot": ({"health/patch_usage": 1.2 / K, "health/patch_kl": 0.2},
+                      "the teacher is one-hot on the same prototype for all letters, and the student agrees",
+                      "patch_usage 0.0375 is below 0.0625, patch_kl 0.2 is below 0.3"),
+    "patch choice": ({"health/patch_chosen": 1 / K, "health/patch_kl": 0.2},
+                     "the teacher prefers the same prototype for all letters, and the student agrees",
+                     "patch_chosen 0.03125 is below 0.0625, patch_entropy 3.119 is below 3.462, "
+                     "patch_kl 0.2 is below 0.3"),
 }  # fmt: skip
 
 
 def guard(**changes: float) -> CollapseGuard:
-    return CollapseGuard(**({"prototypes": K, "patience": 3} | changes))
+    return CollapseGuard(**({"prototypes": K, "patch_prototypes": K, "patience": 3} | changes))
 
 
 def said(watch: CollapseGuard, readings: dict[str, float], times: int) -> list[str | None]:
@@ -120,6 +135,23 @@ def test_without_a_distillation_loss_prototypes_are_not_judged() -> None:
     assert watch.check(HEALTHY | COLLAPSED["one-hot"][0], step=1) is None
 
 
+@pytest.mark.parametrize("prototypes", [1, 2])
+def test_how_many_prototypes_are_used_is_not_judged_where_there_are_two_at_most(prototypes: int) -> None:
+    """Below 2 of 2 is every teacher that is not exactly uniform, and one of one is all that there is."""
+    watch = guard(patience=1, prototypes=prototypes)
+    assert watch.state().keys() == COLLAPSED.keys() - {"one-hot", "choice"}
+    few = {"health/prototype_usage": 0.9, "health/prototypes_chosen": 0.5, "health/kl": 1e-3}
+    assert said(watch, HEALTHY | few | {"health/teacher_entropy": 0.5 * math.log(prototypes)}, 3) == [None] * 3
+    assert {"one-hot", "choice"} <= guard(prototypes=3).state().keys()
+    assert {"one-hot", "choice"} <= guard(prototypes=2, min_prototypes=1.5).state().keys()
+
+
+def test_a_uniform_teacher_of_two_prototypes_is_told() -> None:
+    sentence = guard(patience=1, prototypes=2).check(
+        HEALTHY | {"health/teacher_entropy": math.log(2), "health/kl": 1e-3}, step=1)
+    assert sentence is not None and COLLAPSED["uniform"][1] in sentence
+
+
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [("point", {"min_std": 0.0}), ("rank", {"min_rank": 0.0}), ("dead", {"max_dead": 1.0}),
@@ -165,7 +197,8 @@ def test_impossible_settings_are_refused(values: dict[str, int], message: str) -
 
 
 def planted(kind: str) -> dict[str, float]:
-    """Readings of tensors that have collapsed in this way."""
+    """Readings of tensors that have collapsed in this way, the patch head's if it begins with "patch"."""
+    patch, kind = kind.startswith("patch "), kind.removeprefix("patch ")
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(48, 16, generator=g)
     embeddings = torch.nn.functional.normalize(noise, dim=1)
@@ -189,8 +222,9 @@ def planted(kind: str) -> dict[str, float]:
     probability_BPK = torch.softmax(logits_BPK, -1)
     mean_PK = probability_BPK.mean(0).log()
     student = logits_BPK.log_softmax(-1) if kind == "healthy" else mean_PK.expand_as(logits_BPK)
-    return health.readings(embeddings, sums_PS=health.prototype_sums(probability_BPK, student), centre=centre,
-                           centre_before=before)  # fmt: skip
+    sums_PS = health.prototype_sums(probability_BPK, student)
+    found = health.readings(embeddings, **{"patch_sums_PS" if patch else "sums_PS": sums_PS})
+    return found | {"health/centre_drift": health.centre_drift(centre, before)}
 
 
 @pytest.mark.parametrize("kind", sorted(COLLAPSED))
@@ -201,3 +235,26 @@ def test_the_guard_understands_the_readings_of_collapsed_tensors(kind: str) -> N
 
 def test_the_guard_says_nothing_of_the_readings_of_healthy_tensors() -> None:
     assert guard(patience=1).check(planted("healthy"), step=1) is None
+    assert guard(patience=1).check(planted("patch healthy"), step=1) is None
+
+
+def test_collapsed_says_whether_it_lasts() -> None:
+    watch = guard(patience=3)
+    lasts = [(watch.check(HEALTHY | {"health/embedding_std": std}, step=step), watch.collapsed)[1]
+             for step, std in enumerate([0.0, 0.0, 0.0, 0.0, 0.03, 0.0])]  # fmt: skip
+    assert lasts == [False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("rows", range(1, health.FEWEST + 1))
+def test_a_few_rows_are_no_collapse_unless_they_are_enough_to_show_it(rows: int) -> None:
+    """All samples of a batch of one are the same point, and choose the same prototype."""
+    point = torch.nn.functional.normalize(torch.ones(rows, 16), dim=1)
+    one_BPK = (20 * torch.eye(K)[:2]).softmax(-1).expand(rows, 2, K)
+    readings = health.readings(point, other_GE=point, sums_PS=health.prototype_sums(one_BPK, one_BPK.log()))
+    watch = guard(patience=1)
+    sentence = watch.check(readings, step=1)
+    shown = {kind for kind, streak in watch.state().items() if streak}
+    if rows < health.FEWEST:
+        assert sentence is None and shown == set(), sentence
+    else:
+        assert shown == {"point", "dead", "one-hot", "choice"}

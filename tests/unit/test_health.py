@@ -150,6 +150,8 @@ def test_prototype_readings_equal_the_naive_loops_however_they_were_shared_out(
 ) -> None:
     teacher, student = distributions(rows, positions, prototypes), distributions(rows, positions, prototypes, seed=1)
     expected = naive_sums(teacher, student.log())
+    if rows < health.FEWEST:
+        expected = {name: expected[name] for name in ("health/teacher_entropy", "health/kl")}
     parts = [health.prototype_sums(t, s) for t, s in zip(teacher.split(2), student.log().split(2), strict=True)]
     found = health.readings(sums_PS=torch.stack(parts).sum(0))
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -186,8 +188,9 @@ def test_no_reading_is_nan_whatever_the_embeddings(name: str) -> None:
     found = health.readings(x, other_GE=x)
     assert all(math.isfinite(value) for value in found.values()), found
     assert found["health/alignment"] == 0
+    assert ("health/embedding_std" in found) == (name not in ("one row", "two rows"))
     assert ("health/centred_rank" in found) == (name not in ("one row", "two rows", "one dimension"))
-    if name in ("one row", "constant rows", "zero vectors", "one dimension"):
+    if name in ("constant rows", "zero vectors", "one dimension"):
         assert found["health/embedding_std"] == pytest.approx(0, abs=1e-6)
         assert found["health/dead_dimensions"] == 1
         assert found["health/uniformity"] == pytest.approx(0, abs=1e-6)
@@ -200,10 +203,9 @@ def test_no_reading_is_nan_whatever_the_embeddings(name: str) -> None:
 )
 def test_no_reading_is_nan_whatever_the_prototypes(teacher: Tensor) -> None:
     student = torch.log_softmax(teacher * 1e4, -1)
-    found = health.readings(sums_PS=health.prototype_sums(teacher, student), centre=torch.zeros(4),
-                            centre_before=torch.zeros(4))  # fmt: skip
+    found = health.readings(sums_PS=health.prototype_sums(teacher, student))
     assert all(math.isfinite(value) for value in found.values()), found
-    assert found["health/centre_drift"] == 0
+    assert ("health/prototype_usage" in found) == ("health/prototypes_chosen" in found) == (len(teacher) >= 4)
 
 
 def test_what_is_not_finite_reads_as_nan_and_raises_nothing() -> None:
@@ -222,22 +224,51 @@ def test_readings_hold_what_their_tensors_allow() -> None:
     assert health.readings() == {}
     assert health.readings(x).keys() == embeddings
     assert health.readings(x, other_GE=x).keys() == embeddings | {"health/alignment"}
-    assert health.readings(centre=p[0, 0]) == {}
-    assert health.readings(centre=p[0, 0], centre_before=p[1, 0]).keys() == {"health/centre_drift"}
-    assert health.readings(sums_PS=health.prototype_sums(p, p.log())).keys() == {
-        "health/teacher_entropy", "health/kl", "health/prototype_usage", "health/prototypes_chosen"}  # fmt: skip
+    judged = {f"health/{name}" for name in ("teacher_entropy", "kl", "prototype_usage", "prototypes_chosen")}
+    assert health.readings(sums_PS=health.prototype_sums(p, p.log())).keys() == judged
+
+
+@pytest.mark.parametrize("rows", range(1, 7))
+def test_what_says_how_samples_differ_is_left_out_of_too_few(rows: int) -> None:
+    x, p = units(rows, 8), distributions(rows, 5, 7)
+    found = health.readings(x, other_GE=units(rows, 8, seed=1), sums_PS=health.prototype_sums(p, p.log()))
+    always = {f"health/{name}" for name in ("alignment", "teacher_entropy", "kl")}
+    differ = {f"health/{name}" for name in ("embedding_std", "dimension_std_min", "dead_dimensions", "effective_rank",
+                                            "uniformity", "prototype_usage", "prototypes_chosen")}  # fmt: skip
+    expected = always if rows < 4 else always | differ if rows == 4 else always | differ | {"health/centred_rank"}
+    assert found.keys() == expected
+
+
+@given(seed=st.integers(0, 9999), rows=st.integers(1, 6), width=st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_readings_are_what_their_functions_say(seed: int, rows: int, width: int) -> None:
+    x = units(rows, width, seed=seed)
+    found = health.readings(x)
+    functions = {"embedding_std": health.embedding_std, "dead_dimensions": health.dead_dimensions,
+                 "effective_rank": health.effective_rank, "centred_rank": health.centred_rank,
+                 "uniformity": health.uniformity,
+                 "dimension_std_min": lambda rows: float(health.dimension_std(rows).min())}  # fmt: skip
+    assert found == {f"health/{name}": function(x) for name, function in functions.items() if f"health/{name}" in found}
+    assert bool(found) == (rows >= health.FEWEST)
+
+
+NOTHING_GIVEN = [
+    (lambda: health.embedding_std(torch.zeros(0, 4)), "health of no embeddings"),
+    (lambda: health.effective_rank(torch.zeros(0, 4)), "health of no embeddings"),
+    (lambda: health.uniformity(torch.zeros(0, 4)), "health of no embeddings"),
+    (lambda: health.alignment(torch.zeros(2, 4), torch.zeros(3, 4)), "or of unlike ones"),
+    (lambda: health.prototype_sums(torch.ones(2, 1, 4), torch.ones(3, 1, 4)), r"rows of .*\[2, 1, 4\].*\[3, 1, 4"),
+]
+
+
+def test_no_row_of_prototypes_reads_nothing() -> None:
+    """As where no hidden letter has a partner in the teacher's view."""
+    assert health.readings(sums_PS=torch.zeros(2, 11), patch_sums_PS=torch.zeros(1, 11)) == {}
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
-    [
-        (lambda: health.embedding_std(torch.zeros(0, 4)), "health of no embeddings"),
-        (lambda: health.effective_rank(torch.zeros(0, 4)), "health of no embeddings"),
-        (lambda: health.uniformity(torch.zeros(0, 4)), "health of no embeddings"),
-        (lambda: health.alignment(torch.zeros(2, 4), torch.zeros(3, 4)), "or of unlike ones"),
-        (lambda: health.prototype_sums(torch.ones(2, 1, 4), torch.ones(3, 1, 4)), r"rows of .*\[2, 1, 4\].*\[3, 1, 4"),
-        (lambda: health.readings(sums_PS=torch.zeros(2, 11)), "health of no prototype distributions"),
-    ],
+    NOTHING_GIVEN,
 )
 def test_a_caller_that_gives_no_rows_is_told(call: Callable[[], object], message: str) -> None:
     with pytest.raises(AssertionError, match=message):

@@ -77,6 +77,12 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in Loss.model_fields}
      "loss.contrastive.keys: student keys need views.symmetric: true; or use the teacher's"),
     ({"loss.vicreg.variance": -1.0}, "loss.vicreg.variance: input should be greater than or equal to 0 (given -1.0)"),
     ({"loss.koleo.wieght": 1.0}, "loss.koleo.wieght: unknown key, did you mean 'weight'?"),
+    ({"loss.koleo.weight": 0.1, "train.global_batch": 1},
+     "train.global_batch: 1 must be at least 2 for loss.koleo, which compares the rows of a batch with each other; or "
+     "set loss.koleo.weight to 0"),
+    ({"loss.vicreg.weight": 1.0, "train.global_batch": 1},
+     "train.global_batch: 1 must be at least 2 for loss.vicreg, which compares the rows of a batch with each other; or "
+     "set loss.vicreg.weight to 0"),
     ({"train.zero_stage": 4}, "train.zero_stage: input should be less than or equal to 3 (given 4)"),
     ({"train.precision": "fp16"}, "train.precision: input should be 'fp32' or 'bf16' (given 'fp16')"),
     ({"train.max_skipped": 0}, "train.max_skipped: input should be greater than or equal to 1 (given 0)"),
@@ -113,8 +119,8 @@ def test_faults_between_sections_come_all_at_once() -> None:
         config({"loss.contrastive.weight": 1.0, "loss.contrastive.keys": "student", "loss.distill.weight": 0.0,
                 "views.crops.number": 1, "views.crops.length": 2000})  # fmt: skip
     assert str(refused.value) == (
-        "c.yaml: 1 fault\n  loss.contrastive.keys: student keys need views.symmetric: true; or use the teacher's; "
-        "views.crops.number: only loss.distill reads local windows, and its weight is 0; "
+        "c.yaml: 3 faults\n  loss.contrastive.keys: student keys need views.symmetric: true; or use the teacher's\n  "
+        "views.crops.number: only loss.distill reads local windows, and its weight is 0\n  "
         "views.crops.length: 2000 must be below data.length 1000")
 
 
@@ -123,10 +129,11 @@ def test_faults_of_sections_come_all_at_once() -> None:
         config({"loss.mlm.weight": -1.0, "views.masking.rate": 2.0, "train.deepspeed": {"fp16": {}, "zero": 1},
                 "data.length": 3})  # fmt: skip
     first, *faults = str(refused.value).split("\n  ")
-    assert first == "c.yaml: 4 faults"
+    assert first == "c.yaml: 5 faults"
     assert [fault.split(":")[0] for fault in faults] == [
-        "data.length", "views.masking.rate", "loss.mlm.weight", "train.deepspeed"]
-    assert "fp16 cannot be set: set train.precision; zero is not among the settings" in faults[3]
+        "data.length", "views.masking.rate", "loss.mlm.weight", "train.deepspeed", "train.deepspeed"]
+    assert faults[3].startswith("train.deepspeed: fp16 cannot be set: set train.precision")
+    assert faults[4].startswith("train.deepspeed: zero is not among the settings")
 
 
 def test_what_the_losses_need_is_not_asked_of_losses_out_of_use() -> None:
@@ -135,6 +142,14 @@ def test_what_the_losses_need_is_not_asked_of_losses_out_of_use() -> None:
     student = {"loss.contrastive.weight": 1.0, "loss.contrastive.keys": "student", "views.symmetric": True}
     assert config(student).loss.faults(Views(symmetric=True)) == []
     assert config({"views.crops.length": 2000}).views.crops.number == 0
+
+
+def test_a_batch_of_one_row_or_two_is_enough_where_the_losses_allow_it() -> None:
+    assert config({"train.global_batch": 1}).train.global_batch == 1
+    both = {"loss.koleo.weight": 0.1, "loss.vicreg.weight": 1.0}
+    assert config(both | {"train.global_batch": 2}).train.global_batch == 2
+    with pytest.raises(ConfigError, match=r"koleo\.weight to 0\n  train\.global_batch: 1 must .* loss\.vicreg"):
+        config(both | {"train.global_batch": 1})
 
 
 def test_weights_are_those_of_the_losses_in_use() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from cluster import store
 from trainer import schedule, state
 from trainer.collectives import Group
 from trainer.config import TrainConfig
@@ -55,7 +56,13 @@ def result(*, finite: bool = True, loss: float = 1.5, **centres: torch.Tensor) -
 
 
 def apply(settings: TrainConfig, now: State, told: Told, of: StepResult) -> dict[str, float]:
-    return state.apply(settings, now, told, of, ids_B4=IDS)  # type: ignore[arg-type]
+    metrics = state.apply(settings, now, told, of, ids_B4=IDS)  # type: ignore[arg-type]
+    state.end_if_stuck(settings, now, told.group)
+    return metrics
+
+
+def judge(now: State, readings: dict[str, float]) -> tuple[dict[str, float], str | None]:
+    return state.judge(now, dict(readings), group=Group(0, 1))
 
 
 def test_before_the_first_step_centres_are_zero_and_only_where_they_are_used() -> None:
@@ -139,16 +146,25 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_with_their_samples(tmp_path
     assert [asked for asked in told.asked if asked != "skip"] == told.asked[1:3], "only the good step was applied"
 
 
-def test_an_infinite_norm_of_an_applied_step_ends_the_run() -> None:
-    settings, told = config(), Told(norm=float("inf"))
-    with pytest.raises(RuntimeError, match=r"step 1: the gradient's norm is inf, losses \{'mlm': 1.5, 'total': 1.5\}; "
-                                           r"use a lower train\.lr, or train\.zero_stage 1, which skips such steps"):
-        apply(settings, start(settings, told), told, result())
+def test_that_the_samples_cannot_be_saved_does_not_hide_why_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(uri: str, content: bytes) -> None:
+        raise store.StoreError(f"{uri}: no space left")
+
+    monkeypatch.setattr(store, "write_bytes", full)
+    settings, told = config("s3://b/run"), Told()
+    now = start(settings, told)
+    for _ in range(2):
+        apply(settings, now, told, result(finite=False))
+    with pytest.raises(RuntimeError) as ended:
+        apply(settings, now, told, result(finite=False))
+    assert str(ended.value) == (
+        "step 3: no finite loss and gradient in 3 steps on end, {'mlm': 1.5, 'total': 1.5}; weights and teacher are as "
+        "before them, but the samples could not be listed: s3://b/run/not_finite.json: no space left")
 
 
 HEALTHY = {"health/embedding_std": 0.5, "health/kl": 1.0}
 POINT = {"health/embedding_std": 0.0, "health/kl": 1.0}
-SENTENCE = ("step 7: the embeddings of all samples are the same point (health/embedding_std 0 is below 0.001, "
+SENTENCE = ("step 7: the embeddings of all samples are the same point (embedding_std 0 is below 0.001, "
             "2 readings in a row)")  # fmt: skip
 
 
@@ -156,33 +172,23 @@ def test_readings_become_metrics_of_the_batch_and_a_collapse_is_told() -> None:
     settings = config(health={"patience": 2})
     now = start(settings, Told())
     now.step = 7
-    metrics, fault = state.judge(settings, now, dict(HEALTHY))
+    metrics, fault = judge(now, HEALTHY)
     assert metrics == {"batch_health/embedding_std": 0.5, "batch_health/kl": 1.0, "batch_health/collapsed": 0.0}
     assert fault is None
-    assert state.judge(settings, now, dict(POINT))[1] is None
-    metrics, fault = state.judge(settings, now, dict(POINT))
+    assert judge(now, POINT)[1] is None
+    metrics, fault = judge(now, POINT)
     assert fault == SENTENCE
     assert metrics["batch_health/collapsed"] == 1
-    assert state.judge(settings, now, dict(HEALTHY))[1] is None
-
-
-def test_a_collapse_ends_the_run_where_that_is_wanted() -> None:
-    settings = config(health={"patience": 2, "on_collapse": "stop"})
-    now = start(settings, Told())
-    now.step = 7
-    state.judge(settings, now, dict(POINT))
-    with pytest.raises(RuntimeError) as ended:
-        state.judge(settings, now, dict(POINT))
-    assert str(ended.value) == f"{SENTENCE}; health.on_collapse=warn goes on all the same"
+    assert judge(now, HEALTHY)[1] is None
 
 
 def test_the_drift_of_the_centre_is_measured_from_reading_to_reading() -> None:
     settings = config()
     now = start(settings, Told())
-    assert "batch_health/centre_drift" not in state.judge(settings, now, dict(HEALTHY))[0]
+    assert "batch_health/centre_drift" not in judge(now, HEALTHY)[0]
     now.centres["distill"] = torch.arange(10.0).view(2, 5)
-    assert state.judge(settings, now, dict(HEALTHY))[0]["batch_health/centre_drift"] == 0, "zero had no spread"
+    assert judge(now, HEALTHY)[0]["batch_health/centre_drift"] == 0, "zero had no spread"
     now.centres["distill"] = 3 * now.centres["distill"]
-    assert state.judge(settings, now, dict(HEALTHY))[0]["batch_health/centre_drift"] == pytest.approx(2)
+    assert judge(now, HEALTHY)[0]["batch_health/centre_drift"] == pytest.approx(2)
     balanced = config(loss={"distill": {"balance": "sinkhorn"}})
-    assert "batch_health/centre_drift" not in state.judge(balanced, start(balanced, Told()), dict(HEALTHY))[0]
+    assert "batch_health/centre_drift" not in judge(start(balanced, Told()), HEALTHY)[0]

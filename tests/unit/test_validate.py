@@ -13,9 +13,9 @@ from tests.datasets import markov_sequence, write_dataset
 from trainer import health
 from trainer.collectives import Group
 from trainer.config import Data, TrainConfig
-from trainer.data import choose_windows
 from trainer.dataset import Dataset, open_datasets
 from trainer.heads import Outputs
+from trainer.rows import choose_windows
 from trainer.validate import Validator, _mix, _places, share_out
 from trainer.views import make_view, mask
 

@@ -1,13 +1,15 @@
 """DeepSpeed's settings: each refusal by name with its reason, what is let through, and that ours stand above it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs import ConfigError, load
 from trainer import zero
-from trainer.config import Train
+from trainer.config import Train, TrainConfig
 
 NOT_FOLLOWED = "the teacher's shards do not follow it"
 QUANTISED = "quantised weights are not the teacher's average"
@@ -70,8 +72,124 @@ def test_all_faults_at_once_and_a_section_that_is_none() -> None:
     assert [fault.split()[0] for fault in found] == ["fp16", "zero_optimization.stage", "zero_optimization.cpu_offload"]
     assert zero.faults({"bf16": {}, "zero_optimization": 3}) == [
         "bf16 cannot be set: set train.precision", "zero_optimization must be a section of settings, not 3"]
-    with pytest.raises(ValueError, match=r"bf16 cannot be set: set train\.precision; zero_optimization must be a sec"):
+    with pytest.raises(ValueError, match=r"bf16 cannot be set: set train\.precision\nzero_optimization must be a sec"):
         Train.model_validate({"steps": 1, "deepspeed": {"bf16": {}, "zero_optimization": 3}})
+
+
+SWITCH, SECTION = "true or false", "a section of settings"
+NAMES = "a list of names of collectives, such as [all_gather_into_tensor]"
+LEAST = {least: f"a whole number of at least {least} and below 2^63" for least in (-1, 0, 1)}
+LEAST[2] = "an even number of at least 2 and below 2^63"
+MINIMUM = {
+    "zero_optimization": {"allgather_bucket_size": 2, "reduce_bucket_size": 1, "stage3_max_live_parameters": 0,
+                          "stage3_max_reuse_distance": 0, "stage3_model_persistence_threshold": 0,
+                          "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0,
+                          "sub_group_size": 0},
+    "flops_profiler": {"module_depth": -1, "profile_step": 1, "top_modules": 1},
+}  # fmt: skip
+SWITCHES = {
+    "zero_optimization": ["contiguous_gradients", "ignore_unused_parameters", "overlap_comm", "reduce_scatter",
+                          "use_multi_rank_bucket_allreduce"],
+    "comms_logger": ["debug", "enabled", "prof_all", "verbose"],
+    "flops_profiler": ["detailed", "enabled"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "name", "least"), [
+    (section, name, least) for section, of in MINIMUM.items() for name, least in of.items()])  # fmt: skip
+def test_numbers_have_a_least_value(section: str, name: str, least: int) -> None:
+    for good in (least, float(least), least + 2, 5e8, 1e18):
+        assert zero.faults({section: {name: good}}) == [], good
+    no_numbers = (True, False, None, "7", "auto", [1], {"a": 1})
+    for bad in (least - 1, least + 0.5, 1 << 63, 1e30, float("inf"), float("nan"), *no_numbers):
+        assert zero.faults({section: {name: bad}}) == [f"{section}.{name} must be {LEAST[least]}, not {bad!r}"]
+
+
+def test_an_odd_bucket_to_gather_in_is_refused() -> None:
+    (fault,) = zero.faults({"zero_optimization": {"allgather_bucket_size": 7}})
+    assert fault == f"zero_optimization.allgather_bucket_size must be {LEAST[2]}, not 7"
+
+
+@pytest.mark.parametrize(("section", "name"), [
+    *((section, name) for section, of in SWITCHES.items() for name in of),
+    (None, "memory_breakdown"), (None, "wall_clock_breakdown")])  # fmt: skip
+def test_switches_are_true_or_false(section: str | None, name: str) -> None:
+    def found(value: Any) -> list[str]:
+        return zero.faults({section: {name: value}} if section else {name: value})
+
+    assert found(True) == found(False) == []
+    for bad in ("maybe", "true", 1, 0, None, [], {}):
+        assert found(bad) == [f"{section + '.' if section else ''}{name} must be {SWITCH}, not {bad!r}"]
+
+
+def test_names_of_collectives_are_a_list() -> None:
+    assert zero.faults({"comms_logger": {"prof_ops": []}}) == []
+    assert zero.faults({"comms_logger": {"prof_ops": ["all_reduce", "barrier"]}}) == []
+    for bad in ("all_reduce", [1], ["all_reduce", None], {"all_reduce": True}, 3):
+        (fault,) = zero.faults({"comms_logger": {"prof_ops": bad}})
+        assert fault == f"comms_logger.prof_ops must be {NAMES}, not {bad!r}"
+
+
+@pytest.mark.parametrize("section", ["comms_logger", "flops_profiler", "zero_optimization"])
+def test_sections_are_mappings_of_known_settings(section: str) -> None:
+    for bad in (3, True, None, "on", [{"enabled": True}]):
+        assert zero.faults({section: bad}) == [f"{section} must be {SECTION}, not {bad!r}"]
+    (fault,) = zero.faults({section: {"enabeld": True}})
+    known = ", ".join(sorted(zero._SECTIONS[section]))
+    assert fault == f"{section}.enabeld is not among the settings known to keep the teacher exact: {known}"
+
+
+@pytest.mark.parametrize("key", ["zero_optimization.stage3_module_granularity_threshold", "flops_profiler.output_file",
+                                 "flops_profiler.recompute_fwd_factor"])  # fmt: skip
+def test_what_deepspeed_has_and_cannot_run_here_is_not_known(key: str) -> None:
+    section, name = key.split(".")
+    (fault,) = zero.faults({section: {name: 1}})
+    assert fault.startswith(f"{key} is not among the settings known to keep the teacher exact: ")
+
+
+def test_every_known_setting_is_tried_above() -> None:
+    numbers, switches = ({f"{section}.{name}" for section, of in table.items() for name in of}
+                         for table in (MINIMUM, SWITCHES))  # fmt: skip
+    known = {f"{section}.{name}" for section, of in zero._SECTIONS.items() for name in of}
+    assert numbers | switches | {"comms_logger.prof_ops"} == known
+    assert zero._SWITCHES.keys() == {"memory_breakdown", "wall_clock_breakdown"}
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+                    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2))
+
+
+@given(st.sampled_from([f"{section}.{name}" for section, of in zero._SECTIONS.items() for name in of]), JSON)
+def test_a_value_is_accepted_or_answered_in_one_line_with_its_key(key: str, value: Any) -> None:
+    section, name = key.split(".")
+    for fault in zero.faults({section: {name: value}}):
+        assert fault.startswith(f"{key} must be ") and fault.endswith(f", not {value!r}")
+        assert "\n" not in fault
+
+
+@pytest.mark.parametrize(("override", "fault"), [
+    ("comms_logger=3", f"comms_logger must be {SECTION}, not 3"),
+    ("zero_optimization.allgather_bucket_size=7",
+     f"zero_optimization.allgather_bucket_size must be {LEAST[2]}, not 7"),
+    ("zero_optimization.overlap_comm=maybe", f"zero_optimization.overlap_comm must be {SWITCH}, not 'maybe'"),
+    ("zero_optimization.reduce_bucket_size=-5",
+     f"zero_optimization.reduce_bucket_size must be {LEAST[1]}, not -5"),
+    ("flops_profiler={enabled: 1}", f"flops_profiler.enabled must be {SWITCH}, not 1"),
+    ("memory_breakdown=3", f"memory_breakdown must be {SWITCH}, not 3"),
+])  # fmt: skip
+def test_a_wrong_value_is_a_fault_of_the_config(tmp_path: Path, override: str, fault: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("{run: {dir: r}, data: {uri: d}, train: {steps: 1}}")
+    with pytest.raises(ConfigError) as refused:
+        load(TrainConfig, file, [f"train.deepspeed.{override}"])
+    assert str(refused.value) == f"{file}: 1 fault\n  train.deepspeed: {fault}"
+
+
+def test_numbers_may_be_written_as_in_deepspeeds_documents(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("{run: {dir: r}, data: {uri: d}, train: {steps: 1}}")
+    config = load(TrainConfig, file, ["train.deepspeed.zero_optimization.reduce_bucket_size=5e8"])
+    assert config.train.deepspeed == {"zero_optimization": {"reduce_bucket_size": 5e8}}
 
 
 KNOWN = {"zero_optimization": {"overlap_comm": False, "reduce_bucket_size": 1000, "stage3_prefetch_bucket_size": 0},

@@ -26,9 +26,11 @@ class Adapter:
         self.parameters = dict(network.named_parameters())
 
     def groups(self) -> list[FlatGroup]:
+        """Where each parameter lies in the partition, and this rank's masters."""
         raise NotImplementedError
 
     def gradients(self) -> list[Tensor]:
+        """What this rank holds of the reduced gradient, after the last backward and before the step."""
         return [p.grad for p in self.network.parameters() if p.grad is not None]
 
     def everywhere(self) -> dict[str, Tensor]:
@@ -139,6 +141,7 @@ _ADAPTERS: dict[type, type[Adapter]] = {
 
 
 def adapter_for(optimizer: Any, network: nn.Module, names: Sequence[Sequence[str]], group: Group) -> Adapter:
+    """The adapter of this kind of optimiser; ``names`` by parameter group. ValueError if there is none."""
     if isinstance(optimizer, torch.optim.Optimizer):
         return _Plain(optimizer, network, names, group)
     if type(optimizer) not in _ADAPTERS:

@@ -4,6 +4,7 @@ The mapping from names to masters (masters.py) is proven on random values whenev
 """
 
 import copy
+import logging
 import os
 import warnings
 import zlib
@@ -22,6 +23,9 @@ from trainer.ema import FlatGroup, FlatWeights, ShardedEMA, Weights, check_cover
 from trainer.engine.masters import PartitionedWeights, adapter_for
 from trainer.heads import Network
 
+# DeepSpeed tells its memory at every start, and warns of optimisers that are not torch's own class, as _AdamW is not.
+deepspeed.utils.logger.setLevel(logging.WARNING)
+deepspeed.utils.logger.addFilter(lambda record: "untested" not in record.getMessage())
 # DeepSpeed 0.19.8 calls what torch 2.13 deprecates, once a process.
 warnings.filterwarnings("ignore", message=".*(all_gather_into|reduce_scatter)_tensor.*", category=FutureWarning)
 
@@ -108,6 +112,7 @@ class Engine:
         self._set_weights(first)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's outputs, with gradient; one call for each ``backward``, since DeepSpeed hooks each call."""
         return self._deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
@@ -120,10 +125,13 @@ class Engine:
         self._deepspeed.step()
 
     def gradient_is_finite(self) -> Tensor:
-        """bool 0-d: all that this rank holds of the global batch's gradient is finite; it may differ by rank."""
-        norms = torch._foreach_norm(self._adapter.gradients())
-        device = next(self.network.parameters()).device
-        return torch.stack(norms).isfinite().all() if norms else torch.tensor(True, device=device)
+        """bool 0-d: all that this rank holds of the global batch's gradient is finite, and so is a norm of as much on
+        every rank; it may differ by rank."""
+        gradients = self._adapter.gradients()
+        if not gradients:
+            return torch.tensor(True, device=next(self.network.parameters()).device)
+        square = torch.stack(torch._foreach_norm(gradients)).double().square().sum() * self.group.size
+        return square <= torch.finfo(torch.float32).max  # NaN is not
 
     def step(self, lr: float) -> tuple[bool, float]:
         """Apply the accumulated gradient at rate ``lr``: (whether it was applied, the global gradient norm)."""

@@ -32,6 +32,8 @@ LOSSES: dict[str, Loss] = {
     "contrastive": Loss("contrast", info_nce),
 }
 
+WITHOUT_TEACHER = {"mlm", "koleo"}  # the others read what the teacher says
+
 # Of all rows of this rank at once, since other ranks' losses depend on them, too. By name, then by what it needs.
 COUPLED: dict[str, list[Loss]] = {
     "contrastive": [

@@ -41,15 +41,14 @@ def _sections(registry: Registry, run: Any) -> list[Section]:
     params, tags = run.data.params, {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
     scored = facts.last_value(found, "val/scored_positions")
     summary = facts.transfer_summary(registry, run)
-    losses = [(name.removeprefix("loss/"), [name]) for name in
-              ("loss/total", "loss/mlm", "loss/distill", "loss/contrastive")]  # fmt: skip
-    health = [(name, [f"health/{name}"]) for name in
-              ("teacher_entropy", "embedding_std", "effective_rank", "alignment", "uniformity")]  # fmt: skip
+    wrong = facts.trouble(found, run.info.status)
+    losses, health = figures.loss_panels(found), figures.health_panels(found)
     pace = [("letters per second", ["throughput/bp_per_s"]), ("milliseconds per step", ["throughput/step_ms"]),
             ("share of time waiting for data", ["throughput/data_wait_fraction"])]  # fmt: skip
     schedule = [("learning rate", ["lr"]), ("teacher momentum", ["ema/momentum"]), ("gradient norm", ["grad_norm"])]
     no_transfer = ["No fine-tuning results yet; run python -m trainer.finetune and make the report again."]
     return [
+        *([Section("What went wrong", wrong)] if wrong else []),
         Section("Was anything learned?", facts.verdict(found),
                 pictures=_picture("accuracy", "Held-out masked accuracy", figures.accuracy(found, scored))),
         Section("On labelled tasks", ["Test scores × 100, mean ± standard deviation over seeds; chosen on dev alone. "
@@ -58,7 +57,9 @@ def _sections(registry: Registry, run: Any) -> list[Section]:
                 _picture("transfer", "Test MCC by mode", figures.transfer(summary))),
         Section("Losses", ["Faint: every step. Bold: running mean."],
                 pictures=_picture("losses", "Training losses", figures.curves(found, losses, smooth=20))),
-        Section("Health of the embeddings", pictures=_picture("health", "Health", figures.curves(found, health))),
+        Section("Health of the embeddings", ["Blue: held-out windows, at every validation. Orange: the training batch."]
+                if health else ["The run logged no readings."],
+                pictures=_picture("health", "Health", figures.curves(found, health))),
         _embedding_section(registry, run),
         Section("Schedule", pictures=_picture("schedule", "Schedule", figures.curves(found, schedule))),
         Section("Throughput", pictures=_picture("throughput", "Throughput", figures.curves(found, pace))),

@@ -12,11 +12,11 @@ from sklearn.decomposition import PCA
 
 from cluster import store
 from data_prep import alphabet, shards
-from trainer.data import choose_windows
 from trainer.dataset import Dataset
 from trainer.embed import Rows, best_device, embed, open_model
 from trainer.finetune import past_results
 from trainer.report.figures import Histories
+from trainer.rows import choose_windows
 from trainer.tasks.results import summarise
 from trainer.track import Registry
 
@@ -56,6 +56,35 @@ def verdict(found: Histories) -> list[str]:
         sentences.append("Standard errors are not known: the run logged no val/scored_positions.")
     sentences.append(_course(values, error))
     return sentences
+
+
+def trouble(found: Histories, status: str) -> list[str]:
+    """Plain sentences on what went wrong, if anything did: a failed run, a collapse, skipped steps.
+
+    Args:
+        status: MLflow's, of the run.
+    """
+    last, sentences = max((int(points["step"].max()) for points in found.values()), default=None), []
+    if status == "FAILED":
+        sentences.append("The run failed before it logged anything." if last is None else
+                         f"The run failed at step {last}, the last that it logged.")  # fmt: skip
+    if "batch_health/collapsed" in found:
+        sentences += _collapse(found["batch_health/collapsed"])
+    skipped = last_value(found, "train/skipped_steps")
+    if skipped:
+        were = "step was skipped, since its" if skipped == 1 else "steps were skipped, since their"
+        sentences.append(f"{skipped:,.0f} {were} loss or gradient was not finite.")
+    return sentences
+
+
+def _collapse(flags: pd.DataFrame) -> list[str]:
+    collapsed = flags[flags["value"] == 1]
+    if not len(collapsed):
+        return []
+    first, last = int(collapsed["step"].iloc[0]), int(flags["step"].iloc[-1])
+    still = "still" if flags["value"].iloc[-1] == 1 else "but no longer"
+    return [f"From step {first} on the batch showed a collapse, in {len(collapsed):,} of {len(flags):,} readings, "
+            f"{still} in the last one, at step {last}."]  # fmt: skip
 
 
 def _against(value: float, level: float, name: str, error: float | None) -> str:

@@ -14,8 +14,12 @@ from trainer.tasks.results import FLOOR
 
 Histories = Mapping[str, pd.DataFrame]  # metric -> columns step, value; metrics that were not logged are absent
 
+Panels = Sequence[tuple[str, Sequence[str]]]  # title of each and the metrics in it, those not logged among them
+
 _COLOURS = ("#1f5fa8", "#d1661b", "#2a8c5a", "#8a4fa3", "#7a7a7a")
 _DPI = 110
+_MANY = 9  # panels: more stand four in a row, and smaller
+_MARKED = 100  # points: more are drawn without dots, which would run together
 
 
 def png(figure: Figure) -> bytes:
@@ -25,29 +29,49 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def curves(
-    histories: Histories, panels: Sequence[tuple[str, Sequence[str]]], *, smooth: int = 1
-) -> Figure | None:
+def loss_panels(histories: Histories) -> Panels:
+    """A panel for each loss of the run, the total first."""
+    names = sorted(_names(histories, "loss/"), key=lambda name: (name != "total", name))
+    return [(name, [f"loss/{name}"]) for name in names]
+
+
+def health_panels(histories: Histories) -> Panels:
+    """A panel for each reading, at validations and of the batch in one; first those that validations have."""
+    held_out, batch = _names(histories, "health/"), _names(histories, "batch_health/")
+    names = sorted(held_out | batch, key=lambda name: (name not in held_out, name))
+    return [(name, [f"health/{name}", f"batch_health/{name}"]) for name in names]
+
+
+def _names(histories: Histories, prefix: str) -> set[str]:
+    return {name.removeprefix(prefix) for name in histories if name.startswith(prefix)}
+
+
+def curves(histories: Histories, panels: Panels, *, smooth: int = 1) -> Figure | None:
     """One panel for each (title, metrics) of which something was logged; None if nothing was.
 
+    A metric's colour goes by its place among the panel's metrics, logged or not: the same kind has the same everywhere.
     With ``smooth`` above 1 the points stand faint behind their running mean over that share of the run.
     """
-    shown = [(title, [name for name in names if name in histories]) for title, names in panels]
-    shown = [(title, names) for title, names in shown if names]
+    coloured = [(title, list(zip(names, _COLOURS, strict=False))) for title, names in panels]
+    shown = [(title, [pair for pair in pairs if pair[0] in histories]) for title, pairs in coloured]
+    shown = [(title, pairs) for title, pairs in shown if pairs]
     if not shown:
         return None
     figure, axes = _panels(len(shown))
-    for axis, (title, names) in zip(axes, shown, strict=True):
-        for colour, name in zip(_COLOURS, names, strict=False):
+    for axis, (title, pairs) in zip(axes, shown, strict=True):
+        for name, colour in reversed(pairs):  # the first on top
             points = histories[name]
             window = max(1, len(points) // smooth) if smooth > 1 else 1
-            label = name if len(names) > 1 else None
+            label = name.removesuffix(f"/{title}") if len(pairs) > 1 else None
             if window > 1:
                 axis.plot(points["step"], points["value"], color=colour, alpha=0.25, linewidth=0.8)
                 mean = points["value"].rolling(window, min_periods=1).mean()
                 axis.plot(points["step"], mean, color=colour, linewidth=1.8, label=label)
             else:
-                axis.plot(points["step"], points["value"], color=colour, linewidth=1.8, marker=".", label=label)
+                marker = "." if len(points) <= _MARKED else None
+                axis.plot(points["step"], points["value"], color=colour, linewidth=1.8, marker=marker, label=label)
+        if all(histories[name]["value"].isin([0, 1]).all() for name, _ in pairs):  # a flag, which has no other values
+            axis.set_ylim(-0.05, 1.05)
         _dress(axis, title)
     return figure
 
@@ -109,9 +133,10 @@ def embedding(points_N2: Any, gc_N: Any, explained: Sequence[float]) -> Figure:
 
 
 def _panels(count: int, *, wide: bool = False) -> tuple[Figure, list[Axes]]:
-    columns = 1 if wide else 2 if count == 4 else min(3, count)
+    columns = 1 if wide else 2 if count == 4 else min(3, count) if count <= _MANY else 4
     rows = -(-count // columns)
-    figure = Figure(figsize=(7.2 if wide else 3.9 * columns, 3.9 if wide else 2.9 * rows), layout="constrained")
+    width, height = (7.2, 3.9) if wide else (3.9, 2.9) if count <= _MANY else (2.95, 2.3)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel())
     for spare in axes[count:]:
         spare.set_axis_off()

@@ -1,0 +1,93 @@
+"""Runs that end by themselves, through the whole of trainer.loop: what is said, logged and left behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.datasets import markov_sequence, write_dataset
+from tests.dist.steps import small_config
+from tests.dist.test_collapse import PLANTED
+from tests.ranks import on_ranks
+from trainer.collectives import Group
+from trainer.config import TrainConfig
+from trainer.engine.student import init_distributed
+from trainer.loop import train
+from trainer.track import Registry
+
+STEPS = 80  # the planted collapse is there by step 61
+
+
+def endings(runs: list[dict[str, Any]]) -> list[str]:
+    """What each run raises; "" for one that comes to its end."""
+    init_distributed(torch.device("cpu"))
+    said = []
+    for values in runs:
+        try:
+            train(TrainConfig.model_validate(values), device=torch.device("cpu"), group=Group.of())
+            said.append("")
+        except RuntimeError as fault:
+            said.append(str(fault))
+    return said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ends")
+    contigs = {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(3_000, seed=2)]}
+    write_dataset(folder / "data", contigs, soft=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> dict[str, str]:
+    common = {"val__windows": 8, "val__every": 1000, "track__uri": f"sqlite:///{folder}/mlflow.db",
+              "train__steps": STEPS}  # fmt: skip
+
+    def run(name: str, **changes: Any) -> dict[str, Any]:
+        place = {"run__dir": str(folder / name.split()[0]), "run__name": name}
+        return small_config(str(folder / "data"), **common, **place, **changes)
+
+    runs = {
+        "collapse": run("collapse", health__on_collapse="stop", **PLANTED),
+        "warned": run("warned", **PLANTED),
+        "blown": run("blown", train__lr=1e30, train__max_skipped=3),
+        "blown again": run("blown again", train__lr=1e30, train__max_skipped=3),
+    }
+    return dict(zip(runs, on_ranks(1, endings, list(runs.values()))[0], strict=True))
+
+
+def history(folder: Path, run: str, metric: str) -> dict[int, float]:
+    registry = Registry(f"sqlite:///{folder}/mlflow.db")
+    experiment = registry.client.get_experiment_by_name("findna").experiment_id
+    (found,) = registry.runs(experiment, f"attributes.run_name = '{run}'")
+    assert found.info.status == ("FINISHED" if run == "warned" else "FAILED")
+    table = registry.history(found.info.run_id, metric)
+    return dict(zip(table["step"].tolist(), table["value"].tolist(), strict=True))
+
+
+def test_a_collapse_ends_the_run_or_is_logged(said: dict[str, str], folder: Path) -> None:
+    assert "the teacher is one-hot on the same prototype for all samples" in said["collapse"]
+    assert said["collapse"].endswith("; with health.on_collapse=warn the run would go on")
+    assert said["warned"] == ""
+    flags = history(folder, "warned", "batch_health/collapsed")
+    assert list(flags) == list(range(10, STEPS + 1, 10))
+    assert flags[10] == 0
+    assert sum(flags.values()) >= 1
+    assert list(history(folder, "warned", "batch_health/prototype_usage")) == list(flags)
+    first = min(step for step, flag in flags.items() if flag)
+    assert history(folder, "collapse", "batch_health/collapsed") == {s: f for s, f in flags.items() if s <= first}
+
+
+def test_steps_that_are_not_finite_end_the_run_which_can_be_started_again(said: dict[str, str], folder: Path) -> None:
+    path = folder / "blown" / "not_finite.json"
+    for run in ("blown", "blown again"):
+        assert said[run].startswith("step 4: no finite loss and gradient in 3 steps on end")
+        assert said[run].endswith(f"the samples are listed in {path}")
+        assert history(folder, run, "train/skipped_steps") == {2: 1.0, 3: 2.0, 4: 3.0}
+        assert list(history(folder, run, "loss/total")) == [1]
+    saved = json.loads(path.read_text())
+    assert [step["step"] for step in saved["steps"]] == [2, 3, 4]
+    assert all(len(step["samples"]) == 24 for step in saved["steps"])

@@ -10,10 +10,10 @@ from tests.dist.teachers import masters
 from trainer import loop, schedule, state
 from trainer.collectives import Group
 from trainer.config import TrainConfig
-from trainer.data import open_reader
+from trainer.data import Reader, open_reader
 from trainer.dataset import open_datasets
 from trainer.distill import train_step
-from trainer.engine.student import init_distributed
+from trainer.engine.student import Engine, init_distributed
 from trainer.pairs import make_pairs
 
 
@@ -54,6 +54,18 @@ def coupled_config(uri: str, **changes: Any) -> dict[str, Any]:
     })  # fmt: skip
 
 
+def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfig, Engine, state.State, Reader]:
+    """A run before its first step, on this rank's group."""
+    config, device = TrainConfig.model_validate(values), torch.device(device_name)
+    init_distributed(device)
+    group = Group.of()
+    assert config.world_faults(group.size) == []
+    engine, teacher = loop.build(config, device=device, group=group)
+    now = state.first_state(config, teacher, device=device)
+    datasets = list(open_datasets(config, "train").values())
+    return config, engine, now, open_reader(config, datasets, flank=config.views.flank, group=group)
+
+
 def run_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[str, Any]]:
     """``run_steps`` of each case (config, steps), one after the other."""
     return {name: run_steps(values, steps) for name, (values, steps) in cases.items()}
@@ -61,14 +73,8 @@ def run_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[st
 
 def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> dict[str, Any]:
     """Train ``steps`` steps on this rank's group: losses, norms, sample ids, views and masks, the full teacher."""
-    config = TrainConfig.model_validate(values)
-    device = torch.device(device_name)
-    init_distributed(device)
-    group = Group.of()
-    assert config.world_faults(group.size) == []
-    engine, teacher = loop.build(config, device=device, group=group)
-    now = state.first_state(config, teacher, device=device)
-    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
+    config, engine, now, reader = set_up(values, device_name)
+    device, teacher, group = torch.device(device_name), now.teacher, engine.group
     losses, norms, momenta, samples = [], [], [], {}
     mismatches = 0
     reference = masters(engine)
@@ -120,12 +126,8 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
 
     A step poisoned with ("leave out", any) is not trained at all, which is what a skipped one must come to.
     """
-    config = TrainConfig.model_validate(values)
-    init_distributed(torch.device("cpu"))
-    group = Group.of()
-    engine, teacher = loop.build(config, device=torch.device("cpu"), group=group)
-    now = state.first_state(config, teacher, device=torch.device("cpu"))
-    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
+    config, engine, now, reader = set_up(values)
+    teacher, group = now.teacher, engine.group
     what = ""
 
     def spoil(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -167,12 +169,8 @@ def poisoned_cases(cases: list[tuple[dict[str, Any], dict[int, tuple[str, int]],
 
 def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
     """Calls of torch.distributed that are not DeepSpeed's, in one step: "forward" and "backward" -> name -> count."""
-    config = TrainConfig.model_validate(values)
-    init_distributed(torch.device("cpu"))
-    group = Group.of()
-    engine, teacher = loop.build(config, device=torch.device("cpu"), group=group)
-    now = state.first_state(config, teacher, device=torch.device("cpu"))
-    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
+    config, engine, now, reader = set_up(values)
+    teacher, group = now.teacher, engine.group
     assert teacher.module is not engine.network  # and its first weights have come
     calls: dict[str, dict[str, int]] = {"forward": {}, "backward": {}}
     phase = "forward"
@@ -210,12 +208,8 @@ def counted_cases(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[
 
 def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
     """A run whose health is read every health.every steps: the readings and the first finding."""
-    config = TrainConfig.model_validate(values)
-    init_distributed(torch.device("cpu"))
-    group = Group.of()
-    engine, teacher = loop.build(config, device=torch.device("cpu"), group=group)
-    now = state.first_state(config, teacher, device=torch.device("cpu"))
-    reader = open_reader(config, list(open_datasets(config, "train").values()), flank=config.views.flank, group=group)
+    config, engine, now, reader = set_up(values)
+    teacher, group = now.teacher, engine.group
     found: dict[str, Any] = {"readings": {}, "first": None}
     for batch in reader.batches(0, steps):
         due = (now.step + 1) % config.health.every == 0

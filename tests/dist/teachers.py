@@ -1,7 +1,9 @@
 """What tests/dist/test_teacher.py runs on every rank: one student and teacher for each ZeRO stage, precision and
 accumulation, against an unsharded average of the gathered masters."""
 
+import contextlib
 import hashlib
+import io
 import itertools
 import weakref
 from typing import Any
@@ -254,6 +256,15 @@ def watched_bytes() -> dict[int, tuple[int, int, int, int]]:
                 teacher.module(torch.zeros(1, 64, dtype=torch.bfloat16))
         found[stage] = (watch.peak, 4 * 12 * 65 * 64, 4 * 64 * 64, kept)
     return found
+
+
+def printed() -> str:
+    """What building a bf16 engine under ZeRO-1 and 3 and their teachers prints."""
+    init_distributed(torch.device("cpu"))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        for stage in (1, 3):
+            make_engine(Group.of(), stage, "bf16", 1).teacher()
+    return said.getvalue()
 
 
 def refusals() -> dict[str, str]:

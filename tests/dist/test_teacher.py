@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.teachers import CASES, SKIPPED, STEPS, Case, refusals, run_cases, watched_bytes
+from tests.dist.teachers import CASES, SKIPPED, STEPS, Case, printed, refusals, run_cases, watched_bytes
 from tests.ranks import on_ranks
 from trainer.ema import FlatGroup, check_cover
 
@@ -86,6 +86,10 @@ def test_in_bf16_no_rank_ever_holds_the_fp32_teacher() -> None:
         for stage, (peak, whole, largest, kept) in by_stage.items():
             assert kept == (12 if stage == 3 else 24), f"ZeRO-{stage}"
             assert whole / 2 <= peak <= whole / 2 + largest, f"ZeRO-{stage}: {peak} bytes of {whole}"
+
+
+def test_building_an_engine_prints_nothing() -> None:
+    assert on_ranks(1, printed) == [""]
 
 
 def test_masters_that_lie_elsewhere_are_noticed_when_the_engine_is_built() -> None:

@@ -3,7 +3,9 @@
 The mapping from names to masters (masters.py) is proven on random values whenever an engine is built.
 """
 
+import contextlib
 import copy
+import io
 import logging
 import os
 import warnings
@@ -23,7 +25,7 @@ from trainer.ema import FlatGroup, FlatWeights, ShardedEMA, Weights, check_cover
 from trainer.engine.masters import PartitionedWeights, adapter_for
 from trainer.heads import Network
 
-# DeepSpeed tells its memory at every start, and warns of optimisers that are not torch's own class, as _AdamW is not.
+# DeepSpeed also warns of optimisers that are not torch's own class, as _AdamW is not.
 deepspeed.utils.logger.setLevel(logging.WARNING)
 deepspeed.utils.logger.addFilter(lambda record: "untested" not in record.getMessage())
 # DeepSpeed 0.19.8 calls what torch 2.13 deprecates, once a process.
@@ -94,7 +96,7 @@ class Engine:
         first = {name: parameter.detach().clone() for name, parameter in named.items()}
         for name, parameter in named.items():
             parameter.data.copy_(_probe(name, parameter.shape))
-        self._deepspeed, *_ = deepspeed.initialize(
+        self._deepspeed = _initialize(
             model=network,
             optimizer=self._optimizer,
             mpu=self._mpu,
@@ -161,9 +163,9 @@ class Engine:
         groups = self.flat_groups()
         weights: Weights
         if self.zero_stage == 3:
-            offload = deepspeed.initialize(
+            offload = _initialize(
                 model=module, mpu=self._mpu, config=zero.frozen_settings(self._extra, precision=self._precision)
-            )[0].optimizer
+            ).optimizer
             weights = PartitionedWeights(module, groups, offload.persistent_parameters)
         else:
             weights = FlatWeights(module, groups, group=self.group, dtype=self.compute_dtype)
@@ -209,6 +211,13 @@ class Engine:
         else:
             for name, parameter in self.network.named_parameters():
                 parameter.data.copy_(values[name])
+
+
+def _initialize(**arguments: Any) -> Any:
+    """DeepSpeed's engine, without the page on its memory that BF16_Optimizer prints at every start."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(**arguments)
+    return engine
 
 
 class _AdamW(torch.optim.AdamW):

@@ -9,6 +9,8 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import coupled_config, run_cases, small_config
 from tests.ranks import on_ranks
 
+pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
+
 STEPS = 20
 Changes = dict[str, Any]
 # ranks -> name: (config, changes of it, steps). The first two on one rank are what all others are compared with.

@@ -11,6 +11,8 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import counted_cases, coupled_config, poisoned_cases, small_config
 from tests.ranks import on_ranks
 
+pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
+
 PRECISIONS = {"fp32": 0, "bf16": 1}
 CASES = [(stage, precision, what) for stage in range(4) for precision in PRECISIONS for what in ("loss", "gradient")]
 

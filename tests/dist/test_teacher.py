@@ -10,6 +10,8 @@ from tests.dist.teachers import CASES, SKIPPED, STEPS, Case, printed, refusals, 
 from tests.ranks import on_ranks
 from trainer.ema import FlatGroup, check_cover
 
+pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
+
 # Whose teacher each loads: of another number of ranks, and of the next case, so of another stage or precision, too.
 WORLDS: list[tuple[str, int, list[Case]]] = [
     ("3", 3, [case for case in CASES if case[2] == 2]),

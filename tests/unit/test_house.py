@@ -1,6 +1,7 @@
 """The house: floors, one library in one file, the order inside a package as the README tree has it, short files."""
 
 import ast
+import fnmatch
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_a_file_imports_only_files_above_it_in_the_readme_tree() -> None:
     there = {(package, found.stem) for package in FLOORS for found in (ROOT / package).iterdir()}
     faults += [f"README.md lists {package}/{entry}, which is not there" for package, entry in sorted(listed - there)]
     assert faults == []
+
+
+def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None:
+    """pytest passes over folders called dist or build unless it is told otherwise."""
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {"tests/dist", "tests/faults", "tests/gpu", "tests/unit"} <= folders
+    hidden = [folder for folder in sorted(folders) for part in folder.split("/")
+              for pattern in pytestconfig.getini("norecursedirs") if fnmatch.fnmatch(part, pattern)]  # fmt: skip
+    assert hidden == []
 
 
 def test_files_are_short() -> None:

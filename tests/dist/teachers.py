@@ -184,6 +184,22 @@ def one_case(
     return found
 
 
+def check(found: dict[str, Any], case: Case, *, resharded: bool) -> None:
+    """What must hold of each thing that ``one_case`` finds."""
+    assert found["start"] == 0, "masters or weights are not the network's own values"
+    assert found["student"] == 0, "the student's weights are not its masters"
+    assert found["applied"] == [step not in SKIPPED for step in range(STEPS)]
+    assert found["kept"] == 0, "a skipped step changed masters"
+    assert found["mismatches"] == 0
+    assert found["resumed"] == 0
+    assert found["forward"] == 0
+    assert ("reshard" in found) == resharded
+    assert found.get("reshard", 0) == 0, "a teacher saved elsewhere was not loaded as it was"
+    assert found.get("went on", 0) == 0
+    assert found["buffer"] == STEPS * case[2]
+    assert found["tied"]
+
+
 def forward_differs(teacher: ShardedEMA[Any], engine: Engine, reference: dict[str, Tensor]) -> int:
     """Entries of the teacher's outputs that are not those of an unsharded network in the compute dtype."""
     x = rows_of(engine, 8, seed=99)

@@ -47,8 +47,8 @@ def gradients_of_all(rows: int, device: str) -> dict[str, Any]:
             teacher = ring_info_nce(RingContrast(views[0], second_GE, scale, group, rows, loci))
             both = ring_symmetric_info_nce(RingSymmetricContrast(*views, scale, group, rows, loci))
         else:
-            teacher = info_nce(Contrast(views[0], second_GE, own_G, scale, rows, loci, loci, form))  # type: ignore
-            both = symmetric_info_nce(SymmetricContrast(*views, first_GE, second_GE, 0, scale, group, rows, loci, form))  # type: ignore
+            teacher = info_nce(Contrast(views[0], second_GE, own_G, scale, rows, loci, loci, form))
+            both = symmetric_info_nce(SymmetricContrast(*views, first_GE, second_GE, 0, scale, group, rows, loci, form))
         for task, loss, leaves in (("teacher", teacher, [views[0], scale]), ("two views", both, [*views, scale])):
             results[f"{task} {form}"] = [x.cpu() for x in torch.autograd.grad(loss, leaves)]
     results["pieces"] = []

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.teachers import CASES, SKIPPED, STEPS, Case, run_cases
+from tests.dist.teachers import CASES, Case, check, run_cases
 from tests.ranks import on_ranks
 
 pytestmark = [
@@ -27,18 +27,7 @@ def matrix() -> dict[Case, dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_sharded_teacher_is_the_unsharded_average(matrix: Any, case: Case) -> None:
-    found = matrix[case]
-    assert found["start"] == 0, "masters or weights are not the network's own values"
-    assert found["student"] == 0, "the student's weights are not its masters"
-    assert found["applied"] == [step not in SKIPPED for step in range(STEPS)]
-    assert found["kept"] == 0, "a skipped step changed masters"
-    assert found["mismatches"] == 0
-    assert found["resumed"] == 0
-    assert found["forward"] == 0
-    assert found["reshard"] == 0, "a teacher saved on CPU was not loaded as it was"
-    assert found["went on"] == 0
-    assert found["buffer"] == STEPS * case[2]
-    assert found["tied"]
+    check(matrix[case], case, resharded=True)
 
 
 def test_every_kind_of_optimizer_was_seen(matrix: Any) -> None:

@@ -16,6 +16,8 @@ for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
 
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite("tests.dist.teachers")  # its check() is to show what it found
+
 from cluster import jobs  # noqa: E402
 from data_prep.build import build  # noqa: E402
 from data_prep.config import DataConfig  # noqa: E402

@@ -41,26 +41,26 @@ def cpus() -> int:
 
 
 @contextlib.contextmanager
-def session(workers: int | None = None) -> Iterator[int]:
-    """Ray for the length of the block; gives the number of tasks to run at once.
+def join(address: str | None = None, *, local_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the length of the block: the cluster at ``address``, else that of RAY_ADDRESS (set inside ``ray job
+    submit``), else a local Ray of ``local_cpus`` CPUs (default: those of this process).
 
-    Joins the cluster of RAY_ADDRESS (set inside ``ray job submit``) where there is one, else starts a local Ray of
-    ``workers`` CPUs (default: those of this process) and stops it at the end. Inside another session it uses that one.
+    What was started is stopped at the end, and a cluster is left as it is. Inside another block it uses that Ray.
 
     Raises:
-        RuntimeError: RAY_ADDRESS does not answer, or no local Ray can be started.
+        RuntimeError: the cluster does not answer or asks for another token, or no local Ray can be started.
     """
-    address = os.environ.get("RAY_ADDRESS")
     started = not ray.is_initialized()
     if started:
-        local: dict[str, Any] = {} if address else {
-            "address": "local", "num_cpus": workers or cpus(),
+        named, address = address, address or os.environ.get("RAY_ADDRESS")
+        how: dict[str, Any] = {"address": address} if address else {
+            "address": "local", "num_cpus": local_cpus or cpus(),
             "include_dashboard": False, "object_store_memory": _RESULTS_BYTES,
         }
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             _probe(address)
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process without a word
         except SystemExit:  # Ray's own, while it starts
@@ -68,13 +68,29 @@ def session(workers: int | None = None) -> Iterator[int]:
                 on_sigterm(signal.SIGTERM, None)
             raise
         except (RayError, OSError, RuntimeError, ValueError) as fault:
-            where = f"join the Ray cluster at RAY_ADDRESS={address}" if address else "start a local Ray"
-            raise RuntimeError(f"cannot {where}: {' '.join(str(fault).split())[:300]}") from fault
+            at = address if named else f"RAY_ADDRESS={address}"
+            where = f"join the Ray cluster at {at}" if address else "start a local Ray"
+            # Ray tells a wrong token from a cluster that is not there in its log alone.
+            hint = "; something listens there: do RAY_AUTH_MODE and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) hold the " \
+                   "cluster's token?" if address and isinstance(fault, ConnectionError) and _listens(address) else ""
+            raise RuntimeError(f"cannot {where}: {' '.join(str(fault).split())[:300]}{hint}") from fault
     try:
-        yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield
     finally:
         if started:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def session(workers: int | None = None) -> Iterator[int]:
+    """Ray for the length of the block, as ``join`` gives it; yields the number of tasks to run at once: ``workers``,
+    else one for each CPU of the cluster, or of this process.
+
+    Raises:
+        RuntimeError: RAY_ADDRESS does not answer, or no local Ray can be started.
+    """
+    with join(local_cpus=workers):
+        yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def run(function: Callable[..., R], tasks: Sequence[T], *, workers: int | None = None,
@@ -155,6 +171,13 @@ def _probe(address: str | None) -> None:
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _listens(address: str) -> bool:
+    with contextlib.suppress(OSError):
+        _probe(address)
+        return True
+    return False
 
 
 def _get(reference: Any) -> Any:

@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +14,15 @@ from configs import ConfigError, redact
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_PREEMPTED = 75  # what is finished stays; the same command goes on
 EXIT_INTERRUPTED = 130  # as a shell has it
+LOST_PEERS = "lost its peers"  # begins the sentence of a process that ends because others did
 
 
 class Preempted(KeyboardInterrupt):
     """SIGTERM, in the main thread: the machine is wanted for something else."""
+
+
+class EverywhereError(RuntimeError):
+    """What every rank meets alike, so that the main one alone says it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,66 @@ def threads_per_process(local_size: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // max(1, local_size))
 
 
+class StopSignals:
+    """SIGTERM and Ctrl-C as the main loop wants them: at once until it says ``between_steps``, and then only noted.
+
+    A second Ctrl-C ends it at once. Where a process of ``peers`` (pids of this host) is gone when SIGTERM comes, as a
+    launcher sends it to those that are left, the main thread may wait for ever for what will not come: the process then
+    ends within ALONE_S, without saving.
+    """
+
+    ALONE_S = 5.0
+
+    def __init__(self, *, peers: Sequence[int] = ()) -> None:
+        """To be made in the main thread."""
+        self.code = 0  # EXIT_PREEMPTED or EXIT_INTERRUPTED, once told to stop
+        self._noted = False
+        self._peers = [pid for pid in peers if pid != os.getpid()]
+        self._old = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, end == self._pipe[0])
+        # Python's own handlers wait for the main thread; this is written to at once, whatever it waits for.
+        self._old_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        if self._peers:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def between_steps(self, noted: bool = True) -> None:
+        """From now on the loop looks at ``code`` after each step, and saves."""
+        self._noted = noted
+
+    def close(self) -> None:
+        """The handlers that were there before are back."""
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        os.write(self._pipe[1], b"\0")  # ends the thread
+
+    def _hear(self, number: int, frame: object) -> None:
+        again = self.code == EXIT_INTERRUPTED
+        self.code = EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_INTERRUPTED
+        if not self._noted or (again and number == signal.SIGINT):
+            raise Preempted if number == signal.SIGTERM else KeyboardInterrupt
+
+    def _watch(self) -> None:
+        while (heard := os.read(self._pipe[0], 1)) != b"\0":
+            deadline = time.monotonic() + self.ALONE_S
+            while heard[0] == signal.SIGTERM and any(not _alive(pid) for pid in self._peers):
+                if time.monotonic() > deadline:
+                    why = "a process of this host is gone; steps after the last checkpoint are lost"
+                    print(f"error: {LOST_PEERS}: {why}", file=sys.stderr, flush=True)
+                    os._exit(EXIT_FAILED)
+                time.sleep(0.2)
+
+
+def _alive(pid: int) -> bool:
+    """Whether ``pid`` runs: neither gone nor a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
 def exit_code(
     command: Callable[[], int | None], *, debug: bool = False, main: bool = True, interrupted: str = "",
     resumable: bool = False
@@ -56,7 +123,7 @@ def exit_code(
 
     ConfigError gives 2; ValueError, OSError and RuntimeError give 1; ``debug`` shows their traceback instead. Ctrl-C
     gives 130, and ``interrupted`` says what became of the work; where that is ``resumable``, SIGTERM gives 75 and says
-    the same. Processes that are not ``main`` say nothing of a ConfigError, which every rank meets alike.
+    the same. Processes that are not ``main`` say nothing of what every rank meets alike: ConfigError, EverywhereError.
     """
     try:
         if resumable:
@@ -66,7 +133,7 @@ def exit_code(
         if debug:
             raise
         usage = isinstance(fault, ConfigError)
-        if main or not usage:
+        if main or not isinstance(fault, ConfigError | EverywhereError):
             print(f"error: {redact(str(fault))}", file=sys.stderr, flush=True)
         return EXIT_USAGE if usage else EXIT_FAILED
     except KeyboardInterrupt as stop:

@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cluster.heartbeat import heart
+from cluster.process import LOST_PEERS
+
 
 @dataclass(frozen=True)
 class Group:
@@ -54,7 +57,8 @@ def all_gather_flat(group: Group, flat: Tensor, shard: Tensor) -> None:
     if group.size == 1:
         flat.copy_(shard)
     else:
-        dist.all_gather_single(flat, shard, group=group.handle)
+        with heart.inside("all_gather"):
+            dist.all_gather_single(flat, shard, group=group.handle)
 
 
 class Pending:
@@ -66,7 +70,8 @@ class Pending:
     def wait(self) -> None:
         """Come back when all are done; at once if they were waited for before."""
         while self._works:
-            self._works.pop().wait()
+            with heart.inside("the teacher's all_gather"):
+                self._works.pop().wait()
 
 
 def start_all_gather(group: Group, parts: Sequence[tuple[Tensor, Tensor]]) -> Pending:
@@ -83,15 +88,29 @@ def from_first(group: Group, tensor: Tensor) -> Tensor:
     """The first rank's ``tensor``; the argument is left as it was."""
     received = tensor.detach().clone()
     if group.size > 1:
-        dist.broadcast(received, group_src=0, group=group.handle)
+        with heart.inside("broadcast"):
+            dist.broadcast(received, group_src=0, group=group.handle)
     return received
+
+
+def text_from_first(group: Group, text: str, *, device: torch.device) -> str:
+    """The first rank's ``text``; what others give is not looked at."""
+    if group.size == 1:
+        return text
+    data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+    size = int(from_first(group, torch.tensor(len(data), device=device)))
+    if not size:
+        return ""
+    mine = data.to(device) if group.rank == 0 else torch.empty(size, dtype=torch.uint8, device=device)
+    return from_first(group, mine).cpu().numpy().tobytes().decode()
 
 
 def sum_over_ranks(group: Group, tensor: Tensor) -> Tensor:
     """The sum of every rank's ``tensor``, in its own dtype; the argument is left as it was."""
     total = tensor.clone()
     if group.size > 1:
-        dist.all_reduce(total, group=group.handle)
+        with heart.inside("all_reduce"):
+            dist.all_reduce(total, group=group.handle)
     return total
 
 
@@ -100,6 +119,15 @@ def raise_together(group: Group, fault: str | None, *, device: torch.device) -> 
     faults = int(sum_over_ranks(group, torch.tensor(int(fault is not None), device=device)))
     if faults:
         raise ValueError(fault or f"{faults} of the other ranks cannot go on, and say why")
+
+
+def lost_peers(fault: BaseException) -> str | None:
+    """A sentence, if ``fault`` means that other ranks are gone or do not answer; None for any other."""
+    text = " ".join(str(fault).split())
+    gloo = "gloo" in text and any(word in text for word in ("onnection", "imed out", "Broken pipe"))
+    if not (gloo or isinstance(fault, dist.DistError)):
+        return None
+    return f"{LOST_PEERS} in {heart.read().told()}: {text[:200]}"
 
 
 def gather_rows(group: Group, rows: Tensor) -> Tensor:
@@ -113,5 +141,5 @@ def gather_rows(group: Group, rows: Tensor) -> Tensor:
     padded = rows.new_zeros(widest, rows.shape[1])
     padded[: len(rows)] = rows
     gathered = rows.new_empty(group.size * widest, rows.shape[1])
-    dist.all_gather_single(gathered, padded, group=group.handle)
+    all_gather_flat(group, gathered.view(-1), padded.view(-1))
     return torch.cat([gathered[rank * widest :][: int(count)] for rank, count in enumerate(counts)])

@@ -178,10 +178,16 @@ class Validation(Section):
 
 
 class Checkpoint(Section):
-    """Snapshots of the teacher under run.dir/checkpoints every so many steps (0: only the export at the end)."""
+    """The whole state under run.dir/checkpoints every so many steps and at the end (0: only when told to stop).
 
-    every: Annotated[int, Field(ge=0)] = 0
+    Kept are the newest ``keep_last``, and those whose step ``keep_every`` divides (0: none). After ``max_failed`` that
+    could not be written, one after the other, the run ends.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 1000
     keep_last: Positive = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    max_failed: Positive = 3
 
 
 def default_tracking_uri() -> str:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.process import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from trainer import collectives, health
 from trainer.collectives import Group
 from trainer.config import TrainConfig
@@ -37,7 +38,6 @@ from trainer.views import Windows
 
 Centres = Mapping[str, Tensor]
 """The moving centre [P, K] of the teacher's cosines at each position, by loss."""
-
 HEALTH_ROWS = 512  # of the global batch that its health is read from: spread and rank cost their square
 
 
@@ -46,13 +46,15 @@ class StepResult:
     """What a step found, the same on all ranks.
 
     ``losses``: name -> mean over the global batch, and "total", their weighted sum. ``centres``: of this batch.
-    ``finite``: no loss and no gradient of any rank is infinite or NaN, so that the step may be applied.
+    ``finite``: no loss and no gradient of any rank is infinite or NaN, so that the step may be applied. ``stop``: the
+    exit code that some rank was told to stop with, or 0.
     """
 
     losses: dict[str, float]
     centres: Centres
     finite: bool
     health: dict[str, float]
+    stop: int = 0
 
 
 def train_step(
@@ -64,18 +66,20 @@ def train_step(
     centres: Centres,
     group: Group,
     measure: bool = False,
+    told: Callable[[], int] = int,
 ) -> StepResult:
     """Forward and backward of every micro-batch; the gradient is left in the engine, not applied.
 
     ``measure`` also takes the health of the batch's first HEALTH_ROWS rows, for which there is one more gather.
+    ``told`` gives the exit code to stop with, 0 for none; it is asked once the gradient is there.
     """
     step = _Step(engine, teacher, [show(w, config.views, config.loss) for w in micro_batches], config, group)
     step.gather(centres)
     for m in range(len(micro_batches)):
         step.learn(m, measure=measure)
-    losses, finite = step.result()
+    losses, finite, stop = step.result(told())
     found = {name: target.centre_PK for name, target in step.targets.items() if target.centre_PK is not None}
-    return StepResult(losses, found, finite, step.readings() if measure else {})
+    return StepResult(losses, found, finite, step.readings() if measure else {}, stop)
 
 
 class _Step:
@@ -156,15 +160,17 @@ class _Step:
         if m + 1 < len(self.shown):
             self.engine.end_micro_batch()
 
-    def result(self) -> tuple[dict[str, float], bool]:
-        """Global losses, and whether all is finite: decided by all ranks together, in one all-reduce."""
+    def result(self, told: int) -> tuple[dict[str, float], bool, int]:
+        """Global losses, whether all is finite, and the code to stop with: decided together, in one all-reduce."""
         mine = torch.stack(list(self.sums.values()))
         broken = ~(mine.isfinite().all() & self.engine.gradient_is_finite())
-        packed = torch.cat([mine, broken.double()[None]])
-        *means, broken_ranks = collectives.sum_over_ranks(self.group, packed).tolist()
+        stops = torch.tensor([told == EXIT_PREEMPTED, told == EXIT_INTERRUPTED], device=mine.device)
+        packed = torch.cat([mine, broken.double()[None], stops.double()])
+        *means, broken_ranks, preempted, interrupted = collectives.sum_over_ranks(self.group, packed).tolist()
+        stop = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED if preempted else 0
         losses = dict(zip(self.weights, means, strict=True))
         losses["total"] = sum(self.weights[name] * value for name, value in losses.items())
-        return losses, not broken_ranks
+        return losses, not broken_ranks, stop
 
     def readings(self) -> dict[str, float]:
         """Health of the global batch's first rows; a collective."""

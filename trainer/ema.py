@@ -6,58 +6,15 @@ the teacher has weights of its own in the compute dtype (Weights), which follow 
 ZeRO 0-2, as the student's own are, and partitions under ZeRO-3.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from trainer import collectives
+from trainer import collectives, fragments
 from trainer.collectives import Group, Pending
-
-
-class Piece(NamedTuple):
-    """``length`` entries of parameter ``name`` from its entry ``at`` on; in the shard they begin at ``offset``."""
-
-    name: str
-    at: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True)
-class FlatGroup:
-    """One or more parameters as the optimiser partitions them: a flat vector of ``numel`` entries, 1/W on each rank.
-
-    ``slots``: name -> (offset in the flat vector, shape). ``masters``: (offset in this rank's partition, fp32 1-D
-    tensor) pieces that hold the student's masters, at least one, if only an empty one; they cover the partition but for
-    padding.
-    """
-
-    numel: int
-    slots: dict[str, tuple[int, torch.Size]]
-    masters: list[tuple[int, Tensor]]
-
-    def pieces(self, group: Group) -> Iterator[Piece]:
-        """What of each parameter lies in this rank's partition; padding belongs to none."""
-        size = self.numel // group.size
-        start = group.rank * size
-        for name, (offset, shape) in self.slots.items():
-            low, high = max(offset, start), min(offset + shape.numel(), start + size)
-            if low < high:
-                yield Piece(name, low - offset, low - start, high - low)
-
-    def shard(self, group: Group) -> Tensor:
-        """fp32, this rank's partition with the masters as they are now and zeros at padding; a copy."""
-        shard = self.masters[0][1].new_zeros(self.numel // group.size, dtype=torch.float32)
-        for offset, master in self.masters:
-            shard[offset : offset + master.numel()] = master.detach()
-        return shard
-
-
-Fragments = Mapping[str, Sequence[tuple[int, Tensor]]]
-"""name -> [(first entry, fp32 1-D tensor)]: parts of flattened parameters, from any number of ranks."""
+from trainer.fragments import FlatGroup, Fragments
 
 
 class Weights(Protocol):
@@ -149,11 +106,7 @@ class ShardedEMA(Generic[M]):
 
     def fragments(self) -> dict[str, list[tuple[int, Tensor]]]:
         """This rank's part of φ without padding, to be saved; views, so save them before the next update."""
-        return {
-            piece.name: [(piece.at, shard[piece.offset : piece.offset + piece.length])]
-            for shard, flat_group in zip(self.shards, self.groups, strict=True)
-            for piece in flat_group.pieces(self.group)
-        }
+        return fragments.of_shards(self.shards, self.groups, self.group)
 
     @torch.no_grad()
     def load(self, saved: Fragments) -> None:
@@ -165,11 +118,8 @@ class ShardedEMA(Generic[M]):
             ValueError: a fragment does not fit this teacher, two of them differ, or entries are missing; on all ranks,
                 and φ is left as it was.
         """
-        shards, fault = [torch.zeros_like(shard) for shard in self.shards], _misfit(saved, self.groups)
-        for shard, flat_group in zip(shards, self.groups, strict=True):
-            for piece in flat_group.pieces(self.group):
-                part = shard[piece.offset : piece.offset + piece.length]
-                fault = fault or _fill(part, piece, saved.get(piece.name, ()))
+        shards = [torch.zeros_like(shard) for shard in self.shards]
+        fault = fragments.fill(shards, self.groups, saved, self.group)
         collectives.raise_together(self.group, fault, device=self.shards[0].device)
         for shard, loaded in zip(self.shards, shards, strict=True):
             shard.copy_(loaded)
@@ -181,51 +131,3 @@ class ShardedEMA(Generic[M]):
             for ours, buffer in zip(self._module.buffers(), self._student.buffers(), strict=True):
                 ours.copy_(collectives.from_first(self.group, buffer))
             self._pending = self._weights.write(self.shards)
-
-
-def _misfit(saved: Fragments, groups: Sequence[FlatGroup]) -> str | None:
-    """What in ``saved`` cannot be part of a teacher of ``groups``, in a sentence."""
-    entries = {name: shape.numel() for flat_group in groups for name, (_, shape) in flat_group.slots.items()}
-    if unknown := sorted(saved.keys() - entries.keys()):
-        return (f"the saved teacher has {len(unknown)} parameters that this one has not: {', '.join(unknown[:5])}; "
-                "build the network that it was saved from")  # fmt: skip
-    for name, fragments in saved.items():
-        for start, values in fragments:
-            if values.dtype != torch.float32 or values.ndim != 1:
-                return (f"the saved teacher has {name} from {start} on as {values.dtype} of shape "
-                        f"{tuple(values.shape)}; give it as torch.float32 with one dimension")  # fmt: skip
-            if start < 0 or start + values.numel() > entries[name]:
-                return (f"the saved teacher has entries {start} to {start + values.numel()} of {name}, which has 0 to "
-                        f"{entries[name]} here; build the network that it was saved from")  # fmt: skip
-    return None
-
-
-def _fill(part: Tensor, piece: Piece, fragments: Sequence[tuple[int, Tensor]]) -> str | None:
-    """Write what ``fragments`` have of ``piece`` to its ``part`` of the shard; what is wrong with it, in a sentence."""
-    bits, filled = part.view(torch.int32), torch.zeros_like(part, dtype=torch.bool)
-    for start, values in fragments:
-        low, high = max(start, piece.at), min(start + values.numel(), piece.at + piece.length)
-        if low < high:
-            place = slice(low - piece.at, high - piece.at)
-            given = values[low - start : high - start].to(part.device).view(torch.int32)
-            if differing := int((filled[place] & (bits[place] != given)).sum()):
-                return (f"the saved teacher has two values for {differing} entries of {piece.name} within {low} to "
-                        f"{high}; load the fragments of one save")  # fmt: skip
-            bits[place], filled[place] = given, True
-    if missing := piece.length - int(filled.sum()):
-        return (f"the saved teacher lacks {missing} of {piece.length} entries of {piece.name} from {piece.at} on; "
-                "load the fragments of every rank that saved")  # fmt: skip
-    return None
-
-
-def check_cover(wanted: Mapping[str, torch.Size], groups: Sequence[FlatGroup]) -> None:
-    """ValueError if ``groups`` do not have each of the ``wanted`` parameters once, by name and shape."""
-    given: dict[str, torch.Size] = {}
-    for flat_group in groups:
-        for name, (_, shape) in flat_group.slots.items():
-            if name in given:
-                raise ValueError(f"parameter {name} stands in two optimiser groups")
-            given[name] = shape
-    if wanted != given:
-        wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-        raise ValueError(f"network and optimiser differ in {len(wrong)} parameters: {', '.join(wrong[:5])}")

@@ -1,19 +1,20 @@
-"""The training run: set up, step by step, validate, export, register."""
+"""The training run: set up or taken up again, step by step, validate, save, export, register."""
 
-import json
-import subprocess
-import tempfile
-from contextlib import closing, nullcontext
-from pathlib import Path
-from typing import Any
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import configs
 from cluster import store
+from cluster.lock import Lock, LockedError, hold
+from cluster.heartbeat import heart
+from cluster.process import EXIT_OK, EverywhereError, StopSignals
 from configs import ConfigError
-from trainer import collectives, export
+from trainer import collectives, export, record, rundir
+from trainer.checkpoint.resume import resume
+from trainer.checkpoint.save import Hooks, Saver
 from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.data import Reader, open_reader
@@ -23,15 +24,16 @@ from trainer.ema import ShardedEMA
 from trainer.engine.student import Engine
 from trainer.heads import Network
 from trainer.meter import Meter
-from trainer.state import NOT_FINITE, State, apply, end_if_stuck, first_state, judge
+from trainer.rundir import Looked
+from trainer.state import State, apply, end_if_stuck, first_state, judge
 from trainer.track import Progress, Run, say
 from trainer.validate import Validator
 
-RESOLVED = "train_config.json"
 
+def train(config: TrainConfig, *, device: torch.device, group: Group, stops: StopSignals | None = None) -> int:
+    """Run ``config`` to its last step, from the newest checkpoint in run.dir on; results lie there and in MLflow.
 
-def train(config: TrainConfig, *, device: torch.device, group: Group) -> None:
-    """Run ``config`` to its last step; the results lie in run.dir and in MLflow.
+    Gives the exit code: EXIT_OK, or, where ``stops`` told any rank to stop, its code; the state is then saved.
 
     Raises:
         ConfigError: world size or run.dir do not fit. StoreError, ValueError, RuntimeError: the work failed.
@@ -40,23 +42,32 @@ def train(config: TrainConfig, *, device: torch.device, group: Group) -> None:
     if faults:
         raise ConfigError("\n  ".join(faults))
     if _finished(config, group, device):
-        if group.rank == 0:
-            say(f"{config.run.dir} holds this run, finished; nothing to do")
-        return
+        return EXIT_OK
     datasets = list(open_datasets(config, "train", say=say).values())
     flank = config.views.flank
     validator = Validator(config, flank=flank, device=device, group=group)
-    engine, teacher = build(config, device=device, group=group)
-    state = first_state(config, teacher, device=device)
-    with closing(open_reader(config, datasets, flank=flank, group=group, say=say)) as reader:
-        if group.rank > 0:
-            _train(config, state, engine, reader, validator, None)
-            return
-        for uri in validator.left_out:
-            say(f"{uri} has no val split: it is trained on, and left out of validation")
-        with _start_run(config, [dataset.digest for dataset in datasets], engine) as run:
-            store.write_bytes(store.join(config.run.dir, RESOLVED), _resolved(config))
-            _train(config, state, engine, reader, validator, run)
+    with _alone(config, group, device) as lock:
+        if _finished(config, group, device):  # by a run that held the lock until now
+            return EXIT_OK
+        engine, teacher = build(config, device=device, group=group)
+        state = first_state(config, teacher, device=device)
+        digests = {dataset.uri: dataset.digest for dataset in datasets}
+        resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
+        with closing(open_reader(config, datasets, flank=flank, group=group, say=say)) as reader:
+            if resumed:
+                assert reader.step_of(resumed.position) == state.step, "the position is the step's"
+            if group.rank > 0:
+                saver = Saver(config, engine, datasets=digests)
+                return _train(config, state, engine, reader, validator, saver, None, stops)
+            for uri in validator.left_out:
+                say(f"{uri} has no val split: it is trained on, and left out of validation")
+            if resumed:
+                say(f"going on after step {state.step}, from {resumed.uri}")
+            with record.start_run(config, list(digests.values()), engine) as run:
+                rundir.write(config)
+                hooks = Hooks(before=lock.check, say=say)
+                saver = Saver(config, engine, datasets=digests, hooks=hooks)
+                return _train(config, state, engine, reader, validator, saver, run, stops)
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
@@ -81,15 +92,20 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
 
 
 def _train(
-    config: TrainConfig, state: State, engine: Engine, reader: Reader, validator: Validator, run: Run | None
-) -> None:
-    group, device = engine.group, validator.device
-    baselines = validator.baselines(reader.datasets)
-    _validate(config, state, engine, validator, run, baselines)
+    config: TrainConfig, state: State, engine: Engine, reader: Reader, validator: Validator, saver: Saver,
+    run: Run | None, stops: StopSignals | None,
+) -> int:  # fmt: skip
+    group, device, last = engine.group, validator.device, config.train.steps
+    baselines = validator.baselines(reader.datasets) if state.step < last else {}
+    if state.step == 0:
+        _validate(config, state, engine, validator, run, baselines)
     meter = Meter(device=device, dtype=engine.compute_dtype)
-    progress = Progress(config.train.steps, shown=run is not None)
-    batches = reader.batches(state.step, config.train.steps)
-    while state.step < config.train.steps:
+    progress = Progress(last, done=state.step, shown=run is not None)
+    batches = reader.batches(state.step, last)
+    if stops:
+        stops.between_steps()
+    while state.step < last:
+        heart.step(state.step + 1)
         with meter.waiting():
             batch = next(batches)
         meter.expect(bp_per_step=config.train.global_batch * batch.windows.length)
@@ -97,7 +113,8 @@ def _train(
         with counter:
             micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
             result = train_step(engine, state.teacher, micro_batches, config=config, centres=state.centres,
-                                group=group, measure=_due(state.step + 1, config.health.every))  # fmt: skip
+                                group=group, measure=_due(state.step + 1, config.health.every),
+                                told=lambda: stops.code if stops else 0)  # fmt: skip
         if isinstance(counter, FlopCounterMode):
             meter.flops_per_step = float(counter.get_total_flops())
         metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
@@ -109,7 +126,7 @@ def _train(
         if run and "train/skipped_steps" in metrics:
             say(f"step {state.step} is skipped: loss or gradient is not finite, {result.losses}")
         tracked = _due(state.step, config.track.every)
-        if tracked or state.step == config.train.steps:
+        if tracked or state.step == last:
             metrics |= reader.skipped(device)
         if run:
             run.log(metrics | (meter.read() if tracked else {}), step=state.step)
@@ -119,14 +136,23 @@ def _train(
             raise RuntimeError(f"{collapse}; with health.on_collapse=warn the run would go on")
         if run and collapse:
             say(f"{collapse}; the run goes on, with health.on_collapse=stop it would end here")
-        if _due(state.step, config.val.every) or state.step == config.train.steps:
+        if _due(state.step, config.val.every) or state.step == last:
             _validate(config, state, engine, validator, run, baselines)
             meter.restart()
-        if _due(state.step, config.checkpoint.every):
-            _snapshot(config, state, group)
+        if _due(state.step, config.checkpoint.every) or result.stop or (config.checkpoint.every and state.step == last):
+            stalled = saver.save(state, reader.position(state.step))
+            if run:
+                run.log({"checkpoint/stall_ms": stalled * 1e3}, step=state.step)
             meter.restart()
+        if result.stop and state.step < last:
+            saver.wait()
+            if run:
+                say(f"told to stop: step {state.step} is saved, and the same command goes on from there")
+            return result.stop
     progress.close()
-    _publish(config, state, group, run)
+    saver.wait()
+    record.publish(config, state, group, run)
+    return EXIT_OK
 
 
 def _due(step: int, every: int) -> bool:
@@ -156,110 +182,36 @@ def _validate(
         )
 
 
-def _snapshot(config: TrainConfig, state: State, group: Group) -> None:
-    folder = store.join(config.run.dir, "checkpoints")
-    _export(config, state, group, store.join(folder, f"step-{state.step:08d}"))
-    if group.rank == 0:
-        kept = sorted({name.split("/")[0] for name in store.list_files(folder)})
-        for old in kept[: -config.checkpoint.keep_last]:
-            store.remove(store.join(folder, old))
-
-
-def _export(config: TrainConfig, state: State, group: Group, uri: str) -> export.Exported | None:
-    """The teacher at ``uri``, written by rank 0; a collective."""
-    tensors = export.split_tensors(state.teacher.full_tensors(), keep=group.rank == 0)
-    if group.rank:
-        return None
-    return export.write(uri, state.teacher.module, tensors, card=_card(config, state))
-
-
-def _publish(config: TrainConfig, state: State, group: Group, run: Run | None) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        exported = _export(config, state, group, folder)
-        if not run or not exported:
-            return
-        run.attach(Path(folder), "model")
-        checkpoint = store.join(store.absolute(config.run.dir), export.WEIGHTS)
-        run.tag({"checkpoint.uri": checkpoint, "checkpoint.sha256": exported.sha256})
-        if config.track.registered_model:
-            version = run.register(config.track.registered_model, "model")
-            run.tag({"model.version": version})
-            say(f"registered {config.track.registered_model} version {version} as candidate (run {run.id})")
-        # Last: the weights in run.dir say that the run is finished.
-        for name in export.FILES:
-            store.put_file(Path(folder, name), store.join(config.run.dir, name))
-
-
-def _start_run(config: TrainConfig, digests: list[str], engine: Engine) -> Run:
-    """Tag ``dataset.manifest_sha256``: the digest, or of a mixture all of them by commas, in the order of data.uri."""
-    resolved = configs.dump(config)
-    run = Run(
-        uri=config.track.uri,
-        experiment=config.track.experiment,
-        name=config.run.name,
-        artifact_uri=config.track.artifact_uri,
-        params=_params(config, resolved) | {"parameters": export.parameter_count(engine.network)},
-        tags={
-            "dataset.manifest_sha256": ",".join(digests),
-            "git.commit": _git_commit(),
-            "world_size": str(engine.group.size),
-            "zero_stage": str(engine.zero_stage),
-        },
-    )
-    run.attach_dict(resolved, "config.yaml")
-    say(f"MLflow run {run.id}")
-    return run
-
-
-def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys. ``data.length`` is the last length, which users of the model need; lengths by step stand beside."""
-    params = configs.flatten(resolved)
-    if len(config.data.length) > 1:
-        params |= {"data.length": config.data.last_length, "data.length_by_step": params["data.length"]}
-    return params
-
-
-def _resolved(config: TrainConfig) -> bytes:
-    return json.dumps(configs.dump(config), indent=2, sort_keys=True).encode() + b"\n"
-
-
 def _finished(config: TrainConfig, group: Group, device: torch.device) -> bool:
-    """Whether run.dir holds this very run, finished. ConfigError if it holds anything else. Rank 0 looks, all hear."""
-    verdict = 0
-    # A run that ended before its first snapshot leaves no work to protect.
-    if group.rank == 0 and set(store.list_files(config.run.dir)) - {RESOLVED, NOT_FINITE}:
-        done = store.exists(store.join(config.run.dir, export.WEIGHTS))
-        same = store.exists(store.join(config.run.dir, RESOLVED))
-        same = same and store.read_bytes(store.join(config.run.dir, RESOLVED)) == _resolved(config)
-        verdict = 1 if done and same else 2
-    verdict = int(collectives.sum_over_ranks(group, torch.tensor(verdict, device=device)))
-    if verdict == 2:
-        raise ConfigError(f"run.dir: {config.run.dir} is not empty; runs are not resumed yet, so give a new folder")
-    return verdict == 1
+    """Whether run.dir holds this very run, finished. Rank 0 looks, all hear. ConfigError if it holds anything else."""
+    found, fault = Looked("new"), ""
+    if group.rank == 0:
+        try:
+            found = rundir.look(config)
+        except ConfigError as refusal:
+            fault = str(refusal)
+        except store.StoreError as failure:
+            fault = f"!{failure}"
+    text = collectives.text_from_first(group, fault or found.status, device=device)
+    if text.startswith("!"):
+        raise EverywhereError(text[1:])
+    if text not in ("new", "unfinished", "finished"):
+        raise ConfigError(text)
+    if text == "finished" and group.rank == 0:
+        say(f"{config.run.dir} holds this run, finished; nothing to do")
+    return text == "finished"
 
 
-def _git_commit() -> str:
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # an image without git
-        return "unknown"
-    return found.stdout.strip() or "unknown"
-
-
-def _card(config: TrainConfig, state: State) -> str:
-    losses = ", ".join(f"{name} {weight:g}" for name, weight in config.loss.weights().items())
-    first, *later = config.data.length
-    lengths = ", ".join([f"{first.length} bp", *(f"from step {part.from_step} on {part.length} bp" for part in later)])
-    return f"""---
-library_name: dna-distill
-tags: [dna, self-distillation]
----
-# {config.run.name}
-
-DNA encoder pretrained by self-distillation: the teacher (moving average of the student) after {state.step} steps of
-{config.train.global_batch} windows of {lengths}. Losses and weights: {losses}. Seed {config.run.seed}.
-
-Input: codes A 0, C 1, G 2, T 3, N 4, MASK 5, CLS 6, PAD 7. `model.safetensors` holds backbone and nucleotide head,
-`heads.safetensors` the projection heads that only pretraining uses. Weights fit the wiring in `config.json` alone.
-"""
+@contextmanager
+def _alone(config: TrainConfig, group: Group, device: torch.device) -> Iterator[Lock]:
+    """The only run with this run.dir. Rank 0 holds the lock for all; EverywhereError if another run does."""
+    with ExitStack() as held:
+        lock, fault = None, ""
+        if group.rank == 0:
+            try:
+                lock = held.enter_context(hold(config.run.dir, name=rundir.LOCK, token=os.environ.get("DNA_RUN_TOKEN")))
+            except (LockedError, store.StoreError) as refusal:
+                fault = str(refusal)
+        if text := collectives.text_from_first(group, fault, device=device):
+            raise EverywhereError(text)
+        yield lock

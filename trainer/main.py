@@ -1,8 +1,13 @@
-"""Pretraining: ``deepspeed trainer/main.py --config configs/train/demo.yaml [key=value ...]``, or plain python."""
+"""Pretraining: ``deepspeed trainer/main.py --config configs/train/demo.yaml [key=value ...]``, or plain python.
+
+The same command goes on with a run that was stopped, from the newest checkpoint in run.dir.
+"""
 
 import argparse
 import os
+import socket
 import sys
+import zlib
 from pathlib import Path
 
 # Running this file puts trainer/ first on the path, where its modules would be imported a second time.
@@ -13,6 +18,7 @@ import torch  # noqa: E402
 
 import configs  # noqa: E402
 from cluster import process  # noqa: E402
+from trainer import collectives  # noqa: E402
 from trainer.collectives import Group  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.engine.student import init_distributed, leave_distributed  # noqa: E402
@@ -37,15 +43,30 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             torch.set_num_threads(process.threads_per_process(local_size))
         init_distributed(device)
-        done = False
+        group = Group.of()
+        stops, done = process.StopSignals(peers=_of_this_host(group, device)), False
         try:
-            train(config, device=device, group=Group.of())
+            code = train(config, device=device, group=group, stops=stops)
             done = True
+        except RuntimeError as fault:
+            if (lost := collectives.lost_peers(fault)) and not args.debug:
+                raise RuntimeError(lost) from fault
+            raise
         finally:
+            stops.close()
             leave_distributed(together=done)
-        return process.EXIT_OK
+        return code
 
-    return process.exit_code(run, debug=args.debug, main=world.is_main)
+    return process.exit_code(run, debug=args.debug, main=world.is_main,
+                             interrupted="the same command goes on from the newest checkpoint")  # fmt: skip
+
+
+def _of_this_host(group: Group, device: torch.device) -> list[int]:
+    """The pids of all ranks that run on this host; a collective."""
+    host = zlib.crc32(f"{socket.gethostname()} {os.stat('/proc/self/ns/pid').st_ino}".encode())
+    mine = torch.tensor([host, os.getpid()], device=device)
+    everywhere = collectives.gather_packed(group, {"process": mine})["process"]
+    return [pid for other, pid in everywhere.tolist() if other == host]
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from trainer import collectives
 from trainer.collectives import Group
-from trainer.ema import FlatGroup, ShardedEMA
+from trainer.ema import ShardedEMA
 from trainer.engine import masters as masters_module
 from trainer.engine.student import Engine, init_distributed
+from trainer.fragments import FlatGroup
 
 Case = tuple[int, str, int]  # ZeRO stage, precision, accumulation
 CASES: list[Case] = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"], [1, 2]))

@@ -8,7 +8,8 @@ import torch
 from tests.ranks import on_ranks
 from trainer import collectives
 from trainer.collectives import Group
-from trainer.ema import FlatGroup, FlatWeights, ShardedEMA
+from trainer.ema import FlatWeights, ShardedEMA
+from trainer.fragments import FlatGroup
 
 
 def every_collective() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from tests.dist.teachers import CASES, Case, check, printed, refusals, run_cases, watched_bytes
 from tests.ranks import on_ranks
-from trainer.ema import FlatGroup, check_cover
+from trainer.fragments import FlatGroup, check_cover
 
 pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from trainer import collectives
 from trainer.collectives import Group, Pending
-from trainer.ema import FlatGroup, FlatWeights, ShardedEMA
+from trainer.ema import FlatWeights, ShardedEMA
+from trainer.fragments import FlatGroup
 
 ALONE = Group(0, 1)
 Layout = tuple[int, int, dict[str, tuple[int, torch.Size]]]  # ranks, entries of the flat vector, slots

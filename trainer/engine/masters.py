@@ -14,8 +14,9 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor, nn
 
+from trainer import collectives
 from trainer.collectives import Group, Pending
-from trainer.ema import FlatGroup
+from trainer.fragments import FlatGroup
 
 
 class Adapter:
@@ -37,6 +38,22 @@ class Adapter:
         """Masters that every rank keeps whole and updates by itself: name -> fp32 tensor."""
         return {}
 
+    def owners(self) -> list[Tensor]:
+        """The fp32 tensors that the optimiser keeps moments for; every master lies within one."""
+        return [master for part in self.optimizer.param_groups for master in part["params"]]
+
+    def write_weights(self) -> None:
+        """The weights become the masters, rounded to the compute dtype; a collective."""
+        raise NotImplementedError
+
+    def gather(self, flats: Sequence[Tensor]) -> None:
+        """``flats`` become the masters of all ranks, rounded to their dtype."""
+        parts = []
+        for flat, flat_group in zip((flat.data for flat in flats), self.groups(), strict=True):
+            own = flat.view(self.group.size, -1)[self.group.rank]
+            parts.append((flat, own.copy_(flat_group.shard(self.group))))
+        collectives.start_all_gather(self.group, parts).wait()
+
     def partitioned(self, flats: Sequence[Tensor], partitions: Sequence[Tensor]) -> list[FlatGroup]:
         """Groups whose parameters are views into ``flats``, of which each rank updates its ``partitions``."""
         groups = []
@@ -52,11 +69,11 @@ class Adapter:
             groups.append(FlatGroup(flat.numel(), slots, [(0, partition.data)]))
         return groups
 
-    def unpartitioned(self) -> list[FlatGroup]:
+    def unpartitioned(self, group: Group) -> list[FlatGroup]:
         """Groups where every rank keeps every master: the partition is ours, an even cut of the concatenation."""
         masters = self.everywhere()
-        shard = -(-sum(master.numel() for master in masters.values()) // self.group.size)
-        start = self.group.rank * shard
+        shard = -(-sum(master.numel() for master in masters.values()) // group.size)
+        start = group.rank * shard
         slots, offset = {}, 0
         pieces = [(0, next(iter(masters.values())).view(-1)[:0])]  # a rank that has padding alone still has a device
         for name, master in masters.items():
@@ -65,29 +82,36 @@ class Adapter:
             if low < high:
                 pieces.append((low - start, master.view(-1)[low - offset : high - offset]))
             offset += master.numel()
-        return [FlatGroup(shard * self.group.size, slots, pieces)]
+        return [FlatGroup(shard * group.size, slots, pieces)]
 
 
 class _Plain(Adapter):
     """ZeRO-0 in fp32: the parameters are the masters."""
 
     def groups(self) -> list[FlatGroup]:
-        return self.unpartitioned()
+        return self.unpartitioned(self.group)
 
     def everywhere(self) -> dict[str, Tensor]:
         return {name: self.parameters[name].data for names in self.names for name in names}
+
+    def write_weights(self) -> None:
+        pass
 
 
 class _Unfused(Adapter):
     """ZeRO-0 in bf16."""
 
     def groups(self) -> list[FlatGroup]:
-        return self.unpartitioned()
+        return self.unpartitioned(self.group)
 
     def everywhere(self) -> dict[str, Tensor]:
         names = [name for names in self.names for name in names]
         masters = [master.data for tensors in self.optimizer.fp32_groups for master in tensors]
         return dict(zip(names, masters, strict=True))
+
+    def write_weights(self) -> None:
+        for name, master in self.everywhere().items():
+            self.parameters[name].data.copy_(master)
 
 
 class _Bf16(Adapter):
@@ -99,6 +123,9 @@ class _Bf16(Adapter):
     def gradients(self) -> list[Tensor]:
         return list(self.optimizer.fp32_groups_gradient_flat_partition)
 
+    def write_weights(self) -> None:
+        self.gather(self.optimizer.bf16_groups_flat)
+
 
 class _Zero12(Adapter):
     """ZeRO-1 in fp32, ZeRO-2."""
@@ -108,6 +135,9 @@ class _Zero12(Adapter):
 
     def gradients(self) -> list[Tensor]:
         return _flattened(self.optimizer.averaged_gradients)
+
+    def write_weights(self) -> None:
+        self.gather(self.optimizer.bit16_groups_flat)
 
 
 class _Zero3(Adapter):
@@ -126,6 +156,14 @@ class _Zero3(Adapter):
 
     def gradients(self) -> list[Tensor]:
         return _flattened(self.optimizer.averaged_gradients)
+
+    def owners(self) -> list[Tensor]:
+        return list(self.optimizer.fp32_partitioned_groups_flat)
+
+    def write_weights(self) -> None:
+        groups = self.groups()
+        weights = PartitionedWeights(self.network, groups, self.optimizer.persistent_parameters)
+        weights.write([flat_group.shard(self.group) for flat_group in groups])
 
 
 def _flattened(by_group: Mapping[int, Sequence[Tensor] | None]) -> list[Tensor]:

@@ -19,10 +19,13 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
 
+from cluster.heartbeat import heart
 from trainer import collectives, counter, zero
 from trainer.collectives import Group
-from trainer.ema import FlatGroup, FlatWeights, ShardedEMA, Weights, check_cover
+from trainer.ema import FlatWeights, ShardedEMA, Weights
 from trainer.engine.masters import PartitionedWeights, adapter_for
+from trainer.engine.saved import Saved
+from trainer.fragments import FlatGroup, check_cover
 from trainer.heads import Network
 
 # DeepSpeed also warns of optimisers that are not torch's own class, as _AdamW is not.
@@ -73,7 +76,7 @@ class Engine:
         deepspeed_settings: Mapping[str, Any] | None = None,
     ) -> None:
         """``network`` is taken over. ValueError if the optimiser does not keep the masters where its adapter says."""
-        self.group = group
+        self.group, self.device = group, device
         self.accumulation = accumulation
         self.zero_stage = zero_stage
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -112,15 +115,18 @@ class Engine:
         check_cover(self._shapes, self.flat_groups())
         self._check_masters()
         self._set_weights(first)
+        self.saved = Saved(self._adapter, self._optimizer)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs, with gradient; one call for each ``backward``, since DeepSpeed hooks each call."""
-        return self._deepspeed(*args, **kwargs)
+        with heart.inside("forward"):
+            return self._deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss``, this micro-batch's share of a sum over ranks and micro-batches."""
         # DeepSpeed takes the mean over both; the shares are summed, so that no share is weighted by its position.
-        self._deepspeed.backward(loss * (self.accumulation * self.group.size))
+        with heart.inside("backward"):
+            self._deepspeed.backward(loss * (self.accumulation * self.group.size))
 
     def end_micro_batch(self) -> None:
         """Tell DeepSpeed that a micro-batch other than the last is done."""
@@ -143,7 +149,8 @@ class Engine:
         norm: float | None = None
         if isinstance(optimizer, torch.optim.Optimizer):  # ZeRO-0 in fp32 keeps no norm
             norm = float(torch.nn.utils.get_total_norm(self._adapter.gradients()))
-        self._deepspeed.step()
+        with heart.inside("the optimiser's step"):
+            self._deepspeed.step()
         if norm is None:
             norm = float(self._deepspeed.get_global_grad_norm())
         return bool(self._deepspeed.was_step_applied()), norm
@@ -195,9 +202,8 @@ class Engine:
 
     def _set_weights(self, values: Mapping[str, Tensor]) -> None:
         """Masters and weights become ``values``, the masters without the compute dtype's rounding."""
-        groups = self.flat_groups()
-        for flat_group in groups:
-            shard = flat_group.shard(self.group)
+        for flat_group in self.flat_groups():
+            shard = flat_group.empty_shard(self.group)
             for piece in flat_group.pieces(self.group):
                 own = values[piece.name].view(-1)[piece.at : piece.at + piece.length]
                 shard[piece.offset : piece.offset + piece.length] = own
@@ -205,12 +211,7 @@ class Engine:
                 master.copy_(shard[offset : offset + master.numel()])
         for name, master in self._adapter.everywhere().items():
             master.copy_(values[name])
-        if self.zero_stage == 3:
-            persistent = self._deepspeed.optimizer.persistent_parameters
-            PartitionedWeights(self.network, groups, persistent).write([g.shard(self.group) for g in groups])
-        else:
-            for name, parameter in self.network.named_parameters():
-                parameter.data.copy_(values[name])
+        self._adapter.write_weights()
 
 
 def _initialize(**arguments: Any) -> Any:

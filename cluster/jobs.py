@@ -72,7 +72,7 @@ def join(address: str | None = None, *, local_cpus: int | None = None) -> Iterat
             where = f"join the Ray cluster at {at}" if address else "start a local Ray"
             # Ray tells a wrong token from a cluster that is not there in its log alone.
             hint = "; something listens there: do RAY_AUTH_MODE and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) hold the " \
-                   "cluster's token?" if address and isinstance(fault, ConnectionError) and _listens(address) else ""
+                   "cluster's token?" if address and isinstance(fault, ConnectionError) and listens(address) else ""
             raise RuntimeError(f"cannot {where}: {' '.join(str(fault).split())[:300]}{hint}") from fault
     try:
         yield
@@ -166,18 +166,19 @@ class _WorkerLostError(RuntimeError):
     """A task ended without result or exception of its own: its worker, its node, or the cluster is gone."""
 
 
-def _probe(address: str | None) -> None:
+def listens(address: str, *, seconds: float = 10) -> bool:
+    """Whether anything takes a connection at ``address`` (HOST:PORT)."""
+    with contextlib.suppress(OSError):
+        _probe(address, seconds)
+        return True
+    return False
+
+
+def _probe(address: str | None, seconds: float = 10) -> None:
     """OSError within seconds where nothing listens at ``address``: Ray tries for minutes, and warns."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def _listens(address: str) -> bool:
-    with contextlib.suppress(OSError):
-        _probe(address)
-        return True
-    return False
+        socket.create_connection((host, int(port)), timeout=seconds).close()
 
 
 def _get(reference: Any) -> Any:

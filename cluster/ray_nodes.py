@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -29,6 +29,7 @@ from cluster.nodes import Link, NodeLost, Place
 from configs import ConfigError
 
 _POLL = 2.0  # seconds, at most, that a launcher waits for a line before it answers with none
+_LOOK = 1.0  # seconds between looks at whether the node that is waited for is still there
 _PATIENCE = 15.0  # seconds that an agent gets to end its ranks
 # Ray kills the children of a worker that ends, by their parent's id: this shell dies in the agent's place, and the
 # agent, whose input ends with the worker, has the time to end its ranks. Descriptor 3, since a shell gives what it
@@ -59,6 +60,7 @@ class RayNodes:
         self._ranks_per_node, self._agent = ranks_per_node, list(agent)
         self._start_seconds, self._answer_seconds = start_seconds, answer_seconds
         self._kind = "CPU"  # what ranks take, until a node with GPUs is seen
+        self._shared: set[str] = set()  # hosts that have had several nodes at once: names do not change later
         self._ids: dict[str, str] = {}  # name -> Ray's id of the node that had it last
         self._groups: dict[str, PlacementGroup] = {}  # by Ray's id of the node
         self._links: list[_RayLink] = []
@@ -67,10 +69,11 @@ class RayNodes:
 
     def places(self) -> list[Place]:
         """Nodes that are alive and large enough, by name."""
-        alive = [node for node in ray.nodes() if node["Alive"]]
+        alive = self._alive()
         if any(node["Resources"].get("GPU") for node in alive):
             self._kind = "GPU"
         hosts = Counter(node["NodeManagerHostname"] for node in alive)
+        self._shared |= {host for host, count in hosts.items() if count > 1}
         found: list[Place] = []
         for node in alive:
             room = int(node["Resources"].get(self._kind, 0))
@@ -78,11 +81,17 @@ class RayNodes:
             if not 1 <= slots <= room:
                 continue
             host, short = node["NodeManagerHostname"], node["NodeID"][:8]
-            found.append(Place(host if hosts[host] == 1 else f"{host}/{short}", node["NodeManagerAddress"], slots))
+            found.append(Place(f"{host}/{short}" if host in self._shared else host, node["NodeManagerAddress"], slots))
             self._ids[found[-1].name] = node["NodeID"]
         for dead in self._groups.keys() - {node["NodeID"] for node in alive}:
             remove_placement_group(self._groups.pop(dead))
         return sorted(found, key=lambda place: place.name)
+
+    def _alive(self) -> list[dict[str, Any]]:
+        """Ray's nodes. Ray needs 10 s and more to give up one, so those whose launcher was lost are asked."""
+        doubtful = {link.node for link in self._links if link.doubtful}
+        return [node for node in ray.nodes() if node["Alive"] and (node["NodeID"] not in doubtful or jobs.listens(
+            f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", seconds=2))]
 
     def connect(self, place: Place) -> Link:
         """A new agent on ``place``. Thread-safe: many nodes may be connected at once.
@@ -90,29 +99,40 @@ class RayNodes:
         Raises:
             NodeLost: its resources are taken, or it does not start the agent.
         """
-        name, within = place.name, f"within {self._start_seconds:g} s"
-        deadline = time.monotonic() + self._start_seconds
-        gpus = self._kind == "GPU"
+        name, node = place.name, self._ids.get(place.name)
+        if node is None:
+            raise NodeLost(f"{name} is no node of this Ray cluster")
+        gpus, deadline = self._kind == "GPU", time.monotonic() + self._start_seconds
         link: _RayLink | None = None
         try:
-            group = self._group(place)
-            if not group.wait(timeout_seconds=self._start_seconds):
-                raise NodeLost(f"{name} did not give {place.slots} {self._kind}{'s' * (place.slots > 1)} {within}: "
-                               "another job holds them, or the node is gone")
+            group = self._group(node, place.slots)
+            while not group.wait(timeout_seconds=_LOOK):
+                self._check(place, node, deadline, f"did not give {place.slots} {self._kind}{'s' * (place.slots > 1)} "
+                            f"within {self._start_seconds:g} s: another job holds them")
             actor = ray.remote(
                 num_cpus=0 if gpus else place.slots, num_gpus=place.slots if gpus else 0, max_restarts=0,
                 concurrency_groups={"read": 1, "write": 1},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
             )(_Launcher).remote(self._agent)
-            link = _RayLink(name, actor, self._answer_seconds)
-            ray.get(actor.start.remote(), timeout=max(1.0, deadline - time.monotonic()))
-        except RayError as fault:
+            link = _RayLink(name, node, actor, self._answer_seconds)
+            started = actor.start.remote()
+            while not ray.wait([started], timeout=_LOOK)[0]:
+                self._check(place, node, deadline, f"did not start its agent within {self._start_seconds:g} s")
+            ray.get(started)
+        except (RayError, NodeLost) as fault:
             if link:
                 link.kill()
-            why = f" {within}" if isinstance(fault, GetTimeoutError) else f": {_reason(fault)}"
-            raise NodeLost(f"{name} did not start its agent{why}") from fault
-        self._links.append(link)
+            if isinstance(fault, NodeLost):
+                raise
+            raise NodeLost(f"{name} did not start its agent: {_reason(fault)}") from fault
+        self._links = [*(old for old in self._links if old.doubtful or not old.closed), link]
         return link
+
+    def _check(self, place: Place, node: str, deadline: float, late: str) -> None:
+        if node not in {other["NodeID"] for other in self._alive()}:
+            raise NodeLost(f"{place.name} has left the Ray cluster")
+        if time.monotonic() > deadline:
+            raise NodeLost(f"{place.name} {late}")
 
     def close(self) -> None:
         """End the agents, give the resources back, and leave the cluster. Idempotent."""
@@ -126,20 +146,19 @@ class RayNodes:
         self._links, self._groups = [], {}
         self._joined.close()
 
-    def _group(self, place: Place) -> PlacementGroup:
-        node = self._ids.get(place.name)
-        if node is None:
-            raise NodeLost(f"{place.name} is no node of this Ray cluster")
+    def _group(self, node: str, slots: int) -> PlacementGroup:
         if node not in self._groups:
             self._groups[node] = placement_group(
-                [{self._kind: place.slots}], strategy="STRICT_PACK", bundle_label_selector=[{"ray.io/node-id": node}])
+                [{self._kind: slots}], strategy="STRICT_PACK", bundle_label_selector=[{"ray.io/node-id": node}])
         return self._groups[node]
 
 
 class _RayLink:
     """The way to one launcher."""
 
-    def __init__(self, name: str, actor: Any, answer_seconds: float) -> None:
+    def __init__(self, name: str, node: str, actor: Any, answer_seconds: float) -> None:
+        self.node = node  # Ray's id of it
+        self.doubtful = False  # whether the launcher, and not only its agent, was lost
         self._name, self._actor, self._answer_seconds = name, actor, answer_seconds
         self._poll: Any = None  # the answer that is awaited, asked for at self._since
         self._since = 0.0
@@ -158,12 +177,14 @@ class _RayLink:
             self._ask()
         if not ray.wait([self._poll], timeout=0)[0]:
             if (silent := time.monotonic() - self._since) > self._answer_seconds:
+                self.doubtful = True
                 self.kill()
                 raise self._lose(f"{self._name} has not answered for {silent:.0f} s")
             return []
         try:
             lines, ended = ray.get(self._poll)
         except RayError as fault:
+            self.doubtful = True
             raise self._lose(f"{self._name} was lost: {_reason(fault)}") from fault
         if not ended:
             self._ask()
@@ -172,6 +193,10 @@ class _RayLink:
         else:
             self._lost = f"the agent on {self._name} ended: {ended}"
         return lines
+
+    @property
+    def closed(self) -> bool:
+        return self._stopping is not None
 
     def end(self) -> None:
         """Close without waiting."""

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from typing import get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster import store
-from cluster.lock import Lock, LockedError, hold
 from cluster.heartbeat import heart
+from cluster.lock import Lock, LockedError, hold
 from cluster.process import EXIT_OK, EverywhereError, StopSignals
 from configs import ConfigError
 from trainer import collectives, export, record, rundir
@@ -24,7 +25,7 @@ from trainer.ema import ShardedEMA
 from trainer.engine.student import Engine
 from trainer.heads import Network
 from trainer.meter import Meter
-from trainer.rundir import Looked
+from trainer.rundir import Looked, Status
 from trainer.state import State, apply, end_if_stuck, first_state, judge
 from trainer.track import Progress, Run, say
 from trainer.validate import Validator
@@ -41,14 +42,17 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
     faults = config.world_faults(group.size)
     if faults:
         raise ConfigError("\n  ".join(faults))
-    if _finished(config, group, device):
+    begun = _look(config, group, device)
+    if begun is None:
         return EXIT_OK
     datasets = list(open_datasets(config, "train", say=say).values())
     flank = config.views.flank
     validator = Validator(config, flank=flank, device=device, group=group)
     with _alone(config, group, device) as lock:
-        if _finished(config, group, device):  # by a run that held the lock until now
+        begun = _look(begun, group, device)
+        if begun is None:  # a run that held the lock until now has finished it
             return EXIT_OK
+        config = begun
         engine, teacher = build(config, device=device, group=group)
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
@@ -182,8 +186,12 @@ def _validate(
         )
 
 
-def _finished(config: TrainConfig, group: Group, device: torch.device) -> bool:
-    """Whether run.dir holds this very run, finished. Rank 0 looks, all hear. ConfigError if it holds anything else."""
+def _look(config: TrainConfig, group: Group, device: torch.device) -> TrainConfig | None:
+    """``config``, with the schedule that the run in run.dir began with; None if it is finished. A collective.
+
+    Raises:
+        ConfigError: run.dir holds anything else. Rank 0 looks, all hear.
+    """
     found, fault = Looked("new"), ""
     if group.rank == 0:
         try:
@@ -192,14 +200,22 @@ def _finished(config: TrainConfig, group: Group, device: torch.device) -> bool:
             fault = str(refusal)
         except store.StoreError as failure:
             fault = f"!{failure}"
-    text = collectives.text_from_first(group, fault or found.status, device=device)
+    text = collectives.text_from_first(group, fault or f"{found.status} {found.schedule_steps}", device=device)
     if text.startswith("!"):
         raise EverywhereError(text[1:])
-    if text not in ("new", "unfinished", "finished"):
+    status, _, steps = text.partition(" ")
+    if status not in get_args(Status):
         raise ConfigError(text)
-    if text == "finished" and group.rank == 0:
-        say(f"{config.run.dir} holds this run, finished; nothing to do")
-    return text == "finished"
+    if status == "finished":
+        if group.rank == 0:
+            say(f"{config.run.dir} holds this run, finished; nothing to do")
+        return None
+    if int(steps) in (0, config.schedule_steps):
+        return config
+    if group.rank == 0:
+        say(f"train.steps is {config.train.steps} now; the schedules stay those of {steps} steps, as the run began")
+    train = config.train.model_copy(update={"schedule_steps": int(steps)})
+    return config.model_copy(update={"train": train})
 
 
 @contextmanager

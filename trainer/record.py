@@ -7,7 +7,7 @@ from typing import Any
 
 import configs
 from cluster import store
-from trainer import export
+from trainer import export, rundir
 from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.engine.student import Engine
@@ -64,9 +64,9 @@ def publish(config: TrainConfig, state: State, group: Group, run: Run | None) ->
             version = run.register(config.track.registered_model, "model")
             run.tag({"model.version": version})
             say(f"registered {config.track.registered_model} version {version} as candidate (run {run.id})")
-        # Last: the weights in run.dir say that the run is finished.
         for name in export.FILES:
             store.put_file(Path(folder, name), store.join(config.run.dir, name))
+        rundir.finish(config)
 
 
 def _git_commit() -> str:

@@ -1,7 +1,7 @@
 """What a run.dir holds: nothing yet, a run to go on with, or one that is finished; and whether it is this very run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,19 +17,23 @@ from trainer.state import NOT_FINITE
 RESOLVED = "train_config.json"
 _MAY_DIFFER = ("run.dir", "train.steps", "train.micro_batch", "data.workers", "data.cache_dir", "data.cache_bytes")
 _SECTIONS = ("checkpoint.", "track.")
-LOCK, TRACK = "run.lock", "track"
-_OURS = (RESOLVED, LOCK, f"{TRACK}/", NOT_FINITE, f"{layout.FOLDER}/")
+FINISHED, LOCK, TRACK = "finished.json", "run.lock", "track"
+_OURS = (RESOLVED, FINISHED, LOCK, f"{TRACK}/", NOT_FINITE, f"{layout.FOLDER}/")
 
 Status = Literal["new", "unfinished", "finished"]
 
 
 @dataclass(frozen=True)
 class Looked:
-    """``step``: of the newest checkpoint, 0 where there is none. ``again``: this very run was begun here before."""
+    """``step``: of the newest checkpoint, 0 where there is none. ``again``: this very run was begun here before.
+
+    ``schedule_steps``: of the schedules that it began with, 0 for a new run. They stay, also if train.steps changes.
+    """
 
     status: Status
     step: int = 0
     again: bool = True
+    schedule_steps: int = 0
 
 
 def look(config: TrainConfig) -> Looked:
@@ -41,28 +45,30 @@ def look(config: TrainConfig) -> Looked:
     """
     run_dir, wanted = config.run.dir, config.train.steps
     there = set(store.list_files(run_dir))
-    finished, begun = export.WEIGHTS in there, _resolved(run_dir) if RESOLVED in there else None
+    begun = _json(run_dir, RESOLVED) if RESOLVED in there else None
+    finished = _finished_steps(run_dir, there, begun)
     saved, step = _newest(run_dir) if any(name.startswith(f"{layout.FOLDER}/") for name in there) else (None, 0)
     if saved is None and finished:
         saved = begun
-    if saved is None and not finished:
+    if saved is None and export.WEIGHTS in there:
+        raise ConfigError(f"run.dir: {run_dir} holds a model without the config of its run; give a new folder")
+    if saved is None:
         if begun is None and (foreign := sorted(name for name in there if not name.startswith(_OURS))):
             raise ConfigError(f"run.dir: {run_dir} holds files of something else ({', '.join(foreign[:3])}); give "
                               "a new folder")  # fmt: skip
         return Looked("new", again=begun is not None and not differences(begun, config))
-    if saved is None:
-        raise ConfigError(f"run.dir: {run_dir} holds a model without the config of its run; give a new folder")
     if faults := differences(saved, config):
         raise ConfigError(f"run.dir: {run_dir} holds another run; give a new folder, or the keys it began with:\n  "
                           + "\n  ".join(faults))  # fmt: skip
-    trained = max(step, int(saved["train"]["steps"]) if finished else 0)
+    trained = max(step, finished)
     if wanted < trained:
         raise ConfigError(f"train.steps: {wanted} are fewer than the {trained} that the run in {run_dir} has behind "
                           "it; give at least as many, or a new folder")  # fmt: skip
     if finished and wanted > trained and not step:
         raise ConfigError(f"train.steps: {run_dir} holds a run finished at {trained} steps and no checkpoint to go on "
                           "from; give a new folder")  # fmt: skip
-    return Looked("finished" if finished and wanted == trained else "unfinished", step)
+    status: Status = "finished" if wanted == finished else "unfinished"
+    return Looked(status, step, schedule_steps=_schedule_steps(saved))
 
 
 def _newest(run_dir: str) -> tuple[dict[str, Any] | None, int]:
@@ -79,15 +85,14 @@ def _newest(run_dir: str) -> tuple[dict[str, Any] | None, int]:
 def differences(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """The keys in which a dumped config is another run than ``config``: a line each with both values."""
     old, new = configs.flatten(dict(saved)), configs.flatten(configs.dump(config))
-    steps = old.get("train.schedule_steps") or old.get("train.steps")
-    old["train.schedule_steps"], new["train.schedule_steps"] = steps, config.schedule_steps
-    faults = []
-    for key in sorted(old.keys() | new.keys()):
-        if key in _MAY_DIFFER or key.startswith(_SECTIONS) or old.get(key) == new.get(key):
-            continue
-        advice = f"; give train.schedule_steps={steps}" if key == "train.schedule_steps" else ""
-        faults.append(f"{key}: was {old.get(key)!r}, now {new.get(key)!r}{advice}")
-    return faults
+    steps = _schedule_steps(saved)
+    old["train.schedule_steps"], new["train.schedule_steps"] = steps, config.train.schedule_steps or steps
+    return [f"{key}: was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(old.keys() | new.keys())
+            if key not in _MAY_DIFFER and not key.startswith(_SECTIONS) and old.get(key) != new.get(key)]  # fmt: skip
+
+
+def _schedule_steps(saved: Mapping[str, Any]) -> int:
+    return int(saved["train"].get("schedule_steps") or saved["train"]["steps"])
 
 
 def write(config: TrainConfig) -> None:
@@ -96,9 +101,26 @@ def write(config: TrainConfig) -> None:
     store.write_bytes(store.join(config.run.dir, RESOLVED), data)
 
 
-def _resolved(run_dir: str) -> dict[str, Any] | None:
+def finish(config: TrainConfig) -> None:
+    """Leave the note that the run is finished, once its export is in run.dir."""
+    store.write_bytes(store.join(config.run.dir, FINISHED), json.dumps({"steps": config.train.steps}).encode() + b"\n")
+
+
+def _finished_steps(run_dir: str, there: Container[str], begun: Mapping[str, Any] | None) -> int:
+    """The steps of the run that was finished here last; 0 if none was."""
+    if export.WEIGHTS not in there:
+        return 0
+    note = _json(run_dir, FINISHED) if FINISHED in there else None
+    if note is not None:
+        return int(note["steps"])
+    return int(begun["train"]["steps"]) if begun else 0  # of a version that left no note
+
+
+def _json(run_dir: str, name: str) -> dict[str, Any] | None:
+    """What a JSON file says; None if it is damaged."""
     try:
-        found = json.loads(store.read_bytes(store.join(run_dir, RESOLVED)))
-        return found if isinstance(found["train"]["steps"], int) else None
+        found = json.loads(store.read_bytes(store.join(run_dir, name)))
+        steps = found["steps"] if name == FINISHED else found["train"]["steps"]
+        return found if isinstance(steps, int) else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -225,11 +225,11 @@ class Registry:
 class Progress:
     """Steps done: a bar on a terminal, otherwise a line a minute. Silent where ``shown`` is False."""
 
-    def __init__(self, total: int, *, shown: bool) -> None:
+    def __init__(self, total: int, *, shown: bool, done: int = 0) -> None:
         terminal = sys.stderr.isatty()
         self._lines = shown and not terminal
-        self._bar = tqdm(total=total, unit="step", disable=not (shown and terminal))
-        self._total, self._done, self._next_line = total, 0, time.monotonic() + 60
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=not (shown and terminal))
+        self._total, self._done, self._next_line = total, done, time.monotonic() + 60
 
     def advance(self, note: str) -> None:
         self._done += 1

@@ -44,15 +44,14 @@ agent='srun --overlap --no-kill --nodes=1 --ntasks=1 --cpu-bind=none --unbuffere
 python -m cluster train --config configs/cluster/hosts.yaml launch.hostfile="$hosts" launch.remote="$agent" -- "$@" &
 supervisor=$!
 
-# `wait` ends with the signal, long before the supervisor does, which has the ranks save first.
-told=
 trap 'told=yes; kill -TERM "$supervisor" 2>/dev/null || true' TERM
-code=0
-wait "$supervisor" || code=$?
+told=yes
 while [[ $told ]]; do
     told=
     code=0
     wait "$supervisor" || code=$?
+    # 143 with the signal: `wait` was ended by it, long before the supervisor, which has the ranks save first.
+    [[ $code -eq 143 ]] || break
 done
 
 # 75: saved, to be continued. A job that was cancelled is no longer RUNNING, and is left alone.

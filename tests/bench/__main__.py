@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data_prep import alphabet
-from tests.bench import contrastive, prep, reader, teacher, views
+from tests.bench import checkpoint, contrastive, prep, reader, teacher, views
 from tests.bench.harness import Row, rate
 
 
@@ -34,6 +34,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "kernels": lambda: [reverse_complement()],
     "teacher": teacher.rows,
     "contrastive": contrastive.rows,
+    "checkpoint": checkpoint.rows,
 }
 
 

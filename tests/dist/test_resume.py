@@ -13,14 +13,14 @@ from tests.dist.runs import names, stretches
 from tests.dist.steps import coupled_config, small_config
 from tests.ranks import on_ranks
 
-SAVED, LAST = 3, 7
+SAVED, LAST = 2, 5
 CASES = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"]))
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Small enough that step 3 of 24 windows of 48 bp is in the middle of the first epoch and step 7 in another."""
-    contigs = {"train": [markov_sequence(5_000, seed=1)], "val": [markov_sequence(1_000, seed=2)]}
+    """Small enough that step 2 of 24 windows of 48 bp is in the middle of the first epoch and step 5 in another."""
+    contigs = {"train": [markov_sequence(4_000, seed=1)], "val": [markov_sequence(1_000, seed=2)]}
     return write_dataset(tmp_path_factory.mktemp("toy"), contigs, block_bp=512, soft=True)
 
 
@@ -32,16 +32,18 @@ def config(uri: str, folder: Path, stage: int, precision: str, world: int, **mor
     return made(uri, **kinds, **micro, **more)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_the_same_number_of_ranks_goes_on_bit_for_bit(uri: str, tmp_path: Path, world: int) -> None:
-    cases: dict[str, dict[str, Any]] = {}
-    for stage, precision in CASES:
+@pytest.mark.parametrize(("world", "cases"), [(1, [(0, "fp32"), (1, "bf16"), (3, "fp32")]), (2, CASES)])
+def test_the_same_number_of_ranks_goes_on_bit_for_bit(
+    uri: str, tmp_path: Path, world: int, cases: list[tuple[int, str]]
+) -> None:
+    runs: dict[str, dict[str, Any]] = {}
+    for stage, precision in cases:
         name = f"{stage} {precision}"
         values = config(uri, tmp_path / name, stage, precision, world)
-        cases[name] = {"values": values, "until": LAST, "save_at": (SAVED,), "look_at": SAVED}
-        cases[f"{name} resumed"] = {"values": values, "until": LAST, "resumed": True}
-    found = on_ranks(world, stretches, cases)[0]
-    for stage, precision in CASES:
+        runs[name] = {"values": values, "until": LAST, "save_at": (SAVED,), "look_at": SAVED}
+        runs[f"{name} resumed"] = {"values": values, "until": LAST, "resumed": True}
+    found = on_ranks(world, stretches, runs)[0]
+    for stage, precision in cases:
         name = f"{stage} {precision}"
         one, other = found[name], found[f"{name} resumed"]
         assert (one["first"], other["first"], other["said"]) == (0, SAVED, [])
@@ -50,34 +52,39 @@ def test_the_same_number_of_ranks_goes_on_bit_for_bit(uri: str, tmp_path: Path, 
             assert trained == one["trained"][step], (name, step)  # metrics: losses, rate, momentum, norm, health
         assert other["hashes"] == one["hashes"], name
         assert len({hashes["teacher"] for hashes in one["hashes"].values()}) == LAST - SAVED + 1
+    epochs = {row[1] for trained in found["0 fp32"]["trained"].values() for row in trained["ids"]}
+    assert len(epochs) > 1, "the run goes on in the middle of an epoch and ends in another"
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(uri: str, tmp_path: Path, stage: int) -> None:
-    """4 -> 2 -> 1 -> 3, each from the checkpoint of the one before."""
-    straight = stretches_on(4, config(uri, tmp_path / "straight", stage, "fp32", 4), until=LAST + 1)
-    folder, first = tmp_path / "elastic", 0
-    before: dict[str, Any] = {}
-    for number, world in enumerate([4, 2, 1, 3]):
-        values = config(uri, folder, stage, "fp32", world)
-        until = 2 * (number + 1)
-        found = stretches_on(world, values, until=until, save_at=(until,), resumed=True)
-        assert found["first"] == first
-        if before:
-            assert found["hashes"][first] == before["hashes"][first], world
-        for step, trained in found["trained"].items():
-            wanted = straight["trained"][step]
+def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(uri: str, tmp_path: Path) -> None:
+    """4 -> 2 -> 1 -> 3, a step each, from the checkpoint of the one before, against four steps of 2 ranks."""
+    worlds, stages = [4, 2, 1, 3], [0, 1, 3]
+    values = config(uri, tmp_path / "straight", 2, "fp32", 2) | {"loss": config(uri, tmp_path, 0, "fp32", 1)["loss"]}
+    straight = on_ranks(2, stretches, {"": {"values": values, "until": len(worlds), "look_at": 99}})[0][""]
+    before: dict[int, dict[str, Any]] = {}
+    for last, world in enumerate(worlds, start=1):
+        cases = {stage: {"values": config(uri, tmp_path / str(stage), stage, "fp32", world), "until": last,
+                         "save_at": (last,), "resumed": True} for stage in stages}  # fmt: skip
+        found = on_ranks(world, stretches, cases)[0]
+        for stage in stages:
+            one = found[stage]
+            assert one["first"] == last - 1
+            if before:
+                assert one["hashes"][last - 1] == before[stage]["hashes"][last - 1], (stage, world)
+            trained, wanted = one["trained"][last], straight["trained"][last]
             assert trained["ids"] == wanted["ids"]
             for key, value in trained["metrics"].items():
                 if not key.startswith("batch_health/"):
                     assert value == pytest.approx(wanted["metrics"][key], rel=1e-4 if key == "grad_norm" else 1e-5), key
-        first, before = until, found
-    for kind in ("exp_avg", "exp_avg_sq", "master", "teacher"):
-        for name, tensor in before["whole"][kind].items():
-            wanted = straight["whole"][kind][name]
-            assert torch.allclose(tensor, wanted, rtol=2e-2, atol=2e-3 * float(wanted.abs().max())), (kind, name)
-    ids = [tuple(row) for step in range(1, LAST + 2) for row in straight["trained"][step]["ids"]]
-    assert len(set(ids)) == len(ids) == 24 * (LAST + 1)
+        before = found
+    for stage in stages:
+        assert before[stage]["applied"] == len(worlds)
+        for kind in ("exp_avg", "exp_avg_sq", "master", "teacher"):
+            for name, tensor in before[stage]["whole"][kind].items():
+                wanted = straight["whole"][kind][name]
+                assert torch.allclose(tensor, wanted, rtol=2e-2, atol=2e-3 * float(wanted.abs().max())), (kind, name)
+    ids = [tuple(row) for trained in straight["trained"].values() for row in trained["ids"]]
+    assert len(set(ids)) == len(ids) == 24 * len(worlds)
 
 
 def stretches_on(world: int, values: dict[str, Any], **case: Any) -> dict[str, Any]:

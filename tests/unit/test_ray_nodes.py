@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray.exceptions import GetTimeoutError
 
 from cluster import ray_nodes
 from cluster.nodes import Link, NodeLost, Place
@@ -208,16 +207,26 @@ def test_a_node_whose_resources_are_taken_is_lost(make: Callable[..., RayNodes],
 
 def test_an_agent_that_is_not_started_in_time_is_lost(
         make: Callable[..., RayNodes], toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(*_: object, **__: object) -> None:
-        raise GetTimeoutError("no answer")
-
-    nodes = make(agent=[toy], start_seconds=5)
+    nodes = make(agent=[toy], start_seconds=0)
     (place,) = nodes.places()
     with monkeypatch.context() as patch:
-        patch.setattr(ray_nodes.ray, "get", late)
-        with pytest.raises(NodeLost, match=f"{place.name} did not start its agent within 5 s"):
+        patch.setattr(ray_nodes, "_LOOK", 0)
+        with pytest.raises(NodeLost, match=f"{place.name} did not (start its agent|give 1 CPU) within 0 s"):
             nodes.connect(place)
+    nodes = make(agent=[toy])
+    nodes.places()
     started(nodes.connect(place))  # what was half started is in nobody's way
+
+
+def test_a_node_that_leaves_while_it_is_waited_for_is_lost(
+        make: Callable[..., RayNodes], toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = make(agent=[toy])
+    (place,) = nodes.places()
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_nodes, "_LOOK", 0)
+        patch.setattr(ray_nodes.ray, "nodes", list)
+        with pytest.raises(NodeLost, match=f"{place.name} has left the Ray cluster"):
+            nodes.connect(place)
 
 
 def test_a_place_is_not_known_before_it_was_named(make: Callable[..., RayNodes]) -> None:

@@ -8,7 +8,6 @@ GPUs. The actor is started anew for each attempt.
 """
 
 import contextlib
-import io
 import os
 import signal
 import subprocess
@@ -55,8 +54,7 @@ class RayNodes:
                  agent: Sequence[str] = ("-m", "cluster.agent"), start_seconds: float = 60,
                  answer_seconds: float = 30) -> None:
         if not (address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
-            raise ConfigError("no Ray cluster is named: set RAY_ADDRESS (ray job submit does), or the address in the "
-                              "config")
+            raise ConfigError("no Ray cluster is named: set RAY_ADDRESS (ray job submit does), or the config's address")
         self._ranks_per_node, self._agent = ranks_per_node, list(agent)
         self._start_seconds, self._answer_seconds = start_seconds, answer_seconds
         self._kind = "CPU"  # what ranks take, until a node with GPUs is seen
@@ -69,6 +67,7 @@ class RayNodes:
 
     def places(self) -> list[Place]:
         """Nodes that are alive and large enough, by name."""
+        self._links = [link for link in self._links if link.doubtful or not link.closed]
         alive = self._alive()
         if any(node["Resources"].get("GPU") for node in alive):
             self._kind = "GPU"
@@ -84,7 +83,8 @@ class RayNodes:
             found.append(Place(f"{host}/{short}" if host in self._shared else host, node["NodeManagerAddress"], slots))
             self._ids[found[-1].name] = node["NodeID"]
         for dead in self._groups.keys() - {node["NodeID"] for node in alive}:
-            remove_placement_group(self._groups.pop(dead))
+            with contextlib.suppress(RayError):
+                remove_placement_group(self._groups.pop(dead))
         return sorted(found, key=lambda place: place.name)
 
     def _alive(self) -> list[dict[str, Any]]:
@@ -109,11 +109,12 @@ class RayNodes:
             while not group.wait(timeout_seconds=_LOOK):
                 self._check(place, node, deadline, f"did not give {place.slots} {self._kind}{'s' * (place.slots > 1)} "
                             f"within {self._start_seconds:g} s: another job holds them")
-            actor = ray.remote(
-                num_cpus=0 if gpus else place.slots, num_gpus=place.slots if gpus else 0, max_restarts=0,
-                concurrency_groups={"read": 1, "write": 1},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-            )(_Launcher).remote(self._agent)
+            options: dict[str, Any] = {
+                "num_cpus": 0 if gpus else place.slots, "num_gpus": place.slots if gpus else 0, "max_restarts": 0,
+                "concurrency_groups": {"read": 1, "write": 1},
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
+            launcher: Any = ray.remote(**options)(_Launcher)
+            actor = launcher.remote(self._agent)
             link = _RayLink(name, node, actor, self._answer_seconds)
             started = actor.start.remote()
             while not ray.wait([started], timeout=_LOOK)[0]:
@@ -122,10 +123,10 @@ class RayNodes:
         except (RayError, NodeLost) as fault:
             if link:
                 link.kill()
-            if isinstance(fault, NodeLost):
-                raise
-            raise NodeLost(f"{name} did not start its agent: {_reason(fault)}") from fault
-        self._links = [*(old for old in self._links if old.doubtful or not old.closed), link]
+            if isinstance(fault, RayError):
+                raise NodeLost(f"{name} did not start its agent: {_reason(fault)}") from fault
+            raise
+        self._links.append(link)
         return link
 
     def _check(self, place: Place, node: str, deadline: float, late: str) -> None:
@@ -206,8 +207,9 @@ class _RayLink:
 
     def close(self) -> None:
         self.end()
-        with contextlib.suppress(RayError):  # it is gone, or has not answered in time
-            ray.get(self._stopping, timeout=2 * _PATIENCE)
+        if not self.doubtful:  # else nobody answers
+            with contextlib.suppress(RayError):
+                ray.get(self._stopping, timeout=2 * _PATIENCE)
         self.kill()
 
     def kill(self) -> None:
@@ -250,15 +252,17 @@ class _Launcher:
         threading.Thread(target=self._await_end, args=(self._process, outputs), daemon=True).start()
 
     def _take(self, output: IO[bytes]) -> None:
-        for line in io.TextIOWrapper(io.BufferedReader(output), errors="replace"):  # type: ignore[type-var]
-            with self._news:
-                self._lines.append(line.rstrip("\n"))
-                self._news.notify_all()
+        with open(output.fileno(), errors="replace", closefd=False) as text:
+            for line in text:
+                with self._news:
+                    self._lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
 
     def _log(self, output: IO[bytes]) -> None:
-        for line in io.TextIOWrapper(io.BufferedReader(output), errors="replace"):  # type: ignore[type-var]
-            print(line, end="", file=sys.stderr, flush=True)  # Ray's log of this worker
-            self._last_error = line.strip() or self._last_error
+        with open(output.fileno(), errors="replace", closefd=False) as text:
+            for line in text:
+                print(line, end="", file=sys.stderr, flush=True)  # Ray's log of this worker
+                self._last_error = line.strip() or self._last_error
 
     def _await_end(self, process: subprocess.Popen[bytes], outputs: list[threading.Thread]) -> None:
         code = process.wait()

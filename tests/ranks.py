@@ -3,17 +3,29 @@
 Also for N = 1: DeepSpeed and torch.distributed leave state behind that must not reach other tests.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a rank ended: what its function gave, or the traceback of what it raised; ``code`` as a process has it."""
+
+    value: Any
+    fault: str
+    code: int | None
 
 
 def on_ranks(
@@ -26,6 +38,39 @@ def on_ranks(
 
     A failing rank fails the test with its traceback. Every process started here has ended on return.
     """
+    with _started(world, function, args, gpu) as (answers, processes):
+        results: dict[int, Any] = {}
+        faults: list[str] = []
+        while len(results) < world and not faults:
+            assert _wait(answers, processes, timeout_s), f"no answer from {world} ranks in {timeout_s} s"
+            rank, result, fault = pickle.loads(answers.get())
+            results[rank] = result
+            if fault:
+                faults.append(f"rank {rank}:\n{fault}")
+        assert not faults, "\n".join(faults)
+    return [results[rank] for rank in range(world)]
+
+
+def endings(world: int, function: Callable[..., Any], *args: Any, timeout_s: float = 110) -> list[Ending]:
+    """How each rank ended, where some are meant to die: the test goes on whatever it was."""
+    with _started(world, function, args, False) as (answers, processes):
+        found: dict[int, tuple[Any, str | None]] = {}
+        deadline = time.monotonic() + timeout_s
+        while any(process.is_alive() for process in processes) or not answers.empty():
+            assert time.monotonic() < deadline, f"{world} ranks have not ended in {timeout_s} s; heard of {found}"
+            if answers._reader.poll(0.05):
+                rank, result, fault = pickle.loads(answers.get())
+                found.setdefault(rank, (result, fault))  # what comes after is of the group that others left
+        codes = [process.exitcode for process in processes]
+    nothing = (None, None)
+    return [Ending(found.get(r, nothing)[0], found.get(r, nothing)[1] or "", code) for r, code in enumerate(codes)]
+
+
+@contextlib.contextmanager
+def _started(
+    world: int, function: Callable[..., Any], args: tuple[Any, ...], gpu: bool
+) -> Iterator[tuple[Any, list[Any]]]:
+    """(queue of pickled (rank, result, traceback), processes); all of them have ended afterwards."""
     context = _context(gpu)
     answers = context.SimpleQueue()
     # Rank 0 listens on a port that is free now; the store fails loudly should another take it first.
@@ -41,22 +86,13 @@ def on_ranks(
     for process in processes:
         process.start()
     try:
-        results: dict[int, Any] = {}
-        faults: list[str] = []
-        while len(results) < world and not faults:
-            assert _wait(answers, processes, timeout_s), f"no answer from {world} ranks in {timeout_s} s"
-            rank, result, fault = pickle.loads(answers.get())
-            results[rank] = result
-            if fault:
-                faults.append(f"rank {rank}:\n{fault}")
-        assert not faults, "\n".join(faults)
+        yield answers, processes
     finally:
         for process in processes:
             process.join(5)
             if process.is_alive():
                 process.kill()
                 process.join()
-    return [results[rank] for rank in range(world)]
 
 
 def _context(gpu: bool) -> Any:

@@ -27,6 +27,7 @@ import pytest
 import yaml
 from pydantic import Field, StrictStr, ValidationError, model_validator
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.dashboard.modules.job.cli import submit as ray_submit
 from ray.scripts.scripts import start as ray_start
 
 import configs
@@ -263,6 +264,13 @@ def changed(value: Any, path: str, new: Any) -> Any:
 
 def test_rayjob() -> None:
     assert rayjob_faults(rayjob()) == []
+
+
+def test_ray_job_submit_hands_the_entrypoint_on_as_it_is() -> None:
+    """With its second `--`, which parts the training command's arguments from the supervisor's."""
+    words = shlex.split(rayjob()[0]["spec"]["entrypoint"])
+    submitted = ray_submit.make_context("submit", ["--address", "http://127.0.0.1:8265", "--", *words])
+    assert list(submitted.params["entrypoint"]) == words
 
 
 HEAD = "0 spec rayClusterSpec headGroupSpec"

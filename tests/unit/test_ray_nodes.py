@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,37 @@ def test_places_are_the_nodes_that_are_large_enough(make: Callable[..., RayNodes
     assert place.address.count(".") == 3
     assert [(found.name, found.slots) for found in make(ranks_per_node=2).places()] == [(place.name, 2)]
     assert make(ranks_per_node=3).places() == []
+
+
+def shown(nodes: RayNodes, patch: pytest.MonkeyPatch, *there: tuple[str, str, int, int]) -> list[tuple[str, int]]:
+    """Name and slots of the places when the cluster has nodes of this id, host, and numbers of CPUs and GPUs."""
+    patch.setattr(ray_nodes.ray, "nodes", lambda: [
+        {"Alive": True, "NodeID": name * 8, "NodeManagerHostname": host, "NodeManagerAddress": "10.0.0.1",
+         "NodeManagerPort": 1, "Resources": {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})}
+        for name, host, cpus, gpus in there])
+    return [(place.name, place.slots) for place in nodes.places()]
+
+
+def test_a_rank_per_gpu_and_no_cpus_once_a_gpu_was_seen(
+        make: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, four = make(), make(ranks_per_node=4)
+    with monkeypatch.context() as patch:
+        assert shown(nodes, patch, ("a", "head", 0, 0), ("b", "n1", 16, 0)) == [("n1", 1)]
+        there = [("a", "head", 16, 0), ("b", "n2", 16, 8), ("c", "n1", 16, 2)]
+        assert shown(nodes, patch, *there) == [("n1", 2), ("n2", 8)]
+        assert shown(four, patch, *there) == [("n2", 4)]
+        assert shown(nodes, patch, ("a", "head", 16, 0)) == [], "a run on GPUs goes on on CPUs"
+
+
+def test_nodes_of_one_host_have_names_that_stay(
+        make: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = make()
+    with monkeypatch.context() as patch:
+        assert shown(nodes, patch, ("a", "n1", 1, 0)) == [("n1", 1)]
+        assert shown(nodes, patch, ("d", "n1", 1, 0)) == [("n1", 1)], "the same host, started anew"
+        both = [("n1/aaaaaaaa", 1), ("n1/bbbbbbbb", 1)]
+        assert shown(nodes, patch, ("b", "n1", 1, 0), ("a", "n1", 1, 0)) == both
+        assert shown(nodes, patch, ("a", "n1", 1, 0)) == both[:1]
 
 
 def test_lines_go_to_and_fro_in_order_and_close_ends_all(make: Callable[..., RayNodes], toy: str) -> None:
@@ -238,3 +270,12 @@ def test_without_a_cluster_the_sentence_says_how_to_name_one(monkeypatch: pytest
     monkeypatch.setattr(ray_nodes.ray, "is_initialized", lambda: False)
     with pytest.raises(ConfigError, match=r"no Ray cluster is named: set RAY_ADDRESS \(ray job submit does\)"):
         RayNodes()
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_nodes.ray, "is_initialized", lambda: False)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RuntimeError, match=f"cannot join the Ray cluster at {address}: .*refused$"):
+            RayNodes(address)

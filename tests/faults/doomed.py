@@ -1,0 +1,103 @@
+"""A whole training run on this rank, and what befalls it at a step: run on every rank by the tests of faults."""
+
+import contextlib
+import io
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+
+from cluster import process, remote, store
+from cluster.heartbeat import heart
+from trainer import collectives
+from trainer.checkpoint import save
+from trainer.collectives import Group
+from trainer.config import TrainConfig
+from trainer.engine.student import Engine, init_distributed
+from trainer.loop import train
+
+Fate = tuple[str, int, int]  # what, at which step, on which rank
+
+
+def run(
+    values: dict[str, Any], fates: Sequence[Fate] = (), environment: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """(exit code, what was said) of the run, unless it is killed. Steps take 0.1 s, so that saves keep up with them."""
+    os.environ |= environment or {}
+    init_distributed(torch.device("cpu"))
+    group, said = Group.of(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.ExitStack() as stack:
+        stops = process.StopSignals()
+        stack.enter_context(_before(Engine, "backward", None, lambda: time.sleep(0.1)))
+        for what, step, rank in fates:
+            if rank == group.rank:
+                stack.enter_context(FATES[what](step))
+
+        def command() -> int:
+            try:
+                return train(TrainConfig.model_validate(values), device=torch.device("cpu"), group=group, stops=stops)
+            except RuntimeError as fault:
+                if lost := collectives.lost_peers(fault):
+                    raise RuntimeError(lost) from fault
+                raise
+
+        code = process.exit_code(command, main=group.rank == 0)
+        stops.close()
+    return code, said.getvalue()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _before(owner: Any, name: str, step: int | None, act: Callable[[], None], *, call: int = 1) -> Iterator[None]:
+    """``act`` before the ``call``-th call of owner.name in ``step``, or in every step."""
+    original, calls = getattr(owner, name), {}
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        now = heart.read().step
+        if step in (None, now):
+            calls[now] = calls.get(now, 0) + 1
+            if calls[now] == call:
+                act()
+        return original(*args, **kwargs)
+
+    with mock.patch.object(owner, name, instead):
+        yield
+
+
+@contextlib.contextmanager
+def _saving(owner: Any, name: str, step: int, *, half: bool = False) -> Iterator[None]:
+    """Die when owner.name is called for the checkpoint of ``step``; with ``half``, once some of its file is written."""
+    original = getattr(owner, name)
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        uris = [each for each in args if isinstance(each, str) and f"step-{step:08d}" in each]
+        if uris and half:
+            with store.publish(uris[0]) as file:
+                file.write(b"half of it" * 100)
+                file.flush()
+                die()
+        if uris:
+            die()
+        return original(*args, **kwargs)
+
+    with mock.patch.object(owner, name, instead):
+        yield
+
+
+FATES: dict[str, Callable[[int], Any]] = {
+    "forward": lambda step: _before(Engine, "forward", step, die),
+    "backward": lambda step: _before(Engine, "backward", step, die, call=2),  # within the accumulation
+    "collective": lambda step: _before(collectives, "sum_over_ranks", step, die),
+    "checkpoint": lambda step: _saving(save, "_put", step, half=True),
+    "publication": lambda step: _saving(save.Saver, "_publish", step),
+    "upload": lambda step: _saving(remote, "upload", step),
+    "told to stop": lambda step: _before(Engine, "backward", step, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "interrupted": lambda step: _before(Engine, "backward", step, lambda: os.kill(os.getpid(), signal.SIGINT)),
+}

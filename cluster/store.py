@@ -173,29 +173,41 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
     object stores make visible only when it is complete; it is retried, and the size at the store compared.
     """
     fs, path = _resolve(uri)
-    local = speaks(fs, "file")
-    via = uri if local else f"{uri} by way of {tempfile.gettempdir()}"
-    with named(via, "write"):
-        if local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{basename(uri)}.", dir=Path(path).parent if local else None)
-    try:
-        with named(via, "write"), os.fdopen(handle, "w+b") as file:
+    if speaks(fs, "file"):
+        with _beside(uri, path) as file:
+            yield file
+        return
+    via = f"{uri} by way of {tempfile.gettempdir()}"
+    with contextlib.ExitStack() as stack:
+        with named(via, "write"):
+            file = stack.enter_context(tempfile.TemporaryFile())  # without a name: it is gone with this process
+        with named(via, "write"):
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        if local:
-            with named(uri, "write"):
-                umask = os.umask(0)
-                os.umask(umask)
-                os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes 0600, which would hide the file from a group
-                os.replace(temporary, path)
-        else:
-            try:
-                _attempt(fs, uri, "write", lambda: remote.upload(fs, uri, temporary, path))
-            finally:
-                if os.path.getsize(temporary) >= 2 * remote.PART:
-                    remote.abort_uploads(fs, path)
+        temporary = f"/dev/fd/{file.fileno()}"
+        try:
+            _attempt(fs, uri, "write", lambda: remote.upload(fs, uri, temporary, path))
+        finally:
+            if os.path.getsize(temporary) >= 2 * remote.PART:
+                remote.abort_uploads(fs, path)
+
+
+@contextlib.contextmanager
+def _beside(uri: str, path: str) -> Iterator[IO[bytes]]:
+    """A temporary file beside ``path``, which takes its place when the block ends."""
+    with named(uri, "write"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{basename(uri)}.", dir=Path(path).parent)
+    try:
+        with named(uri, "write"):
+            with os.fdopen(handle, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes 0600, which would hide the file from a group
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -162,7 +162,7 @@ def test_a_memory_file_that_changes_under_chunks() -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, "any words")
 
     store.write_bytes(str(tmp_path / "x"), b"old")
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert not isinstance(caught.value, store.TransientError)
         assert store.read_bytes(str(tmp_path / "x")) == b"old" and store.list_files(str(tmp_path)) == ["x"]
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(tempfile, "TemporaryFile", full)
         patch.setattr(tempfile, "tempdir", str(tmp_path))
         with pytest.raises(store.StoreError, match=f"cannot write memory://full/x by way of {tmp_path}: No space left"):
             store.write_bytes("memory://full/x", b"new")

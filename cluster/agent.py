@@ -1,0 +1,200 @@
+"""``python -m cluster.agent``: starts the ranks of one node for the supervisor, and never outlives it.
+
+It speaks lines of JSON. Orders on stdin: ``start`` (command, env, first, local, world, address, port), ``signal``
+(number), ``kill``, ``reach`` (address, port). Events on stdout: ``ready`` (host, port), ``reach`` (fault), ``line``
+(rank, text), ``exited`` (rank, code), ``beats`` (rank -> what its heartbeat says, and for how long), ``fault`` (text).
+When stdin ends the supervisor is gone: every rank is killed, and the agent ends.
+
+No rank outlives the agent either: the kernel kills them (PR_SET_PDEATHSIG), also if the agent dies by SIGKILL.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from cluster import heartbeat
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+_BEATS_EVERY_S = 0.5
+_REACH_S = 5.0
+
+
+@dataclass
+class _Rank:
+    number: int
+    process: "subprocess.Popen[bytes]"
+    path: Path  # of its heartbeat
+    text: bytes = b""  # of a line that has not ended
+    beat: heartbeat.Beat = field(default_factory=heartbeat.Beat)
+    moved: float = field(default_factory=time.monotonic)  # when its heartbeat was last seen to change
+    ended: bool = False
+
+
+class Agent:
+    """The ranks of this node."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ranks: dict[int, _Rank] = {}
+        self._selector = selectors.DefaultSelector()
+        self._orders = b""
+        # The port that the ranks will meet at; held, so that others can try to reach it, until they are started.
+        self._held: socket.socket | None = socket.create_server(("", 0))
+        self._held.settimeout(0)
+
+    def run(self) -> None:
+        """Serve until stdin ends."""
+        assert self._held
+        self._selector.register(0, selectors.EVENT_READ, None)
+        tell("ready", host=socket.gethostname(), port=self._held.getsockname()[1])
+        told = time.monotonic()
+        while True:
+            for key, _ in self._selector.select(0.1):
+                if key.data is not None:
+                    self._listen(key.data)
+                elif not self._obey():
+                    self._kill()
+                    return
+            if self._held:
+                with contextlib.suppress(OSError):
+                    self._held.accept()[0].close()
+            self._look()
+            if self._ranks and time.monotonic() - told > _BEATS_EVERY_S:
+                told = time.monotonic()
+                self._tell_beats()
+
+    def _obey(self) -> bool:
+        """Carry out the orders that have come; False at the end of stdin."""
+        data = os.read(0, 1 << 16)
+        *lines, self._orders = (self._orders + data).split(b"\n")
+        for line in lines:
+            order = json.loads(line)
+            try:
+                getattr(self, f"_do_{order.pop('do')}")(**order)
+            except OSError as fault:
+                tell("fault", text=str(fault))
+        return bool(data)
+
+    def _do_start(
+        self, command: list[str], env: dict[str, str], first: int, local: int, world: int, address: str, port: int
+    ) -> None:
+        if self._held:
+            self._held.close()
+            self._held = None
+        for place in range(local):
+            rank = first + place
+            beat = self._folder / f"{rank}.heartbeat"
+            environment = os.environ | env | {
+                "RANK": str(rank), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local),
+                "MASTER_ADDR": address, "MASTER_PORT": str(port), "PYTHONUNBUFFERED": "1",
+                heartbeat.ENV: str(beat)}  # fmt: skip
+            process = subprocess.Popen([sys.executable, *command], env=environment, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                                       preexec_fn=_die_with(os.getpid()))  # fmt: skip
+            self._ranks[rank] = started = _Rank(rank, process, beat)
+            assert process.stdout
+            self._selector.register(process.stdout, selectors.EVENT_READ, started)
+
+    def _do_signal(self, number: int) -> None:
+        for rank in self._ranks.values():
+            if rank.process.poll() is None:
+                rank.process.send_signal(number)
+
+    def _do_kill(self) -> None:
+        self._kill()
+
+    def _do_reach(self, address: str, port: int) -> None:
+        try:
+            socket.create_connection((address, port), timeout=_REACH_S).close()
+            tell("reach", fault=None)
+        except OSError as fault:
+            tell("reach", fault=f"it does not reach {address}:{port}: {fault.strerror or fault}")
+
+    def _listen(self, rank: _Rank) -> None:
+        """Pass on whole lines of a rank's output."""
+        pipe: IO[bytes] | None = rank.process.stdout
+        assert pipe
+        data = os.read(pipe.fileno(), 1 << 16)
+        *lines, rank.text = (rank.text + data).split(b"\n")
+        if not data:
+            self._selector.unregister(pipe)
+            pipe.close()
+            lines, rank.text = ([rank.text] if rank.text else []), b""
+        for line in lines:
+            tell("line", rank=rank.number, text=line.decode(errors="replace").rstrip("\r"))
+
+    def _look(self) -> None:
+        """Tell of ranks that have ended, once all that they said is told."""
+        for rank in self._ranks.values():
+            assert rank.process.stdout
+            code = rank.process.poll()
+            if code is None or rank.ended:
+                continue
+            _kill_group(rank.process.pid)  # what it started keeps its output open, and must not outlive it
+            if rank.process.stdout.closed:
+                rank.ended = True
+                self._tell_beats()
+                tell("exited", rank=rank.number, code=code)
+
+    def _tell_beats(self) -> None:
+        now, beats = time.monotonic(), {}
+        for rank in self._ranks.values():
+            beat = heartbeat.read(rank.path)
+            if beat != rank.beat:
+                rank.beat, rank.moved = beat, now
+            beats[rank.number] = {"step": beat.step, "saved": beat.saved, "collectives": beat.collectives,
+                                  "inside": beat.inside, "label": beat.label, "still_s": now - rank.moved}  # fmt: skip
+        tell("beats", beats=beats)
+
+    def _kill(self) -> None:
+        for rank in self._ranks.values():
+            _kill_group(rank.process.pid)
+        for rank in self._ranks.values():
+            rank.process.wait()
+
+
+def tell(event: str, **more: Any) -> None:
+    """One event to the supervisor. Where that is gone, stdin has ended too."""
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps({"event": event, **more}), flush=True)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _die_with(parent: int) -> Any:
+    """To be called in the child: the kernel kills it when ``parent`` ends, and it hears the signals that we do not."""
+
+    def prepare() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # it ended before the kernel knew
+
+    return prepare
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # the supervisor says when to stop
+        signal.signal(number, signal.SIG_IGN)
+    with tempfile.TemporaryDirectory(prefix="dna-agent-") as folder:
+        Agent(Path(folder)).run()
+
+
+if __name__ == "__main__":
+    main()

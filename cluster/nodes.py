@@ -1,0 +1,209 @@
+"""Nodes as the supervisor sees them, and those that a process reaches: this machine, and hosts by a command."""
+
+import contextlib
+import queue
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from configs import ConfigError
+
+_HOST = re.compile(r"(?P<name>\S+)(\s+slots=(?P<slots>\d+))?")
+AGENT = ("-m", "cluster.agent")
+_PATIENCE = 15.0  # seconds that an agent gets to end its ranks and itself
+
+
+@dataclass(frozen=True)
+class Place:
+    """One node as it can be used now: a name for people, the address by which other nodes reach it, room for ranks."""
+
+    name: str
+    address: str
+    slots: int
+
+
+class NodeLost(RuntimeError):  # noqa: N818 - it is what happened
+    """A node or its agent is gone; one sentence."""
+
+
+class Link(Protocol):
+    """The way to one node's agent."""
+
+    def send(self, line: str) -> None:
+        """One line of JSON. NodeLost if the agent is gone."""
+
+    def receive(self) -> list[str]:
+        """Lines since the last call, without waiting. NodeLost once the agent is gone and all its lines were given."""
+
+    def close(self) -> None:
+        """The agent's input ends: it kills what it started, and ends. Idempotent."""
+
+
+class Nodes(Protocol):
+    """The nodes of one kind of cluster."""
+
+    def places(self) -> list[Place]:
+        """Nodes to be tried now, in a stable order."""
+
+    def connect(self, place: Place) -> Link:
+        """A new agent there; many may be connected at once. NodeLost with the reason."""
+
+    def close(self) -> None:
+        """Nothing of it is left."""
+
+
+class LocalNodes:
+    """This machine alone."""
+
+    def __init__(self, slots: int | None, *, directory: str | None = None, agent: Sequence[str] = AGENT) -> None:
+        """``slots``: ranks that it runs; default one for each GPU, or 1."""
+        self._place = Place("localhost", "127.0.0.1", slots or len(list(Path("/dev").glob("nvidia[0-9]*"))) or 1)
+        self._directory, self._agent = directory, agent
+
+    def places(self) -> list[Place]:
+        return [self._place]
+
+    def connect(self, place: Place) -> Link:
+        return _ProcessLink(place.name, [sys.executable, *self._agent], directory=self._directory)
+
+    def close(self) -> None:
+        pass
+
+
+class HostNodes:
+    """Hosts of a hostfile, each reached by a command such as ``ssh {host}``."""
+
+    def __init__(
+        self, hostfile: str, remote: str, *, directory: str | None = None, slots: int | None = None,
+        agent: Sequence[str] = AGENT,
+    ) -> None:  # fmt: skip
+        """``slots``: ranks on each host, whatever the file says. ConfigError if the file is wrong."""
+        self._hosts = read_hostfile(hostfile)
+        self._remote, self._slots, self._agent = remote, slots, agent
+        self._directory = str(Path(directory or ".").absolute())
+
+    def places(self) -> list[Place]:
+        return [Place(name, _address(name), self._slots or slots) for name, slots in self._hosts.items()]
+
+    def connect(self, place: Place) -> Link:
+        reach = [word.replace("{host}", place.name) for word in shlex.split(self._remote)]
+        # env and not a shell: ssh joins words with blanks, other commands take them as they are.
+        there = ["env", f"--chdir={self._directory}", sys.executable, *self._agent]
+        return _ProcessLink(place.name, [*reach, *there], directory=None)
+
+    def close(self) -> None:
+        pass
+
+
+def read_hostfile(path: str) -> dict[str, int]:
+    """Host -> ranks, in the order of the file: DeepSpeed's format, ``NAME slots=RANKS``, # begins a comment.
+
+    Raises:
+        ConfigError: the file, every line that is wrong, or a host twice.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as fault:
+        raise ConfigError(f"launch.hostfile: cannot read {path}: {fault.strerror}") from fault
+    hosts: dict[str, int] = {}
+    faults = []
+    for number, line in enumerate(lines, start=1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        found = _HOST.fullmatch(text)
+        if not found or found["slots"] == "0":
+            faults.append(f"{path}, line {number}: {text!r} must be NAME slots=RANKS")
+        elif found["name"] in hosts:
+            faults.append(f"{path}, line {number}: {found['name']} is there already")
+        else:
+            hosts[found["name"]] = int(found["slots"] or 1)
+    if not hosts and not faults:
+        faults.append(f"{path} lists no host")
+    if faults:
+        raise ConfigError("launch.hostfile: " + "\n  ".join(faults))
+    return hosts
+
+
+class _ProcessLink:
+    """An agent that is a child of this process, or of a command that reaches another host."""
+
+    def __init__(self, name: str, command: Sequence[str], *, directory: str | None) -> None:
+        self._name, self._lines, self._last_words = name, queue.SimpleQueue[str | None](), ""
+        self._ended = self._closed = False
+        try:
+            # A session of its own: the terminal's Ctrl-C is for the supervisor, which tells the ranks.
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                             stderr=subprocess.PIPE, bufsize=1, cwd=directory,
+                                             start_new_session=True)  # fmt: skip
+        except OSError as fault:
+            raise NodeLost(f"{name}: cannot run {command[0]}: {fault.strerror}") from fault
+        assert self._process.stdout and self._process.stderr
+        for pipe, read in ((self._process.stdout, self._read), (self._process.stderr, self._listen)):
+            threading.Thread(target=read, args=(pipe,), daemon=True).start()
+
+    def send(self, line: str) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(line + "\n")
+        except (OSError, ValueError) as fault:
+            raise NodeLost(self._why()) from fault
+
+    def receive(self) -> list[str]:
+        found: list[str] = []
+        with contextlib.suppress(queue.Empty):
+            while not self._ended:
+                line = self._lines.get_nowait()
+                if line is None:
+                    self._ended = True
+                else:
+                    found.append(line)
+        if self._ended and not found:
+            raise NodeLost(self._why())
+        return found
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        assert self._process.stdin
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _read(self, pipe: IO[str]) -> None:
+        for line in pipe:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def _listen(self, pipe: IO[str]) -> None:
+        for line in pipe:
+            self._last_words = line.strip() or self._last_words
+
+    def _why(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)  # its pipes end a moment before it
+        code = self._process.poll()
+        how = "its agent does not take orders"
+        if code is not None:
+            how = f"its agent was killed by {signal.Signals(-code).name}" if code < 0 else f"its agent ended ({code})"
+        return f"{self._name}: {how}" + (f": {self._last_words}" if self._last_words else "")
+
+
+def _address(name: str) -> str:
+    try:
+        return socket.gethostbyname(name)
+    except OSError:
+        return name  # what connects to it says what is wrong

@@ -24,7 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import jobs
-from cluster.nodes import Link, NodeLost, Place
+from cluster.nodes import AGENT, Link, NodeLost, Place
 from configs import ConfigError
 
 _POLL = 2.0  # seconds, at most, that a launcher waits for a line before it answers with none
@@ -41,9 +41,9 @@ class RayNodes:
 
     A node has room for ``ranks_per_node`` ranks (default: one for each of its GPUs) and takes part if it has as many
     GPUs. Where the cluster has shown no GPU, ranks take CPUs instead, and the default is 1. ``agent`` are the arguments
-    of Python, which runs in the folder and with the environment that Ray gives its workers on the node: there the
-    secrets are, and no argument holds any. A node may take ``start_seconds`` to give its resources and start the
-    agent, and be silent for ``answer_seconds``.
+    of Python, which runs in ``directory`` (default: where Ray has its workers) and with the environment of the workers:
+    there the secrets are, and no argument holds any. A node may take ``start_seconds`` to give its resources and start
+    the agent, and be silent for ``answer_seconds``.
 
     Raises:
         ConfigError: no cluster is named.
@@ -51,11 +51,11 @@ class RayNodes:
     """
 
     def __init__(self, address: str | None = None, ranks_per_node: int | None = None, *,
-                 agent: Sequence[str] = ("-m", "cluster.agent"), start_seconds: float = 60,
+                 directory: str | None = None, agent: Sequence[str] = AGENT, start_seconds: float = 60,
                  answer_seconds: float = 30) -> None:
         if not (address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
             raise ConfigError("no Ray cluster is named: set RAY_ADDRESS (ray job submit does), or the config's address")
-        self._ranks_per_node, self._agent = ranks_per_node, list(agent)
+        self._ranks_per_node, self._agent, self._directory = ranks_per_node, list(agent), directory
         self._start_seconds, self._answer_seconds = start_seconds, answer_seconds
         self._kind = "CPU"  # what ranks take, until a node with GPUs is seen
         self._shared: set[str] = set()  # hosts that have had several nodes at once: names do not change later
@@ -114,7 +114,7 @@ class RayNodes:
                 "concurrency_groups": {"read": 1, "write": 1},
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
             launcher: Any = ray.remote(**options)(_Launcher)
-            actor = launcher.remote(self._agent)
+            actor = launcher.remote(self._agent, self._directory)
             link = _RayLink(name, node, actor, self._answer_seconds)
             started = actor.start.remote()
             while not ray.wait([started], timeout=_LOOK)[0]:
@@ -234,8 +234,8 @@ def _reason(fault: RayError) -> str:
 class _Launcher:
     """The actor on a node: runs the agent and hands its lines to and fro."""
 
-    def __init__(self, agent: list[str]) -> None:
-        self._command = [*_SHIELD, sys.executable, *agent]
+    def __init__(self, agent: list[str], directory: str | None) -> None:
+        self._command, self._directory = [*_SHIELD, sys.executable, *agent], directory
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: list[str] = []
         self._last_error = ""
@@ -243,8 +243,8 @@ class _Launcher:
         self._news = threading.Condition()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=subprocess.PIPE, bufsize=0, start_new_session=True)
+        self._process = subprocess.Popen(self._command, cwd=self._directory, stdin=subprocess.PIPE, bufsize=0,
+                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         outputs = [threading.Thread(target=follow, args=(output,), daemon=True) for follow, output in
                    ((self._take, self._process.stdout), (self._log, self._process.stderr))]
         for thread in outputs:

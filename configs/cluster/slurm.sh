@@ -41,7 +41,9 @@ scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=${SLURM_GPUS_ON
 # this script's own step holds the first node; no binding, since a step is one task to Slurm and the agent starts many.
 agent='srun --overlap --no-kill --nodes=1 --ntasks=1 --cpu-bind=none --unbuffered --nodelist={host}'
 
-python -m cluster train --config configs/cluster/hosts.yaml launch.hostfile="$hosts" launch.remote="$agent" -- "$@" &
+# grace_s: the ranks save within the two minutes that Slurm gives.
+python -m cluster train --config configs/cluster/hosts.yaml launch.hostfile="$hosts" \
+    launch.remote="$agent" grace_s=100 -- "$@" &
 supervisor=$!
 
 trap 'told=yes; kill -TERM "$supervisor" 2>/dev/null || true' TERM

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.faults.test_cluster_build import ROOT, answers, free_port, kill, node, wait_for
-from tests.unit.test_ray_nodes import TOY
+from tests.unit.test_ray_nodes import TOY, running
 
 DRIVER = '''
 import json, sys, time
@@ -50,12 +50,6 @@ while len(places := nodes.places()) > 1:
 tell(places=[place.name for place in places])
 time.sleep(600)
 '''
-
-
-def running(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @pytest.mark.timeout(180)

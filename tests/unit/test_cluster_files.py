@@ -266,6 +266,20 @@ def test_rayjob() -> None:
     assert rayjob_faults(rayjob()) == []
 
 
+def test_what_stops_a_run_waits_until_it_has_saved(slurm: str) -> None:
+    """The supervisor's grace < the wait of `ray job stop` < Kubernetes' and Slurm's notice."""
+    grace = configs.load(ClusterConfig, FOLDER / "ray.yaml").grace_s
+    job = RayJob.model_validate(rayjob()[0]).spec.rayClusterSpec.headGroupSpec.template.spec
+    wait, = (int(variable.value or 0) for variable in job.containers[0].env
+             if variable.name == "RAY_JOB_STOP_WAIT_TIME_S")
+    assert grace < wait < job.terminationGracePeriodSeconds
+    for name in LAUNCHERS:
+        command = " ".join(launcher(name)["head_start_ray_commands"])
+        assert re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", command) == [str(wait)]
+    notice, = re.findall(r"--signal=B:TERM@(\d+)$", slurm, re.MULTILINE)
+    assert f"grace_s={grace:g} " in slurm and grace < int(notice)
+
+
 def test_ray_job_submit_hands_the_entrypoint_on_as_it_is() -> None:
     """With its second `--`, which parts the training command's arguments from the supervisor's."""
     words = shlex.split(rayjob()[0]["spec"]["entrypoint"])

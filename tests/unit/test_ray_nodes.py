@@ -1,5 +1,6 @@
 """cluster.ray_nodes: an agent on a node of a local Ray, its lines, and each way in which it is lost."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import ray_nodes
+from cluster import jobs, ray_nodes
 from cluster.nodes import Link, NodeLost, Place
 from cluster.ray_nodes import RayNodes
 from configs import ConfigError
@@ -78,10 +79,15 @@ def lost(link: Link) -> str:
     return str(fault.value)
 
 
+def running(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def await_end(*pids: int) -> None:
     deadline = time.monotonic() + 30
-    while left := [pid for pid in pids
-                   if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]:
+    while left := [pid for pid in pids if running(pid)]:
         assert time.monotonic() < deadline, f"{left} are left"
         time.sleep(0.02)
 
@@ -186,6 +192,27 @@ def test_an_agent_that_ends_is_lost_after_its_last_line(
 def test_an_agent_that_cannot_be_imported_says_so(make: Callable[..., RayNodes]) -> None:
     nodes = make(agent=["-m", "cluster.no_such_agent"])
     assert "No module named cluster.no_such_agent" in lost(nodes.connect(nodes.places()[0]))
+
+
+def test_an_agent_starts_in_the_directory_that_is_named(make: Callable[..., RayNodes], tmp_path: Path) -> None:
+    nodes = make(agent=["-c", "import os; print(os.getcwd())"], directory=str(tmp_path))
+    assert receive(nodes.connect(nodes.places()[0]), 1) == [str(tmp_path.resolve())]
+    nodes.close()
+    nodes = make(directory=f"{tmp_path}/none")
+    (place,) = nodes.places()
+    with pytest.raises(NodeLost, match=f"{place.name} did not start its agent: FileNotFoundError: .*{tmp_path}/none"):
+        nodes.connect(place)
+
+
+def test_the_agent_of_the_supervisor_is_ready_and_ends_with_its_link(make: Callable[..., RayNodes]) -> None:
+    nodes = make()
+    link = nodes.connect(nodes.places()[0])
+    ready = json.loads(receive(link, 1)[0])
+    assert ready["event"] == "ready"
+    held = f"127.0.0.1:{ready['port']}"  # the port that it keeps for the ranks
+    assert jobs.listens(held)
+    link.close()
+    assert not jobs.listens(held)
 
 
 def test_a_launcher_that_is_killed_takes_agent_and_ranks_with_it(make: Callable[..., RayNodes], toy: str) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster import heartbeat
+from cluster.process import state_of
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -155,7 +156,8 @@ class Agent:
             if beat != rank.beat:
                 rank.beat, rank.moved = beat, now
             beats[rank.number] = {"step": beat.step, "saved": beat.saved, "collectives": beat.collectives,
-                                  "inside": beat.inside, "label": beat.label, "still_s": now - rank.moved}  # fmt: skip
+                                  "inside": beat.inside, "label": beat.label, "still_s": now - rank.moved,
+                                  "stopped": state_of(rank.process.pid) in ("T", "t")}  # fmt: skip
         tell("beats", beats=beats)
 
     def _kill(self) -> None:

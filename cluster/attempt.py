@@ -206,15 +206,17 @@ class Attempt:
             return None
         running = {rank: beat for rank, beat in self._beats.items() if rank not in self._codes}
         waiting = Counter(beat["label"] for beat in running.values() if beat["inside"])
-        behind = min(running, key=lambda rank: (running[rank]["collectives"], running[rank]["inside"], rank))
+        behind = min(running, key=lambda rank: (not running[rank]["stopped"], running[rank]["collectives"],
+                                                running[rank]["inside"], rank))  # fmt: skip
         beat, node = running[behind], self._of[behind].place.name
-        alike = {(other["collectives"], other["inside"]) for other in running.values()}
+        alike = {(other["collectives"], other["inside"], other["stopped"]) for other in running.values()}
         cut = self._cut_off() if len(self._members) > 1 and len(alike) == 1 else []
         if cut:
             return f"no rank has moved for {beat['still_s']:.0f} s: {'; '.join(fault for fault, _ in cut)}", cut[0][1]
         where = f"{'inside' if beat['inside'] else 'after'} {beat['label'] or 'nothing'}"
         others = len(running) - 1
-        what = (f"rank {behind} on {node} hangs: step {beat['step']}, {where} (collective {beat['collectives']}), no "
+        how = "is stopped (SIGSTOP)" if beat["stopped"] else "hangs"
+        what = (f"rank {behind} on {node} {how}: step {beat['step']}, {where} (collective {beat['collectives']}), no "
                 f"move for {beat['still_s']:.0f} s")  # fmt: skip
         if others and waiting:
             label, count = waiting.most_common(1)[0]

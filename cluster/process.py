@@ -99,7 +99,7 @@ class StopSignals:
     def _watch(self) -> None:
         while (heard := os.read(self._pipe[0], 1)) != b"\0":
             deadline = time.monotonic() + self.ALONE_S
-            while heard[0] == signal.SIGTERM and any(not _alive(pid) for pid in self._peers):
+            while heard[0] == signal.SIGTERM and any(state_of(pid) in ("", "Z", "X") for pid in self._peers):
                 if time.monotonic() > deadline:
                     why = "a process of this host is gone; steps after the last checkpoint are lost"
                     print(f"error: {LOST_PEERS}: {why}", file=sys.stderr, flush=True)
@@ -107,12 +107,12 @@ class StopSignals:
                 time.sleep(0.2)
 
 
-def _alive(pid: int) -> bool:
-    """Whether ``pid`` runs: neither gone nor a zombie."""
+def state_of(pid: int) -> str:
+    """The kernel's letter for what a process does (R, S, D, T: stopped, Z: a zombie, ...); "" for one that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return ""
 
 
 def exit_code(

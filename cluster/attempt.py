@@ -32,9 +32,13 @@ class Member:
     local: int = 0
     heard: float = field(default_factory=time.monotonic)
     lost: str | None = None
+    kept: list[dict[str, Any]] = field(default_factory=list)  # events that came while another was waited for
 
     def events(self) -> list[dict[str, Any]]:
         """What its agent has told since the last call. NodeLost once it is gone."""
+        kept, self.kept = self.kept, []
+        if kept:
+            return kept
         found = [json.loads(line) for line in self.link.receive()]
         if found:
             self.heard = time.monotonic()
@@ -44,13 +48,18 @@ class Member:
         self.link.send(json.dumps({"do": do, **more}))
 
     def await_event(self, name: str, seconds: float) -> dict[str, Any]:
-        """The next event called ``name``; others before it are let go. NodeLost if it does not come."""
+        """The next event called ``name``; others are kept for ``events``. NodeLost if it does not come."""
         deadline = time.monotonic() + seconds
+        others: list[dict[str, Any]] = []
         while time.monotonic() < deadline:
-            for event in self.events():
+            found = self.events()
+            for place, event in enumerate(found):
                 if event["event"] == name:
+                    self.kept = [*others, *found[:place], *found[place + 1 :]]
                     return event
+            others += found
             time.sleep(_PAUSE_S)
+        self.kept += others
         raise NodeLost(f"{self.place.name}: its agent has not answered for {seconds:g} s")
 
 
@@ -205,7 +214,6 @@ class Attempt:
         if not still:
             return None
         running = {rank: beat for rank, beat in self._beats.items() if rank not in self._codes}
-        waiting = Counter(beat["label"] for beat in running.values() if beat["inside"])
         behind = min(running, key=lambda rank: (not running[rank]["stopped"], running[rank]["collectives"],
                                                 running[rank]["inside"], rank))  # fmt: skip
         beat, node = running[behind], self._of[behind].place.name
@@ -214,12 +222,11 @@ class Attempt:
         if cut:
             return f"no rank has moved for {beat['still_s']:.0f} s: {'; '.join(fault for fault, _ in cut)}", cut[0][1]
         where = f"{'inside' if beat['inside'] else 'after'} {beat['label'] or 'nothing'}"
-        others = len(running) - 1
+        waiting = Counter(other["label"] for rank, other in running.items() if rank != behind and other["inside"])
         how = "is stopped (SIGSTOP)" if beat["stopped"] else "hangs"
         what = (f"rank {behind} on {node} {how}: step {beat['step']}, {where} (collective {beat['collectives']}), no "
                 f"move for {beat['still_s']:.0f} s")  # fmt: skip
-        if others and waiting:
-            label, count = waiting.most_common(1)[0]
+        for label, count in waiting.most_common(1):
             what += f"; {count} of {len(running)} ranks wait in {label}"
         return what, node
 

@@ -14,12 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import IO, Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -58,8 +57,7 @@ class RayNodes:
         self._ranks_per_node, self._agent, self._directory = ranks_per_node, list(agent), directory
         self._start_seconds, self._answer_seconds = start_seconds, answer_seconds
         self._kind = "CPU"  # what ranks take, until a node with GPUs is seen
-        self._shared: set[str] = set()  # hosts that have had several nodes at once: names do not change later
-        self._ids: dict[str, str] = {}  # name -> Ray's id of the node that had it last
+        self._ids: dict[str, str] = {}  # name -> Ray's id of the node that has it, or had it last
         self._groups: dict[str, PlacementGroup] = {}  # by Ray's id of the node
         self._links: list[_RayLink] = []
         self._joined = contextlib.ExitStack()
@@ -71,21 +69,24 @@ class RayNodes:
         alive = self._alive()
         if any(node["Resources"].get("GPU") for node in alive):
             self._kind = "GPU"
-        hosts = Counter(node["NodeManagerHostname"] for node in alive)
-        self._shared |= {host for host, count in hosts.items() if count > 1}
-        found: list[Place] = []
+        by_id, found = {node["NodeID"]: node for node in alive}, []
         for node in alive:
             room = int(node["Resources"].get(self._kind, 0))
             slots = self._ranks_per_node or (room if self._kind == "GPU" else 1)
-            if not 1 <= slots <= room:
-                continue
-            host, short = node["NodeManagerHostname"], node["NodeID"][:8]
-            found.append(Place(f"{host}/{short}" if host in self._shared else host, node["NodeManagerAddress"], slots))
-            self._ids[found[-1].name] = node["NodeID"]
-        for dead in self._groups.keys() - {node["NodeID"] for node in alive}:
+            if 1 <= slots <= room:
+                found.append(Place(self._name(node, by_id), node["NodeManagerAddress"], slots))
+        for dead in self._groups.keys() - by_id.keys():
             with contextlib.suppress(RayError):
                 remove_placement_group(self._groups.pop(dead))
         return sorted(found, key=lambda place: place.name)
+
+    def _name(self, node: dict[str, Any], alive: Collection[str]) -> str:
+        """Its host; with a part of its id where another node that is alive has that name. It stays as it is."""
+        host, mine = node["NodeManagerHostname"], node["NodeID"]
+        other = f"{host}/{mine[:8]}" if self._ids.get(host) in alive else host
+        name = next((name for name, holder in self._ids.items() if holder == mine), other)
+        self._ids[name] = mine
+        return name
 
     def _alive(self) -> list[dict[str, Any]]:
         """Ray's nodes. Ray needs 10 s and more to give up one, so those whose launcher was lost are asked."""
@@ -115,8 +116,7 @@ class RayNodes:
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
             launcher: Any = ray.remote(**options)(_Launcher)
             actor = launcher.remote(self._agent, self._directory)
-            link = _RayLink(name, node, actor, self._answer_seconds)
-            started = actor.start.remote()
+            link, started = _RayLink(name, node, actor, self._answer_seconds), actor.start.remote()
             while not ray.wait([started], timeout=_LOOK)[0]:
                 self._check(place, node, deadline, f"did not start its agent within {self._start_seconds:g} s")
             ray.get(started)
@@ -141,8 +141,8 @@ class RayNodes:
             link.end()
         for link in self._links:
             link.close()
-        for group in self._groups.values():
-            with contextlib.suppress(RayError):
+        with contextlib.suppress(RayError):
+            for group in self._groups.values():
                 remove_placement_group(group)
         self._links, self._groups = [], {}
         self._joined.close()
@@ -217,8 +217,7 @@ class _RayLink:
             ray.kill(self._actor)
 
     def _ask(self) -> None:
-        self._poll = self._actor.read.remote(min(_POLL, self._answer_seconds / 4))
-        self._since = time.monotonic()
+        self._since, self._poll = time.monotonic(), self._actor.read.remote(min(_POLL, self._answer_seconds / 4))
 
     def _lose(self, why: str) -> NodeLost:
         self._lost = why
@@ -228,6 +227,8 @@ class _RayLink:
 def _reason(fault: RayError) -> str:
     """The beginning of Ray's own words, which go on for pages."""
     cause = fault.cause if isinstance(fault, RayTaskError) else fault
+    if isinstance(cause, ActorUnavailableError):  # its words are of connections and ids
+        return "Ray does not reach its worker there any more"
     return f"{type(cause).__name__}: {' '.join(str(cause).split()).partition('. ')[0][:200]}"
 
 

@@ -69,6 +69,7 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
                 say(f"going on after step {state.step}, from {resumed.uri}")
             with record.start_run(config, list(digests.values()), engine) as run:
                 rundir.write(config)
+                assert lock, "rank 0 holds it"
                 hooks = Hooks(before=lock.check, say=say)
                 saver = Saver(config, engine, datasets=digests, hooks=hooks)
                 return _train(config, state, engine, reader, validator, saver, run, stops)
@@ -219,7 +220,7 @@ def _look(config: TrainConfig, group: Group, device: torch.device) -> TrainConfi
 
 
 @contextmanager
-def _alone(config: TrainConfig, group: Group, device: torch.device) -> Iterator[Lock]:
+def _alone(config: TrainConfig, group: Group, device: torch.device) -> Iterator[Lock | None]:
     """The only run with this run.dir. Rank 0 holds the lock for all; EverywhereError if another run does."""
     with ExitStack() as held:
         lock, fault = None, ""

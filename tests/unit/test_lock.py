@@ -1,0 +1,203 @@
+"""One run at a time for one folder: flock on a disk, a lease on an object store."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import lock, store
+from cluster.lock import LockedError, LockLostError, hold
+from tests.s3 import S3
+
+ROOT = Path(__file__).parents[2]
+HOLDER = """
+import sys
+from cluster.lock import hold
+with hold(sys.argv[1], token=sys.argv[2] or None, ttl_s=float(sys.argv[3])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class Holder:
+    """Another process that holds a lock until its stdin ends."""
+
+    def __init__(self, uri: str, *, token: str = "", ttl_s: float = 60) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", HOLDER, uri, token, str(ttl_s)], cwd=ROOT, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        assert self.process.stdout and self.process.stdout.readline() == "held\n"
+
+    def end(self, how: int | None = None) -> None:
+        if how:
+            self.process.send_signal(how)
+        self.process.communicate()
+
+
+@pytest.fixture
+def holders() -> Any:
+    made: list[Holder] = []
+
+    def make(*args: Any, **more: Any) -> Holder:
+        made.append(Holder(*args, **more))
+        return made[-1]
+
+    yield make
+    for holder in made:
+        holder.end(signal.SIGKILL)
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is on another host from now on."""
+    monkeypatch.setattr(lock.socket, "gethostname", lambda: "elsewhere")
+
+
+def test_the_second_is_refused_and_a_killed_holder_leaves_the_folder_free(
+    tmp_path: Path, holders: Callable[..., Holder]
+) -> None:
+    uri = str(tmp_path / "run")
+    first = holders(uri)
+    said = rf"{uri} is in use by process {first.process.pid} on \S+, since .*; end that run, or give another run.dir"
+    with pytest.raises(LockedError, match=said), hold(uri):
+        pass
+    first.end(signal.SIGKILL)
+    with hold(uri) as held, pytest.raises(LockedError, match=f"process {os.getpid()} on"), hold(uri):
+        held.check()
+    with hold(uri) as held:
+        held.check()
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(store.StoreError, match=f"cannot lock {tmp_path}/file/run.lock: (Not a directory|File exists)"):
+        hold(str(tmp_path / "file")).__enter__()
+
+
+def test_a_lease_refuses_a_second_of_this_host_at_once_and_comes_back_when_its_holder_is_dead(
+    s3: S3, holders: Callable[..., Holder]
+) -> None:
+    uri = f"{s3.uri}/run"
+    first = holders(uri)
+    with pytest.raises(LockedError, match=f"{uri} is in use by process {first.process.pid} on "), hold(uri):
+        pass
+    first.end(signal.SIGKILL)
+    assert store.exists(f"{uri}/run.lock")
+    began = time.monotonic()
+    with hold(uri, ttl_s=1) as held:
+        held.check()
+    assert time.monotonic() - began < 30  # of the 60 that the lease had to live
+    assert not store.exists(f"{uri}/run.lock")
+
+
+def test_another_host_waits_for_a_lease_to_die_and_is_refused_while_it_is_renewed(
+    s3: S3, holders: Callable[..., Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{s3.uri}/run"
+    first = holders(uri, ttl_s=1)
+    elsewhere(monkeypatch)
+    with pytest.raises(LockedError, match=f"in use by process {first.process.pid}"), hold(uri):
+        pass
+    first.process.send_signal(signal.SIGSTOP)
+    with hold(uri, ttl_s=1) as held:
+        held.check()
+        first.process.send_signal(signal.SIGCONT)  # it wakes up, and must leave the lease to us
+        time.sleep(0.7)
+        held.check()
+        first.end()
+        assert store.exists(f"{uri}/run.lock")
+
+
+def test_the_same_token_takes_a_lease_at_once_and_its_old_holder_notices(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{s3.uri}/run"
+    with hold(uri, token="t", ttl_s=1) as old:
+        elsewhere(monkeypatch)
+        began = time.monotonic()
+        with hold(uri, token="t", ttl_s=300) as new:
+            assert time.monotonic() - began < 60
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                try:
+                    old.check()
+                except LockLostError as fault:
+                    assert f"the lease on {uri} is lost: process {os.getpid()} on elsewhere" in str(fault)
+                    break
+                time.sleep(0.05)
+            else:
+                pytest.fail("the old holder never noticed")
+            new.check()
+    assert not store.exists(f"{uri}/run.lock")
+
+
+def test_of_two_that_take_a_lease_together_one_is_refused(s3: S3) -> None:
+    uri, outcomes = f"{s3.uri}/run", []
+    start, done = threading.Barrier(2), threading.Barrier(2)
+
+    def take() -> None:
+        start.wait()
+        try:
+            with hold(uri, ttl_s=10):
+                outcomes.append("held")
+                done.wait()
+        except LockedError as fault:
+            outcomes.append(str(fault))
+            done.wait()
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted("held" if one == "held" else one[: len(uri) + 10] for one in outcomes) == sorted(
+        ["held", f"{uri} is in use"])  # fmt: skip
+
+
+def test_a_lease_outlives_a_store_that_is_away_for_a_while_and_no_longer(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, clock = f"{s3.uri}/run", [0.0]
+    real = lock._now
+    monkeypatch.setattr(lock, "_now", lambda: real() + clock[0])
+    with hold(uri, ttl_s=1) as held:
+        def away(*_: object) -> None:
+            raise store.StoreError("away")
+
+        monkeypatch.setattr(lock, "_write", away)
+        held.check()
+        clock[0] = 0.9
+        held.check()
+        clock[0] = 90.0
+        with pytest.raises(LockLostError, match=r"could not be renewed for 9\d s; another run may have it by now"):
+            held.check()
+
+
+def test_the_clock_of_the_wall_is_not_looked_at(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"{s3.uri}/run"
+    with hold(uri, ttl_s=60) as held:
+        for jump in (-1e9, 1e9):
+            monkeypatch.setattr(time, "time", lambda jump=jump: 1.8e9 + jump)
+            held.check()
+            with pytest.raises(LockedError), hold(uri, ttl_s=60):
+                pass
+
+
+def test_a_lease_that_is_none_is_taken(s3: S3) -> None:
+    store.write_bytes(f"{s3.uri}/run/run.lock", b"{not JSON")
+    with hold(f"{s3.uri}/run", ttl_s=1) as held:
+        held.check()
+
+
+def test_a_pid_that_another_process_has_now_is_no_holder() -> None:
+    mine = lock._Lease.of_this_process("secret", 1)
+    assert mine.is_dead_here() is False
+    assert replace(mine, started="1").is_dead_here() is True
+    assert replace(mine, host="elsewhere").is_dead_here() is None
+    assert "secret" not in repr(mine)

@@ -65,7 +65,7 @@ class RayNodes:
 
     def places(self) -> list[Place]:
         """Nodes that are alive and large enough, by name."""
-        self._links = [link for link in self._links if link.doubtful or not link.closed]
+        self._links = [link for link in self._links if link.doubtful or not link.stopping]
         alive = self._alive()
         if any(node["Resources"].get("GPU") for node in alive):
             self._kind = "GPU"
@@ -162,9 +162,8 @@ class _RayLink:
         self.doubtful = False  # whether the launcher, and not only its agent, was lost
         self._name, self._actor, self._answer_seconds = name, actor, answer_seconds
         self._poll: Any = None  # the answer that is awaited, asked for at self._since
-        self._since = 0.0
-        self._lost = ""  # why the agent is gone
-        self._stopping: Any = None
+        self._since, self._lost = 0.0, ""  # the latter says why the agent is gone
+        self.stopping: Any = None
 
     def send(self, line: str) -> None:
         if self._lost:
@@ -195,21 +194,17 @@ class _RayLink:
             self._lost = f"the agent on {self._name} ended: {ended}"
         return lines
 
-    @property
-    def closed(self) -> bool:
-        return self._stopping is not None
-
     def end(self) -> None:
         """Close without waiting."""
-        if self._stopping is None:
-            self._stopping = self._actor.stop.remote()
+        if self.stopping is None:
+            self.stopping = self._actor.stop.remote()
             self._lost = self._lost or f"the link to {self._name} is closed"
 
     def close(self) -> None:
         self.end()
         if not self.doubtful:  # else nobody answers
             with contextlib.suppress(RayError):
-                ray.get(self._stopping, timeout=2 * _PATIENCE)
+                ray.get(self.stopping, timeout=2 * _PATIENCE)
         self.kill()
 
     def kill(self) -> None:

@@ -13,7 +13,8 @@ from tests.datasets import markov_sequence, write_dataset
 from trainer import export
 from trainer.heads import Network
 from trainer.models.chordmixer import ChordMixer
-from trainer.track import Registry, Run
+from trainer.registry import Registry
+from trainer.track import Run
 
 NAME = "toy"
 CANDIDATE = f"models:/{NAME}@candidate"

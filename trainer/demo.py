@@ -16,8 +16,8 @@ from typing import Any
 from cluster import process, store
 from data_prep import shards
 from trainer.finetune import past_results
+from trainer.registry import Registry
 from trainer.tasks.results import as_text, summarise
-from trainer.track import Registry
 
 TRACKING = "sqlite:///mlflow.db"  # whatever the environment says: the demo needs no server
 ROOT = Path(__file__).resolve().parent.parent

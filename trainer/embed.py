@@ -22,8 +22,9 @@ from torch import Tensor
 
 from cluster import process, store
 from data_prep import alphabet
-from trainer import export, track
+from trainer import export
 from trainer.heads import Network, mean_pool
+from trainer.registry import Registry
 
 Precision = Literal["auto", "fp32", "bf16"]
 BATCH_BP = 8192  # letters of a batch: enough to fill two cores, small enough to stay near the cache
@@ -77,7 +78,7 @@ class RegisteredModel:
     config: dict[str, Any]
 
 
-def open_model(registry: track.Registry, model_uri: str) -> RegisteredModel:
+def open_model(registry: Registry, model_uri: str) -> RegisteredModel:
     """The model that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means.
 
     Raises: ValueError or TrackError, one sentence: no such model, or its files do not fit this code.
@@ -231,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(process.threads_per_process(1))
         if args.length is not None and args.length < 1:
             raise ValueError(f"--length {args.length} must be at least 1")
-        registry = track.Registry(args.track_uri)
+        registry = Registry(args.track_uri)
         model = open_model(registry, args.model)
         source = model.version.run_id
         length = args.length or int(registry.run(source).data.params.get("data.length", DEFAULT_LENGTH) if source

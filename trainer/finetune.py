@@ -18,11 +18,13 @@ import torch
 import configs
 from cluster import process, store
 from trainer.embed import RegisteredModel, best_device, open_model
+from trainer.progress import say
+from trainer.registry import Registry
 from trainer.tasks.config import ROLES, Mode, TaskConfig
 from trainer.tasks.data import TaskData, load
 from trainer.tasks.modes import Workbench
 from trainer.tasks.results import METRICS, Result, as_text, summarise
-from trainer.track import Registry, Run, say
+from trainer.track import Run
 
 _EXPERIMENT = "finetune"  # of models that no run of ours made
 _CANDIDATE_MODES = ("probe", "finetune")

@@ -25,9 +25,10 @@ from trainer.ema import ShardedEMA
 from trainer.engine.student import Engine
 from trainer.heads import Network
 from trainer.meter import Meter
+from trainer.progress import Progress, say
 from trainer.rundir import Looked, Status
 from trainer.state import State, apply, end_if_stuck, first_state, judge
-from trainer.track import Progress, Run, say
+from trainer.track import Run
 from trainer.validate import Validator
 
 

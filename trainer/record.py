@@ -11,8 +11,9 @@ from trainer import export, rundir
 from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.engine.student import Engine
+from trainer.progress import say
 from trainer.state import State
-from trainer.track import Run, say
+from trainer.track import Run
 
 
 def start_run(config: TrainConfig, digests: list[str], engine: Engine) -> Run:

@@ -15,7 +15,7 @@ from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.engine.student import init_distributed
 from trainer.loop import train
-from trainer.track import Registry
+from trainer.registry import Registry
 
 STEPS = 80  # the planted collapse is there by step 61
 

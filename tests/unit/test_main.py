@@ -14,7 +14,7 @@ from tests.datasets import markov_sequence, write_dataset
 from trainer import export
 from trainer.dataset import Dataset
 from trainer.main import main
-from trainer.track import Registry
+from trainer.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ["model.num_layers=2", "model.num_groups=5", "model.group_channels=6", "model.intermediate_size=32",

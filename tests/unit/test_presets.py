@@ -25,7 +25,7 @@ from trainer.config import TrainConfig
 from trainer.engine.student import init_distributed
 from trainer.heads import Network
 from trainer.loop import train
-from trainer.track import Registry
+from trainer.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

@@ -123,7 +123,7 @@ def test_a_rank_per_gpu_and_no_cpus_once_a_gpu_was_seen(
         make: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch) -> None:
     nodes, four = make(), make(ranks_per_node=4)
     with monkeypatch.context() as patch:
-        assert shown(nodes, patch, ("a", "head", 0, 0), ("b", "n1", 16, 0)) == [("n1", 1)]
+        assert shown(nodes, patch, ("a", "head", 0, 0), ("c", "n1", 16, 0)) == [("n1", 1)]
         there = [("a", "head", 16, 0), ("b", "n2", 16, 8), ("c", "n1", 16, 2)]
         assert shown(nodes, patch, *there) == [("n1", 2), ("n2", 8)]
         assert shown(four, patch, *there) == [("n2", 4)]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.track import Registry, Run, TrackError
+from trainer.registry import Registry
+from trainer.track import Run, TrackError
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import torch
 from matplotlib.figure import Figure
 
 from cluster import process, store
+from trainer.registry import Registry
 from trainer.report import facts, figures
 from trainer.report.page import Section, render
 from trainer.tasks.results import HEADINGS, readable
-from trainer.track import Registry
 
 PAGE = "index.html"
 

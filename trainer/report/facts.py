@@ -15,10 +15,10 @@ from data_prep import alphabet, shards
 from trainer.dataset import Dataset
 from trainer.embed import Rows, best_device, embed, open_model
 from trainer.finetune import past_results
+from trainer.registry import Registry
 from trainer.report.figures import Histories
 from trainer.rows import choose_windows
 from trainer.tasks.results import summarise
-from trainer.track import Registry
 
 WINDOWS = 400
 

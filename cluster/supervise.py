@@ -201,7 +201,7 @@ class Supervisor:
 def open_nodes(launch: Launch) -> Nodes:
     """The nodes that a config names. ConfigError, RuntimeError if they cannot be."""
     if launch.kind == "ray":
-        return RayNodes(launch.address, launch.ranks_per_node)
+        return RayNodes(launch.address, launch.ranks_per_node, directory=launch.directory)
     if launch.kind == "hostfile":
         assert launch.hostfile, "the config has one"
         return HostNodes(launch.hostfile, launch.remote, directory=launch.directory, slots=launch.ranks_per_node)

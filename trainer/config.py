@@ -196,11 +196,14 @@ def default_tracking_uri() -> str:
 
 
 class Track(Section):
+    """``wait_s``: a run that is finished waits so long for an MLflow that is away."""
+
     uri: str = Field(default_factory=default_tracking_uri)
     artifact_uri: str | None = None
     experiment: str = "findna"
     registered_model: str | None = "findna"
     every: Positive = 50
+    wait_s: Annotated[float, Field(ge=0)] = 60.0
 
 
 class TrainConfig(Section):

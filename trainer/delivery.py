@@ -16,8 +16,9 @@ from trainer.spool import Entry, Spool
 from trainer.track import Point, Tracker, TrackError, shown
 
 _EVERY_S = 5.0  # between two calls, unless much waits
-_MANY = 60  # lines that are sent before that time
+_MANY = 1 << 15  # bytes that are sent before that time
 _MOST_PAUSE_S = 60.0
+_LAST_CALL_S = 2.0  # for a call that is under way when there is no time left
 
 
 class Delivery:
@@ -44,8 +45,8 @@ class Delivery:
             TrackError, ValueError: MLflow refuses, as it always will. Where it does not answer, the run goes on.
         """
         self.uri, self._tracker = uri, Tracker(uri)
-        self._opening = {"experiment": experiment, "name": name, "artifact_uri": artifact_uri, "key": key,
-                         "params": params, "tags": tags}  # fmt: skip
+        self._opening: dict[str, Any] = {"experiment": experiment, "name": name, "artifact_uri": artifact_uri,
+                                         "key": key, "params": params, "tags": tags}  # fmt: skip
         self._spool = Spool(folder)
         if after is not None or tail:
             self._spool.keep(lambda entry: after is None or entry.get("step", 0) <= after, before=tail)
@@ -96,8 +97,8 @@ class Delivery:
         self._patience = time.monotonic() + wait_s
         self._over.set()
         self._wake.set()
-        self._thread.join()
-        if self._spool.waiting or not self._sure:
+        self._thread.join(wait_s + _LAST_CALL_S)
+        if self._thread.is_alive() or self._spool.waiting or not self._sure:
             raise TrackError(f"{self._reason()}; {self._spool.count()} lines wait in {self._spool.path}, and the same "
                              "command delivers them")  # fmt: skip
 
@@ -132,7 +133,7 @@ class Delivery:
         pause, began = 1.0, time.monotonic()
         while True:
             over = self._over.is_set()
-            if over or not self._sure or self._spool.count() >= _MANY or time.monotonic() - began >= _EVERY_S:
+            if over or not self._sure or self._spool.waiting >= _MANY or time.monotonic() - began >= _EVERY_S:
                 began = time.monotonic()
                 try:
                     if not self._sure:
@@ -189,8 +190,8 @@ class Delivery:
         self._fault = fault
         if not self._said:
             how = "does not answer" if fault.passes else "refuses"
-            say(f"warning: MLflow at {shown(self.uri)} {how} ({fault}); metrics wait in {self._spool.path}, and training "
-                "goes on")  # fmt: skip
+            say(f"warning: MLflow at {shown(self.uri)} {how} ({fault}); metrics wait in {self._spool.path}, and "
+                "training goes on")  # fmt: skip
             self._said = True
 
     def _reason(self) -> str:

@@ -13,9 +13,9 @@ from cluster.heartbeat import heart
 from cluster.lock import Lock, LockedError, hold
 from cluster.process import EXIT_OK, EverywhereError, StopSignals
 from configs import ConfigError
-from trainer import collectives, export, record, rundir
+from trainer import collectives, export, rundir
 from trainer.checkpoint.resume import resume
-from trainer.checkpoint.save import Hooks, Saver
+from trainer.checkpoint.save import Saver
 from trainer.collectives import Group
 from trainer.config import TrainConfig
 from trainer.data import Reader, open_reader
@@ -26,9 +26,10 @@ from trainer.engine.student import Engine
 from trainer.heads import Network
 from trainer.meter import Meter
 from trainer.progress import Progress, say
+from trainer.record import Record, export_to_run_dir
 from trainer.rundir import Looked, Status
 from trainer.state import State, apply, end_if_stuck, first_state, judge
-from trainer.track import Run
+from trainer.track import TrackError
 from trainer.validate import Validator
 
 
@@ -43,17 +44,16 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
     faults = config.world_faults(group.size)
     if faults:
         raise ConfigError("\n  ".join(faults))
-    begun = _look(config, group, device)
-    if begun is None:
+    if _look(config, group, device) is None:
         return EXIT_OK
     datasets = list(open_datasets(config, "train", say=say).values())
     flank = config.views.flank
     validator = Validator(config, flank=flank, device=device, group=group)
     with _alone(config, group, device) as lock:
-        begun = _look(begun, group, device)
-        if begun is None:  # a run that held the lock until now has finished it
+        found = _look(config, group, device)  # by a run that held the lock until now it may have been finished
+        if found is None:
             return EXIT_OK
-        config = begun
+        config, again = found
         engine, teacher = build(config, device=device, group=group)
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
@@ -63,17 +63,20 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
                 assert reader.step_of(resumed.position) == state.step, "the position is the step's"
             if group.rank > 0:
                 saver = Saver(config, engine, datasets=digests)
-                return _train(config, state, engine, reader, validator, saver, None, stops)
+                code = _train(config, state, engine, reader, validator, saver, None, stops)
+                return _finish(config, state, group, None, code)
             for uri in validator.left_out:
                 say(f"{uri} has no val split: it is trained on, and left out of validation")
             if resumed:
                 say(f"going on after step {state.step}, from {resumed.uri}")
-            with record.start_run(config, list(digests.values()), engine) as run:
-                rundir.write(config)
+            tags = {"world_size": str(group.size), "zero_stage": str(engine.zero_stage)}
+            with Record(config, again=again, resumed=resumed, parameters=export.parameter_count(engine.network),
+                        digests=list(digests.values()), tags=tags) as run:  # fmt: skip
                 assert lock, "rank 0 holds it"
-                hooks = Hooks(before=lock.check, say=say)
-                saver = Saver(config, engine, datasets=digests, hooks=hooks)
-                return _train(config, state, engine, reader, validator, saver, run, stops)
+                rundir.write(config)
+                saver = Saver(config, engine, datasets=digests, hooks=run.hooks(lock.check))
+                code = _train(config, state, engine, reader, validator, saver, run, stops)
+                return _finish(config, state, group, run, code)
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
@@ -99,7 +102,7 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
 
 def _train(
     config: TrainConfig, state: State, engine: Engine, reader: Reader, validator: Validator, saver: Saver,
-    run: Run | None, stops: StopSignals | None,
+    run: Record | None, stops: StopSignals | None,
 ) -> int:  # fmt: skip
     group, device, last = engine.group, validator.device, config.train.steps
     baselines = validator.baselines(reader.datasets) if state.step < last else {}
@@ -157,8 +160,29 @@ def _train(
             return result.stop
     progress.close()
     saver.wait()
-    record.publish(config, state, group, run)
     return EXIT_OK
+
+
+def _finish(config: TrainConfig, state: State, group: Group, run: Record | None, code: int) -> int:
+    """Export and registration of a run whose training ended with EXIT_OK; the code."""
+    if code == EXIT_OK:
+        export_to_run_dir(config, state, group)
+        _publish(run, group, state.teacher.shards[0].device)
+    elif run:
+        run.end("KILLED")
+    return code
+
+
+def _publish(run: Record | None, group: Group, device: torch.device) -> None:
+    """Rank 0 tells MLflow of the finished run, all wait. EverywhereError if MLflow does not take it."""
+    fault = ""
+    if run:
+        try:
+            run.publish()
+        except (TrackError, store.StoreError) as refusal:
+            fault = str(refusal)
+    if text := collectives.text_from_first(group, fault, device=device):
+        raise EverywhereError(f"the run is finished and its export is in run.dir, but it is not registered: {text}")
 
 
 def _due(step: int, every: int) -> bool:
@@ -171,7 +195,7 @@ def _validate(
     state: State,
     engine: Engine,
     validator: Validator,
-    run: Run | None,
+    run: Record | None,
     baselines: dict[str, float],
 ) -> None:
     teacher = state.teacher.module
@@ -188,11 +212,11 @@ def _validate(
         )
 
 
-def _look(config: TrainConfig, group: Group, device: torch.device) -> TrainConfig | None:
-    """``config``, with the schedule that the run in run.dir began with; None if it is finished. A collective.
+def _look(config: TrainConfig, group: Group, device: torch.device) -> tuple[TrainConfig, bool] | None:
+    """``config``, with the schedule that the run in run.dir began with, and whether one did; None if it is finished.
 
     Raises:
-        ConfigError: run.dir holds anything else. Rank 0 looks, all hear.
+        ConfigError: run.dir holds anything else. Rank 0 looks, all hear. EverywhereError: it cannot be looked at.
     """
     found, fault = Looked("new"), ""
     if group.rank == 0:
@@ -202,22 +226,27 @@ def _look(config: TrainConfig, group: Group, device: torch.device) -> TrainConfi
             fault = str(refusal)
         except store.StoreError as failure:
             fault = f"!{failure}"
-    text = collectives.text_from_first(group, fault or f"{found.status} {found.schedule_steps}", device=device)
+    answer = fault or f"{found.status} {found.schedule_steps} {int(found.again)}"
+    text = collectives.text_from_first(group, answer, device=device)
     if text.startswith("!"):
         raise EverywhereError(text[1:])
-    status, _, steps = text.partition(" ")
+    status, *more = text.split(" ")
     if status not in get_args(Status):
         raise ConfigError(text)
+    steps, again = (int(each) for each in more)
+    if status == "undelivered":
+        _publish(Record(config, again=True) if group.rank == 0 else None, group, device)
+        return None
     if status == "finished":
         if group.rank == 0:
             say(f"{config.run.dir} holds this run, finished; nothing to do")
         return None
-    if int(steps) in (0, config.schedule_steps):
-        return config
-    if group.rank == 0:
+    if steps in (0, config.schedule_steps):
+        return config, bool(again)
+    if group.rank == 0 and config.train.schedule_steps is None:
         say(f"train.steps is {config.train.steps} now; the schedules stay those of {steps} steps, as the run began")
-    train = config.train.model_copy(update={"schedule_steps": int(steps)})
-    return config.model_copy(update={"train": train})
+    train = config.train.model_copy(update={"schedule_steps": steps})
+    return config.model_copy(update={"train": train}), bool(again)
 
 
 @contextmanager

@@ -1,40 +1,129 @@
-"""What rank 0 leaves of a run: the MLflow run with its points and tags, the export in run.dir, the registered model."""
+"""What rank 0 leaves of a run: its MLflow run with points and tags, the export in run.dir, the registered model."""
 
+import hashlib
+import json
+import shutil
 import subprocess
 import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import configs
 from cluster import store
+from cluster.heartbeat import heart
+from cluster.process import cache_root
 from trainer import export, rundir
+from trainer.checkpoint.resume import Resumed
+from trainer.checkpoint.save import Hooks
 from trainer.collectives import Group
 from trainer.config import TrainConfig
-from trainer.engine.student import Engine
+from trainer.delivery import Delivery
 from trainer.progress import say
 from trainer.state import State
-from trainer.track import Run
+
+_KEY = f"{rundir.TRACK}/key.json"  # in run.dir: which MLflow run is this run's
+_STOPPED_S = 5.0  # that a run which is told to stop waits for MLflow
 
 
-def start_run(config: TrainConfig, digests: list[str], engine: Engine) -> Run:
-    """Tag ``dataset.manifest_sha256``: the digest, or of a mixture all of them by commas, in the order of data.uri."""
-    resolved = configs.dump(config)
-    run = Run(
-        uri=config.track.uri,
-        experiment=config.track.experiment,
-        name=config.run.name,
-        artifact_uri=config.track.artifact_uri,
-        params=_params(config, resolved) | {"parameters": export.parameter_count(engine.network)},
-        tags={
-            "dataset.manifest_sha256": ",".join(digests),
-            "git.commit": _git_commit(),
-            "world_size": str(engine.group.size),
-            "zero_stage": str(engine.zero_stage),
-        },
-    )
-    run.attach_dict(resolved, "config.yaml")
-    say(f"MLflow run {run.id}")
-    return run
+class Record:
+    """The MLflow run of a training run, found again when it is taken up again."""
+
+    def __init__(
+        self, config: TrainConfig, *, again: bool, resumed: Resumed | None = None, parameters: int = 0,
+        digests: Sequence[str] = (), tags: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """``again``: run.dir holds this very run, so that its MLflow run goes on. ``digests``: of the datasets.
+
+        Raises:
+            TrackError, ValueError: MLflow refuses. StoreError: run.dir does not take the key.
+        """
+        self._config, run_dir = config, config.run.dir
+        local = store.is_local(run_dir)
+        folder = store.local_path(run_dir) / rundir.TRACK if local else (
+            cache_root() / "track" / hashlib.sha256(run_dir.encode()).hexdigest()[:32])  # fmt: skip
+        key = _read_key(run_dir) if again else None
+        if key is None:
+            shutil.rmtree(folder, ignore_errors=True)  # of another run, which left nothing else here
+            key = uuid.uuid4().hex
+            store.write_bytes(store.join(run_dir, _KEY), json.dumps({"key": key}).encode() + b"\n")
+        self._saves_metrics = not local
+        resolved = configs.dump(config)
+        track = config.track
+        self._delivery = Delivery(
+            uri=track.uri, experiment=track.experiment, name=config.run.name, artifact_uri=track.artifact_uri, key=key,
+            params=_params(config, resolved) | {"parameters": parameters} if parameters else {},
+            tags={**({"dataset.manifest_sha256": ",".join(digests), "git.commit": _git_commit()} if digests else {}),
+                  **(tags or {})},
+            folder=folder, after=resumed.step if resumed else 0 if parameters else None,
+            tail=resumed.metrics if resumed else b"",
+        )  # fmt: skip
+        self._delivery.attach_dict(resolved, "config.yaml")
+        self.log = self._delivery.log
+        self._ended = False
+        if self._delivery.id:
+            say(f"MLflow run {self._delivery.id}")
+
+    def hooks(self, check: Any) -> Hooks:
+        """What is done around a checkpoint; ``check`` raises if run.dir is no longer ours."""
+
+        def before() -> None:
+            check()
+            self._delivery.sync()
+
+        def after(uri: str, sha256: str) -> None:
+            self._delivery.tag({"checkpoint.uri": store.absolute(uri), "checkpoint.sha256": sha256})
+
+        return Hooks(metrics=self._delivery.tail if self._saves_metrics else bytes, before=before, after=after, say=say)
+
+    def publish(self) -> None:
+        """Register what run.dir holds, once all else is delivered.
+
+        Raises:
+            TrackError: MLflow does not take it; the run is finished all the same, and the same command tries again.
+        """
+        run_dir, model = self._config.run.dir, self._config.track.registered_model
+        self._ended = True
+        weights = store.read_bytes(store.join(run_dir, export.WEIGHTS))
+        checkpoint = store.join(store.absolute(run_dir), export.WEIGHTS)
+        self._delivery.tag({"checkpoint.uri": checkpoint, "checkpoint.sha256": hashlib.sha256(weights).hexdigest()})
+        with heart.inside("telling MLflow"):
+            self._delivery.drain(self._config.track.wait_s)
+            with tempfile.TemporaryDirectory() as folder:
+                for name in export.FILES:
+                    Path(folder, name).write_bytes(store.read_bytes(store.join(run_dir, name)))
+                version = self._delivery.publish(Path(folder), model=model)
+        if version:
+            say(f"registered {model} version {version} as candidate (run {self._delivery.id})")
+        rundir.tell_finished(self._config, delivered=True)
+
+    def end(self, status: str) -> None:
+        """The run ends early; what MLflow has not got within a few seconds waits for the next start."""
+        self._ended = True
+        self._delivery.end(status, wait_s=_STOPPED_S)
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
+        if fault and not self._ended:
+            self.end("FAILED" if isinstance(fault, Exception) else "KILLED")
+
+
+def export_to_run_dir(config: TrainConfig, state: State, group: Group) -> None:
+    """The teacher as files in run.dir, and the note that the run is finished, both by rank 0; a collective."""
+    tensors = export.split_tensors(state.teacher.full_tensors(), keep=group.rank == 0)
+    if group.rank == 0:
+        export.write(config.run.dir, state.teacher.module, tensors, card=_card(config, state))
+        rundir.tell_finished(config, delivered=False)
+
+
+def _read_key(run_dir: str) -> str | None:
+    try:
+        return str(json.loads(store.read_bytes(store.join(run_dir, _KEY)))["key"])
+    except (store.StoreError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
@@ -43,31 +132,6 @@ def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
     if len(config.data.length) > 1:
         params |= {"data.length": config.data.last_length, "data.length_by_step": params["data.length"]}
     return params
-
-
-def _export(config: TrainConfig, state: State, group: Group, uri: str) -> export.Exported | None:
-    """The teacher at ``uri``, written by rank 0; a collective."""
-    tensors = export.split_tensors(state.teacher.full_tensors(), keep=group.rank == 0)
-    if group.rank:
-        return None
-    return export.write(uri, state.teacher.module, tensors, card=_card(config, state))
-
-
-def publish(config: TrainConfig, state: State, group: Group, run: Run | None) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        exported = _export(config, state, group, folder)
-        if not run or not exported:
-            return
-        run.attach(Path(folder), "model")
-        checkpoint = store.join(store.absolute(config.run.dir), export.WEIGHTS)
-        run.tag({"checkpoint.uri": checkpoint, "checkpoint.sha256": exported.sha256})
-        if config.track.registered_model:
-            version = run.register(config.track.registered_model, "model")
-            run.tag({"model.version": version})
-            say(f"registered {config.track.registered_model} version {version} as candidate (run {run.id})")
-        for name in export.FILES:
-            store.put_file(Path(folder, name), store.join(config.run.dir, name))
-        rundir.finish(config)
 
 
 def _git_commit() -> str:

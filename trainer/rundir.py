@@ -20,12 +20,13 @@ _SECTIONS = ("checkpoint.", "track.")
 FINISHED, LOCK, TRACK = "finished.json", "run.lock", "track"
 _OURS = (RESOLVED, FINISHED, LOCK, f"{TRACK}/", NOT_FINITE, f"{layout.FOLDER}/")
 
-Status = Literal["new", "unfinished", "finished"]
+Status = Literal["new", "unfinished", "undelivered", "finished"]
 
 
 @dataclass(frozen=True)
 class Looked:
-    """``step``: of the newest checkpoint, 0 where there is none. ``again``: this very run was begun here before.
+    """``step``: of the newest checkpoint, 0 where there is none. ``again``: this very run was begun here before. One
+    that is ``undelivered`` is finished, and MLflow has not got all of it.
 
     ``schedule_steps``: of the schedules that it began with, 0 for a new run. They stay, also if train.steps changes.
     """
@@ -67,7 +68,10 @@ def look(config: TrainConfig) -> Looked:
     if finished and wanted > trained and not step:
         raise ConfigError(f"train.steps: {run_dir} holds a run finished at {trained} steps and no checkpoint to go on "
                           "from; give a new folder")  # fmt: skip
-    status: Status = "finished" if wanted == finished else "unfinished"
+    status: Status = "unfinished"
+    if wanted == finished:
+        note = _json(run_dir, FINISHED) if FINISHED in there else None
+        status = "finished" if note is None or note.get("delivered") else "undelivered"
     return Looked(status, step, schedule_steps=_schedule_steps(saved))
 
 
@@ -101,9 +105,10 @@ def write(config: TrainConfig) -> None:
     store.write_bytes(store.join(config.run.dir, RESOLVED), data)
 
 
-def finish(config: TrainConfig) -> None:
-    """Leave the note that the run is finished, once its export is in run.dir."""
-    store.write_bytes(store.join(config.run.dir, FINISHED), json.dumps({"steps": config.train.steps}).encode() + b"\n")
+def tell_finished(config: TrainConfig, *, delivered: bool) -> None:
+    """Leave the note that the run is finished, its export being in run.dir; ``delivered``: and MLflow has all of it."""
+    note = {"steps": config.train.steps, "delivered": delivered}
+    store.write_bytes(store.join(config.run.dir, FINISHED), json.dumps(note).encode() + b"\n")
 
 
 def _finished_steps(run_dir: str, there: Container[str], begun: Mapping[str, Any] | None) -> int:

@@ -41,9 +41,9 @@ class Spool:
         os.fsync(self._file.fileno())
 
     @property
-    def waiting(self) -> bool:
-        """Whether any line is not delivered."""
-        return self._delivered < self._size
+    def waiting(self) -> int:
+        """Bytes of the lines that are not delivered."""
+        return self._size - self._delivered
 
     def count(self) -> int:
         """Lines that are not delivered."""

@@ -42,19 +42,20 @@ def look(config: TrainConfig) -> Looked:
 
     Raises:
         ConfigError: it is another run than ``config``: every key that differs, with both values; or it holds other
-            files than those of a run; or it is further than train.steps.
+            files than those of a run; or it is further than train.steps; or another version of the format wrote it.
     """
     run_dir, wanted = config.run.dir, config.train.steps
     there = set(store.list_files(run_dir))
     begun = _json(run_dir, RESOLVED) if RESOLVED in there else None
-    finished = _finished_steps(run_dir, there, begun)
     saved, step = _newest(run_dir) if any(name.startswith(f"{layout.FOLDER}/") for name in there) else (None, 0)
+    finished = _finished_steps(run_dir, there, begun, step)
     if saved is None and finished:
         saved = begun
     if saved is None and export.WEIGHTS in there:
         raise ConfigError(f"run.dir: {run_dir} holds a model without the config of its run; give a new folder")
     if saved is None:
-        if begun is None and (foreign := sorted(name for name in there if not name.startswith(_OURS))):
+        # A process that is killed while it writes NAME leaves .NAME.xxxxxxxx.
+        if begun is None and (foreign := sorted(n for n in there if not n.removeprefix(".").startswith(_OURS))):
             raise ConfigError(f"run.dir: {run_dir} holds files of something else ({', '.join(foreign[:3])}); give "
                               "a new folder")  # fmt: skip
         return Looked("new", again=begun is not None and not differences(begun, config))
@@ -71,7 +72,7 @@ def look(config: TrainConfig) -> Looked:
     status: Status = "unfinished"
     if wanted == finished:
         note = _json(run_dir, FINISHED) if FINISHED in there else None
-        status = "finished" if note is None or note.get("delivered") else "undelivered"
+        status = "finished" if (note or {"delivered": not step}).get("delivered") else "undelivered"
     return Looked(status, step, schedule_steps=_schedule_steps(saved))
 
 
@@ -82,6 +83,8 @@ def _newest(run_dir: str) -> tuple[dict[str, Any] | None, int]:
             manifest = found.manifest()
         except DamagedError:
             continue  # said when the run is taken up again
+        except ValueError as fault:
+            raise ConfigError(f"run.dir: {fault}") from fault
         return manifest.config, manifest.step
     return None, 0
 
@@ -111,14 +114,15 @@ def tell_finished(config: TrainConfig, *, delivered: bool) -> None:
     store.write_bytes(store.join(config.run.dir, FINISHED), json.dumps(note).encode() + b"\n")
 
 
-def _finished_steps(run_dir: str, there: Container[str], begun: Mapping[str, Any] | None) -> int:
-    """The steps of the run that was finished here last; 0 if none was."""
+def _finished_steps(run_dir: str, there: Container[str], begun: Mapping[str, Any] | None, step: int) -> int:
+    """The steps of the run that was finished here last; 0 if none was. ``step``: of the newest checkpoint."""
     if export.WEIGHTS not in there:
         return 0
     note = _json(run_dir, FINISHED) if FINISHED in there else None
     if note is not None:
         return int(note["steps"])
-    return int(begun["train"]["steps"]) if begun else 0  # of a version that left no note
+    # A version without checkpoints left no note; one with them was killed before it, if its last step is saved.
+    return int(begun["train"]["steps"]) if begun and step in (0, begun["train"]["steps"]) else 0
 
 
 def _json(run_dir: str, name: str) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from tests.datasets import markov_sequence, write_dataset
 from trainer import export
@@ -79,9 +80,10 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
     assert config["hidden_size"] == 30
     export.load(str(exported))
     kept = sorted(p.name for p in (exported / "checkpoints").iterdir())
-    assert kept == ["step-00000006", "step-00000008"]
-    newest = exported / "checkpoints" / kept[-1] / export.WEIGHTS
-    assert newest.read_bytes() == (exported / export.WEIGHTS).read_bytes()
+    assert kept == ["latest.json", "step-00000006", "step-00000008"]
+    saved = safetensors.torch.load_file(exported / "checkpoints" / kept[-1] / "rank-00000-of-00001.safetensors")
+    for name, tensor in tensors.items():  # on one rank a fragment is the whole
+        assert torch.equal(saved[f"teacher/{name}"].view_as(tensor), tensor), name
 
     again = launch(*arguments, cwd=tmp_path)
     assert again.returncode == 0
@@ -89,7 +91,8 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
     assert registry.version("models:/findna@candidate").version == version.version
     refused = launch(*arguments, "train.lr=1e-4", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "run.dir: run is not empty; runs are not resumed yet, so give a new folder" in refused.stderr
+    assert "error: run.dir: run holds another run" in refused.stderr
+    assert "  train.lr: was 0.002, now 0.0001\n" in refused.stderr
 
 
 def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path: Path) -> None:

@@ -12,21 +12,23 @@ On a local disk the folder has another name until all of it is there; on an obje
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster import store
+from configs import redact
 
 FORMAT_VERSION = 1
 FOLDER, POINTER, MANIFEST, SHARED, METRICS = (
     "checkpoints", "latest.json", "manifest.json", "shared.safetensors", "metrics.jsonl",
 )  # fmt: skip
 _STEP = re.compile(r"step-(\d{8,})")
-_PARTIAL = re.compile(r"\.step-(\d{8,})\.partial")
+_PARTIAL = re.compile(r"\.step-\d{8,}\.partial")
 
 
 class DamagedError(ValueError):
@@ -117,6 +119,11 @@ class Found:
             raise
         except ValueError as fault:
             raise ValueError(f"{self.uri}: {fault}") from fault
+        if manifest.step != self.step:
+            raise DamagedError(f"its manifest is that of step {manifest.step}")
+        needed = {SHARED, *(rank_file(rank, manifest.world) for rank in range(manifest.world))}
+        if unnamed := sorted(needed - manifest.files.keys()):
+            raise DamagedError(f"{MANIFEST} does not name {unnamed[0]}")
         for name, file in manifest.files.items():
             if name not in self.sizes:
                 raise DamagedError(f"{name} is missing")
@@ -143,6 +150,11 @@ def rank_file(rank: int, world: int) -> str:
     return f"rank-{rank:05d}-of-{world:05d}.safetensors"
 
 
+def redact_keys(datasets: Mapping[str, str]) -> dict[str, str]:
+    """``datasets`` by URIs that hold no secret."""
+    return {redact(uri): digest for uri, digest in datasets.items()}
+
+
 def find(run_dir: str) -> list[Found]:
     """The checkpoints below ``run_dir``, newest first, whole or not; those still under another name are left out."""
     sizes: dict[str, dict[str, int]] = {}
@@ -155,32 +167,52 @@ def find(run_dir: str) -> list[Found]:
     return sorted(found, key=lambda one: one.step, reverse=True)
 
 
-def pointed_to(run_dir: str) -> int | None:
-    """The step that latest.json names; None where there is none."""
+def published(run_dir: str, found: Sequence[Found]) -> str | None:
+    """Words for the newest checkpoint that is known to have been whole, of those ``found`` or that latest.json names;
+    None where there never was one."""
     path = store.join(folder(run_dir), POINTER)
-    if not store.exists(path):
+    steps = [one.step for one in found if MANIFEST in one.sizes or store.is_local(run_dir)]
+    if store.exists(path):
+        try:
+            steps.append(int(json.loads(store.read_bytes(path))["step"]))
+        except (ValueError, KeyError, TypeError, OverflowError):
+            steps.append(0)  # damaged as it is, it tells that there was one
+    if not steps:
         return None
-    try:
-        return int(json.loads(store.read_bytes(path))["step"])
-    except (ValueError, KeyError, TypeError):
-        return None  # it spares looking, and decides nothing
+    return f"that of step {max(steps)}" if max(steps) else "one"
 
 
 def leftovers(run_dir: str, *, step: int, keep_last: int, keep_every: int) -> Iterator[str]:
     """URIs that are not needed once the checkpoint of ``step`` is published.
 
-    Kept are the newest ``keep_last`` up to it, and all whose step ``keep_every`` (0: none) divides. What was never
-    finished goes, and what is newer than ``step`` stays, since only damage can have made it be passed over.
+    Kept are the newest ``keep_last`` up to it that are whole as far as sizes tell, what is damaged between them, and
+    all whose step ``keep_every`` (0: none) divides. What was never finished goes, and what is newer than ``step``
+    stays, since only damage can have made it be passed over.
     """
-    earlier = [one for one in find(run_dir) if one.step <= step]
-    whole = [one for one in earlier if MANIFEST in one.sizes]
-    kept = {one.step for one in whole[:keep_last]}
-    kept |= {one.step for one in whole if keep_every and one.step % keep_every == 0}
-    yield from (one.uri for one in earlier if one.step not in kept)
-    if store.is_local(run_dir):
-        partial = {name.split("/")[0] for name in store.list_files(folder(run_dir))}
-        yield from (store.join(folder(run_dir), name) for name in sorted(partial)
-                    if (match := _PARTIAL.fullmatch(name)) and int(match[1]) <= step)  # fmt: skip
+    left = keep_last
+    for one in find(run_dir):
+        if one.step > step:
+            continue
+        every = bool(keep_every) and one.step % keep_every == 0
+        if MANIFEST not in one.sizes or not (left or every):
+            yield one.uri
+        elif left and _is_whole(one):
+            left -= 1
+
+
+def partials(run_dir: str) -> list[str]:
+    """URIs of what was being written to a local disk, when the process was killed or could not finish it."""
+    path = store.local_path(folder(run_dir))
+    names = sorted(entry.name for entry in os.scandir(path)) if path.is_dir() else []
+    return [store.join(folder(run_dir), name) for name in names if _PARTIAL.fullmatch(name)]
+
+
+def _is_whole(one: Found) -> bool:
+    try:
+        one.manifest()
+    except ValueError:  # damaged, or of another version
+        return False
+    return True
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from cluster import store
 from cluster.process import EverywhereError
+from configs import redact
 from trainer import collectives, fragments
 from trainer.checkpoint import files, layout, snapshot
-from trainer.checkpoint.layout import DamagedError, Manifest
+from trainer.checkpoint.layout import DamagedError, Manifest, redact_keys
 from trainer.checkpoint.snapshot import TEACHER, Needs
 from trainer.engine.saved import KINDS
 from trainer.engine.student import Engine
@@ -88,8 +89,9 @@ class _Tries:
     def choices(self) -> Iterator[str]:
         """URI, a line's end, and the manifest of each that seems whole, newest first; or why the run cannot begin."""
         try:
-            published = layout.pointed_to(self._run_dir)
-            for found in layout.find(self._run_dir):
+            there = layout.find(self._run_dir)
+            published = layout.published(self._run_dir, there)
+            for found in there:
                 try:
                     manifest = found.manifest()
                 except DamagedError as fault:
@@ -98,19 +100,20 @@ class _Tries:
                     yield f"{found.uri}\n{manifest.to_bytes().decode()}"
         except (store.StoreError, ValueError) as fault:
             yield f"{_FAULT}{fault}"
-        if published is not None:
+            return
+        if published:
             first = self._faults[0] if self._faults else "its folder is gone"
-            yield (f"{_FAULT}no checkpoint of {self._run_dir} can be read, though that of step {published} was "
-                   f"published ({first}); bring it back, or give another run.dir to begin anew")  # fmt: skip
+            yield (f"{_FAULT}no checkpoint of {self._run_dir} can be read, though {published} was published "
+                   f"({first}); bring it back, or give another run.dir to begin anew")  # fmt: skip
 
     def passed_over(self, uri: str, fault: str) -> None:
         self._faults.append(f"{uri}: {fault}")
-        self._say(f"warning: passed over the checkpoint {uri}: {fault}")
+        self._say(redact(f"warning: passed over the checkpoint {uri}: {fault}"))
 
 
 def _another(uri: str, manifest: Manifest, engine: Engine, datasets: Mapping[str, str]) -> str | None:
     """What makes the checkpoint one of another run, in a sentence."""
-    wiring = engine.network.backbone.wiring_sha256()
+    wiring, datasets = engine.network.backbone.wiring_sha256(), redact_keys(datasets)
     if manifest.wiring != wiring:
         return (f"{uri} was saved by a model of wiring {manifest.wiring[:12]}, this one's is {wiring[:12]}; go on with "
                 "the version of this package that saved it")  # fmt: skip

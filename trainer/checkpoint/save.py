@@ -4,6 +4,7 @@ staged -> hashed -> all ranks report -> manifest -> renamed -> pointed to. The t
 their own, so that their collectives never meet those of the steps.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from torch import Tensor
 import configs
 from cluster import store
 from cluster.heartbeat import heart
+from configs import redact
 from trainer import collectives
 from trainer.checkpoint import files, layout
 from trainer.checkpoint.layout import File, Manifest
@@ -39,7 +41,8 @@ class Hooks:
     """What rank 0 does around the publication of a checkpoint.
 
     ``metrics``: the points that are still to be delivered, b"" where they outlive this machine without being saved.
-    ``before``: makes lasting what must not be older than the checkpoint, and raises if run.dir is no longer ours.
+    ``before``: makes lasting what must not be older than the checkpoint, and raises if run.dir is no longer ours; it is
+    called before anything is removed or written, and again before the manifest is.
     ``after``: is told the URI and the sha256 of the manifest. ``say``: one line to the user.
     """
 
@@ -56,7 +59,8 @@ class Saver:
         self, config: TrainConfig, engine: Engine, *, datasets: Mapping[str, str], hooks: Hooks | None = None
     ) -> None:
         """``datasets``: URI -> sha256 of its manifest. ``hooks``: on rank 0."""
-        self._config, self._engine, self._datasets, self._hooks = config, engine, dict(datasets), hooks or Hooks()
+        self._config, self._engine, self._hooks = config, engine, hooks or Hooks()
+        self._datasets = layout.redact_keys(datasets)
         self._group = _own_group(engine.group)
         self._snapshot: Snapshot | None = None
         self._thread: threading.Thread | None = None
@@ -130,10 +134,16 @@ class Saver:
         run_dir, step, group, snapshot = self._config.run.dir, manifest.step, self._group, self._snapshot
         assert snapshot is not None, "a snapshot was taken"
         stage, place = layout.stage(run_dir, step), layout.place(run_dir, step)
-        # A save of this step that was killed, or one that is damaged, must not be mixed with this one.
-        self._together(step, lambda: _clear({stage, place}), only_first=True)
+
+        def clear() -> None:
+            # A save that was killed, or is damaged, must not be mixed with this one, nor fill the disk.
+            self._hooks.before()  # what is there may be another run's by now
+            for uri in {place, *(layout.partials(run_dir) if stage != place else ())}:
+                store.remove(uri)
+
+        self._together(step, clear, only_first=True)
         name = layout.rank_file(group.rank, group.size)
-        reports = self._together(step, lambda: _put(store.join(stage, name), snapshot.tensors()))
+        reports = self._together(step, lambda: _put(store.join(stage, name), snapshot.tensors()), stage=stage)
 
         def publish() -> None:
             written = {layout.rank_file(rank, group.size): File(size=report.size, sha256=report.sha256,
@@ -145,10 +155,14 @@ class Saver:
                 written[layout.METRICS] = File(size=len(metrics), sha256=hashlib.sha256(metrics).hexdigest())
             self._publish(manifest.model_copy(update={"files": written}), stage, place)
 
-        self._together(step, publish, only_first=True)
+        self._together(step, publish, only_first=True, stage=stage)
 
-    def _together(self, step: int, work: Callable[[], Any], *, only_first: bool = False) -> list[File]:
+    def _together(
+        self, step: int, work: Callable[[], Any], *, only_first: bool = False, stage: str = ""
+    ) -> list[File]:
         """``work``, here or on rank 0 only; the File that each rank's gave (empty where it gave none), on every rank.
+
+        If a store failed, what is in a local ``stage`` goes, for the disk may be full.
 
         Raises:
             _NotSavedError: on all ranks, if a store failed on any. What else goes wrong is raised where it did, and a
@@ -173,6 +187,9 @@ class Saver:
         if _NOT_SAVED in codes:
             rank = self._group.rank if code == _NOT_SAVED else codes.index(_NOT_SAVED)
             reason = fault or f"rank {rank} could not write its part"
+            if stage and self._group.rank == 0 and store.is_local(stage):
+                with contextlib.suppress(store.StoreError):
+                    store.remove(stage)
             raise _NotSavedError(f"the checkpoint of step {step} is not saved: {reason}")
         return [File(size=int.from_bytes(bytes(row[1:9].tolist()), "little"), sha256=bytes(row[9:].tolist()).hex())
                 for row in everywhere]  # fmt: skip
@@ -181,12 +198,13 @@ class Saver:
         run_dir, kept = self._config.run.dir, self._config.checkpoint
         there = store.sizes(stage)
         if missing := [name for name, file in manifest.files.items() if there.get(name) != file.size]:
-            raise store.StoreError(f"{stage} does not show {', '.join(missing[:3])}, which other ranks have written: "
-                                   "all hosts need to see the same run.dir")  # fmt: skip
+            raise store.StoreError(f"{redact(stage)} does not show {', '.join(missing[:3])}, which other ranks have "
+                                   "written: all hosts need to see the same run.dir")  # fmt: skip
         self._hooks.before()
         data = manifest.to_bytes()
         store.write_bytes(store.join(stage, layout.MANIFEST), data)
         if stage != place:
+            _sync_folder(store.local_path(stage))
             os.rename(store.local_path(stage), store.local_path(place))
             _sync_folder(store.local_path(place).parent)
         digest = hashlib.sha256(data).hexdigest()
@@ -214,18 +232,13 @@ def _own_group(group: Group) -> Group:
     return Group.of(dist.new_group(ranks, backend="gloo", use_local_synchronization=True))
 
 
-def _clear(folders: set[str]) -> None:
-    for uri in folders:
-        store.remove(uri)
-
-
 def _put(uri: str, tensors: Mapping[str, Tensor]) -> File:
     with store.publish(uri) as file:
         return files.write(file, tensors)
 
 
 def _sync_folder(path: Path) -> None:
-    """Make a rename in ``path`` last over a crash of the machine."""
+    """Make the names in ``path`` last over a crash of the machine."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

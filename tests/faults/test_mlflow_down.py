@@ -1,0 +1,114 @@
+"""A real MLflow server that goes away: training goes on, and every point arrives once, with its own time."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.datasets import markov_sequence, write_dataset
+from tests.dist.steps import small_config
+from tests.faults import doomed
+from tests.ranks import endings
+from trainer import export
+from trainer.delivery import Delivery
+from trainer.registry import Registry
+
+
+class Server:
+    """``mlflow server`` on a port of its own, which may be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+                   "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
+                   "--artifacts-destination", str(self.folder / "artifacts")]  # fmt: skip
+        with open(self.folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                if requests.get(f"{self.uri}/health", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                time.sleep(0.1)
+        pytest.fail((self.folder / "server.log").read_text()[-2000:])
+
+    def kill(self) -> None:
+        if self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("mlflow"))
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contigs = {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(3_000, seed=2)]}
+    uri = write_dataset(tmp_path / "data", contigs, soft=True)
+    common: dict[str, Any] = {"val__windows": 8, "val__every": 1000, "train__steps": 6, "checkpoint__every": 2,
+                              "track__wait_s": 0, "track__registered_model": "m"}  # fmt: skip
+    away = small_config(uri, **common, run__dir=str(tmp_path / "run"), track__uri=server.uri)
+    before = int(time.time() * 1000)
+    ((code, said),) = (ending.value for ending in endings(1, doomed.run, away))
+    trained = int(time.time() * 1000)
+    assert code == 1
+    assert said.count(f"warning: MLflow at {server.uri} does not answer") == 1
+    assert "error: the run is finished and its export is in run.dir, but it is not registered: MLflow at" in said
+    assert (tmp_path / "run" / export.WEIGHTS).is_file()
+
+    server.start()
+    patient = small_config(uri, **common | {"track__wait_s": 60}, run__dir=str(tmp_path / "run"), track__uri=server.uri)
+    ((code, said),) = (ending.value for ending in endings(1, doomed.run, patient))
+    assert (code, "registered m version 1 as candidate" in said) == (0, True), said
+    ((code, said),) = (ending.value for ending in endings(1, doomed.run, patient))
+    assert (code, "holds this run, finished; nothing to do" in said) == (0, True), said
+    registry = Registry(server.uri)
+    run = registry.run(registry.version("models:/m@candidate").run_id)
+    assert run.info.status == "FINISHED"
+    points = registry.client.get_metric_history(run.info.run_id, "loss/total")
+    assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]
+    assert all(before <= point.timestamp <= trained for point in points)
+    assert run.data.tags["checkpoint.uri"] == str(tmp_path / "run" / export.WEIGHTS)
+
+    delivery = Delivery(uri=server.uri, experiment="e", name="n", artifact_uri=None, key="key", params={"a": 1},
+                        tags={"t": "u"}, folder=tmp_path / "queue")  # fmt: skip
+    for step in range(1, 400):
+        delivery.log({"x": step}, step=step)
+        if step == 100:
+            server.kill()
+        if step == 300:
+            server.start()
+    delivery.drain(60)
+    again = Delivery(uri=server.uri, experiment="e", name="n", artifact_uri=None, key="key", params={"a": 2, "b": 3},
+                     tags={"t": "v"}, folder=tmp_path / "elsewhere", after=350)  # fmt: skip
+    for step in range(351, 500):
+        again.log({"x": step}, step=step)
+    again.end("KILLED", wait_s=60)
+    run = registry.run(again.id)
+    assert (run.info.status, again.id) == ("KILLED", delivery.id)
+    assert (run.data.params, run.data.tags["t"]) == ({"a": "1", "b": "3"}, "v")
+    assert registry.history(again.id, "x")["step"].tolist() == list(range(1, 500))
+    assert "warning" not in capsys.readouterr().err.partition("answers again")[2]

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from cluster import heartbeat
 from cluster.process import state_of
 
@@ -97,7 +99,7 @@ class Agent:
         for place in range(local):
             rank = first + place
             beat = self._folder / f"{rank}.heartbeat"
-            environment = os.environ | env | {
+            environment = os.environ | _interface(address) | env | {
                 "RANK": str(rank), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local),
                 "MASTER_ADDR": address, "MASTER_PORT": str(port), "PYTHONUNBUFFERED": "1",
                 heartbeat.ENV: str(beat)}  # fmt: skip
@@ -165,6 +167,20 @@ class Agent:
             _kill_group(rank.process.pid)
         for rank in self._ranks.values():
             rank.process.wait()
+
+
+def _interface(address: str) -> dict[str, str]:
+    """The network interface by which this node reaches ``address``, for gloo and nccl, unless the user has said which.
+
+    Left to itself, gloo takes that of the host's own name, which many hosts resolve to 127.0.0.1.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # sends nothing
+        own = probe.getsockname()[0]
+    names = [name for name, found in psutil.net_if_addrs().items() if own in {each.address for each in found}]
+    if own == address and address not in ("127.0.0.1", "localhost"):
+        names = [name for name in names if name != "lo"] or names
+    return {key: os.environ.get(key, names[0]) for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")} if names else {}
 
 
 def tell(event: str, **more: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import configs
 from cluster import store
-from configs import ConfigError
+from configs import ConfigError, redact
 from trainer import export
 from trainer.checkpoint import layout
 from trainer.checkpoint.layout import DamagedError
@@ -44,7 +44,7 @@ def look(config: TrainConfig) -> Looked:
         ConfigError: it is another run than ``config``: every key that differs, with both values; or it holds other
             files than those of a run; or it is further than train.steps; or another version of the format wrote it.
     """
-    run_dir, wanted = config.run.dir, config.train.steps
+    run_dir, shown, wanted = config.run.dir, redact(config.run.dir), config.train.steps
     there = set(store.list_files(run_dir))
     begun = _json(run_dir, RESOLVED) if RESOLVED in there else None
     saved, step = _newest(run_dir) if any(name.startswith(f"{layout.FOLDER}/") for name in there) else (None, 0)
@@ -52,22 +52,23 @@ def look(config: TrainConfig) -> Looked:
     if saved is None and finished:
         saved = begun
     if saved is None and export.WEIGHTS in there:
-        raise ConfigError(f"run.dir: {run_dir} holds a model without the config of its run; give a new folder")
+        raise ConfigError(f"run.dir: {shown} holds a model without the config of its run; give a new folder")
     if saved is None:
         # A process that is killed while it writes NAME leaves .NAME.xxxxxxxx.
         if begun is None and (foreign := sorted(n for n in there if not n.removeprefix(".").startswith(_OURS))):
-            raise ConfigError(f"run.dir: {run_dir} holds files of something else ({', '.join(foreign[:3])}); give "
+            raise ConfigError(f"run.dir: {shown} holds files of something else ({', '.join(foreign[:3])}); give "
                               "a new folder")  # fmt: skip
-        return Looked("new", again=begun is not None and not differences(begun, config))
+        same = begun is not None and not differences(begun, config) and _schedule_steps(begun) == config.schedule_steps
+        return Looked("new", again=same)
     if faults := differences(saved, config):
-        raise ConfigError(f"run.dir: {run_dir} holds another run; give a new folder, or the keys it began with:\n  "
+        raise ConfigError(f"run.dir: {shown} holds another run; give a new folder, or the keys it began with:\n  "
                           + "\n  ".join(faults))  # fmt: skip
     trained = max(step, finished)
     if wanted < trained:
-        raise ConfigError(f"train.steps: {wanted} are fewer than the {trained} that the run in {run_dir} has behind "
+        raise ConfigError(f"train.steps: {wanted} are fewer than the {trained} that the run in {shown} has behind "
                           "it; give at least as many, or a new folder")  # fmt: skip
     if finished and wanted > trained and not step:
-        raise ConfigError(f"train.steps: {run_dir} holds a run finished at {trained} steps and no checkpoint to go on "
+        raise ConfigError(f"train.steps: {shown} holds a run finished at {trained} steps and no checkpoint to go on "
                           "from; give a new folder")  # fmt: skip
     status: Status = "unfinished"
     if wanted == finished:
@@ -84,7 +85,7 @@ def _newest(run_dir: str) -> tuple[dict[str, Any] | None, int]:
         except DamagedError:
             continue  # said when the run is taken up again
         except ValueError as fault:
-            raise ConfigError(f"run.dir: {fault}") from fault
+            raise ConfigError(redact(f"run.dir: {fault}")) from fault
         return manifest.config, manifest.step
     return None, 0
 

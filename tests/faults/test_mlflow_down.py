@@ -63,6 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         made.kill()
 
 
+@pytest.mark.faults
 def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

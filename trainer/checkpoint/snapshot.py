@@ -88,12 +88,14 @@ class Needs:
         return cls((engine.flat_groups(), engine.group), engine.saved.groups())
 
     def ranges(self) -> dict[str, list[tuple[int, int]]]:
-        """PARAMETER -> [(first entry, entries)] of which some kind is needed."""
+        """PARAMETER -> [(first entry, entries)] of which some kind is needed; empty if it is for other ranks alone."""
         found: dict[str, list[tuple[int, int]]] = {}
         for groups, group in (self.teacher, self.student):
             for flat_group in groups:
+                for name in flat_group.slots:
+                    found.setdefault(name, [])
                 for piece in flat_group.pieces(group):
-                    found.setdefault(piece.name, []).append((piece.at, piece.length))
+                    found[piece.name].append((piece.at, piece.length))
         return found
 
 

@@ -1,0 +1,163 @@
+"""The record of what a rank does, as its launcher reads it: of a rank that works, hangs or is dead."""
+
+import builtins
+import mmap
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import heartbeat
+from cluster.heartbeat import SIZE, Beat, Heart, read
+
+RANK = """
+import sys
+from cluster.heartbeat import heart
+heart.step(7)
+heart.saved(5)
+with heart.inside("all_reduce"):
+    print("inside", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_record_of_another_process_is_read_while_it_hangs_and_when_it_is_dead(tmp_path: Path) -> None:
+    path, before = tmp_path / "rank-0", time.time()
+    environment = os.environ | {heartbeat.ENV: str(path)}
+    with subprocess.Popen([sys.executable, "-c", RANK], env=environment, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == b"inside\n"
+        beat = read(path)
+        assert (beat.step, beat.saved, beat.collectives, beat.inside, beat.label) == (7, 5, 1, True, "all_reduce")
+        assert beat.told() == "step 7, inside all_reduce (collective 1)"
+        assert before <= beat.at <= time.time()
+        assert read(path) == beat, "it hangs: nothing moves"
+        process.kill()
+        process.wait()
+        process.stdin.close()
+    assert read(path) == beat
+
+
+def test_labels_within_labels(tmp_path: Path) -> None:
+    heart = Heart(tmp_path / "x")
+    told = [heart.read().told()]
+    heart.step(3)
+    with heart.inside("backward"):
+        told.append(heart.read().told())
+        with heart.inside("all_gather"):
+            told.append(heart.read().told())
+        told.append(heart.read().told())
+    told.append(heart.read().told())
+    with pytest.raises(KeyError), heart.inside("broadcast"):
+        raise KeyError
+    told.append(heart.read().told())
+    assert told == [
+        "step 0, before any collective (collective 0)", "step 3, inside backward (collective 1)",
+        "step 3, inside all_gather (collective 2)", "step 3, inside backward (collective 2)",
+        "step 3, after backward (collective 2)", "step 3, after broadcast (collective 3)"]  # fmt: skip
+    assert read(tmp_path / "x") == heart.read()
+
+
+def test_everything_that_is_told_moves(tmp_path: Path) -> None:
+    heart = Heart(tmp_path / "x")
+    moves = [heart.read().moves]
+    heart.step(1)
+    moves.append(heart.read().moves)
+    with heart.inside("all_reduce"):
+        moves.append(heart.read().moves)
+    moves.append(heart.read().moves)
+    heart.saved(1)
+    moves.append(heart.read().moves)
+    assert moves == sorted(set(moves)), "a launcher that sees no move takes the rank for one that hangs"
+
+
+def test_other_threads_do_not_say_where_the_rank_is(tmp_path: Path) -> None:
+    heart = Heart(tmp_path / "x")
+    with heart.inside("backward"):
+        before = heart.read()
+
+        def behind() -> None:
+            with heart.inside("the checkpoint's all_gather"):
+                assert heart.read() == before
+
+        thread = threading.Thread(target=behind)
+        thread.start()
+        thread.join()
+        assert heart.read() == before
+        thread = threading.Thread(target=heart.saved, args=(4,))  # but what they saved is known
+        thread.start()
+        thread.join()
+    assert (heart.read().saved, heart.read().label) == (4, "backward")
+
+
+def test_telling_costs_one_write_to_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often, and of the same size each time: no file is opened, and nothing grows."""
+    heart = Heart(tmp_path / "x")
+    assert isinstance(heart._record, mmap.mmap) and len(heart._record) == SIZE < 200
+    written = list[bytes]()
+
+    class Counted:
+        def __setitem__(self, at: slice, data: bytes) -> None:
+            assert at == slice(SIZE)
+            written.append(data)
+
+    monkeypatch.setattr(heart, "_record", Counted())
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "open"), (builtins, "open"), (os, "write"), (os, "fsync")):
+            patch.setattr(module, name, None)
+        for step in range(10):
+            heart.step(step)
+            with heart.inside("all_reduce"):
+                pass
+    assert [len(data) for data in written] == [SIZE] * 30
+
+
+def test_a_record_that_is_not_there_or_not_whole_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    assert read(path) == Beat() == read(tmp_path / "no" / "folder")
+    heart = Heart(path)
+    heart.step(9)
+    whole = path.read_bytes()
+    assert read(path).step == 9
+    for data in (b"", whole[:-1], whole + b"\0"):
+        path.write_bytes(data)
+        assert read(path) == Beat()
+    path.write_bytes(bytes(SIZE))
+    assert read(path) == Beat(), "made, and not written to yet"
+    Heart(path)
+    assert read(path).step == 0, "the next rank begins anew"
+
+
+@given(st.binary(min_size=SIZE, max_size=SIZE))
+def test_a_torn_record_is_read_all_the_same(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "torn"
+    path.write_bytes(data)
+    beat = read(path)
+    assert beat.step == struct.unpack_from("<q", data)[0]
+    assert str(beat.step) in beat.told()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_a_long_label_is_cut(label: str) -> None:
+    heart = Heart()
+    with heart.inside(label):
+        shown = heart.read().label
+    assert label.startswith(shown.rstrip("\N{REPLACEMENT CHARACTER}")) and len(shown.encode()) <= 83
+    if len(label.encode()) <= 80:
+        assert shown == label
+
+
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    heart = Heart()
+    heart.step(2)
+    assert heart.read().step == 2
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,265 @@
+"""What is found in a run.dir: nothing, a run to go on with, one that is finished, another run, something else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import configs
+from cluster import store
+from configs import ConfigError
+from tests.s3 import S3
+from tests.unit.test_checkpoint_files import WRITTEN, manifest, resealed
+from trainer import export, rundir
+from trainer.checkpoint import layout
+from trainer.config import TrainConfig
+from trainer.rundir import Looked, look
+
+
+def config(run_dir: object, **changes: Any) -> TrainConfig:
+    """``changes`` are dotted keys, "." as "__"; 20 steps unless told."""
+    values: dict[str, Any] = {"run": {"dir": str(run_dir)}, "data": {"uri": "/data"}, "train": {"steps": 20}}
+    for key, value in changes.items():
+        node = values
+        *path, last = key.split("__")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return TrainConfig.model_validate(values)
+
+
+def checkpoint(saved: TrainConfig, step: int) -> str:
+    """A whole checkpoint as files go; its manifest's URI."""
+    uri = layout.place(saved.run.dir, step)
+    for name, data in WRITTEN.items():
+        store.write_bytes(store.join(uri, name), data)
+    whole = manifest(step, WRITTEN).model_copy(update={"config": configs.dump(saved)})
+    store.write_bytes(store.join(uri, layout.MANIFEST), whole.to_bytes())
+    return store.join(uri, layout.MANIFEST)
+
+
+def exported(saved: TrainConfig) -> None:
+    store.write_bytes(store.join(saved.run.dir, export.WEIGHTS), b"weights")
+
+
+@pytest.fixture(params=["local", "s3"])
+def run_dir(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "run")
+    s3: S3 = request.getfixturevalue("s3")
+    return f"{s3.uri}/run"
+
+
+def test_the_life_of_a_run(run_dir: str) -> None:
+    one = config(run_dir)
+    assert look(one) == Looked("new", again=False)
+    store.write_bytes(store.join(run_dir, rundir.LOCK), b"")
+    assert look(one) == Looked("new", again=False)
+    rundir.write(one)
+    assert look(one) == Looked("new", again=True)
+    checkpoint(one, 10)
+    assert look(one) == Looked("unfinished", 10, True, 20)
+    checkpoint(one, 20)
+    assert look(one) == Looked("unfinished", 20, True, 20)
+    exported(one)
+    assert look(one) == Looked("undelivered", 20, True, 20), "killed between its export and the note"
+    rundir.tell_finished(one, delivered=False)
+    assert look(one) == Looked("undelivered", 20, True, 20)
+    rundir.tell_finished(one, delivered=True)
+    assert look(one) == Looked("finished", 20, True, 20)
+
+    longer = config(run_dir, train__steps=30)
+    assert look(longer) == Looked("unfinished", 20, True, 20), "the schedules stay those of 20 steps"
+    rundir.write(longer)
+    checkpoint(longer.model_copy(update={"train": longer.train.model_copy(update={"schedule_steps": 20})}), 30)
+    assert look(longer) == Looked("unfinished", 30, True, 20)
+    rundir.tell_finished(longer, delivered=True)
+    assert look(longer) == Looked("finished", 30, True, 20)
+    with pytest.raises(ConfigError, match=rf"^train.steps: 20 are fewer than the 30 that the run in {run_dir} has "
+                                          r"behind it; give at least as many, or a new folder$"):
+        look(one)
+
+
+def test_a_run_that_died_before_its_first_checkpoint(tmp_path: Path) -> None:
+    """Its MLflow run goes on with the very same run only; another may begin in its place."""
+    rundir.write(config(tmp_path))
+    store.write_bytes(f"{tmp_path}/{rundir.TRACK}/key.json", b"{}")
+    assert look(config(tmp_path)) == Looked("new", again=True)
+    assert look(config(tmp_path, track__every=7)) == Looked("new", again=True)
+    assert look(config(tmp_path, train__lr=1e-3)) == Looked("new", again=False)
+    assert look(config(tmp_path, train__steps=30)) == Looked("new", again=False), "its rates were other ones"
+    assert look(config(tmp_path, train__steps=30, train__schedule_steps=20)) == Looked("new", again=True)
+
+
+@pytest.mark.parametrize("name", ["genome.fa", "model.bin", "sub/.train_config.json", "checkpoints.txt"])
+def test_files_of_something_else_are_left_alone(tmp_path: Path, name: str) -> None:
+    store.write_bytes(f"{tmp_path}/{name}", b"1")
+    with pytest.raises(ConfigError, match=rf"^run.dir: {tmp_path} holds files of something else \({name}\); give a new "
+                                          r"folder$"):
+        look(config(tmp_path))
+
+
+@pytest.mark.parametrize("name", [".train_config.json.x7_2ab1c", ".run.lock.abcdefgh", "not_finite.json",
+                                  "checkpoints/.latest.json.abcdefgh", "track/queue.jsonl"])
+def test_what_a_killed_process_leaves_is_not_something_else(tmp_path: Path, name: str) -> None:
+    store.write_bytes(f"{tmp_path}/{name}", b"1")
+    assert look(config(tmp_path)) == Looked("new", again=False)
+
+
+def test_a_damaged_config_of_a_run_that_has_no_checkpoint(tmp_path: Path) -> None:
+    for damaged in (b"", b"[]", b"{}", b'{"train": 1}', b'{"train": {"steps": "x"}}', b"\xff"):
+        (tmp_path / rundir.RESOLVED).write_bytes(damaged)
+        assert look(config(tmp_path)) == Looked("new", again=False)
+
+
+def test_a_model_without_the_config_of_its_run(tmp_path: Path) -> None:
+    exported(config(tmp_path))
+    sentence = rf"^run.dir: {tmp_path} holds a model without the config of its run; give a new folder$"
+    for damaged in (None, b"{", b"[]"):
+        if damaged is not None:
+            (tmp_path / rundir.RESOLVED).write_bytes(damaged)
+        with pytest.raises(ConfigError, match=sentence):
+            look(config(tmp_path))
+
+
+def test_a_finished_run_without_checkpoints(tmp_path: Path) -> None:
+    """checkpoint.every 0, or of a version that had none; that version left no note either."""
+    one = config(tmp_path)
+    rundir.write(one)
+    exported(one)
+    assert look(one) == Looked("finished", 0, True, 20)
+    rundir.tell_finished(one, delivered=False)
+    assert look(one) == Looked("undelivered", 0, True, 20)
+    with pytest.raises(ConfigError, match=rf"^train.steps: {tmp_path} holds a run finished at 20 steps and no "
+                                          r"checkpoint to go on from; give a new folder$"):
+        look(config(tmp_path, train__steps=21))
+    with pytest.raises(ConfigError, match=r"^train.steps: 19 are fewer than the 20 "):
+        look(config(tmp_path, train__steps=19))
+    with pytest.raises(ConfigError, match=r"train.lr: was 0.0003, now 0.1$"):
+        look(config(tmp_path, train__lr=0.1))
+
+
+def test_a_damaged_note_does_not_finish_a_run(tmp_path: Path) -> None:
+    """The export is of its first 20 steps, of 30 it has 25."""
+    longer = config(tmp_path, train__steps=30, train__schedule_steps=20)
+    rundir.write(longer)
+    exported(longer)
+    checkpoint(longer, 25)
+    for damaged in (b"", b"[]", b'{"steps": "30"}', b'{"delivered": true}'):
+        (tmp_path / rundir.FINISHED).write_bytes(damaged)
+        assert look(longer) == Looked("unfinished", 25, True, 20)
+
+
+ANOTHER = {
+    "run.seed": (0, 1), "run.name": ("findna", "x"), "data.uri": ("/data", "/other"), "data.length": (1000, 500),
+    "data.lanes": (48, 24), "data.on_corrupt": ("fail", "skip"), "model.num_layers": (40, 2),
+    "model.norm": ("none", "layer"), "views.symmetric": (False, True), "views.masking.rate": (0.3, 0.2),
+    "loss.mlm.weight": (1.0, 0.5), "ema.momentum": (0.996, 0.9), "train.global_batch": (64, 32),
+    "train.zero_stage": (1, 2), "train.precision": ("fp32", "bf16"), "train.betas": ([0.9, 0.999], [0.9, 0.99]),
+    "train.schedule_steps": (20, 40), "health.on_collapse": ("warn", "stop"), "val.every": (500, 9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ANOTHER)
+def test_another_run_is_refused_by_every_key_that_differs(tmp_path: Path, key: str) -> None:
+    was, now = ANOTHER[key]
+    checkpoint(config(tmp_path), 10)
+    with pytest.raises(ConfigError) as caught:
+        look(config(tmp_path, **{key.replace(".", "__"): now}))
+    assert str(caught.value) == (f"run.dir: {tmp_path} holds another run; give a new folder, or the keys it began with:"
+                                 f"\n  {key}: was {was!r}, now {now!r}")
+
+
+def test_all_differences_are_said_at_once_and_keys_of_one_side_only(tmp_path: Path) -> None:
+    checkpoint(config(tmp_path, views__teacher={"operations": {"deletion": 3}}), 10)
+    mixture = [{"uri": "/data", "weight": 2.0}, {"uri": "/more", "weight": 1.0}]
+    settings = {"zero_optimization": {"sub_group_size": 100}}
+    with pytest.raises(ConfigError) as caught:
+        look(config(tmp_path, data__uri=mixture, train__deepspeed=settings, run__seed=3))
+    assert str(caught.value).split("\n  ")[1:] == [
+        f"data.uri: was '/data', now {mixture!r}", "run.seed: was 0, now 3",
+        "train.deepspeed.zero_optimization.sub_group_size: was None, now 100",
+        "views.teacher.operations.deletion: was 3, now None"]  # fmt: skip
+
+
+def test_what_may_differ(tmp_path: Path) -> None:
+    one = config(tmp_path / "moved")
+    path = tmp_path / "moved"
+    checkpoint(config(tmp_path / "elsewhere"), 10)
+    (tmp_path / "elsewhere").rename(path)
+    free = {
+        "train__steps": 40, "train__micro_batch": 4,
+        "data__workers": 3, "data__cache_dir": "/c", "data__cache_bytes": 0,
+        "checkpoint": {"every": 3, "keep_last": 9, "keep_every": 9, "max_failed": 1},
+        "track": {"uri": "sqlite:///x.db", "artifact_uri": "/a", "experiment": "x", "registered_model": None},
+    }  # fmt: skip
+    assert look(config(path, **free)) == Looked("unfinished", 10, True, 20)
+    for key, value in free.items():
+        assert look(config(path, **{key: value})) == Looked("unfinished", 10, True, 20), key
+    assert look(one) == Looked("unfinished", 10, True, 20)
+
+
+def test_the_schedule_is_the_one_that_the_run_began_with(tmp_path: Path) -> None:
+    checkpoint(config(tmp_path, train__schedule_steps=50), 10)
+    assert look(config(tmp_path)).schedule_steps == 50
+    assert look(config(tmp_path, train__steps=60)).schedule_steps == 50
+    assert look(config(tmp_path, train__steps=60, train__schedule_steps=50)).schedule_steps == 50
+    with pytest.raises(ConfigError, match=r"\n  train.schedule_steps: was 50, now 60$"):
+        look(config(tmp_path, train__steps=60, train__schedule_steps=60))
+
+
+def test_the_newest_checkpoint_whose_manifest_can_be_read_says_whose_run_it_is(tmp_path: Path) -> None:
+    one, newest = config(tmp_path), Path(checkpoint(config(tmp_path, run__seed=1), 20))
+    checkpoint(one, 10)
+    whole = newest.read_bytes()
+    with pytest.raises(ConfigError, match=r"run.seed: was 1, now 0$"):
+        look(one)
+    newest.write_bytes(whole.replace(b'"step": 20', b'"step": 21'))
+    assert look(one) == Looked("unfinished", 10, True, 20)
+    newest.unlink()
+    assert look(one) == Looked("unfinished", 10, True, 20)
+    newest.write_bytes(whole)
+    (newest.parent / layout.SHARED).unlink()
+    assert look(one) == Looked("unfinished", 10, True, 20)
+    Path(layout.place(str(tmp_path), 10), layout.MANIFEST).write_bytes(b"")
+    assert look(one) == Looked("new", again=False), "that nothing can be read is said where it is read"
+
+
+def test_another_version_of_the_format_is_refused(tmp_path: Path) -> None:
+    Path(checkpoint(config(tmp_path), 1)).write_bytes(resealed(format_version=2))
+    with pytest.raises(ConfigError, match=rf"^run.dir: {layout.place(str(tmp_path), 1)}: it has format version 2 and "
+                                          r"this code reads 1; go on with the version of this package that wrote it$"):
+        look(config(tmp_path))
+
+
+def test_a_web_server_is_no_run_dir() -> None:
+    with pytest.raises(store.StoreError, match=r"^cannot list https://\*\*\*@host/run: a web server has no listing"):
+        look(config("https://me:SECRET@host/run"))
+
+
+def test_a_store_that_is_away_is_not_a_new_run(s3: S3) -> None:
+    one = config(f"{s3.uri}/run")
+    checkpoint(one, 10)
+    for key in ("list-type", "manifest.json"):
+        s3.proxy.clear()
+        s3.fault("503", "GET", key)
+        with pytest.raises(store.TransientError, match=r"gave up after 5 tries"):
+            look(one)
+    s3.proxy.clear()
+    assert look(one) == Looked("unfinished", 10, True, 20)
+
+
+def test_no_secret_is_shown_or_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = config(tmp_path, data__uri="https://me:SECRET@host/a?sig=SECRET")
+    rundir.write(one)
+    path = checkpoint(one, 10)
+    for text in ((tmp_path / rundir.RESOLVED).read_text(), Path(path).read_text()):
+        assert json.loads(text) and "https://***@host/a?..." in text and "SECRET" not in text
+    assert look(config(tmp_path, data__uri="https://you:SECRET2@host/a?sig=new")).status == "unfinished"
+    with pytest.raises(ConfigError) as caught:
+        look(config(tmp_path, data__uri="https://me:SECRET@host/b"))
+    assert "\n  data.uri: was 'https://***@host/a?...', now 'https://***@host/b'" in str(caught.value)
+    monkeypatch.setattr(store, "list_files", lambda uri: ["genome.fa"])
+    with pytest.raises(ConfigError, match=r"^run.dir: s3://\*\*\*@bucket/x holds files of something else"):
+        look(config("s3://key:SECRET@bucket/x"))

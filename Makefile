@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Two processes that spin on the same two cores slow each other a hundredfold; libgomp reads this when it is loaded.
 export GOMP_SPINCOUNT ?= 5000
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint faults bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,11 @@ test: $(STAMP) lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The faults that take long, and 30 kills at random moments: tests/faults/TABLE.md has the result.
+faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults --timeout 300
+	$(BIN)/python -m tests.faults.campaign
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-bench.txt

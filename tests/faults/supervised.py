@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster import heartbeat
+from cluster.heartbeat import Beat
 from trainer import export
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +97,11 @@ class Supervised:
         return {int(env["RANK"]): pid for pid, env in self.processes().items()
                 if "RANK" in env and "trainer/main.py" in env["command"]}  # fmt: skip
 
+    def beats(self) -> dict[int, Beat]:
+        """rank -> what it is doing."""
+        return {int(env["RANK"]): heartbeat.read(env[heartbeat.ENV]) for env in self.processes().values()
+                if heartbeat.ENV in env and "trainer/main.py" in env["command"]}  # fmt: skip
+
     def agents(self) -> list[int]:
         return [pid for pid, env in self.processes().items() if "cluster.agent" in env["command"]]
 
@@ -116,6 +123,22 @@ class Supervised:
 
     def weights(self) -> bytes:
         return Path(self.run_dir, export.WEIGHTS).read_bytes()
+
+    def goes_on(self, before: Container[int], timeout_s: float = 120) -> float:
+        """Seconds until ranks other than those of the pids ``before`` have done a step."""
+        firsts: dict[int, int] = {}
+
+        def stepped() -> bool:
+            for pid, env in self.processes().items():
+                if pid not in before and heartbeat.ENV in env and "trainer/main.py" in env["command"]:
+                    step = heartbeat.read(env[heartbeat.ENV]).step
+                    if step > firsts.setdefault(pid, step or 1 << 60):
+                        return True
+                    if step and firsts[pid] == 1 << 60:
+                        firsts[pid] = step
+            return False
+
+        return self.until(stepped, timeout_s)
 
     def lost_steps(self) -> list[int]:
         """By restart: steps between where a rank was and the checkpoint that the run went on from."""

@@ -5,9 +5,11 @@ Every run here is of one config, so that its state after a step is known: ``base
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import resource
@@ -141,6 +143,32 @@ def _held_back(hooks: dict[str, Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _skipping(hooks: dict[str, Any]) -> Iterator[None]:
+    """Step 2 has no finite loss; ``seen``: what is known of such steps after a resume."""
+    train_step, resume = runs.train_step, runs.resume
+    calls = 0
+
+    def not_finite(*args: Any, **how: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = train_step(*args, **how)
+        if calls != 2:
+            return result
+        return dataclasses.replace(result, finite=False, losses={"total": math.nan, "mlm": 0.1})
+
+    def resumed(run_dir: str, engine: Any, state: Any, **how: Any) -> Any:
+        nonlocal calls
+        found = resume(run_dir, engine, state, **how)
+        calls = state.step
+        hooks["seen"] = {step: ({name: str(loss) for name, loss in losses.items()}, ids_B4.tolist())
+                         for step, (losses, ids_B4) in state.skipped_ids.items()}  # fmt: skip
+        return found
+
+    with mock.patch.object(runs, "train_step", not_finite), mock.patch.object(runs, "resume", resumed):
+        yield
+
+
+@contextlib.contextmanager
 def _store_fault(hooks: dict[str, Any], name: str, part: str, fault: Exception) -> Iterator[None]:
     """store.NAME raises for a URI that has ``part`` in it."""
     original = getattr(store, name)
@@ -161,8 +189,10 @@ DOINGS: dict[str, Doing] = {
     "lost-before-save-2": lambda hooks: _lost(hooks, 3),
     "lost-before-manifest-2": lambda hooks: _lost(hooks, 4),
     "held-back": _held_back,
-    "pointer-2": lambda hooks: _store_fault(hooks, "write_bytes", "latest.json", RuntimeError("killed")),
-    "kept": lambda hooks: _store_fault(hooks, "remove", "step-00000001/", store.StoreError("cannot remove it: why")),
+    "skipping": _skipping,
+    "no-pointer": lambda hooks: _store_fault(hooks, "write_bytes", "latest.json", store.StoreError("it is so")),
+    "killed-before-pointer": lambda hooks: _store_fault(hooks, "write_bytes", "latest.json", RuntimeError("killed")),
+    "kept": lambda hooks: _store_fault(hooks, "remove", "step-00000001/", store.StoreError("it is so")),
 }
 
 
@@ -393,7 +423,7 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
         return run_dir
 
     def again(name: str, **changes: Any) -> None:
-        case(name, "", key=f"{name} again", until=0, save_at=(), resumed=True, **changes)
+        case(name, **({"doing": "", "key": f"{name} again", "until": 0, "save_at": (), "resumed": True} | changes))
 
     failing = case("failing", "rank-1-cannot-write-2")
     again("failing")
@@ -404,12 +434,18 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
     manifest = case("manifest", "lost-before-manifest-2")
     again("manifest")
     case("manifest", "", key="manifest once more", until=2, save_at=(2,), resumed=True)
-    pointed = case("pointer", "pointer-2")
+    pointed = case("pointer", "killed-before-pointer")
     again("pointer")
     case("held-back", "held-back", save_at=(1,))
     again("held-back")
     case("kept", "kept")
     cases["kept"]["values"]["checkpoint"] = {"keep_last": 2}
+    cases["kept"]["values"]["run"]["dir"] = f"file://{tmp_path}/kept"
+    case("no-pointer", "no-pointer")
+    again("no-pointer")
+    case("skipping", "skipping", save_at=(2,))
+    again("skipping", doing="skipping")
+    cases["skipping again"]["until"] = 3
     found = on_ranks(WORLD, stretches, cases)
     first, second = ({name: each.get("fault", "") for name, each in of_rank.items()} for of_rank in found)
     warned = {name: each["warned"] for name, each in found[0].items()}
@@ -451,8 +487,18 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
         assert of_rank["held-back"]["seen"] is True, "the save was not under way while the steps went on"
         assert set(of_rank["held-back"]["trained"]) == {1, 2, 3}
         assert of_rank["held-back again"]["hashes"] == {1: hashes[1]}
-    assert warned["kept"] == ["warning: an old checkpoint could not be removed: cannot remove it: why"]
+    saved = [f"warning: it is so; the checkpoint of step {step} is saved all the same" for step in (1, 2, 3)]
+    assert (warned["kept"], warned["no-pointer"]) == (saved[2:], saved)
     assert names(tmp_path / "kept") == ["latest.json", *map(step_name, (1, 2, 3))]
+    assert found[0]["no-pointer again"]["hashes"] == {3: hashes[3]}
+    skipping = found[0]["skipping"]
+    assert (skipping["skipped"], skipping["applied"]) == (1, 2)
+    for rank, of_rank in enumerate(found):
+        one, other = of_rank["skipping"], of_rank["skipping again"]
+        assert other["hashes"] == {step: one["hashes"][step] for step in (2, 3)}
+        assert (other["skipped"], other["applied"], other["trained"][3]) == (1, 2, one["trained"][3])
+        ids = one["trained"][2]["ids"][rank::WORLD]
+        assert other["seen"] == {2: ({"total": "nan", "mlm": "0.1"}, ids)}, "for the list of samples, should it go on"
 
 
 @pytest.fixture

@@ -68,7 +68,10 @@ def test_a_killed_rank_loses_no_more_than_the_steps_since_the_checkpoint(
     assert (run_dir / export.WEIGHTS).read_bytes() == undisturbed
 
 
-@pytest.mark.parametrize(("what", "rank"), [("checkpoint", 1), pytest.param("publication", 0, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(("what", "rank"), [
+    ("checkpoint", 1),
+    pytest.param("publication", 0, marks=pytest.mark.faults),
+])  # fmt: skip
 def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before(
     folder: Path, undisturbed: bytes, what: str, rank: int
 ) -> None:
@@ -83,7 +86,10 @@ def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before(
         "latest.json", "step-00000006", "step-00000008"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("what", "code"), [("told to stop", 75), pytest.param("interrupted", 130, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(("what", "code"), [
+    ("told to stop", 75),
+    pytest.param("interrupted", 130, marks=pytest.mark.faults),
+])  # fmt: skip
 def test_a_run_that_one_rank_is_told_to_stop_saves_the_step_it_is_in(
     folder: Path, undisturbed: bytes, what: str, code: int
 ) -> None:

@@ -209,15 +209,15 @@ class Saver:
             _sync_folder(store.local_path(place).parent)
         digest = hashlib.sha256(data).hexdigest()
         pointer = {"format_version": layout.FORMAT_VERSION, "step": manifest.step, "manifest_sha256": digest}
-        store.write_bytes(store.join(layout.folder(run_dir), layout.POINTER), json.dumps(pointer).encode() + b"\n")
-        self._hooks.after(place, digest)
         try:
+            store.write_bytes(store.join(layout.folder(run_dir), layout.POINTER), json.dumps(pointer).encode() + b"\n")
+            self._hooks.after(place, digest)
             for old in layout.leftovers(run_dir, step=manifest.step, keep_last=kept.keep_last,
                                         keep_every=kept.keep_every):  # fmt: skip
                 store.remove(store.join(old, layout.MANIFEST))  # first: half of one is not whole
                 store.remove(old)
-        except (OSError, store.StoreError) as fault:
-            self._hooks.say(f"warning: an old checkpoint could not be removed: {fault}")
+        except OSError as fault:
+            self._hooks.say(f"warning: {fault}; the checkpoint of step {manifest.step} is saved all the same")
 
 
 class _NotSavedError(RuntimeError):

@@ -2,9 +2,9 @@
 
 import sys
 
-from cluster import supervise
+from cluster import doctor, supervise
 
-COMMANDS = {"train": supervise.main}
+COMMANDS = {"train": supervise.main, "doctor": doctor.main}
 
 
 def main(arguments: list[str]) -> int:

@@ -14,6 +14,9 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path = [str(_ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT / "trainer")]
 
+# Where a peer is gone torch would print pages of C++; what it means is said in a sentence.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import torch  # noqa: E402
 
 import configs  # noqa: E402

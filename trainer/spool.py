@@ -3,12 +3,16 @@
 One JSON object a line. What was delivered is noted beside, as a hint: whoever delivers must bear a line twice.
 """
 
+import contextlib
+import errno
 import json
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from cluster.retry import named
 
 Entry = dict[str, Any]
 
@@ -17,28 +21,46 @@ class Spool:
     """The lines of ``folder``; methods may be called from several threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes up what is there; a last line that a kill cut short is dropped."""
+        """Takes up what is there; a last line that a kill cut short is dropped. StoreError if it cannot be written."""
         self.path, self._note = folder / "queue.jsonl", folder / "delivered"
-        folder.mkdir(parents=True, exist_ok=True)
+        with named(str(folder), "make"):
+            folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._file = open(self.path, "a+b")  # noqa: SIM115 - it stays open
-        self._file.seek(0)
-        whole = self._file.read().rfind(b"\n") + 1
-        self._file.truncate(whole)
-        self._size = whole
-        self._delivered = min(self._noted(), whole)
+        self._waiting: list[bytes] = []  # lines that a full disk has not taken yet
+        with named(str(self.path), "open"):
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
+            self._size = self._read(0).rfind(b"\n") + 1
+            self._file.truncate(self._size)
+        self._delivered = min(self._noted(), self._size)
 
     def append(self, entry: Entry) -> None:
-        """``entry`` as the last line; handed to the system, not yet to the disk."""
-        line = json.dumps(entry).encode() + b"\n"
+        """``entry`` as the last line; handed to the system, not yet to the disk.
+
+        A disk that is full does not stop the steps: the line is kept in memory, and goes to the disk before the next.
+        """
         with self._lock:
-            self._file.write(line)
-            self._file.flush()
-            self._size += len(line)
+            self._waiting.append(json.dumps(entry).encode() + b"\n")
+            with contextlib.suppress(OSError):
+                self._write()
 
     def sync(self) -> None:
-        """All lines are on the disk."""
-        os.fsync(self._file.fileno())
+        """All lines are on the disk. StoreError if it is full."""
+        with self._lock, named(str(self.path), "write"):
+            self._write()
+            os.fsync(self._file.fileno())
+
+    def _write(self) -> None:
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                written = self._file.write(line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, "no room for a whole line")
+            except OSError:
+                self._file.truncate(self._size)
+                raise
+            self._size += len(line)
+            del self._waiting[0]
 
     @property
     def waiting(self) -> int:
@@ -68,13 +90,14 @@ class Spool:
         """All lines up to ``end`` are delivered."""
         self._delivered = end
         temporary = self._note.with_suffix(".new")
-        temporary.write_text(str(end))
-        os.replace(temporary, self._note)
+        with contextlib.suppress(OSError):  # a hint that a full disk may do without
+            temporary.write_text(str(end))
+            os.replace(temporary, self._note)
 
     def keep(self, wanted: Callable[[Entry], bool], *, before: bytes = b"") -> None:
         """Of the lines that are not delivered only those that are ``wanted`` stay; ``before`` come other lines, unless
         they are there already."""
-        with self._lock:
+        with self._lock, named(str(self.path), "write"):
             own = self._read(self._delivered).splitlines(keepends=True)
             there = set(own)
             lines = [line for line in before.splitlines(keepends=True) if line not in there] + own
@@ -87,7 +110,7 @@ class Spool:
             self._note.unlink(missing_ok=True)  # first: without it all of the file waits, which is what is meant
             os.replace(temporary, self.path)
             self._file.close()
-            self._file = open(self.path, "a+b")  # noqa: SIM115 - it stays open
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
             self._size, self._delivered = len(kept), 0
 
     def close(self) -> None:
@@ -95,7 +118,7 @@ class Spool:
 
     def _read(self, start: int, most: int = -1) -> bytes:
         self._file.seek(start)
-        return self._file.read(most)  # writes go to the end whatever the position is
+        return self._file.read(most) or b""  # writes go to the end whatever the position is
 
     def _noted(self) -> int:
         try:

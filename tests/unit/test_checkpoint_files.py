@@ -57,7 +57,7 @@ ODD = {"nan": torch.frombuffer(NANS, dtype=torch.float32), "": torch.tensor(-0.0
 
 
 @given(st.dictionaries(NAMES, tensors(), max_size=5))
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 def test_what_is_written_is_read_back_bit_for_bit(named: dict[str, Tensor]) -> None:
     named |= ODD
     data, known = written(named)
@@ -124,6 +124,7 @@ MANIFESTS = st.builds(
 
 
 @given(MANIFESTS, st.data())
+@settings(max_examples=60, deadline=None)
 def test_a_manifest_comes_back_and_any_other_character_is_noticed(manifest: Manifest, data: st.DataObject) -> None:
     text = manifest.to_bytes()
     assert Manifest.from_bytes(text) == manifest
@@ -132,7 +133,7 @@ def test_a_manifest_comes_back_and_any_other_character_is_noticed(manifest: Mani
     with contextlib.suppress(DamagedError):  # 1e5 and 1E5, \u00e9 and \u00E9 are a bit apart and the same
         assert Manifest.from_bytes(flipped) == manifest
     with pytest.raises(DamagedError, match=r"^manifest\.json cannot be read \(\w+: "):
-        Manifest.from_bytes(text[:at])
+        Manifest.from_bytes(text[: min(at, len(text) - 2)])  # without the end of its last line it is whole
 
 
 def manifest(step: int, written: Mapping[str, bytes], *, world: int = 1) -> Manifest:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster.store import StoreError
 from trainer import delivery
 from trainer.delivery import Delivery
 from trainer.spool import Spool
@@ -267,6 +268,32 @@ def test_a_spool_gives_lines_once_delivered_never_again(tmp_path: Path) -> None:
     again.keep(lambda entry: entry["step"] != 3, before=b'{"step": 7}\n{"step": 1}\n')
     assert [entry["step"] for _, entry in again.next(99)] == [7, 1, 2, 4]
     assert again.tail().count(b"\n") == 4 == Spool(tmp_path).count()
+
+
+def test_a_full_disk_stops_no_step_and_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool, real = Spool(tmp_path), None
+
+    class Full:
+        """A file on a disk that takes three more bytes of a line."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def write(self, line: bytes) -> int:
+            return int(real.write(line[:3]))
+
+    spool.append({"step": 1})
+    real = spool._file
+    monkeypatch.setattr(spool, "_file", Full())
+    spool.append({"step": 2})
+    spool.append({"step": 3})
+    with pytest.raises(StoreError, match=f"cannot write {tmp_path}/queue.jsonl: No space left on device"):
+        spool.sync()
+    assert [entry["step"] for _, entry in spool.next(9)] == [1]
+    monkeypatch.setattr(spool, "_file", real)
+    spool.append({"step": 4})
+    spool.sync()
+    assert [entry["step"] for _, entry in Spool(tmp_path).next(9)] == [1, 2, 3, 4]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import heartbeat
@@ -136,6 +136,7 @@ def test_a_record_that_is_not_there_or_not_whole_is_empty(tmp_path: Path) -> Non
     assert read(path).step == 0, "the next rank begins anew"
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=SIZE, max_size=SIZE))
 def test_a_torn_record_is_read_all_the_same(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "torn"
@@ -145,6 +146,7 @@ def test_a_torn_record_is_read_all_the_same(tmp_path_factory: pytest.TempPathFac
     assert str(beat.step) in beat.told()
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_a_long_label_is_cut(label: str) -> None:
     heart = Heart()

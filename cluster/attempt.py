@@ -14,7 +14,7 @@ from cluster.config import ClusterConfig
 from cluster.nodes import Link, NodeLost, Nodes, Place
 from cluster.process import EXIT_OK, EXIT_PREEMPTED, EXIT_USAGE, LOST_PEERS
 
-_READY_S = 60.0
+READY_S = 60.0  # for an agent to start
 _REACH_S = 10.0
 _PAUSE_S = 0.05
 _KILLED_S = 30.0  # for the kernel to end what was killed
@@ -72,7 +72,7 @@ def muster(nodes: Nodes, places: Sequence[Place]) -> tuple[list[Member], list[st
         except NodeLost as lost:
             return str(lost)
         try:
-            member.port = member.await_event("ready", _READY_S)["port"]
+            member.port = member.await_event("ready", READY_S)["port"]
         except NodeLost as lost:
             member.link.close()
             return str(lost)
@@ -271,6 +271,10 @@ class Attempt:
         """What the rank that ended first for a reason of its own says, and its node."""
         own = [rank for rank, code in self._codes.items()
                if rank not in self._killed and code not in (EXIT_OK, EXIT_PREEMPTED)]  # fmt: skip
+        if not own:
+            first = next(iter(self._codes))
+            name = self._of[first].place.name
+            return f"rank {first} on {name} ended by itself, and others had to be killed", name
         by_signal = [rank for rank in own if self._codes[rank] < 0]
         alone = [rank for rank in own if not self._words.get(rank, "").startswith(f"error: {LOST_PEERS}")]
         rank = (by_signal or alone or own)[0]

@@ -147,8 +147,10 @@ class _ProcessLink:
         except OSError as fault:
             raise NodeLost(f"{name}: cannot run {command[0]}: {fault.strerror}") from fault
         assert self._process.stdout and self._process.stderr
-        for pipe, read in ((self._process.stdout, self._read), (self._process.stderr, self._listen)):
-            threading.Thread(target=read, args=(pipe,), daemon=True).start()
+        self._threads = [threading.Thread(target=read, args=(pipe,), daemon=True) for pipe, read in
+                         ((self._process.stdout, self._read), (self._process.stderr, self._listen))]  # fmt: skip
+        for thread in self._threads:
+            thread.start()
 
     def send(self, line: str) -> None:
         assert self._process.stdin
@@ -195,6 +197,7 @@ class _ProcessLink:
     def _why(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)  # its pipes end a moment before it
+            self._threads[1].join(1)
         code = self._process.poll()
         how = "its agent does not take orders"
         if code is not None:

@@ -1,6 +1,7 @@
 """This process among its peers: rank, world, and the exit code of a command. Only here is the world read."""
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -68,7 +69,7 @@ class StopSignals:
     def __init__(self, *, peers: Sequence[int] = ()) -> None:
         """To be made in the main thread."""
         self.code = 0  # EXIT_PREEMPTED or EXIT_INTERRUPTED, once told to stop
-        self._noted = False
+        self._noted = self._told = False
         self._peers = [pid for pid in peers if pid != os.getpid()]
         self._old = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
         self._pipe = os.pipe()
@@ -76,8 +77,9 @@ class StopSignals:
             os.set_blocking(end, end == self._pipe[0])
         # Python's own handlers wait for the main thread; this is written to at once, whatever it waits for.
         self._old_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         if self._peers:
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._thread.start()
 
     def between_steps(self, noted: bool = True) -> None:
         """From now on the loop looks at ``code`` after each step, and saves."""
@@ -89,6 +91,10 @@ class StopSignals:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         os.write(self._pipe[1], b"\0")  # ends the thread
+        if self._peers:
+            self._thread.join()
+        for end in self._pipe:
+            os.close(end)
 
     def _hear(self, number: int, frame: object) -> None:
         again = self.code == EXIT_INTERRUPTED
@@ -97,14 +103,19 @@ class StopSignals:
             raise Preempted if number == signal.SIGTERM else KeyboardInterrupt
 
     def _watch(self) -> None:
-        while (heard := os.read(self._pipe[0], 1)) != b"\0":
-            deadline = time.monotonic() + self.ALONE_S
-            while heard[0] == signal.SIGTERM and any(state_of(pid) in ("", "Z", "X") for pid in self._peers):
-                if time.monotonic() > deadline:
-                    why = "a process of this host is gone; steps after the last checkpoint are lost"
-                    print(f"error: {LOST_PEERS}: {why}", file=sys.stderr, flush=True)
-                    os._exit(EXIT_FAILED)
-                time.sleep(0.2)
+        """After SIGTERM, look for peers that are gone until the loop ends or a peer has been gone for ALONE_S."""
+        listening, since = True, None
+        while listening:
+            ready, _, _ = select.select([self._pipe[0]], [], [], 0.2 if self._told else None)
+            heard = os.read(self._pipe[0], 16) if ready else b""
+            listening = b"\0" not in heard
+            self._told = self._told or signal.SIGTERM in heard
+            gone = self._told and any(state_of(pid) in ("", "Z", "X") for pid in self._peers)
+            since = (since or time.monotonic()) if gone else None
+            if listening and since and time.monotonic() - since > self.ALONE_S:
+                why = "a process of this host is gone; steps after the last checkpoint are lost"
+                print(f"error: {LOST_PEERS}: {why}", file=sys.stderr, flush=True)
+                os._exit(EXIT_FAILED)
 
 
 def state_of(pid: int) -> str:

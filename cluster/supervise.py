@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import configs
 from cluster import process
-from cluster.attempt import Attempt, Member, Outcome, Stop, muster, reach
+from cluster.attempt import READY_S, Attempt, Member, Outcome, Stop, muster, reach
 from cluster.config import ClusterConfig, Launch
 from cluster.nodes import HostNodes, LocalNodes, NodeLost, Nodes, Place
 from cluster.ray_nodes import RayNodes
@@ -162,7 +162,7 @@ class Supervisor:
         except NodeLost:
             return False
         try:
-            member.await_event("ready", self._config.probe_every_s)
+            member.await_event("ready", READY_S)
             return reach(member, head) is None
         except NodeLost:
             return False

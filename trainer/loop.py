@@ -50,7 +50,7 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
     flank = config.views.flank
     validator = Validator(config, flank=flank, device=device, group=group)
     with _alone(config, group, device) as lock:
-        found = _look(config, group, device)  # by a run that held the lock until now it may have been finished
+        found = _look(config, group, device, alone=True)  # a run that held the lock may have finished it
         if found is None:
             return EXIT_OK
         config, again = found
@@ -155,6 +155,9 @@ def _train(
             meter.restart()
         if result.stop and state.step < last:
             saver.wait()
+            if saver.newest != state.step:
+                raise EverywhereError(f"told to stop, but step {state.step} could not be saved; the same command goes "
+                                      "on from the checkpoint before")  # fmt: skip
             if run:
                 say(f"told to stop: step {state.step} is saved, and the same command goes on from there")
             return result.stop
@@ -212,8 +215,12 @@ def _validate(
         )
 
 
-def _look(config: TrainConfig, group: Group, device: torch.device) -> tuple[TrainConfig, bool] | None:
+def _look(
+    config: TrainConfig, group: Group, device: torch.device, *, alone: bool = False
+) -> tuple[TrainConfig, bool] | None:
     """``config``, with the schedule that the run in run.dir began with, and whether one did; None if it is finished.
+
+    ``alone``: the lock is held. A finished run that MLflow has not got all of is delivered.
 
     Raises:
         ConfigError: run.dir holds anything else. Rank 0 looks, all hear. EverywhereError: it cannot be looked at.
@@ -235,7 +242,8 @@ def _look(config: TrainConfig, group: Group, device: torch.device) -> tuple[Trai
         raise ConfigError(text)
     steps, again = (int(each) for each in more)
     if status == "undelivered":
-        _publish(Record(config, again=True) if group.rank == 0 else None, group, device)
+        with nullcontext() if alone else _alone(config, group, device):
+            _publish(Record(config, again=True) if group.rank == 0 else None, group, device)
         return None
     if status == "finished":
         if group.rank == 0:

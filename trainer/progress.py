@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from configs import redact
+
 
 class Progress:
     """Steps done: a bar on a terminal, otherwise a line a minute. Silent where ``shown`` is False."""
@@ -28,5 +30,5 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """One line to the terminal, past any progress bar."""
-    tqdm.write(text, file=sys.stderr)
+    """One line to the terminal, past any progress bar, without passwords of URIs."""
+    tqdm.write(redact(text), file=sys.stderr)

@@ -269,9 +269,6 @@ def rewrite(at: Path, name: str, change: Callable[[dict[str, Any], dict[str, Any
     seal(at, files=files)
 
 
-PARAMETER = "nucleotide.bias"
-
-
 def shorter(tensors: dict[str, Any], places: dict[str, Any]) -> None:
     name = next(iter(places))
     tensors[f"exp_avg/{name}"] = tensors[f"exp_avg/{name}"][:-1].clone()

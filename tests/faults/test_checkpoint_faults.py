@@ -369,7 +369,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.faults), 2])
 def test_what_is_damaged_is_passed_over_and_what_is_another_runs_is_refused(
     uri: str, base: tuple[Path, dict[int, dict[str, str]]], tmp_path: Path, world: int
 ) -> None:
@@ -543,6 +543,7 @@ def test_zero_3_with_and_without_parameters_that_it_keeps_whole(uri: str, tmp_pa
     assert found["None"]["hashes"] == found["0"]["hashes"]
 
 
+@pytest.mark.faults
 def test_stores_that_stumble_and_stores_that_are_away(
     uri: str, base: tuple[Path, dict[int, dict[str, str]]], s3: s3_service.S3
 ) -> None:

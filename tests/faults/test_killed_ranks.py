@@ -102,6 +102,7 @@ def test_a_run_that_one_rank_is_told_to_stop_saves_the_step_it_is_in(
     assert (run_dir / export.WEIGHTS).read_bytes() == undisturbed
 
 
+@pytest.mark.faults
 def test_a_rank_killed_while_it_uploads(folder: Path, undisturbed: bytes, s3: s3_service.S3) -> None:
     values = config(folder, f"{s3.uri}/run")
     environment = s3_service.environment(s3.proxy) | {"DNA_STORE_RETRY_SECONDS": "0.05"}

@@ -52,6 +52,7 @@ time.sleep(600)
 '''
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_one_node_dies_then_the_driver(tmp_path: Path) -> None:
     head = free_port()

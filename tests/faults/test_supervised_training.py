@@ -26,6 +26,7 @@ def new(folder: Path, name: str, *train: str, **more: object) -> Supervised:
                       **more)  # type: ignore[arg-type]  # fmt: skip
 
 
+@pytest.mark.faults
 def test_a_killed_rank_and_then_a_preempted_machine_end_with_the_teacher_of_a_quiet_run(folder: Path) -> None:
     with new(folder, "quiet") as quiet, new(folder, "hit") as hit:
         assert quiet.start().wait() == 0, quiet.said

@@ -297,12 +297,12 @@ def main(wanted: list[str]) -> int:
              } if wanted and TABLE.exists() else {}  # fmt: skip
     lines |= {row.fault: f"| {row.fault} | {row.lost} | {row.seconds} | {row.equal} |" for row in rows}
     lines.pop("fault", None)
-    took = "parts of it were run one by one" if wanted else f"{time.monotonic() - start:.0f} s in all"
+    took = "some by themselves" if wanted else f"{time.monotonic() - start:.0f} s in all"
     TABLE.write_text(f"""# Faults into a real run
 
 `make faults`: 2 ranks on one machine of 2 cores, {STEPS} steps, checkpoint.every {EVERY}; {took}.
-Steps lost: of those that were done, how many were run again; where the newest checkpoint was damaged, up to one interval
-more. Seconds: until ranks that were started anew have done a step.
+Steps lost: of those that were done, how many were run again; where the newest checkpoint was damaged, up to one
+interval more. Seconds: until ranks that were started anew have done a step.
 
 | fault | steps lost | seconds to the next step | final teacher equal |
 |---|---|---|---|

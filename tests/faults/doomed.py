@@ -91,6 +91,19 @@ def _saving(owner: Any, name: str, step: int, *, half: bool = False) -> Iterator
         yield
 
 
+@contextlib.contextmanager
+def _clock_jumps(step: int) -> Iterator[None]:
+    """The wall's clock is an hour late from ``step`` on, and then a day early."""
+    real = time.time
+
+    def jumping() -> float:
+        now = heart.read().step
+        return real() - 3600 * (now == step) + 86400 * (now > step)
+
+    with mock.patch.object(time, "time", jumping):
+        yield
+
+
 FATES: dict[str, Callable[[int], Any]] = {
     "forward": lambda step: _before(Engine, "forward", step, die),
     "backward": lambda step: _before(Engine, "backward", step, die, call=2),  # within the accumulation
@@ -98,6 +111,7 @@ FATES: dict[str, Callable[[int], Any]] = {
     "checkpoint": lambda step: _saving(save, "_put", step, half=True),
     "publication": lambda step: _saving(save.Saver, "_publish", step),
     "upload": lambda step: _saving(remote, "upload", step),
+    "clock": _clock_jumps,
     "told to stop": lambda step: _before(Engine, "backward", step, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "interrupted": lambda step: _before(Engine, "backward", step, lambda: os.kill(os.getpid(), signal.SIGINT)),
 }

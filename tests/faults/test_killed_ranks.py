@@ -110,3 +110,11 @@ def test_a_rank_killed_while_it_uploads(folder: Path, undisturbed: bytes, s3: s3
     assert found[1].code == -9
     goes_on(values, after=3, environment=environment)
     assert s3.client.get_object(Bucket=s3.bucket, Key="run/model.safetensors")["Body"].read() == undisturbed
+
+
+@pytest.mark.faults
+def test_a_clock_that_jumps_changes_nothing(folder: Path, undisturbed: bytes) -> None:
+    run_dir = folder / "clock"
+    found = endings(WORLD, doomed.run, config(folder, str(run_dir)), [("clock", 4, 0), ("clock", 5, 1)])
+    assert [ending.value[0] for ending in found] == [0, 0], found
+    assert (run_dir / export.WEIGHTS).read_bytes() == undisturbed

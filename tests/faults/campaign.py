@@ -202,7 +202,8 @@ def shard_corrupt(campaign: Campaign) -> Iterator[Row]:
 
 
 def second_supervisor(campaign: Campaign) -> Iterator[Row]:
-    with campaign.run("both", steps=100_000) as run, campaign.run("both", steps=100_000, cluster=["max_faults=1"]) as second:
+    endless = {"steps": 100_000}
+    with campaign.run("both", **endless) as run, campaign.run("both", cluster=["max_faults=1"], **endless) as second:
         run.start().until(lambda: run.step() >= EVERY)
         assert second.start().wait() == 1, second.said
         assert "is in use by process" in second.said, second.said

@@ -3,22 +3,20 @@
 import argparse
 import contextlib
 import email.utils
+import http.client
 import importlib.metadata
 import json
 import os
 import re
 import resource
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,13 +27,15 @@ import psutil
 from cluster import process, store
 from configs import redact
 
+_BETWEEN_NODES = """between nodes: the same on each of them, its ranks as one group:
+  python -m cluster train --config configs/cluster/hosts.yaml launch.hostfile=HOSTS max_faults=1 survivor_s=120 \\
+      'program=[-m,cluster,doctor]' 'fit=[-m,cluster.bandwidth]' -- --store s3://bucket/prefix"""
+_ROOT = Path(__file__).parent.parent
 _PACKAGES = ("torch", "deepspeed", "ray", "mlflow", "webdataset", "s3fs", "pydantic", "safetensors")
-_CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
-_GIB = 1 << 30
-_OBJECT = 8 << 20
-_SKEW_S, _WRONG_S = 5.0, 300.0  # S3 refuses signatures that are 15 minutes off
-_RANKS_S = 120.0
-State = Literal["ok", "warning", "FAILED"]
+_OWN_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_GIB, _OBJECT = 1 << 30, 8 << 20
+_SKEW_S, _WRONG_S, _RANKS_S = 5.0, 300.0, 150.0  # S3 refuses 15 minutes; cluster.bandwidth gives up at 120 s
+_REFUSED = re.compile(r"denied|forbidden|not permitted", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,20 @@ class Finding:
     """One check: how it went, what was found, and what to do if that is not well."""
 
     what: str
-    state: State
+    state: Literal["ok", "warning", "FAILED"]
     found: str
     advice: str = ""
 
 
-def versions(constraints: Path = _CONSTRAINTS) -> Iterator[Finding]:
+def graded(what: str, found: str, advice: str, *, fails: bool = False, warns: bool = False) -> Finding:
+    """FAILED, a warning, or ok, which needs no ``advice``."""
+    return Finding(what, "FAILED" if fails else "warning" if warns else "ok", redact(found), advice * (fails or warns))
+
+
+def versions(constraints: Path = _ROOT / "constraints.txt") -> Iterator[Finding]:
     """The packages that a run needs, against constraints.txt where it is there."""
-    pinned = {}
-    if constraints.is_file():
-        pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", constraints.read_text(), re.MULTILINE))
+    text = constraints.read_text() if constraints.is_file() else ""
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
     yield Finding("python", "ok", sys.version.split()[0])
     for name in _PACKAGES:
         try:
@@ -61,210 +65,204 @@ def versions(constraints: Path = _CONSTRAINTS) -> Iterator[Finding]:
             yield Finding(name, "FAILED", "not installed", f"pip install --constraint constraints.txt {name}")
             continue
         wanted = pinned.get(name, there)
-        if there.split("+")[0] == wanted.split("+")[0]:
-            yield Finding(name, "ok", there)
-        else:
-            yield Finding(name, "warning", f"{there}, pinned is {wanted}",
-                          f"pip install {name}=={wanted}, or see that the tests pass with yours")  # fmt: skip
+        other = there.split("+")[0] != wanted.split("+")[0]
+        yield graded(name, f"{there}, pinned is {wanted}" if other else there,
+                     f"pip install {name}=={wanted}, or see that the tests pass with yours", warns=other)  # fmt: skip
 
 
 def devices() -> Iterator[Finding]:
     """GPUs and cores, and what a container takes away of them."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-        for number, line in enumerate(listed.splitlines()):
-            yield Finding(f"GPU {number}", "ok", line)
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+        lines = (asked.stdout or asked.stderr).strip().splitlines() or ["without a word"]
+        wrong = f"nvidia-smi ended with {asked.returncode}: {lines[-1]}" if asked.returncode else ""
     except FileNotFoundError:
-        yield Finding("GPU", "ok", "none here: training uses the CPU")
-    except (subprocess.SubprocessError, OSError) as fault:
-        yield Finding("GPU", "FAILED", f"nvidia-smi: {fault}", "mend the driver, or restart the machine")
+        lines, wrong = ["none here: training uses the CPU"], ""
+    except (subprocess.TimeoutExpired, OSError) as fault:
+        lines, wrong = [], f"nvidia-smi: {fault}"
+    for line in [wrong] if wrong else lines:
+        yield graded("GPU", line, "mend the driver, or restart the machine", fails=bool(wrong))
     cores, machine = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    quota = _cgroup_cores()
-    if quota and quota < cores:
-        yield Finding("cores", "warning", f"{cores}, of which the container may use {quota:g}",
-                      f"set OMP_NUM_THREADS={max(1, int(quota))}, or give the container more")  # fmt: skip
-    else:
-        yield Finding("cores", "ok", f"{cores} of {machine}")
+    quotas = [*(text.split() for (text,) in _cgroups("cpu", "cpu.max")),
+              *_cgroups("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")]  # fmt: skip
+    quota = min((int(limit) / int(each) for limit, each in quotas if limit.strip() not in ("max", "-1")), default=cores)
+    yield graded("cores", f"{cores} of {machine}" + f", of which the container may use {quota:g}" * (quota < cores),
+                 f"set OMP_NUM_THREADS={max(1, int(quota))}, or give the container more", warns=quota < cores)
 
 
 def memory() -> Iterator[Finding]:
     """RAM, shared memory, open files."""
     there = psutil.virtual_memory()
-    limit = min(there.total, _cgroup_memory() or there.total)
-    low = there.available < 2 * _GIB
-    yield Finding("memory", "warning" if low else "ok",
-                  f"{limit / _GIB:.1f} GiB, {there.available / _GIB:.1f} available",
-                  "end what else runs here, or use fewer ranks a node" if low else "")  # fmt: skip
-    with contextlib.suppress(OSError):
-        shared = shutil.disk_usage("/dev/shm").total
-        small = shared < 256 << 20
-        yield Finding("/dev/shm", "warning" if small else "ok", f"{shared / _GIB:.2f} GiB",
-                      "nccl and Ray use it: docker run --shm-size=8g, in Kubernetes an emptyDir of medium Memory"
-                      if small else "")  # fmt: skip
+    total, free = there.total, there.available
+    for names in (("max", "current", "stat"), ("limit_in_bytes", "usage_in_bytes", "stat")):
+        for limit, used, stat in _cgroups("memory", *(f"memory.{name}" for name in names)):
+            if limit.strip() != "max":  # the kernel takes back pages of files that nobody uses
+                cached = re.findall(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
+                total = min(total, int(limit))
+                free = min(free, int(limit) - int(used) + int([0, *cached][-1]))
+    yield graded("memory", f"{total / _GIB:.1f} of the machine's {there.total / _GIB:.1f} GiB, {free / _GIB:.1f} free",
+                 "end what else runs here, give the container more, or use fewer ranks a node", warns=free < 2 * _GIB)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    few = files != resource.RLIM_INFINITY and files < 4096
-    yield Finding("open files", "warning" if few else "ok", str(files), "ulimit -n 65536" if few else "")
+    yield graded("open files", "no limit" if files == resource.RLIM_INFINITY else str(files), "ulimit -n 65536",
+                 warns=files != resource.RLIM_INFINITY and files < 4096)  # fmt: skip
+    shared = shutil.disk_usage("/dev/shm").total
+    yield graded("/dev/shm", f"{shared / _GIB:.2f} GiB", "nccl and Ray use it: docker run --shm-size=8g, in Kubernetes "
+                 "an emptyDir of medium Memory", warns=shared < 256 << 20)  # fmt: skip
 
 
 def disks(folders: dict[str, Path]) -> Iterator[Finding]:
     """Free room in ``folders`` (name -> path)."""
     for name, folder in folders.items():
         free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
-        state: State = "FAILED" if free < _GIB else "warning" if free < 10 * _GIB else "ok"
-        advice = "" if state == "ok" else (f"make room in {folder}: a checkpoint needs 16 bytes a parameter, and "
-                                           "checkpoint.keep_last + 1 of them are there at a time")  # fmt: skip
-        yield Finding(f"disk, {name}", state, f"{free / _GIB:.1f} GiB free in {folder}", advice)
+        yield graded(f"disk, {name}", f"{free / _GIB:.1f} GiB free in {folder}", f"make room in {folder}: a checkpoint "
+                     "needs 16 bytes a parameter, and checkpoint.keep_last + 1 of them are there at a time",
+                     fails=free < _GIB, warns=free < 10 * _GIB)  # fmt: skip
 
 
-def ranks(count: int) -> Iterator[Finding]:
-    """What ``count`` ranks of this machine exchange, by python -m cluster.bandwidth."""
-    what = f"{count} ranks"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = []
-    for rank in range(count):
-        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                                    "OMP_NUM_THREADS": "1"}  # fmt: skip
-        started.append(subprocess.Popen([sys.executable, "-m", "cluster.bandwidth"], env=environment, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
-    deadline = time.monotonic() + _RANKS_S
-    try:
-        answers = [one.communicate(timeout=max(1.0, deadline - time.monotonic())) for one in started]
-    except subprocess.TimeoutExpired:
-        yield Finding(what, "FAILED", f"no answer in {_RANKS_S:g} s",
-                      "look for a firewall between the ranks, or a GPU that hangs")  # fmt: skip
+def ranks(count: int | None = None) -> Iterator[Finding]:
+    """What ``count`` ranks of this machine exchange, or (None) those of its launcher, else one a GPU, or 2."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    joins = count is None and os.environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    count = process.world_from_env().size if joins else count or gpus or 2
+    what = f"{count} rank{'s' * (count > 1)}"
+    command = [sys.executable, "-m", "cluster.bandwidth", *([] if joins else ["--ranks", str(count)])]
+    done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, timeout=_RANKS_S, check=False)  # fmt: skip
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode:
+        last = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "without a word")
+        yield Finding(what, "FAILED", redact(last.removeprefix("error: ")), "look for a firewall, a wrong "
+                      "GLOO_SOCKET_IFNAME, a GPU that hangs; training needs torch.distributed")  # fmt: skip
         return
-    finally:
-        for one in started:
-            one.kill()
-            one.wait()
-    both = enumerate(zip(started, answers, strict=True))
-    wrong = [(rank, words) for rank, (one, (_, words)) in both if one.returncode]
-    if wrong:
-        rank, words = wrong[0]
-        last = (words.strip().splitlines() or ["without a word"])[-1].removeprefix("error: ")
-        yield Finding(what, "FAILED", f"rank {rank}: {last}", "torch.distributed must work before anything else does")
+    figures = next((json.loads(line) for line in lines if line.startswith('{"ranks"')), None)
+    if figures is None:
+        yield Finding(what, "ok", f"rank {process.world_from_env().rank} took part; rank 0 has the figures")
         return
-    found = json.loads(answers[0][0].strip().splitlines()[-1])
+    unseen = bool(gpus) and figures["backend"] == "gloo"
     for name in ("all_reduce", "all_gather"):
-        yield Finding(f"{what}, {name}", "ok", f"{found[f'{name}_us']:.0f} µs for 8 bytes, "
-                      f"{found[f'{name}_gb_s']:.2f} GB/s bus bandwidth for 64 MiB")  # fmt: skip
+        speed = f"{figures[f'{name}_us']:.0f} µs for 8 bytes, {figures[f'{name}_gb_s']:.2f} GB/s bus bandwidth"
+        yield graded(f"{what}, {name}", f"{speed} for 64 MiB ({figures['backend']})",
+                     "torch sees no GPU: install its CUDA build, look at CUDA_VISIBLE_DEVICES", warns=unseen)
 
 
 def store_round_trip(uri: str) -> Iterator[Finding]:
-    """8 MiB written below ``uri``, read back, listed and removed."""
-    folder, data = store.join(uri, f"doctor-{uuid.uuid4().hex[:12]}"), os.urandom(_OBJECT)
-    path, shown, times = store.join(folder, "object"), redact(uri), {}
+    """8 MiB written below ``uri``, read back, listed and removed; each right that is missing by its name."""
+    shown = redact(uri)
+    if urlsplit(uri).scheme in ("http", "https"):
+        yield Finding("store", "warning", f"{shown} is a web server: it takes no files, and nothing was tried",
+                      "it can be data.uri; give output and run.dir a folder or a bucket, and try that")  # fmt: skip
+        return
+    folder, data = store.join(uri, f"doctor-{os.urandom(6).hex()}"), os.urandom(_OBJECT)
+    path, times = store.join(folder, "object"), dict[str, float]()
+    here = f"the rights of this user in {shown}" if store.is_local(uri) else ""
     steps: list[tuple[str, Callable[[], object], str]] = [
-        ("write", lambda: store.write_bytes(path, data), "PutObject"),
-        ("read", lambda: store.read_bytes(path) == data, "GetObject"),
-        ("list", lambda: store.sizes(folder) == {"object": _OBJECT}, "ListBucket"),
-        ("remove", lambda: store.remove(folder), "DeleteObject"),
+        ("write", lambda: store.write_bytes(path, data), "s3:PutObject and s3:GetObject, by which it is looked up"),
+        ("read", lambda: store.read_bytes(path) == data, "s3:GetObject"),
+        ("list", lambda: store.sizes(folder) == ({"object": _OBJECT} if "write" in times else {}), "s3:ListBucket"),
+        ("remove", lambda: store.remove(folder), f"s3:DeleteObject and s3:ListBucket; then remove {redact(path)}"),
     ]
-    for name, step, permission in steps:
-        start = time.perf_counter()
+    for name, step, right in steps:
+        if name == "read" and "write" not in times:
+            continue
+        start, fault, advice = time.perf_counter(), f"{shown} gives back other than was written", "use another store"
         try:
-            wrong = step() is False
-        except (store.StoreError, OSError) as fault:
-            yield Finding(f"store, {name}", "FAILED", redact(str(fault)),
-                          f"look at the address, the AWS_ variables, and the right to {permission}")  # fmt: skip
-            return
-        times[name] = time.perf_counter() - start
-        if wrong:
-            yield Finding(f"store, {name}", "FAILED", f"{shown} gives back other than was written",
-                          "do not use this store")  # fmt: skip
-            return
-    speeds = ", ".join(f"{name} {_OBJECT / 1e6 / times[name]:.0f} MB/s" for name in ("write", "read"))
-    calls = ", ".join(f"{name} {times[name] * 1e3:.0f} ms" for name in ("list", "remove"))
-    yield Finding("store", "ok", f"{shown}: {speeds}, {calls}")
+            if step() is not False:
+                times[name] = time.perf_counter() - start
+                continue
+        except (OSError, ValueError) as failed:
+            fault, advice = str(failed), "look at the address, the bucket's name, the network and the AWS_ variables"
+            if _REFUSED.search(fault):
+                advice = f"give the right to {name}: {here or right}"
+        yield Finding(f"store, {name}", "FAILED", redact(fault), advice)
+        if name == "write" and not _REFUSED.search(fault):
+            return  # it is not there or does not answer, and would not for the others
+    if len(times) == len(steps):
+        took = ", ".join(f"{name} {times[name] * 1e3:.0f} ms" for name in times)
+        speeds = " and ".join(f"{_OBJECT / 1e6 / times[name]:.0f} MB/s" for name in ("write", "read"))
+        yield Finding("store", "ok", f"{shown}: {took} for 8 MiB, which is {speeds}")
 
 
 def clock(name: str, url: str | None) -> Iterator[Finding]:
     """How far this machine's clock is from that of the server at ``url``, by the Date of any answer."""
-    what = f"clock, {name}"
+    what, start = f"clock, {name}", time.time()
     if url is None:
         yield Finding(what, "ok", "not asked: it is on this machine")
         return
-    start = time.time()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5) as answer:
-            date = answer.headers.get("Date")
-    except urllib.error.HTTPError as refusal:  # an answer all the same
-        date = refusal.headers.get("Date")
+        _, headers, _ = _ask(url, "HEAD")
+        date, age = headers.get("Date", "none"), float(headers.get("Age", 0))  # the second: of an answer out of a cache
+        there = email.utils.parsedate_to_datetime(date).timestamp() + age + 0.5  # in whole seconds
     except (OSError, ValueError) as fault:
         yield Finding(what, "warning", f"{redact(url)} does not say: {fault}", "look at the address and the network")
         return
-    if not date:
-        yield Finding(what, "ok", f"{redact(url)} gives no date")
-        return
-    there = email.utils.parsedate_to_datetime(date).timestamp() + 0.5  # in whole seconds
     skew = (start + time.time()) / 2 - there
-    wrong = abs(skew)
-    state: State = "FAILED" if wrong > _WRONG_S else "warning" if wrong > _SKEW_S else "ok"
-    yield Finding(what, state, f"{wrong:.0f} s {'ahead of' if skew > 0 else 'behind'} {redact(url)}",
-                  "" if state == "ok" else "let chrony or systemd-timesyncd set this machine's clock")  # fmt: skip
+    yield graded(what, f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {url}", "let chrony or "
+                 "systemd-timesyncd set this machine's clock", fails=abs(skew) > _WRONG_S, warns=abs(skew) > _SKEW_S)
 
 
 def tracker(uri: str | None) -> Iterator[Finding]:
     """Whether MLflow at ``uri`` answers, or its SQLite file can be written."""
+    shown, start = redact(uri), time.perf_counter()
     if not uri:
         yield Finding("MLflow", "ok", "none given: runs go to sqlite:///mlflow.db in the working folder")
     elif urlsplit(uri).scheme in ("http", "https"):
-        start = time.perf_counter()
+        advice = "start the server, mend the address, or set MLFLOW_TRACKING_USERNAME and _PASSWORD for a login"
         try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-                yield Finding("MLflow", "ok", f"{redact(uri)} answers in {(time.perf_counter() - start) * 1e3:.0f} ms")
-        except (OSError, ValueError) as fault:
-            yield Finding("MLflow", "FAILED", f"{redact(uri)}: {fault}",
-                          "start the server, or mend the address; a run would go on and keep its points")  # fmt: skip
+            status, _, body = _ask(f"{uri.rstrip('/')}/health")
+        except OSError as fault:
+            yield Finding("MLflow", "FAILED", f"{shown}: {fault}", advice)
+            return
+        odd = status != http.HTTPStatus.OK or body.strip() != b"OK"
+        yield graded("MLflow", f"{shown} answers in {(time.perf_counter() - start) * 1e3:.0f} ms" + odd * (
+            f", but not as MLflow does ({status})"), advice, fails=odd and status not in (401, 403), warns=odd)
+        yield from clock("MLflow", uri)
     elif uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
+        path = Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+        wrong = "; ".join(f"{each} cannot be written" for each in [path.parent, *[path] * path.exists()]
+                          if not os.access(each, os.W_OK))  # fmt: skip
         try:
-            if path.exists():
-                with contextlib.closing(sqlite3.connect(path)) as database:
-                    database.execute("select count(*) from sqlite_master").fetchone()
-            if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-                raise OSError("it cannot be written")
-            yield Finding("MLflow", "ok", str(path))
-        except (sqlite3.Error, OSError) as fault:
-            yield Finding("MLflow", "FAILED", f"{path}: {fault}", "give another file, or the right to write to it")
+            with contextlib.closing(sqlite3.connect(path if path.exists() and not wrong else ":memory:")) as database:
+                database.execute("select count(*) from sqlite_master").fetchone()
+        except sqlite3.Error as fault:
+            wrong = f"{path}: {fault}"
+        yield graded("MLflow", wrong or str(path), "give another file, or the right to write there", fails=bool(wrong))
     else:
-        yield Finding("MLflow", "ok", f"{redact(uri)} is not looked at: only http(s) and sqlite are")
+        yield Finding("MLflow", "ok", f"{shown} is not looked at: only http(s) and sqlite are")
 
 
 def examine(args: argparse.Namespace) -> Iterator[Finding]:
-    """All of it, one after the other."""
-    yield from versions()
-    yield from devices()
-    yield from memory()
-    yield from disks({"working folder": Path.cwd(), "cache": process.cache_root(),
-                      "temporary": Path(tempfile.gettempdir())})  # fmt: skip
-    yield from ranks(args.ranks or len(list(Path("/dev").glob("nvidia[0-9]*"))) or 2)
-    with tempfile.TemporaryDirectory() as folder:
-        uri = args.store or folder
-        yield from store_round_trip(uri)
-    scheme = urlsplit(args.store or "").scheme
+    """All of it, one after the other; of a node's ranks the first does it, and the others only exchange."""
+    if args.ranks is None and process.world_from_env().local_rank:
+        yield from ranks()
+        return
+    uri, track = args.store or "", args.track_uri or os.environ.get("MLFLOW_TRACKING_URI")
     aws = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
-    yield from clock("store", aws if scheme.startswith("s3") else args.store if scheme.startswith("http") else None)
-    track = args.track_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    yield from tracker(track)
-    if track and track.startswith("http"):
-        yield from clock("MLflow", track)
+    server = {"s3": aws, "s3a": aws, "http": uri, "https": uri}.get(urlsplit(uri).scheme)
+    folders = {"working folder": Path.cwd(), "cache": process.cache_root(), "temporary": Path(tempfile.gettempdir())}
+    with tempfile.TemporaryDirectory() as folder:
+        checks = {"versions": versions(), "devices": devices(), "memory": memory(), "disks": disks(folders),
+                  "ranks": ranks(args.ranks), "store": store_round_trip(uri or folder),
+                  "clock, store": clock("store", server), "MLflow": tracker(track)}  # fmt: skip
+        for what, findings in checks.items():
+            try:
+                yield from findings
+            except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as fault:  # others are made still
+                yield Finding(what, "FAILED", redact(f"cannot be looked at: {fault}"), "mend that, ask again")
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cluster doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cluster doctor", description=__doc__, epilog=_BETWEEN_NODES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--store", metavar="URI", help="folder or bucket to try; default a temporary folder")
     parser.add_argument("--track-uri", metavar="URI", help="MLflow; default MLFLOW_TRACKING_URI")
     parser.add_argument("--ranks", type=int, help="ranks of this machine that exchange; default one a GPU, or 2")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each check")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(arguments)
     if args.ranks is not None and args.ranks < 1:
         parser.error(f"--ranks: {args.ranks} must be at least 1")
-    return process.exit_code(lambda: _tell(examine(args), as_json=args.json))
+    return process.exit_code(lambda: _tell(examine(args), as_json=args.json), debug=args.debug, resumable=True)
 
 
 def _tell(findings: Iterator[Finding], *, as_json: bool) -> int:
@@ -272,29 +270,31 @@ def _tell(findings: Iterator[Finding], *, as_json: bool) -> int:
     failed = 0
     for one in findings:
         failed += one.state == "FAILED"
-        if as_json:
-            print(json.dumps(asdict(one)), flush=True)
-            continue
-        print(f"{one.state:<8} {one.what:<24} {one.found}", flush=True)
-        if one.advice:
-            print(f"{'':<8} {'':<24} → {one.advice}", flush=True)
+        advice = f"\n{'':<33} → {one.advice}" if one.advice else ""
+        print(json.dumps(asdict(one)) if as_json else f"{one.state:<8} {one.what:<24} {one.found}{advice}", flush=True)
     return process.EXIT_FAILED if failed else process.EXIT_OK
 
 
-def _cgroup_cores() -> float | None:
-    """Cores that the container may use; None without a limit."""
-    with contextlib.suppress(OSError, ValueError):
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota, every = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return quota / every if quota > 0 else None
-    return None
+def _ask(url: str, method: str = "GET") -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers and first bytes of an answer, a refusal too. OSError without one. It sends no password."""
+    opener = urllib.request.OpenerDirector()  # urllib's own would follow redirects, to a server with another clock
+    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+        opener.add_handler(handler())
+    try:
+        bare = urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
+        with opener.open(urllib.request.Request(bare, method=method), timeout=5) as answer:
+            return answer.status, answer.headers, answer.read(64)
+    except (OSError, http.client.HTTPException, ValueError) as fault:  # urllib has the reason inside its own
+        reason = getattr(fault, "reason", None) or f"no answer of a web server ({type(fault).__name__})"
+        raise OSError(str(reason)) from fault
 
 
-def _cgroup_memory() -> int | None:
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            return int(Path(path).read_text())
-    return None
+def _cgroups(controller: str, *files: str) -> Iterator[list[str]]:
+    """The text of ``files`` in each control group (v1 or v2) of this process that has them, up to the machine's."""
+    for line in _OWN_CGROUP.read_text().splitlines() if _OWN_CGROUP.exists() else ():
+        _, names, path = line.split(":", 2)
+        if not names or controller in names.split(","):
+            own = _CGROUPS / (controller if names else "") / path.strip("/")
+            for folder in (own, *own.parents):
+                with contextlib.suppress(OSError):
+                    yield [(folder / name).read_text() for name in files]

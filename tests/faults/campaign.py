@@ -259,7 +259,8 @@ def random_kills(campaign: Campaign) -> Iterator[Row]:
         assert quiet.start().wait() == 0, quiet.said
         wanted = quiet.weights()
     draw, kills, start = random.Random(20261125), 0, time.monotonic()
-    with campaign.run("random", steps=KILL_STEPS, cluster=["max_faults=1000", "survivor_s=2", "restart_pause_s=0"]) as run:
+    hasty = ["max_faults=1000", "survivor_s=2", "restart_pause_s=0"]
+    with campaign.run("random", steps=KILL_STEPS, cluster=hasty) as run:
         run.start()
         while kills < KILLS and not run.ended():
             run.until(lambda: len(run.ranks()) == 2 or run.ended())

@@ -41,13 +41,13 @@ class Record:
         """
         self._config, run_dir = config, config.run.dir
         local = store.is_local(run_dir)
-        folder = store.local_path(run_dir) / rundir.TRACK if local else (
-            cache_root() / "track" / hashlib.sha256(run_dir.encode()).hexdigest()[:32])  # fmt: skip
         key = _read_key(run_dir) if again else None
         if key is None:
-            shutil.rmtree(folder, ignore_errors=True)  # of another run, which left nothing else here
+            if local:  # of another run, which left nothing else here
+                shutil.rmtree(store.local_path(run_dir) / rundir.TRACK, ignore_errors=True)
             key = uuid.uuid4().hex
             store.write_bytes(store.join(run_dir, _KEY), json.dumps({"key": key}).encode() + b"\n")
+        folder = store.local_path(run_dir) / rundir.TRACK if local else cache_root() / "track" / key
         self._saves_metrics = not local
         resolved = configs.dump(config)
         track = config.track

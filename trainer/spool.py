@@ -15,6 +15,7 @@ from typing import Any
 from cluster.retry import named
 
 Entry = dict[str, Any]
+_CHUNK = 1 << 20  # bytes that are read at once
 
 
 class Spool:
@@ -29,9 +30,12 @@ class Spool:
         self._waiting: list[bytes] = []  # lines that a full disk has not taken yet
         with named(str(self.path), "open"):
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
-            self._size = self._read(0).rfind(b"\n") + 1
+            data = self._read(0)
+            self._size = data.rfind(b"\n") + 1
             self._file.truncate(self._size)
-        self._delivered = min(self._noted(), self._size)
+            self._settle()
+        noted = self._noted()
+        self._delivered = noted if noted <= self._size and data[noted - 1 : noted] in (b"", b"\n") else 0
 
     def append(self, entry: Entry) -> None:
         """``entry`` as the last line; handed to the system, not yet to the disk.
@@ -67,6 +71,11 @@ class Spool:
         """Bytes of the lines that are not delivered."""
         return self._size - self._delivered
 
+    @property
+    def unwritten(self) -> int:
+        """Lines that a full disk has not taken."""
+        return len(self._waiting)
+
     def count(self) -> int:
         """Lines that are not delivered."""
         return self.tail().count(b"\n")
@@ -74,16 +83,21 @@ class Spool:
     def tail(self) -> bytes:
         """The lines that are not delivered."""
         with self._lock:
-            return self._read(self._delivered)
+            return self._read(self._delivered) + b"".join(self._waiting)
 
     def next(self, most: int) -> list[tuple[int, Entry]]:
-        """The first lines, at most so many, that are not delivered: (where the line ends, its entry)."""
+        """The first lines, at most so many, that are not delivered: (where the line ends, its entry).
+
+        A crash of the machine may leave a line that is none: its entry is empty.
+        """
         with self._lock:
-            data, end = self._read(self._delivered, 1 << 20), self._delivered
+            end, length, data = self._delivered, _CHUNK, b""
+            while b"\n" not in data and end + len(data) < self._size:  # a line may be longer than that
+                data, length = self._read(end, length), 2 * length
         found = []
-        for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True)[:most]:
-            end += len(line)
-            found.append((end, json.loads(line)))
+        for line in data[: data.rfind(b"\n") + 1].split(b"\n")[:-1][:most]:
+            end += len(line) + 1
+            found.append((end, _entry(line)))
         return found
 
     def delivered(self, end: int) -> None:
@@ -94,14 +108,20 @@ class Spool:
             temporary.write_text(str(end))
             os.replace(temporary, self._note)
 
-    def keep(self, wanted: Callable[[Entry], bool], *, before: bytes = b"") -> None:
-        """Of the lines that are not delivered only those that are ``wanted`` stay; ``before`` come other lines, unless
-        they are there already."""
+    def keep(
+        self, wanted: Callable[[Entry], bool], *, before: bytes = b"", order: Callable[[Entry], Any] | None = None
+    ) -> None:
+        """Of the lines that are not delivered only those that are ``wanted`` stay, and those of ``before`` with them.
+
+        The latter may have waited elsewhere, while others waited here: ``order`` puts all of them in order.
+        """
         with self._lock, named(str(self.path), "write"):
-            own = self._read(self._delivered).splitlines(keepends=True)
-            there = set(own)
-            lines = [line for line in before.splitlines(keepends=True) if line not in there] + own
-            kept = b"".join(line for line in lines if wanted(json.loads(line)))
+            both = before + self._read(self._delivered)
+            lines = {line: _entry(line) for line in both.split(b"\n")}  # a line that is in both once
+            good = [(line, entry) for line, entry in lines.items() if entry and wanted(entry)]
+            if order:
+                good.sort(key=lambda item: order(item[1]))
+            kept = b"".join(line + b"\n" for line, _ in good)
             temporary = self.path.with_suffix(".new")
             with open(temporary, "wb") as file:
                 file.write(kept)
@@ -109,6 +129,7 @@ class Spool:
                 os.fsync(file.fileno())
             self._note.unlink(missing_ok=True)  # first: without it all of the file waits, which is what is meant
             os.replace(temporary, self.path)
+            self._settle()
             self._file.close()
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
             self._size, self._delivered = len(kept), 0
@@ -120,8 +141,24 @@ class Spool:
         self._file.seek(start)
         return self._file.read(most) or b""  # writes go to the end whatever the position is
 
+    def _settle(self) -> None:
+        """The names in the folder outlive a crash of the machine, too."""
+        handle = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
     def _noted(self) -> int:
         try:
             return max(0, int(self._note.read_text()))
         except (OSError, ValueError):
             return 0
+
+
+def _entry(line: bytes) -> Entry:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -67,7 +67,9 @@ class Tracker:
     def reach(self) -> None:
         """TrackError, within seconds, if nobody answers at the host of the URI: MLflow itself would try for long."""
         found = urlsplit(self.uri)
-        if found.scheme in ("http", "https") and found.hostname:
+        # Where a proxy leads to the host, as HTTPS_PROXY and NO_PROXY have it, only a call shows who answers.
+        proxy = requests.utils.select_proxy(self.uri, requests.utils.get_environ_proxies(self.uri, no_proxy=None))
+        if found.scheme in ("http", "https") and found.hostname and not proxy:
             try:
                 port = found.port or (443 if found.scheme == "https" else 80)
                 socket.create_connection((found.hostname, port), timeout=5).close()
@@ -86,28 +88,42 @@ class Tracker:
         self.reach()
         with sentence(f"MLflow at {shown(self.uri)}"):
             self._client = self._client or mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            identifier = _experiment(self._client, experiment, artifact_uri)
-            there = self._client.search_runs([identifier], f"tags.`{_KEY}` = '{key}'", order_by=["start_time ASC"])
-            run = there[0] if there else self._client.create_run(
-                identifier, run_name=name, tags={**tags, _KEY: key})  # fmt: skip
+            if self.id:  # also if it was deleted since: then it is refused, and no other run is made
+                run = self._client.get_run(self.id)
+            else:
+                identifier = _experiment(self._client, experiment, artifact_uri)
+                run = self._keyed(identifier, key)
+                if run is None:
+                    self._client.create_run(identifier, run_name=name, tags={**tags, _KEY: key})
+                    run = self._keyed(identifier, key)
+                assert run, "the run that was just made is found"
+            self._client.update_run(run.info.run_id, status="RUNNING")
             self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
-            if there:
-                self._client.update_run(self.id, status="RUNNING")
-                self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()])
-                # What may differ when a run is taken up again stays as it was first told: MLflow takes no second value.
-                params = {key: value for key, value in params.items() if key not in run.data.params}
-            self._params(params)
+            self.tag(tags)
+            # What may differ when a run is taken up again stays as it was first told: MLflow takes no second value.
+            self._params({key: value for key, value in params.items() if key not in run.data.params})
             found = self._client.get_run(self.id).data.to_proto().metrics
             return {metric.key: metric.step for metric in found}
+
+    def _keyed(self, experiment: str, key: str) -> Any | None:
+        """The run with this key. Where MLflow's client called again for a lost answer there are several: one stays."""
+        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'")
+        first, *more = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)) or [None]
+        for run in more:
+            if not run.data.metrics:
+                self._client.delete_run(run.info.run_id)
+        return first
 
     def send(self, points: Sequence[Point]) -> None:
         """At most MOST points, in one call."""
         with sentence(f"MLflow at {shown(self.uri)}"):
-            self._client.log_batch(self.id, metrics=[Metric(p.key, p.value, p.time, p.step) for p in points])
+            metrics = [Metric(p.key, p.value, p.time, p.step) for p in points]
+            self._client.log_batch(self.id, metrics=metrics, synchronous=True)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         with sentence(f"MLflow at {shown(self.uri)}"):
-            self._client.log_batch(self.id, tags=[RunTag(key, redact(str(value))) for key, value in tags.items()])
+            entries = [RunTag(key, redact(str(value))) for key, value in tags.items()]
+            self._client.log_batch(self.id, tags=entries, synchronous=True)
 
     def attach(self, local: Path, folder: str | None = None) -> None:
         """Copy a local file, or all files of a folder, to the run's artifacts."""
@@ -133,16 +149,24 @@ class Tracker:
                 if fault.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             source = f"{self.artifact_uri}/{folder}"
-            there = [version for version in self._client.search_model_versions(f"run_id = '{self.id}'")
-                     if version.name == model and version.source == source]  # fmt: skip
-            version = there[0] if there else self._client.create_model_version(model, source, self.id)
-            self._client.set_registered_model_alias(model, "candidate", version.version)
-            return str(version.version)
+            if not self._versions(model, source):
+                self._client.create_model_version(model, source, self.id)
+                for again in self._versions(model, source)[1:]:  # MLflow's client called again for a lost answer
+                    self._client.delete_model_version(model, again)
+            version = self._versions(model, source)[0]
+            self._client.set_registered_model_alias(model, "candidate", version)
+            return version
+
+    def _versions(self, model: str, source: str) -> list[str]:
+        """The versions of ``model`` that were made of ``source``, a folder of this run's, oldest first."""
+        found = self._client.search_model_versions(f"run_id = '{self.id}'")
+        numbers = [int(version.version) for version in found if version.name == model and version.source == source]
+        return [str(number) for number in sorted(numbers)]
 
     def _params(self, params: Mapping[str, Any]) -> None:
         entries = [Param(key, str(value)[:6000]) for key, value in params.items()]
         for start in range(0, len(entries), 100):
-            self._client.log_batch(self.id, params=entries[start : start + 100])
+            self._client.log_batch(self.id, params=entries[start : start + 100], synchronous=True)
 
     def end(self, status: str) -> None:
         with sentence(f"MLflow at {shown(self.uri)}"):
@@ -217,12 +241,20 @@ def shown(uri: str) -> str:
 def _experiment(client: Any, name: str, artifact_uri: str | None) -> str:
     """The id of the experiment, made if there is none. ValueError if it keeps its artifacts elsewhere."""
     found = client.get_experiment_by_name(name)
-    if found and artifact_uri and store.absolute(found.artifact_location) != store.absolute(artifact_uri):
+    if not found:
+        try:
+            return str(client.create_experiment(name, artifact_uri))
+        except MlflowException as fault:
+            if fault.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # Another run made it at the same time, or it was made by a call whose answer was lost.
+        found = client.get_experiment_by_name(name)
+    if artifact_uri and store.absolute(found.artifact_location) != store.absolute(artifact_uri):
         raise ValueError(
             f"experiment {name} keeps its artifacts at {found.artifact_location}, not at {artifact_uri}; "
             "give another track.experiment or leave track.artifact_uri out"
         )
-    return str(found.experiment_id if found else client.create_experiment(name, artifact_uri))
+    return str(found.experiment_id)
 
 
 @contextmanager
@@ -233,18 +265,25 @@ def sentence(what: str) -> Iterator[None]:
     except TrackError:
         raise
     except MlflowException as fault:
-        raise TrackError(f"{what}: {' '.join(str(fault.message).split())}", passes=_passes(fault)) from fault
+        raise TrackError(f"{what}: {_line(fault.message)}", passes=_passes(fault)) from fault
     except requests.exceptions.RequestException as fault:
-        raise TrackError(f"{what}: {' '.join(str(fault).split())}", passes=True) from fault
+        raise TrackError(f"{what}: {_line(fault)}", passes=True) from fault
     except Exception as fault:  # a database's faults come as SQLAlchemy's, a missing driver as ImportError
-        if type(fault).__module__.startswith("sqlalchemy") or isinstance(fault, ImportError):
-            text = " ".join(str(fault).split())
-            raise TrackError(f"{what}: {text}", passes="is locked" in text) from fault
+        # Artifacts go to their store past MLflow: a folder's faults are OSError, those of S3 botocore's and boto3's.
+        library = type(fault).__module__.split(".")[0]
+        if library in ("sqlalchemy", "botocore", "boto3") or isinstance(fault, ImportError | OSError):
+            raise TrackError(f"{what}: {_line(fault)}", passes="is locked" in str(fault)) from fault
         raise
+
+
+def _line(fault: object) -> str:
+    """On one line, without the passwords of the URIs that MLflow's messages quote."""
+    return str(redact(" ".join(str(fault).split())))
 
 
 def _passes(fault: MlflowException) -> bool:
     """Whether MLflow was out of reach, or its server had a fault of its own, rather than refused."""
     text = str(fault.message)
     ill = isinstance(fault, RestException) and fault.get_http_status_code() >= 500
-    return ill or any(words in text for words in ("failed with exception", "failed with error code 5", "is locked"))
+    return ill or any(words in text for words in (
+        "failed with exception", "failed with timeout exception", "failed with error code 5", "is locked"))  # fmt: skip

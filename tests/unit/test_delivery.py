@@ -83,6 +83,7 @@ class Tracker:
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
     monkeypatch.setattr(delivery, "Tracker", made.tracker)
+    monkeypatch.setattr(delivery, "_PAUSE_S", 0.02)
     return made
 
 

@@ -35,7 +35,7 @@ _PACKAGES = ("torch", "deepspeed", "ray", "mlflow", "webdataset", "s3fs", "pydan
 _OWN_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _GIB, _OBJECT = 1 << 30, 8 << 20
 _SKEW_S, _WRONG_S, _RANKS_S = 5.0, 300.0, 150.0  # S3 refuses 15 minutes; cluster.bandwidth gives up at 120 s
-_REFUSED = re.compile(r"denied|forbidden|not permitted", re.IGNORECASE)
+_REFUSED = re.compile(r"(?i)^(?!.*\(\w*(Skewed|Signature|AccessKey|Token)\w*\)).*(denied|forbidden|not permitted)")
 
 
 @dataclass(frozen=True)

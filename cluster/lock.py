@@ -1,9 +1,13 @@
 """One process at a time for one folder: flock on a local disk, a lease on an object store.
 
 A lease is an object that its holder writes anew every third of its time to live. No clock but one's own is trusted: a
-lease is dead if it has not changed while *we* watched it for that long. The same host takes the lease of a process of
-its own that is gone at once, and so does whoever has the holder's token, on any host. Stores have no common way to
-write only if nobody else has: the taker writes, waits a moment, and reads whether it was the last to write.
+lease is dead if it has not changed while *we* watched it for that long, and its holder gives it up when it has not been
+able to renew it for as long. So a store may be away for two thirds of that time. The same host takes the lease of a
+process of its own that is gone at once, and so does whoever has the holder's token, on any host.
+
+Every write is of the kind "if it is still what I read" (S3's If-Match and If-None-Match), so that of two takers one is
+refused, and a holder that was stopped cannot write over its successor. A store that does not know such writes is told
+apart by nothing: the taker waits a moment besides, and reads whether it was the last to write.
 """
 
 import contextlib
@@ -18,12 +22,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from cluster import store
 from cluster.process import state_of
 
 _SETTLE_S = 1.0  # between writing a lease and reading whose it is
+_flocked: set[IO[str]] = set()
 
 
 class LockedError(RuntimeError):
@@ -44,8 +49,8 @@ def hold(uri: str, *, name: str = "run.lock", token: str | None = None, ttl_s: f
     """The lock of the folder ``uri``, until the block ends or this process does.
 
     Local: an flock on ``name`` in it, which the kernel frees with the process; it holds between machines where the
-    file system's does (NFSv4). A process that is forked and does not exec keeps it. Elsewhere: a lease of ``ttl_s``,
-    taken over at once where the holder had the same ``token``.
+    file system's does (NFSv4). Processes that are forked do not have it. Elsewhere: a lease of ``ttl_s``, taken over at
+    once where the holder had the same ``token``.
 
     Raises:
         LockedError: another process holds it. StoreError: the folder cannot be written to.
@@ -55,9 +60,15 @@ def hold(uri: str, *, name: str = "run.lock", token: str | None = None, ttl_s: f
         yield lock
 
 
-class _Kept:
+class _Flock:
+    def __init__(self, uri: str, path: Path, file: IO[str]) -> None:
+        self._uri, self._path, self._file = uri, path, file
+
     def check(self) -> None:
-        """The kernel keeps an flock for as long as the process lives."""
+        """The kernel keeps an flock for as long as the process lives; but a folder may be deleted and made anew."""
+        if not _is_at(self._file, self._path):
+            raise LockLostError(f"the lock on {self._uri} is lost: {self._path} was removed or replaced; another run "
+                                "may have it by now")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -76,10 +87,33 @@ def _flock(uri: str, name: str) -> Iterator[Lock]:
             raise LockedError(_refusal(uri, file.read().strip() or "another process")) from fault
         except OSError as fault:
             raise store.StoreError(f"cannot lock {path}: {fault.strerror}") from fault
+        if not _is_at(file, path):  # removed since it was opened
+            raise LockedError(_refusal(uri, "another process"))
         file.truncate(0)
         file.write(_Lease.of_this_process(None, 0).told())
         file.flush()
-        yield _Kept()
+        _flocked.add(file)
+        try:
+            yield _Flock(uri, path, file)
+        finally:
+            _flocked.discard(file)
+
+
+def _let_go() -> None:
+    """In a process that was forked: it would keep the lock of a parent that is dead. The parent's is not touched."""
+    for file in _flocked:
+        file.close()
+    _flocked.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -112,92 +146,124 @@ class _Lease:
         return state_of(self.pid) in ("", "Z", "X") or _started(self.pid) != self.started
 
 
+class _Found(NamedTuple):
+    """What is at a lease's place: ``tag`` None: nothing; ``lease`` None: nothing, or something that we cannot read."""
+
+    lease: _Lease | None
+    tag: str | None
+
+    def is_of(self, mine: _Lease) -> bool:
+        return self.lease is not None and self.lease.holder == mine.holder
+
+    def told(self) -> str:
+        return self.lease.told() if self.lease else "another process"
+
+
 class _LeaseLock:
     """A lease that is ours, and the thread that renews it."""
 
-    def __init__(self, path: str, uri: str, lease: _Lease) -> None:
-        self._path, self._uri, self._lease = path, uri, lease
-        self._renewed, self._fault = _now(), ""
+    def __init__(self, path: str, uri: str, lease: _Lease, tag: str | None, began: float) -> None:
+        self._path, self._uri, self._lease, self._tag = path, uri, lease, tag
+        self._renewed, self._fault = began, ""  # the time before the write: nobody has seen it earlier than that
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        if not self._fault and _now() - self._renewed > self._lease.ttl_s:
-            self._fault = f"it could not be renewed for {_now() - self._renewed:.0f} s"
-        if self._fault:
+        if self._is_lost():
             raise LockLostError(f"the lease on {self._uri} is lost: {self._fault}; another run may have it by now")
 
     def release(self) -> None:
         self._over.set()
-        self._thread.join()
-        with contextlib.suppress(store.StoreError):  # then it dies by itself
-            there = _read(self._path)
-            if there and there.holder == self._lease.holder:
-                store.remove(self._path)
+        self._thread.join(self._lease.ttl_s / 6)
+        if self._thread.is_alive() or self._is_lost():
+            return  # the store is away, and the lease dies by itself; or it is another's
+        with contextlib.suppress(store.StoreError):
+            there = _read(self._path, **self._once())
+            if there.is_of(self._lease):
+                store.swap(self._path, None, there.tag, **self._once())
+
+    def _is_lost(self) -> bool:
+        age = _now() - self._renewed
+        if not self._fault and age > self._lease.ttl_s:
+            self._fault = f"it could not be renewed for {age:.0f} s"
+        return bool(self._fault)
+
+    def _once(self) -> dict[str, Any]:
+        """How to ask the store: many short tries of ours, since those of the store last longer than a lease."""
+        return {"tries": 1, "timeout": self._lease.ttl_s / 6}
 
     def _renew(self) -> None:
-        while not self._over.wait(self._lease.ttl_s / 3) and not self._fault:
+        pause = self._lease.ttl_s / 3
+        while not self._over.wait(pause) and not self._is_lost():
+            began, lease = _now(), replace(self._lease, number=self._lease.number + 1)
             try:
-                there = _read(self._path)
-                if there is None or there.holder != self._lease.holder:
-                    self._fault = f"{there.told() if there else 'somebody'} has taken it"
-                    return
-                began = _now()
-                self._lease = replace(self._lease, number=self._lease.number + 1)
-                _write(self._path, self._lease)
-                self._renewed = began
+                there = _write(self._path, lease, self._tag, **self._once())
             except store.StoreError:
-                continue  # check() counts the time
+                pause = min(1.0, self._lease.ttl_s / 20)
+                continue
+            if there.lease == lease:
+                self._lease, self._tag, self._renewed, pause = lease, there.tag, began, self._lease.ttl_s / 3
+            elif there.is_of(self._lease):  # a try that was not answered came through after all
+                assert there.lease, "it is ours"
+                self._lease, self._tag, pause = there.lease, there.tag, 0.0
+            else:
+                self._fault = f"{there.told()} has taken it" if there.tag else "it was removed"
+                return
 
 
 @contextlib.contextmanager
 def _lease(path: str, uri: str, token: str | None, ttl_s: float) -> Iterator[Lock]:
     mine = _Lease.of_this_process(token, ttl_s)
-    _await_end(path, uri, mine)
-    _write(path, mine)
-    time.sleep(min(_SETTLE_S, ttl_s / 10))
-    there = _read(path)
-    if there is None or there.holder != mine.holder:
-        raise LockedError(_refusal(uri, there.told() if there else "another process"))
-    lock = _LeaseLock(path, uri, mine)
+    tag = _await_end(path, uri, mine)
+    began = _now()
+    there = _write(path, mine, tag)
+    if there.is_of(mine):
+        time.sleep(min(_SETTLE_S, ttl_s / 10))
+        there = _read(path)
+    if not there.is_of(mine):
+        raise LockedError(_refusal(uri, there.told()))
+    lock = _LeaseLock(path, uri, mine, there.tag, began)
     try:
         yield lock
     finally:
         lock.release()
 
 
-def _await_end(path: str, uri: str, mine: _Lease) -> None:
-    """Come back when nobody holds the lease, or it may be taken over. LockedError once its holder shows life."""
+def _await_end(path: str, uri: str, mine: _Lease) -> str | None:
+    """The tag of what may be taken over, None where nothing is there. LockedError once its holder shows life."""
     first = there = _read(path)
-    if first is None or (mine.token_sha256 and first.token_sha256 == mine.token_sha256) or first.is_dead_here():
-        return
-    deadline = _now() + first.ttl_s
-    while _now() < deadline and first.is_dead_here() is None and there == first:
-        time.sleep(min(1.0, first.ttl_s / 10))
+    if first.tag is None or (first.lease and mine.token_sha256 and first.lease.token_sha256 == mine.token_sha256):
+        return first.tag
+    ttl_s = first.lease.ttl_s if first.lease else mine.ttl_s
+    deadline = _now() + ttl_s
+    while there.tag == first.tag:
+        dead = first.lease.is_dead_here() if first.lease else None
+        if dead or _now() >= deadline:
+            return first.tag
+        if dead is False:
+            break
+        time.sleep(min(1.0, ttl_s / 10))
         there = _read(path)
-        if there is None:
-            return
-    if first.is_dead_here() is False or there != first:
-        raise LockedError(_refusal(uri, first.told()))
+        if there.tag is None:
+            return None
+    raise LockedError(_refusal(uri, there.told()))
 
 
-def _read(path: str) -> _Lease | None:
-    """The lease that is there; None if there is none, or what is there is none."""
-    if not store.exists(path):
-        return None
+def _read(path: str, **how: Any) -> _Found:
+    found = store.read_tagged(path, **how)
+    if found is None:
+        return _Found(None, None)
     try:
-        return _Lease(**json.loads(store.read_bytes(path)))
+        return _Found(_Lease(**json.loads(found[0])), found[1])
     except (ValueError, TypeError):
-        return None
-    except store.StoreError:
-        if store.exists(path):
-            raise
-        return None  # it was released meanwhile
+        return _Found(None, found[1])
 
 
-def _write(path: str, lease: _Lease) -> None:
-    store.write_bytes(path, json.dumps(asdict(lease)).encode())
+def _write(path: str, lease: _Lease, tag: str | None, **how: Any) -> _Found:
+    """What is there after ``lease`` was written over what had ``tag``, or was not because that had changed."""
+    new = store.swap(path, json.dumps(asdict(lease)).encode(), tag, **how)
+    return _read(path, **how) if new is None else _Found(lease, new)
 
 
 def _refusal(uri: str, holder: str) -> str:

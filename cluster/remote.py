@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import errno
 import functools
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from cluster.retry import ShortError, attempt, failure
@@ -124,6 +126,72 @@ def abort_uploads(fs: Any, path: str) -> None:
             for left in fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", []):
                 if left["Key"] == key:
                     fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=left["UploadId"])
+
+
+def read_tagged(fs: Any, path: str, timeout: float | None) -> tuple[bytes, str]:
+    """All of a small file, and a tag that another content does not have: S3's ETag, elsewhere a hash."""
+    if not speaks(fs, "s3"):
+        data = fs.cat_file(path)
+        return data, hashlib.sha256(data).hexdigest()
+
+    async def get() -> tuple[bytes, str]:
+        bucket, key, _ = fs.split_path(path)
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
+        async with answer["Body"] as body:
+            return await body.read(), answer["ETag"]
+
+    return _run(fs, asyncio.wait_for(get(), timeout))
+
+
+def swap(fs: Any, path: str, data: bytes | None, tag: str | None, timeout: float | None) -> str | None:
+    """The new tag, once ``data`` is in place of what had ``tag`` (None: of nothing); None if another is there.
+
+    ``data`` None: the file goes, and the answer is "". S3 services refuse by themselves where another was quicker (one
+    that knows no conditions, 501, is asked without). Elsewhere, and for deleting on older Ceph, which passes over the
+    condition, another may come between the look and the write.
+    """
+    bucket, key, _ = fs.split_path(path) if speaks(fs, "s3") else ("", "", "")
+
+    def send(**condition: str) -> str:
+        body, name = ({}, "delete_object") if data is None else ({"Body": data}, "put_object")
+        call = fs._call_s3(name, Bucket=bucket, Key=key, **body, **condition)
+        return str(_run(fs, asyncio.wait_for(call, timeout)).get("ETag", ""))
+
+    # Ceph 16 refuses every ETag in quotes, others may want them: what is refused wrongly is asked again without.
+    ways = [{"IfNoneMatch": "*"}] if tag is None else [{"IfMatch": tag}, {"IfMatch": tag.strip('"')}]
+    for condition in ways if bucket else ():
+        try:
+            return send(**condition)
+        except FileNotFoundError:
+            if tag is None:
+                raise  # no such bucket
+        except OSError as fault:
+            status = _status(fault)
+            if status == HTTPStatus.NOT_IMPLEMENTED:
+                break
+            if status not in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT):
+                raise
+    else:
+        if bucket:
+            return None
+    there = None
+    with contextlib.suppress(FileNotFoundError):
+        there = read_tagged(fs, path, timeout)[1]
+    if there != tag:
+        return None
+    if bucket:
+        return send()
+    if data is None:
+        fs.rm_file(path)
+        return ""
+    fs.pipe_file(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _status(fault: Exception) -> int:
+    """The HTTP status of an S3 service's refusal, which s3fs hands on as an OSError; 0 if it is none."""
+    answer = getattr(fault.__cause__, "response", None) or {}
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _begin(read: Callable[[int], bytes], start: int) -> Future[bytes]:

@@ -23,7 +23,8 @@ from cluster.retry import StoreError, TransientError, named
 from configs import redact
 
 __all__ = ["StoreError", "TransientError", "absolute", "basename", "chunks", "exists", "is_local", "join", "list_files",
-           "local_path", "open_read", "publish", "put_file", "read_bytes", "remove", "sizes", "version", "write_bytes"]
+           "local_path", "open_read", "publish", "put_file", "read_bytes", "read_tagged", "remove", "sizes", "swap",
+           "version", "write_bytes"]
 
 T = TypeVar("T")
 _BUFFER = 4 << 20  # read at a time through open_read
@@ -224,6 +225,25 @@ def remove(uri: str) -> None:
             raise OSError("the store kept some of it")
 
     _attempt(fs, uri, "remove", delete)
+
+
+def read_tagged(uri: str, *, tries: int = retry.TRIES, timeout: float | None = None) -> tuple[bytes, str] | None:
+    """A small remote file and a tag for ``swap``; None if it is not there. ``timeout``: seconds for each try (S3)."""
+    fs, path = _resolve(uri)
+
+    def read() -> tuple[bytes, str] | None:
+        with contextlib.suppress(FileNotFoundError):
+            return remote.read_tagged(fs, path, timeout)
+        return None
+
+    return retry.attempt(uri, "read", read, tries=tries)
+
+
+def swap(uri: str, data: bytes | None, tag: str | None, *, tries: int = retry.TRIES, timeout: float | None = None
+         ) -> str | None:  # fmt: skip
+    """``remote.swap``. None may also be said of what is ours, where an earlier try was done but not answered."""
+    fs, path = _resolve(uri)
+    return retry.attempt(uri, "write", lambda: remote.swap(fs, path, data, tag, timeout), tries=tries)
 
 
 class _File(AbstractBufferedFile):

@@ -275,6 +275,18 @@ def test_a_right_that_is_missing(s3: S3, method: str, key: str, steps: list[str]
     assert bool(s3.objects()) == ("remove" in steps)  # it cleans up where it may
 
 
+@pytest.mark.parametrize("code", [
+    "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "RequestTimeTooSkewed",
+])  # fmt: skip
+def test_keys_that_are_wrong_are_no_missing_right(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    def refuse(uri: str, _: bytes) -> None:
+        raise store.StoreError(f"cannot write {uri}: Forbidden ({code})")
+
+    monkeypatch.setattr(store, "write_bytes", refuse)
+    found = one(doctor.store_round_trip("memory://x"), "FAILED")
+    assert found.what == "store, write" and found.advice.endswith("and the AWS_ variables")
+
+
 def test_stores_that_do_not_work(s3: S3, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = one(doctor.store_round_trip("s3://no-such-bucket-of-ours/x"), "FAILED")
     assert "no-such-bucket-of-ours" in missing.found

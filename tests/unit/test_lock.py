@@ -156,23 +156,23 @@ def test_of_two_that_take_a_lease_together_one_is_refused(s3: S3) -> None:
         ["held", f"{uri} is in use"])  # fmt: skip
 
 
-def test_a_lease_outlives_a_store_that_is_away_for_a_while_and_no_longer(
+def test_a_lease_that_is_not_renewed_in_time_is_lost_for_good_and_left_to_whoever_takes_it(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, clock = f"{s3.uri}/run", [0.0]
     real = lock._now
     monkeypatch.setattr(lock, "_now", lambda: real() + clock[0])
-    with hold(uri, ttl_s=1) as held:
-        def away(*_: object) -> None:
-            raise store.StoreError("away")
-
-        monkeypatch.setattr(lock, "_write", away)
+    with hold(uri, ttl_s=600) as held:
         held.check()
-        clock[0] = 0.9
+        clock[0] = 500.0
         held.check()
-        clock[0] = 90.0
-        with pytest.raises(LockLostError, match=r"could not be renewed for 9\d s; another run may have it by now"):
+        clock[0] = 9000.0
+        with pytest.raises(LockLostError, match=r"could not be renewed for 90\d\d s; another run may have it by now"):
             held.check()
+        clock[0] = 0.0
+        with pytest.raises(LockLostError):
+            held.check()
+    assert store.exists(f"{uri}/run.lock")
 
 
 def test_the_clock_of_the_wall_is_not_looked_at(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,10 +185,52 @@ def test_the_clock_of_the_wall_is_not_looked_at(s3: S3, monkeypatch: pytest.Monk
                 pass
 
 
-def test_a_lease_that_is_none_is_taken(s3: S3) -> None:
-    store.write_bytes(f"{s3.uri}/run/run.lock", b"{not JSON")
+def test_what_is_no_lease_is_watched_and_taken_once_it_is_still(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{s3.uri}/run/run.lock"
+    store.write_bytes(path, b"{not JSON")
     with hold(f"{s3.uri}/run", ttl_s=1) as held:
         held.check()
+    store.write_bytes(path, b'{"of": "a later version"}')
+    monkeypatch.setattr(lock.time, "sleep", lambda _: store.write_bytes(path, b"renewed"))
+    with pytest.raises(LockedError, match="/run is in use by another process; end"):
+        hold(f"{s3.uri}/run", ttl_s=60).__enter__()
+
+
+def test_a_folder_that_was_deleted_and_made_anew_is_another(tmp_path: Path) -> None:
+    uri = str(tmp_path / "run")
+    with hold(uri) as held:
+        held.check()
+        store.remove(uri)
+        with pytest.raises(LockLostError, match=rf"lock on {uri} is lost: {uri}/run.lock was removed or replaced; an"):
+            held.check()
+        with hold(uri) as second:
+            second.check()
+            with pytest.raises(LockLostError):
+                held.check()
+
+
+@pytest.mark.parametrize("kind", ["s3", "memory"])
+def test_a_file_is_swapped_only_for_what_was_read(s3: S3, kind: str) -> None:
+    uri = f"{s3.uri}/x" if kind == "s3" else "memory://swap/x"
+    assert store.read_tagged(uri) is None
+    first = store.swap(uri, b"1", None)
+    assert first and store.read_tagged(uri) == (b"1", first)
+    assert store.swap(uri, b"2", None) is None
+    second = store.swap(uri, b"2", first)
+    assert second and store.swap(uri, b"3", first) is None and store.read_tagged(uri) == (b"2", second)
+    assert store.swap(uri, None, second) == "" and not store.exists(uri)
+    assert store.swap(uri, b"3", second) is None and not store.exists(uri)
+    with pytest.raises(store.StoreError, match="cannot write s3://no-such-bucket-at-all/x: no such file or bucket"):
+        store.swap("s3://no-such-bucket-at-all/x", b"1", None)
+
+
+def test_a_lease_where_the_store_knows_no_conditions() -> None:
+    uri = "memory://lease/run"
+    with hold(uri, ttl_s=1) as held:
+        with pytest.raises(LockedError, match=f"{uri} is in use by process {os.getpid()} on"), hold(uri):
+            pass
+        held.check()
+    assert not store.exists(f"{uri}/run.lock")
 
 
 def test_a_pid_that_another_process_has_now_is_no_holder() -> None:

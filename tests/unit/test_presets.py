@@ -190,7 +190,8 @@ def test_fifty_steps_log_every_loss_and_learn(losses: dict[str, dict[str, list[f
 def test_fifty_steps_end_in_an_export(losses: dict[str, Any], folder: Path, name: str) -> None:
     assert name in losses
     exported = folder / name
-    assert {path.name for path in exported.iterdir()} == {*export.FILES, "train_config.json"}
+    assert {path.name for path in exported.iterdir()} == {
+        *export.FILES, "train_config.json", "checkpoints", "finished.json", "run.lock", "track"}  # fmt: skip
     network = export.load(str(exported))
     assert network(torch.zeros(1, 80, dtype=torch.uint8)).logits_BLV.isfinite().all()
     heads = safetensors.torch.load_file(exported / export.HEADS)

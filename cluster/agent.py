@@ -1,9 +1,10 @@
 """``python -m cluster.agent``: starts the ranks of one node for the supervisor, and never outlives it.
 
-It speaks lines of JSON. Orders on stdin: ``start`` (command, env, first, local, world, address, port), ``signal``
-(number), ``kill``, ``reach`` (address, port). Events on stdout: ``ready`` (host, port), ``reach`` (fault), ``line``
-(rank, text), ``exited`` (rank, code), ``beats`` (rank -> what its heartbeat says, and for how long), ``fault`` (text).
-When stdin ends the supervisor is gone: every rank is killed, and the agent ends.
+It speaks lines of JSON. Orders on stdin: ``start`` (command, env, first, local, world, address, port, silence),
+``signal`` (number), ``kill``, ``reach`` (address, port), ``here``. Events on stdout: ``ready`` (host, port), ``reach``
+(fault, refused), ``line`` (rank, text), ``exited`` (rank, code), ``beats`` (rank -> what its heartbeat says, and for
+how long), ``fault`` (text). When stdin ends the supervisor is gone: every rank is killed, and the agent ends. So it
+does when it has heard nothing for ``silence`` seconds: a network that is cut does not end stdin, for hours.
 
 No rank outlives the agent either: the kernel kills them (PR_SET_PDEATHSIG), also if the agent dies by SIGKILL.
 """
@@ -13,6 +14,7 @@ import ctypes
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +34,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 _BEATS_EVERY_S = 0.5
 _REACH_S = 5.0
+_OPEN_S = 2.0  # how long what a rank has left behind may hold its output open
+_LINE = 1 << 16  # bytes; a longer line is passed on in parts
 
 
 @dataclass
@@ -42,7 +46,8 @@ class _Rank:
     text: bytes = b""  # of a line that has not ended
     beat: heartbeat.Beat = field(default_factory=heartbeat.Beat)
     moved: float = field(default_factory=time.monotonic)  # when its heartbeat was last seen to change
-    ended: bool = False
+    gone: float | None = None  # when its end was seen
+    ended: bool = False  # and told
 
 
 class Agent:
@@ -53,6 +58,7 @@ class Agent:
         self._ranks: dict[int, _Rank] = {}
         self._selector = selectors.DefaultSelector()
         self._orders = b""
+        self._silence: float | None = None
         # The port that the ranks will meet at; held, so that others can try to reach it, until they are started.
         self._held: socket.socket | None = socket.create_server(("", 0))
         self._held.settimeout(0)
@@ -81,6 +87,7 @@ class Agent:
     def _obey(self) -> bool:
         """Carry out the orders that have come; False at the end of stdin."""
         data = os.read(0, 1 << 16)
+        self._stay()
         *lines, self._orders = (self._orders + data).split(b"\n")
         for line in lines:
             order = json.loads(line)
@@ -91,11 +98,14 @@ class Agent:
         return bool(data)
 
     def _do_start(
-        self, command: list[str], env: dict[str, str], first: int, local: int, world: int, address: str, port: int
-    ) -> None:
+        self, command: list[str], env: dict[str, str], first: int, local: int, world: int, address: str, port: int,
+        silence: float | None = None,
+    ) -> None:  # fmt: skip
         if self._held:
             self._held.close()
             self._held = None
+        self._silence = silence
+        self._stay()
         for place in range(local):
             rank = first + place
             beat = self._folder / f"{rank}.heartbeat"
@@ -110,6 +120,20 @@ class Agent:
             assert process.stdout
             self._selector.register(process.stdout, selectors.EVENT_READ, started)
 
+    def _stay(self) -> None:
+        """Wait anew for word of the supervisor. A signal, which comes also while output to nobody blocks us."""
+        signal.setitimer(signal.ITIMER_REAL, self._silence or 0)
+
+    def forsaken(self, *_: object) -> None:
+        """The supervisor is out of reach: leave nothing behind, and tell nobody, since that would block."""
+        for rank in self._ranks.values():
+            _kill_group(rank.process.pid)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(1)
+
+    def _do_here(self) -> None:
+        pass
+
     def _do_signal(self, number: int) -> None:
         for rank in self._ranks.values():
             if rank.process.poll() is None:
@@ -121,9 +145,10 @@ class Agent:
     def _do_reach(self, address: str, port: int) -> None:
         try:
             socket.create_connection((address, port), timeout=_REACH_S).close()
-            tell("reach", fault=None)
+            tell("reach", fault=None, refused=False)
         except OSError as fault:
-            tell("reach", fault=f"it does not reach {address}:{port}: {fault.strerror or fault}")
+            words = f"it does not reach {address}:{port}: {fault.strerror or fault}"
+            tell("reach", fault=words, refused=isinstance(fault, ConnectionRefusedError))
 
     def _listen(self, rank: _Rank) -> None:
         """Pass on whole lines of a rank's output."""
@@ -135,6 +160,8 @@ class Agent:
             self._selector.unregister(pipe)
             pipe.close()
             lines, rank.text = ([rank.text] if rank.text else []), b""
+        if len(rank.text) > _LINE:
+            lines, rank.text = [*lines, rank.text], b""
         for line in lines:
             tell("line", rank=rank.number, text=line.decode(errors="replace").rstrip("\r"))
 
@@ -145,7 +172,12 @@ class Agent:
             code = rank.process.poll()
             if code is None or rank.ended:
                 continue
-            _kill_group(rank.process.pid)  # what it started keeps its output open, and must not outlive it
+            if rank.gone is None:
+                rank.gone = time.monotonic()
+                _kill_group(rank.process.pid)  # what it started must not outlive it
+            if not rank.process.stdout.closed and time.monotonic() - rank.gone > _OPEN_S:
+                self._selector.unregister(rank.process.stdout)  # held by what has left its group
+                rank.process.stdout.close()
             if rank.process.stdout.closed:
                 rank.ended = True
                 self._tell_beats()
@@ -163,9 +195,10 @@ class Agent:
         tell("beats", beats=beats)
 
     def _kill(self) -> None:
-        for rank in self._ranks.values():
+        left = [rank for rank in self._ranks.values() if rank.gone is None]  # other pids may be another's by now
+        for rank in left:
             _kill_group(rank.process.pid)
-        for rank in self._ranks.values():
+        for rank in left:
             rank.process.wait()
 
 
@@ -211,7 +244,9 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the supervisor says when to stop
         signal.signal(number, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="dna-agent-") as folder:
-        Agent(Path(folder)).run()
+        agent = Agent(Path(folder))
+        signal.signal(signal.SIGALRM, agent.forsaken)
+        agent.run()
 
 
 if __name__ == "__main__":

@@ -1,69 +1,31 @@
 """One attempt to run the ranks on given nodes: start, watch, stop; and why it ended, in a sentence."""
 
-import json
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.config import ClusterConfig
-from cluster.nodes import Link, NodeLost, Nodes, Place
+from cluster.nodes import Member, NodeLost, Nodes, Place, close_all, reach
 from cluster.process import EXIT_OK, EXIT_PREEMPTED, EXIT_USAGE, LOST_PEERS
 
 READY_S = 60.0  # for an agent to start
-_REACH_S = 10.0
 _PAUSE_S = 0.05
+_HERE_S = 5.0  # between words to the agents, so that they know of us
+_FORSAKEN_S = 60.0  # without a word of us, an agent on another host ends its ranks
+_ASLEEP_S = 10.0  # after which we, and not an agent, were silent: Ctrl-Z, for one
 _KILLED_S = 30.0  # for the kernel to end what was killed
+_ENDS = {EXIT_OK, EXIT_PREEMPTED}  # of ranks to which nothing happened
 Stop = Literal["", "save", "now"]  # whether ranks are to go on, to save and end, or to end
 
 
-@dataclass
-class Member:
-    """A node with its agent; ``first``, ``local``: its ranks, once there is a world."""
-
-    place: Place
-    link: Link
-    port: int = 0
-    first: int = 0
-    local: int = 0
-    heard: float = field(default_factory=time.monotonic)
-    lost: str | None = None
-    kept: list[dict[str, Any]] = field(default_factory=list)  # events that came while another was waited for
-
-    def events(self) -> list[dict[str, Any]]:
-        """What its agent has told since the last call. NodeLost once it is gone."""
-        kept, self.kept = self.kept, []
-        if kept:
-            return kept
-        found = [json.loads(line) for line in self.link.receive()]
-        if found:
-            self.heard = time.monotonic()
-        return found
-
-    def order(self, do: str, **more: Any) -> None:
-        self.link.send(json.dumps({"do": do, **more}))
-
-    def await_event(self, name: str, seconds: float) -> dict[str, Any]:
-        """The next event called ``name``; others are kept for ``events``. NodeLost if it does not come."""
-        deadline = time.monotonic() + seconds
-        others: list[dict[str, Any]] = []
-        while time.monotonic() < deadline:
-            found = self.events()
-            for place, event in enumerate(found):
-                if event["event"] == name:
-                    self.kept = [*others, *found[:place], *found[place + 1 :]]
-                    return event
-            others += found
-            time.sleep(_PAUSE_S)
-        self.kept += others
-        raise NodeLost(f"{self.place.name}: its agent has not answered for {seconds:g} s")
-
-
-def muster(nodes: Nodes, places: Sequence[Place]) -> tuple[list[Member], list[str]]:
+def muster(
+    nodes: Nodes, places: Sequence[Place], *, stop: Callable[[], object] = bool
+) -> tuple[list[Member], list[str]]:
     """(nodes whose agents answer and that reach the first of them, why each other is left out)."""
 
     def connect(place: Place) -> Member | str:
@@ -72,7 +34,7 @@ def muster(nodes: Nodes, places: Sequence[Place]) -> tuple[list[Member], list[st
         except NodeLost as lost:
             return str(lost)
         try:
-            member.port = member.await_event("ready", READY_S)["port"]
+            member.port = member.await_event("ready", READY_S, stop)["port"]
         except NodeLost as lost:
             member.link.close()
             return str(lost)
@@ -86,26 +48,14 @@ def muster(nodes: Nodes, places: Sequence[Place]) -> tuple[list[Member], list[st
     for head in members:
         others = [member for member in members if member is not head]
         with ThreadPoolExecutor(max(1, len(others))) as pool:
-            faults = list(pool.map(lambda member, head=head: reach(member, head), others))
+            faults = list(pool.map(lambda member, head=head: reach(member, head, listens=True, stop=stop), others))
         found = [head, *(member for member, fault in zip(others, faults, strict=True) if fault is None)]
         if len(found) > len(best[0]):
             best = found, [fault for fault in faults if fault]
         if len(found) == len(members):
             break
-    for member in members:
-        if member not in best[0]:
-            member.link.close()
+    close_all(member for member in members if member not in best[0])
     return best[0], left_out + best[1]
-
-
-def reach(member: Member, head: Member, port: int | None = None) -> str | None:
-    """Why ``member`` cannot be used together with ``head``: it does not reach its port, or does not answer."""
-    try:
-        member.order("reach", address=head.place.address, port=port or head.port)
-        fault = member.await_event("reach", _REACH_S)["fault"]
-    except NodeLost as lost:
-        return str(lost)
-    return f"{member.place.name}: {fault}" if fault else None
 
 
 @dataclass(frozen=True)
@@ -136,29 +86,47 @@ class Attempt:
     def run(self, command: Sequence[str], env: dict[str, str], stop: Callable[[], Stop]) -> Outcome:
         """Start the ranks and stay until all have ended; ``stop`` is asked all the time."""
         head, world, told = self._members[0], len(self._of), False
+        silence = None if self._config.launch.kind == "local" else _FORSAKEN_S  # a local agent sees our end at once
         for member in self._members:
             self._tell(member, "start", command=list(command), env=env, first=member.first, local=member.local,
-                       world=world, address=head.place.address, port=head.port)  # fmt: skip
+                       world=world, address=head.place.address, port=head.port, silence=silence)  # fmt: skip
+        alone, looked, here = False, time.monotonic(), time.monotonic()
         while len(self._codes) < world:
+            now = time.monotonic()
+            if now - looked > _ASLEEP_S:
+                for member in self._members:
+                    member.heard = now
+            looked = now
+            if now - here > _HERE_S:
+                here = now
+                for member in self._members:
+                    self._tell(member, "here")
             for member in self._members:
                 self._hear(member)
             wish = stop()
             if wish and not told:
                 told = True
-                self._deadline = time.monotonic() + self._config.grace_s
+                self._limit(self._config.grace_s)
                 for member in self._members:
                     self._tell(member, "signal", number=int(signal.SIGTERM))
             if wish == "now":
                 self._deadline = 0.0
-            if self._deadline is None and any(code != EXIT_OK for code in self._codes.values()):
-                patient = all(code in (EXIT_OK, EXIT_PREEMPTED) for code in self._codes.values())
-                self._deadline = time.monotonic() + (self._config.grace_s if patient else self._config.survivor_s)
+            if any(code != EXIT_OK for code in self._codes.values()):
+                self._limit(self._config.grace_s)
+            if not alone and not set(self._codes.values()) <= _ENDS:
+                alone = True  # a rank is missing: no checkpoint can be finished any more
+                self._limit(self._config.survivor_s)
             if self._deadline is None and (hang := self._hang()):
                 self._cause, self._deadline = hang, 0.0
             if self._deadline is not None and time.monotonic() > self._deadline:
                 self._kill()
             time.sleep(_PAUSE_S)
         return self._outcome(told)
+
+    def _limit(self, seconds: float) -> None:
+        """The ranks get so long, or what is left of the time that they had."""
+        if self._deadline is None or self._deadline > time.monotonic() + seconds:
+            self._deadline = time.monotonic() + seconds
 
     def _tell(self, member: Member, do: str, **more: Any) -> None:
         try:
@@ -217,10 +185,12 @@ class Attempt:
         behind = min(running, key=lambda rank: (not running[rank]["stopped"], running[rank]["collectives"],
                                                 running[rank]["inside"], rank))  # fmt: skip
         beat, node = running[behind], self._of[behind].place.name
-        alike = {(other["collectives"], other["inside"], other["stopped"]) for other in running.values()}
-        cut = self._cut_off() if len(self._members) > 1 and len(alike) == 1 else []
-        if cut:
-            return f"no rank has moved for {beat['still_s']:.0f} s: {'; '.join(fault for fault, _ in cut)}", cut[0][1]
+        alike = {(other["collectives"], other["inside"], other["label"]) for other in running.values()}
+        if len(self._members) > 1 and not beat["stopped"] and (cut := self._cut_off()):
+            return f"no rank has moved for {beat['still_s']:.0f} s: {'; '.join(cut.values())}", self._cut_node(cut)
+        if len(running) > 1 and len(alike) == 1 and beat["inside"] and not beat["stopped"]:
+            return (f"all {len(running)} ranks wait in {beat['label']} (collective {beat['collectives']}): step "
+                    f"{beat['step']}, no move for {beat['still_s']:.0f} s"), None  # fmt: skip
         where = f"{'inside' if beat['inside'] else 'after'} {beat['label'] or 'nothing'}"
         waiting = Counter(other["label"] for rank, other in running.items() if rank != behind and other["inside"])
         how = "is stopped (SIGSTOP)" if beat["stopped"] else "hangs"
@@ -230,12 +200,17 @@ class Attempt:
             what += f"; {count} of {len(running)} ranks wait in {label}"
         return what, node
 
-    def _cut_off(self) -> list[tuple[str, str]]:
-        """(fault, name) of the nodes that the first one is out of reach for."""
+    def _cut_off(self) -> dict[str, str]:
+        """Nodes that do not reach the first one, and why."""
         head, *others = self._members
         with ThreadPoolExecutor(len(others)) as pool:
-            faults = list(pool.map(lambda member: reach(member, head), others))
-        return [(fault, member.place.name) for fault, member in zip(faults, others, strict=True) if fault]
+            faults = list(pool.map(lambda member: reach(member, head, listens=False), others))
+        return {member.place.name: fault for fault, member in zip(faults, others, strict=True) if fault}
+
+    def _cut_node(self, cut: Container[str]) -> str:
+        """The node to put it down to: the first one, where several others do not reach it, and none does."""
+        head, *others = (member.place.name for member in self._members)
+        return head if len(others) > 1 and all(name in cut for name in others) else next(n for n in others if n in cut)
 
     def _kill(self) -> None:
         running = set(self._of) - set(self._codes)
@@ -259,11 +234,10 @@ class Attempt:
         if EXIT_USAGE in codes:
             return Outcome("usage", saved=saved)
         lost = len(self._killed & set(self._of))
-        if told:
-            cause = f"{lost} ranks had to be killed: what came after the last checkpoint is lost" if lost else ""
-            return Outcome("stopped", cause, saved=saved)
-        if codes <= {EXIT_OK, EXIT_PREEMPTED}:
+        if codes <= _ENDS:
             return Outcome("stopped", saved=saved)
+        if told and lost and not self._cause and codes <= _ENDS | {-int(signal.SIGKILL)}:
+            return Outcome("fault", f"{lost} ranks had to be killed", saved=saved)
         cause, node = self._cause or self._first_fault()
         return Outcome("fault", cause, node, saved)
 
@@ -275,8 +249,10 @@ class Attempt:
             first = next(iter(self._codes))
             name = self._of[first].place.name
             return f"rank {first} on {name} ended by itself, and others had to be killed", name
-        by_signal = [rank for rank in own if self._codes[rank] < 0]
-        alone = [rank for rank in own if not self._words.get(rank, "").startswith(f"error: {LOST_PEERS}")]
+        # Not those that lost the others; some libraries end a process for that, by SIGABRT.
+        alone = [rank for rank in own if self._codes[rank] != -signal.SIGABRT
+                 and not self._words.get(rank, "").startswith(f"error: {LOST_PEERS}")]  # fmt: skip
+        by_signal = [rank for rank in alone if self._codes[rank] < 0]
         rank = (by_signal or alone or own)[0]
         code, step, name = self._codes[rank], self._beats.get(rank, {}).get("step", 0), self._of[rank].place.name
         if code < 0:

@@ -1,6 +1,7 @@
 """Nodes as the supervisor sees them, and those that a process reaches: this machine, and hosts by a command."""
 
 import contextlib
+import json
 import queue
 import re
 import shlex
@@ -9,16 +10,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from configs import ConfigError
 
-_HOST = re.compile(r"(?P<name>\S+)(\s+slots=(?P<slots>\d+))?")
+_HOST = re.compile(r"(?P<name>\w[\w.:-]*)(\s+slots=(?P<slots>\d+))?")  # no option of the remote command
 AGENT = ("-m", "cluster.agent")
 _PATIENCE = 15.0  # seconds that an agent gets to end its ranks and itself
+_REACH_S = 10.0
+_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,11 @@ class HostNodes:
         self._directory = str(Path(directory or ".").absolute())
 
     def places(self) -> list[Place]:
-        return [Place(name, _address(name), self._slots or slots) for name, slots in self._hosts.items()]
+        addresses = {name: _address(name) for name in self._hosts}
+        # This host's own name is 127.0.1.1 on many; the others need the address by which this one reaches them.
+        away = next((address for address in addresses.values() if not address.startswith("127.")), None)
+        return [Place(name, _own_address(away) if away and addresses[name].startswith("127.") else addresses[name],
+                      self._slots or slots) for name, slots in self._hosts.items()]  # fmt: skip
 
     def connect(self, place: Place) -> Link:
         reach = [word.replace("{host}", place.name) for word in shlex.split(self._remote)]
@@ -101,6 +110,73 @@ class HostNodes:
 
     def close(self) -> None:
         pass
+
+
+@dataclass
+class Member:
+    """A node with its agent; ``first``, ``local``: its ranks, once there is a world."""
+
+    place: Place
+    link: Link
+    port: int = 0
+    first: int = 0
+    local: int = 0
+    heard: float = field(default_factory=time.monotonic)
+    lost: str | None = None
+    kept: list[dict[str, Any]] = field(default_factory=list)  # events that came while another was waited for
+
+    def events(self) -> list[dict[str, Any]]:
+        """What its agent has told since the last call. NodeLost once it is gone."""
+        kept, self.kept = self.kept, []
+        if kept:
+            return kept
+        lines = self.link.receive()
+        if lines:
+            self.heard = time.monotonic()
+        found = []
+        for line in lines:  # a remote shell may say something of its own, and a link may break within a line
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return [event for event in found if isinstance(event, dict) and "event" in event]
+
+    def order(self, do: str, **more: Any) -> None:
+        self.link.send(json.dumps({"do": do, **more}))
+
+    def await_event(self, name: str, seconds: float, stop: Callable[[], object] = bool) -> dict[str, Any]:
+        """The next event called ``name``; others are kept for ``events``. NodeLost if it does not come."""
+        deadline = time.monotonic() + seconds
+        others: list[dict[str, Any]] = []
+        while time.monotonic() < deadline and not stop():
+            found = self.events()
+            for place, event in enumerate(found):
+                if event["event"] == name:
+                    self.kept = [*others, *found[:place], *found[place + 1 :]]
+                    return event
+            others += found
+            time.sleep(_PAUSE_S)
+        self.kept += others
+        raise NodeLost(f"{self.place.name}: its agent has not answered for {seconds:g} s")
+
+
+def reach(member: Member, head: Member, *, listens: bool, stop: Callable[[], object] = bool) -> str | None:
+    """Why ``member`` cannot be used together with ``head``: it does not reach its port, or does not answer.
+
+    Where not even the agent ``listens`` there, a refusal shows that the network is whole.
+    """
+    try:
+        member.order("reach", address=head.place.address, port=head.port)
+        told = member.await_event("reach", _REACH_S, stop)
+    except NodeLost as lost:
+        return str(lost)
+    whole = told["fault"] is None or (told["refused"] and not listens)
+    return None if whole else f"{member.place.name}: {told['fault']}"
+
+
+def close_all(members: Iterable[Member]) -> None:
+    """Their agents end, all at once: one that does not answer is waited for."""
+    links = [member.link for member in members]
+    with ThreadPoolExecutor(max(1, len(links))) as pool:
+        list(pool.map(lambda link: link.close(), links))
 
 
 def read_hostfile(path: str) -> dict[str, int]:
@@ -210,3 +286,11 @@ def _address(name: str) -> str:
         return socket.gethostbyname(name)
     except OSError:
         return name  # what connects to it says what is wrong
+
+
+def _own_address(away: str) -> str:
+    """Of this host, on the way to ``away``."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((away, 9))  # sends nothing
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"

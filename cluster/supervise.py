@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import configs
 from cluster import process
-from cluster.attempt import READY_S, Attempt, Member, Outcome, Stop, muster, reach
+from cluster.attempt import READY_S, Attempt, Outcome, Stop, muster
 from cluster.config import ClusterConfig, Launch
-from cluster.nodes import HostNodes, LocalNodes, NodeLost, Nodes, Place
+from cluster.nodes import HostNodes, LocalNodes, Member, NodeLost, Nodes, Place, close_all, reach
 from cluster.ray_nodes import RayNodes
 from configs import ConfigError
 
@@ -57,42 +57,45 @@ class Supervisor:
         while True:
             members, world = self._gather()
             if self._code:
-                for member in members:
-                    member.link.close()
+                close_all(members)
                 return self._told("nothing was running")
             outcome = self._attempt(members, world)
             if outcome.kind == "done":
                 return process.EXIT_OK
             if outcome.kind == "usage":
                 return process.EXIT_USAGE
+            lost = ": what came after the last checkpoint is lost"
             if self._code:
-                return self._told(outcome.cause or "the state is saved")
-            if outcome.kind == "stopped":
+                return self._told(outcome.cause + lost if outcome.cause else "the state is saved")
+            progress = outcome.saved > newest
+            newest = max(newest, outcome.saved)
+            if outcome.kind == "stopped" and (self._grow or progress):
                 _say("the ranks have saved and ended; starting anew")
                 continue
-            faults, newest = (0 if outcome.saved > newest else faults) + 1, max(newest, outcome.saved)
+            cause = outcome.cause or "the ranks were told to stop, not by the supervisor, and had nothing new to save"
+            faults, blamed = (1, "") if progress else (faults + 1, blamed)
             if faults >= self._config.max_faults:
-                raise RuntimeError(f"{faults} faults on end without a newer checkpoint than that of step {newest}; the "
-                                   f"last: {outcome.cause}")  # fmt: skip
+                since = f"that of step {newest}" if newest else "any from before"
+                raise RuntimeError(f"{faults} faults on end without a newer checkpoint than {since}; the last: {cause}")
             if outcome.node and outcome.node == blamed and len(self._trusted()) > self._config.min_nodes:
                 self._distrusted.add(outcome.node)
                 _say(f"{outcome.node} is left out from now on: {_TWICE} faults on end were its")
             blamed = "" if outcome.node == blamed else outcome.node or ""
             pause = min(_MOST_PAUSE_S, self._config.restart_pause_s * 2 ** (faults - 1))
-            _say(f"{outcome.cause}; starting anew in {pause:g} s, from the checkpoint of step {newest}")
+            since = f"the checkpoint of step {newest}" if newest else "what was saved before, if anything was"
+            _say(f"{cause}; starting anew in {pause:g} s, from {since}")
             self._sleep(pause)
 
     def _gather(self) -> tuple[list[Member], int]:
         """Nodes with their ranks, and the number of ranks. RuntimeError if there are too few nodes for too long."""
         deadline, told = time.monotonic() + self._config.wait_for_nodes_s, False
         while True:
-            members, left_out = muster(self._nodes, self._trusted())
+            members, left_out = muster(self._nodes, self._trusted(), stop=lambda: self._code)
             if self._code:
                 return members, 0
             if len(members) >= self._config.min_nodes:
                 break
-            for member in members:
-                member.link.close()
+            close_all(members)
             why = f"{len(members)} nodes answer and min_nodes is {self._config.min_nodes}" + "".join(
                 f"; {fault}" for fault in left_out)  # fmt: skip
             if time.monotonic() > deadline:
@@ -104,8 +107,7 @@ class Supervisor:
         try:
             world = self._fit(sum(member.place.slots for member in members))
         except BaseException:
-            for member in members:
-                member.link.close()
+            close_all(members)
             raise
         used, first = [], 0
         for member in members:
@@ -113,8 +115,7 @@ class Supervisor:
             first += member.local
             if member.local:
                 used.append(member)
-            else:
-                member.link.close()
+        close_all(member for member in members if not member.local)
         names = ", ".join(f"{member.place.name} ({member.local})" for member in used)
         _say(f"{world} ranks on {len(used)} nodes: {names}" + "".join(f"; left out: {fault}" for fault in left_out))
         return used, world
@@ -129,8 +130,7 @@ class Supervisor:
             return Attempt(self._config, members, _say).run(command, self._env, self._wish)
         finally:
             over.set()
-            for member in members:
-                member.link.close()
+            close_all(members)
             looking.join()
 
     def _wish(self) -> Stop:
@@ -144,26 +144,26 @@ class Supervisor:
         while not over.wait(self._config.probe_every_s):
             back = [place for place in self._trusted() if place.name not in used]
             for place in back:
-                if self._answers(place, members[0]):
+                if self._answers(place, members[0], over):
                     since.setdefault(place.name, time.monotonic())
                 else:
                     since.pop(place.name, None)
             steady = [place for place in back
                       if time.monotonic() - since.get(place.name, time.monotonic()) >= self._config.rejoin_after_s
                       and place.name in since]  # fmt: skip
-            if steady and not over.is_set() and self._fit(have + sum(place.slots for place in steady)) > world:
+            if steady and not over.is_set() and self._room(have + sum(place.slots for place in steady)) > world:
                 _say(f"{', '.join(place.name for place in steady)} can be used again: saving, to start anew with more")
                 self._grow = True
                 return
 
-    def _answers(self, place: Place, head: Member) -> bool:
+    def _answers(self, place: Place, head: Member, over: threading.Event) -> bool:
         try:
             member = Member(place, self._nodes.connect(place))
         except NodeLost:
             return False
         try:
-            member.await_event("ready", READY_S)
-            return reach(member, head) is None
+            member.await_event("ready", READY_S, over.is_set)
+            return reach(member, head, listens=False, stop=over.is_set) is None
         except NodeLost:
             return False
         finally:
@@ -172,12 +172,22 @@ class Supervisor:
     def _trusted(self) -> list[Place]:
         return [place for place in self._nodes.places() if place.name not in self._distrusted]
 
+    def _room(self, at_most: int) -> int:
+        """As ``_fit``, while ranks run: what cannot be found out now is no reason to stop them."""
+        try:
+            return self._fit(at_most)
+        except (ConfigError, RuntimeError, OSError) as fault:
+            _say(f"not grown: {fault}")
+            return 0
+
     def _fit(self, at_most: int) -> int:
         """The largest number of ranks that the training config allows. ConfigError as the command has it."""
         if at_most not in self._fitting:
             command = [sys.executable, *self._config.fit, "--at-most", str(at_most), *self._arguments]
+            launch = self._config.launch  # its directory is on the nodes, which other hosts share or do not
             found = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-                                   cwd=self._config.launch.directory, start_new_session=True)  # fmt: skip
+                                   cwd=launch.directory if launch.kind == "local" else None,
+                                   start_new_session=True)  # fmt: skip
             words = found.stderr.strip().removeprefix("error: ")
             if found.returncode == process.EXIT_USAGE:
                 raise ConfigError(words)
@@ -222,7 +232,12 @@ def main(arguments: list[str]) -> int:
         if not dashes:
             raise ConfigError("the training command's arguments are missing: -- --config configs/train/NAME.yaml ...")
         config = configs.load(ClusterConfig, args.config, args.overrides)
-        return Supervisor(config, rest, open_nodes(config.launch)).run()
+        nodes = open_nodes(config.launch)
+        # A Ray cluster may grow; what a file lists, and this machine, do not.
+        if config.launch.kind != "ray" and (there := len(nodes.places())) < config.min_nodes:
+            where = config.launch.hostfile or "this machine alone"
+            raise ConfigError(f"min_nodes: {config.min_nodes} is more than the {there} of {where}")
+        return Supervisor(config, rest, nodes).run()
 
     return process.exit_code(run, debug=args.debug)
 

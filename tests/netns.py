@@ -22,20 +22,21 @@ class Hosts:
 
     def cut(self, name: str) -> None:
         """Nothing reaches the host any more, nor gets out of it; packets are lost without a word."""
-        _ip("link", "set", self._link(name), "down")
+        _ip("link", "set", self.link(name), "down")
 
     def mend(self, name: str) -> None:
-        _ip("link", "set", self._link(name), "up")
+        _ip("link", "set", self.link(name), "up")
 
     def slow(self, name: str, rate: str | None) -> None:
         """What goes to the host passes at ``rate``, such as 2mbit; None ends it."""
-        link = self._link(name)
+        link = self.link(name)
         if rate:
             _run("tc", "qdisc", "add", "dev", link, "root", "tbf", "rate", rate, "burst", "32kbit", "latency", "400ms")
         else:
             _run("tc", "qdisc", "del", "dev", link, "root")
 
-    def _link(self, name: str) -> str:
+    def link(self, name: str) -> str:
+        """The switch's end of the host's cable."""
         return f"{self.bridge}p{self.names.index(name)}"
 
 
@@ -65,7 +66,8 @@ def hosts(count: int) -> Iterator[Hosts]:
             _ip("-n", name, "link", "set", "lo", "up")
         yield made
     finally:
-        for name in made.names:
+        for name in made.names:  # the link first: a namespace lives on while a socket in it has something to send
+            _ip("link", "del", made.link(name), check=False)
             _ip("netns", "del", name, check=False)
         _ip("link", "del", bridge, check=False)
 

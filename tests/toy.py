@@ -1,9 +1,11 @@
 """A program that plays the training for tests of the supervisor: steps, checkpoints, heartbeats, and faults to order.
 
 ``python tests/toy.py DIR key=value ...``: steps=N, once=WHAT:RANK:STEP (what befalls that rank there, the first time
-only), always=WHAT (what befalls all ranks at once), fits=A,B (numbers of ranks that are allowed).
+only), always=WHAT (what befalls all ranks at once), fits=A,B (numbers of ranks that are allowed),
+pause=SECONDS of a step, disk=full (when it is told to stop).
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -38,13 +40,39 @@ def befall(what: str) -> None:
         sys.exit(75)
 
 
-def wait_for_all(folder: Path, rank: int, world: int, step: int) -> None:
-    """A collective over files: it ends when every rank is here."""
-    with heart.inside("all_reduce"):
-        (folder / f"at-{rank}").write_text(str(step))
-        while any(int((folder / f"at-{other}").read_text() or 0) < step for other in range(world)
-                  if (folder / f"at-{other}").exists()):  # fmt: skip
-            time.sleep(0.005)
+class Peers:
+    """A collective over the network, by way of rank 0, which listens where the ranks' store would."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self.sockets: list[socket.socket] = []
+        self._server = socket.create_server(("", port)) if rank == 0 else None
+        if self._server:
+            self.sockets = [self._server.accept()[0] for _ in range(world - 1)]
+        else:
+            while not self.sockets:
+                with contextlib.suppress(ConnectionRefusedError):
+                    self.sockets = [socket.create_connection((address, port), timeout=60)]
+                    self.sockets[0].settimeout(None)
+        self._first = rank == 0
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank."""
+        with heart.inside("all_reduce"):
+            try:
+                if self._first:
+                    mine = any([mine, *(self._read(peer) for peer in self.sockets)])
+                for peer in self.sockets:
+                    peer.sendall(b"1" if mine else b"0")
+                return mine if self._first else self._read(self.sockets[0])
+            except OSError as fault:
+                print(f"error: lost its peers in all_reduce: {fault}", file=sys.stderr, flush=True)
+                sys.exit(1)
+
+    def _read(self, peer: socket.socket) -> bool:
+        if not (byte := peer.recv(1)):
+            raise ConnectionResetError("connection closed")
+        return byte == b"1"
 
 
 def main(arguments: list[str]) -> int:
@@ -60,13 +88,13 @@ def main(arguments: list[str]) -> int:
         return 0
     folder, rank, world = Path(arguments[0]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     told: list[int] = []
-    meeting = socket.create_server(("", int(os.environ["MASTER_PORT"]))) if rank == 0 else None  # as the ranks' store
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+    peers = Peers(rank, world)
     checkpoint, step = folder / "checkpoint", 0
     if checkpoint.exists():
         step = int(checkpoint.read_text())
+    peers.any(False)  # all have read it
     heart.saved(step)
-    (folder / f"at-{rank}").write_text(str(step))
     if rank == 0:
         print(f"world {world} from {step}", file=sys.stderr, flush=True)
     if "always" in given:
@@ -79,18 +107,21 @@ def main(arguments: list[str]) -> int:
         if (rank, step) == (int(who), int(when)) and not mark.exists():
             mark.write_text("")
             befall(what)
-        wait_for_all(folder, rank, world, step)
+        stopping = peers.any(bool(told))
         time.sleep(float(given.get("pause", "0.01")))
-        if step % EVERY == 0 or told:
+        if step % EVERY == 0 or stopping:
+            if stopping and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+                befall("hang")
+            if stopping and given.get("disk") == "full":
+                print("error: no space left on the disk", file=sys.stderr, flush=True)
+                return 1
             if rank == 0:
                 new = folder / "new"
                 new.write_text(str(step))
                 new.replace(checkpoint)
             heart.saved(step)
-            if told:
+            if stopping:
                 return 75
-    if meeting:
-        meeting.close()
     return 0
 
 

@@ -112,7 +112,7 @@ def test_repeated_faults_end_it_with_their_cause(supervise: Callable[..., Superv
     run = supervise("steps=20", "always=fail", cluster=("max_faults=3",))
     assert run.wait() == 1
     assert run.said.count("supervisor: 2 ranks") == 3
-    assert "error: 3 faults on end without a newer checkpoint than that of step 0; the last: rank" in run.said
+    assert "error: 3 faults on end without a newer checkpoint than any from before; the last: rank" in run.said
     assert run.said.rstrip().endswith("ended with code 1: the data are wrong in row 7 (step 0)")
 
 
@@ -182,6 +182,27 @@ def test_nothing_outlives_a_supervisor_or_an_agent_that_is_killed(
     run.until(lambda: run.left() == [])
 
 
+def test_told_to_stop_it_does_not_claim_what_could_not_be_saved(
+    supervise: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    run = supervise("steps=5000", "disk=full")
+    run.until(lambda: (tmp_path / "run/checkpoint").exists())
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 75
+    sentence = (r"supervisor: told to stop; rank [01] on localhost ended with code 1: no space left on the disk "
+                r"\(step \d+\): what came after the last checkpoint is lost; the same command goes on")  # fmt: skip
+    assert re.search(sentence, run.said), run.said
+    assert "is saved" not in run.said
+
+
+def test_ranks_that_always_stop_by_themselves_are_faults(supervise: Callable[..., Supervisor]) -> None:
+    """Each of them ends with 75; started anew for ever, they would come to nothing."""
+    run = supervise("steps=20", "always=preempt", cluster=("max_faults=3",))
+    assert run.wait() == 1
+    assert "error: 3 faults on end without a newer checkpoint than any from before; the last: the ranks were told to " \
+        "stop, not by the supervisor, and had nothing new to save" in run.said
+
+
 def test_ranks_that_nobody_told_to_stop_are_started_anew(supervise: Callable[..., Supervisor]) -> None:
     run = supervise("steps=12", "once=preempt:0:6", cluster=("grace_s=0.3",))
     assert run.wait() == 0, run.said
@@ -225,6 +246,8 @@ def test_arguments_that_are_missing_or_wrong() -> None:
     assert (code, "arguments are missing: -- --config" in words) == (2, True)
     code, words = said("train", "--config", "configs/cluster/local.yaml", "max_falts=1", "--", "x")
     assert (code, "max_falts: unknown key, did you mean 'max_faults'?" in words) == (2, True)
+    code, words = said("train", "--config", "configs/cluster/local.yaml", "min_nodes=2", "--", "x")
+    assert (code, "min_nodes: 2 is more than the 1 of this machine alone" in words) == (2, True)
     assert said("trian")[0] == 2
 
 

@@ -1,0 +1,218 @@
+"""cluster.attempt with agents that say what a test has them say: which rank or node is to blame, and what is lost."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cluster.attempt import Attempt, Outcome
+from cluster.config import ClusterConfig
+from cluster.nodes import Member, NodeLost, Place
+
+BEAT = {"step": 8, "saved": 5, "collectives": 20, "inside": False, "label": "all_reduce", "still_s": 0.0,
+        "stopped": False}
+
+
+class Scripted:
+    """The link of a node: the ranks' events once they are started, and answers to orders."""
+
+    def __init__(self, *events: dict[str, Any], on_signal: tuple[dict[str, Any], ...] = (), reach: str | None = None,
+                 refused: bool = False, lost: str | None = None) -> None:
+        self.events, self.on_signal, self.reach, self.refused, self.lost = events, on_signal, reach, refused, lost
+        self.waiting, self.orders, self.left = list[dict[str, Any]](), list[str](), set[int]()
+
+    def send(self, line: str) -> None:
+        order = json.loads(line)
+        self.orders.append(order["do"])
+        if order["do"] == "start":
+            self.left = set(range(order["first"], order["first"] + order["local"]))
+            self.waiting += self.events
+        elif order["do"] == "signal":
+            self.waiting += self.on_signal
+        elif order["do"] == "reach":
+            self.waiting.append({"event": "reach", "fault": self.reach, "refused": self.refused})
+        elif order["do"] == "kill":
+            self.waiting += [ended(rank, -9) for rank in sorted(self.left)]
+
+    def receive(self) -> list[str]:
+        found, self.waiting = self.waiting, []
+        self.left -= {event["rank"] for event in found if event["event"] == "exited"}
+        if not found and self.lost:
+            raise NodeLost(self.lost)
+        return [json.dumps(event) for event in found]
+
+    def close(self) -> None:
+        pass
+
+
+def ended(rank: int, code: int) -> dict[str, Any]:
+    return {"event": "exited", "rank": rank, "code": code}
+
+
+def line(rank: int, text: str) -> dict[str, Any]:
+    return {"event": "line", "rank": rank, "text": text}
+
+
+def beats(*ranks: int, **values: Any) -> dict[str, Any]:
+    return {"event": "beats", "beats": {str(rank): BEAT | values for rank in ranks}}
+
+
+def attempt(*links: Scripted, local: int = 1, stop: Callable[[], Any] = str, **config: Any) -> Outcome:
+    places = [Place("abcd"[number], f"10.0.0.{number + 1}", local) for number in range(len(links))]
+    members = [Member(place, link, port=7, first=number * local, local=local)
+               for number, (place, link) in enumerate(zip(places, links, strict=True))]
+    settings = {"survivor_s": 0.1, "grace_s": 60, "hang_timeout_s": 60} | config
+    return Attempt(ClusterConfig.model_validate(settings), members, print).run(["program"], {}, stop)
+
+
+def test_all_is_well() -> None:
+    assert attempt(Scripted(beats(0, 1), ended(0, 0), ended(1, 0)), local=2) == Outcome("done", saved=5)
+
+
+@pytest.mark.parametrize(("events", "cause"), [
+    # Who says that it lost the others did not begin it, whatever came first.
+    ([line(0, "error: lost its peers in all_reduce"), ended(0, 1), line(1, "error: no space left"), ended(1, 1)],
+     "rank 1 on a ended with code 1: no space left (step 8)"),
+    # Neither did who was ended by its library for that.
+    ([line(0, "NCCL watchdog"), ended(0, -6), line(1, "error: no space left"), ended(1, 1)],
+     "rank 1 on a ended with code 1: no space left (step 8)"),
+    # Nobody is killed because another fails: this came first.
+    ([line(0, "error: odd words of a broken connection"), ended(0, 1), ended(1, -9)],
+     "rank 1 on a was killed by signal 9, by hand or for want of memory (step 8)"),
+    # A last word that is no error: of a traceback.
+    ([line(0, "error: lost its peers"), line(1, "TypeError: unsupported"), ended(1, 1), ended(0, 1)],
+     "rank 1 on a ended with code 1: TypeError: unsupported (step 8)"),
+    ([line(0, "error: lost its peers in broadcast"), ended(0, 1), line(1, "error: lost its peers"), ended(1, 1)],
+     "rank 0 on a ended with code 1: lost its peers in broadcast (step 8)"),
+    ([ended(0, -6), ended(1, -6)], "rank 0 on a was killed by signal 6 (step 8)"),
+])
+def test_the_first_that_ended_for_a_reason_of_its_own(events: list[dict[str, Any]], cause: str) -> None:
+    assert attempt(Scripted(beats(0, 1), *events), local=2) == Outcome("fault", cause, "a", 5)
+
+
+def test_a_rank_that_is_left_alone_is_not_waited_for_until_the_grace_ends() -> None:
+    """Told to stop, rank 1 is killed: rank 0 waits for it, and can save nothing."""
+    link = Scripted(beats(0, 1), on_signal=(line(1, "error: no space left"), ended(1, 1)))
+    begin = time.monotonic()
+    outcome = attempt(link, local=2, stop=lambda: "save")
+    assert time.monotonic() - begin < 30
+    assert outcome == Outcome("fault", "rank 1 on a ended with code 1: no space left (step 8)", "a", 5)
+
+
+def test_ranks_that_saved_and_one_that_had_to_be_killed() -> None:
+    outcome = attempt(Scripted(beats(0, 1), on_signal=(ended(0, 75),)), local=2, stop=lambda: "save", grace_s=0.2)
+    assert outcome == Outcome("fault", "1 ranks had to be killed", None, 5)
+    outcome = attempt(Scripted(beats(0, 1), on_signal=(ended(0, 75), ended(1, -9))), local=2, stop=lambda: "save")
+    assert outcome.cause == "rank 1 on a was killed by signal 9, by hand or for want of memory (step 8)"
+    both = (beats(0, 1, saved=8), ended(0, 75), ended(1, 75))
+    assert attempt(Scripted(on_signal=both), local=2, stop=lambda: "save") == Outcome("stopped", saved=8)
+
+
+def test_ranks_that_another_told_to_stop_get_the_time_to_save() -> None:
+    """One of them has heard it first; the others do what it agreed with them."""
+    link = Scripted(beats(0, 1), ended(0, 75))
+
+    def stop() -> str:
+        if time.monotonic() > begin + 1.0 and 1 in link.left:
+            link.waiting.append(ended(1, 75))
+        return ""
+
+    begin = time.monotonic()
+    assert attempt(link, local=2, stop=stop, survivor_s=0.1) == Outcome("stopped", saved=5)
+    assert "kill" not in link.orders
+
+
+def test_a_wrong_config_ends_it_at_once() -> None:
+    assert attempt(Scripted(ended(1, 2)), local=2) == Outcome("usage")
+
+
+@pytest.mark.parametrize(("links", "cause", "node"), [
+    # Rank 1 is behind: the others are in the next collective already.
+    ((Scripted(beats(0, collectives=21, inside=True, still_s=99)), Scripted(beats(1, still_s=98))),
+     "rank 1 on b hangs: step 8, after all_reduce (collective 20), no move for 98 s; 1 of 2 ranks wait in all_reduce",
+     "b"),
+    ((Scripted(beats(0, collectives=21, inside=True, still_s=99)), Scripted(beats(1, still_s=98, stopped=True))),
+     "rank 1 on b is stopped (SIGSTOP): step 8, after all_reduce (collective 20), no move for 98 s; 1 of 2 ranks wait "
+     "in all_reduce", "b"),
+    # All wait for all, and no node is out of reach: nobody is blamed.
+    ((Scripted(beats(0, inside=True, still_s=99)), Scripted(beats(1, inside=True, still_s=99))),
+     "all 2 ranks wait in all_reduce (collective 20): step 8, no move for 99 s", None),
+    # A node that is cut off, though its rank looks like one that is merely behind.
+    ((Scripted(beats(0, collectives=21, inside=True, still_s=99)),
+      Scripted(beats(1, inside=True, still_s=99), reach="it does not reach 10.0.0.1:7: timed out")),
+     "no rank has moved for 99 s: b: it does not reach 10.0.0.1:7: timed out", "b"),
+    # The port is not open any more, or not yet: that is not the network.
+    ((Scripted(beats(0, collectives=21, inside=True, still_s=99)),
+      Scripted(beats(1, still_s=98), reach="it does not reach 10.0.0.1:7: Connection refused", refused=True)),
+     "rank 1 on b hangs: step 8, after all_reduce (collective 20), no move for 98 s; 1 of 2 ranks wait in all_reduce",
+     "b"),
+    # Several that do not reach the first: it is the first that is cut off.
+    ((Scripted(beats(0, inside=True, still_s=99)), Scripted(beats(1, inside=True, still_s=99), reach="timed out"),
+      Scripted(beats(2, inside=True, still_s=99), reach="timed out")),
+     "no rank has moved for 99 s: b: timed out; c: timed out", "a"),
+    ((Scripted(beats(0, inside=True, still_s=99)), Scripted(beats(1, inside=True, still_s=99)),
+      Scripted(beats(2, inside=True, still_s=99), reach="timed out")),
+     "no rank has moved for 99 s: c: timed out", "c"),
+])
+def test_who_hangs(links: tuple[Scripted, ...], cause: str, node: str | None) -> None:
+    assert attempt(*links) == Outcome("fault", cause, node, 5)
+    assert all("kill" in link.orders for link in links)
+
+
+def test_before_its_first_step_a_rank_has_more_time() -> None:
+    early = beats(0, step=0, still_s=99)
+    assert attempt(Scripted(early, ended(0, 0)), start_timeout_s=100).kind == "done"
+    outcome = attempt(Scripted(early), start_timeout_s=98)
+    assert outcome.cause.startswith("rank 0 on a hangs: step 0, after all_reduce (collective 20), no move for 99 s")
+
+
+def test_a_node_that_is_lost_takes_its_ranks_with_it() -> None:
+    outcome = attempt(Scripted(beats(0)), Scripted(beats(1), lost="b: its agent was killed by SIGKILL"))
+    assert outcome == Outcome("fault", "b: its agent was killed by SIGKILL", "b", 5)
+
+
+def test_an_agent_that_is_silent_is_lost() -> None:
+    talking = Scripted(beats(0))
+
+    def stop() -> str:
+        talking.waiting.append(beats(0))
+        return ""
+
+    outcome = attempt(talking, Scripted(beats(1)), stop=stop, hang_timeout_s=0.3)
+    assert outcome == Outcome("fault", "b: its agent has been silent for 0 s", "b", 5)
+
+
+def test_a_supervisor_that_was_asleep_does_not_blame_the_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-Z and fg the lines that came meanwhile are read a moment later."""
+    monkeypatch.setattr("cluster.attempt._ASLEEP_S", 0.2)
+    link, calls = Scripted(beats(0)), []
+
+    def stop() -> str:
+        calls.append(1)
+        if len(calls) == 3:
+            time.sleep(0.5)
+        if len(calls) == 6:
+            link.waiting.append(ended(0, 0))
+        return ""
+
+    assert attempt(link, stop=stop, hang_timeout_s=0.4) == Outcome("done", saved=5)
+
+
+def test_agents_on_other_hosts_hear_that_the_supervisor_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.attempt._HERE_S", 0.05)
+    link = Scripted(beats(0))
+
+    def stop() -> str:
+        if link.orders.count("here") == 3 and 0 in link.left:
+            link.waiting.append(ended(0, 0))
+        return ""
+
+    assert attempt(link, stop=stop).kind == "done"
+
+
+def test_what_several_ranks_say_of_a_fault_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    attempt(Scripted(line(0, "hello"), line(1, "hello"), line(0, "error: x"), line(1, "error: x"), ended(0, 1),
+                     ended(1, 1)), local=2)
+    assert capfd.readouterr().err == "hello\n[rank 1] hello\nerror: x\n"

@@ -17,7 +17,7 @@ READY_S = 60.0  # for an agent to start
 _PAUSE_S = 0.05
 _HERE_S = 5.0  # between words to the agents, so that they know of us
 _FORSAKEN_S = 60.0  # without a word of us, an agent on another host ends its ranks
-_ASLEEP_S = 10.0  # after which we, and not an agent, were silent: Ctrl-Z, for one
+_ASLEEP_S = 1.0  # after which we, and not an agent, were silent: Ctrl-Z, for one
 _KILLED_S = 30.0  # for the kernel to end what was killed
 _ENDS = {EXIT_OK, EXIT_PREEMPTED}  # of ranks to which nothing happened
 Stop = Literal["", "save", "now"]  # whether ranks are to go on, to save and end, or to end
@@ -95,7 +95,7 @@ class Attempt:
             now = time.monotonic()
             if now - looked > _ASLEEP_S:
                 for member in self._members:
-                    member.heard = now
+                    member.heard += now - looked
             looked = now
             if now - here > _HERE_S:
                 here = now
@@ -175,13 +175,15 @@ class Attempt:
         print(text if rank == 0 else f"[rank {rank}] {text}", file=sys.stderr, flush=True)
 
     def _hang(self) -> tuple[str, str | None] | None:
-        """(what hangs and how, its node), once a rank has not moved for too long."""
-        config = self._config
-        still = {rank: beat for rank, beat in self._beats.items() if rank not in self._codes and
-                 beat["still_s"] > (config.hang_timeout_s if beat["step"] else config.start_timeout_s)}  # fmt: skip
-        if not still:
-            return None
+        """(what hangs and how, its node), once a rank is stopped, or none has moved, for too long.
+
+        As long as one moves, the others may be waiting for it.
+        """
+        limits = self._config.start_timeout_s, self._config.hang_timeout_s
         running = {rank: beat for rank, beat in self._beats.items() if rank not in self._codes}
+        still = {rank for rank, beat in running.items() if beat["still_s"] > limits[beat["step"] > 0]}
+        if not still or (len(still) < len(running) and not any(running[rank]["stopped"] for rank in still)):
+            return None
         behind = min(running, key=lambda rank: (not running[rank]["stopped"], running[rank]["collectives"],
                                                 running[rank]["inside"], rank))  # fmt: skip
         beat, node = running[behind], self._of[behind].place.name
@@ -228,23 +230,35 @@ class Attempt:
 
     def _outcome(self, told: bool) -> Outcome:
         saved = max((beat["saved"] for beat in self._beats.values()), default=0)
+        if told:  # one that has not begun yet does not hear SIGTERM, and has nothing to save
+            self._codes |= {rank: EXIT_PREEMPTED for rank, code in self._codes.items()
+                            if code == -signal.SIGTERM and not self._step(rank)}  # fmt: skip
         codes = set(self._codes.values())
         if codes == {EXIT_OK}:
             return Outcome("done", saved=saved)
         if EXIT_USAGE in codes:
+            self._tell_of_quiet_usage()
             return Outcome("usage", saved=saved)
-        lost = len(self._killed & set(self._of))
         if codes <= _ENDS:
             return Outcome("stopped", saved=saved)
-        if told and lost and not self._cause and codes <= _ENDS | {-int(signal.SIGKILL)}:
-            return Outcome("fault", f"{lost} ranks had to be killed", saved=saved)
-        cause, node = self._cause or self._first_fault()
+        own = [rank for rank, code in self._codes.items() if rank not in self._killed and code not in _ENDS]
+        if told and not own and not self._cause:
+            return Outcome("fault", f"{len(self._killed)} ranks had to be killed", saved=saved)
+        cause, node = self._cause or self._first_fault(own)
         return Outcome("fault", cause, node, saved)
 
-    def _first_fault(self) -> tuple[str, str | None]:
-        """What the rank that ended first for a reason of its own says, and its node."""
-        own = [rank for rank, code in self._codes.items()
-               if rank not in self._killed and code not in (EXIT_OK, EXIT_PREEMPTED)]  # fmt: skip
+    def _tell_of_quiet_usage(self) -> None:
+        """Ranks leave it to rank 0 to say what is wrong with the config; where that one finds nothing, nobody does."""
+        rank = next(rank for rank, code in self._codes.items() if code == EXIT_USAGE)
+        if self._codes[0] != EXIT_USAGE and not self._words.get(rank, "").startswith("error:"):
+            self._say(f"rank {rank} on {self._of[rank].place.name} ended with code {EXIT_USAGE}, without a word: its "
+                      "config or its files are not those of rank 0")  # fmt: skip
+
+    def _step(self, rank: int) -> int:
+        return int(self._beats.get(rank, {}).get("step", 0))
+
+    def _first_fault(self, own: Sequence[int]) -> tuple[str, str | None]:
+        """What the rank that ended first for a reason of its own says, and its node; ``own``: those that may be it."""
         if not own:
             first = next(iter(self._codes))
             name = self._of[first].place.name
@@ -254,7 +268,7 @@ class Attempt:
                  and not self._words.get(rank, "").startswith(f"error: {LOST_PEERS}")]  # fmt: skip
         by_signal = [rank for rank in alone if self._codes[rank] < 0]
         rank = (by_signal or alone or own)[0]
-        code, step, name = self._codes[rank], self._beats.get(rank, {}).get("step", 0), self._of[rank].place.name
+        code, step, name = self._codes[rank], self._step(rank), self._of[rank].place.name
         if code < 0:
             why = f"was killed by signal {-code}" + ", by hand or for want of memory" * (-code == signal.SIGKILL)
         else:

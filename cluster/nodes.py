@@ -22,6 +22,7 @@ from configs import ConfigError
 _HOST = re.compile(r"(?P<name>\w[\w.:-]*)(\s+slots=(?P<slots>\d+))?")  # no option of the remote command
 AGENT = ("-m", "cluster.agent")
 _PATIENCE = 15.0  # seconds that an agent gets to end its ranks and itself
+_NO_PATIENCE = 1.0  # and one that has never answered, and has no ranks
 _REACH_S = 10.0
 _PAUSE_S = 0.05
 
@@ -189,6 +190,8 @@ def read_hostfile(path: str) -> dict[str, int]:
         lines = Path(path).read_text().splitlines()
     except OSError as fault:
         raise ConfigError(f"launch.hostfile: cannot read {path}: {fault.strerror}") from fault
+    except UnicodeDecodeError as fault:
+        raise ConfigError(f"launch.hostfile: cannot read {path}: it is not UTF-8") from fault
     hosts: dict[str, int] = {}
     faults = []
     for number, line in enumerate(lines, start=1):
@@ -196,7 +199,7 @@ def read_hostfile(path: str) -> dict[str, int]:
         if not text:
             continue
         found = _HOST.fullmatch(text)
-        if not found or found["slots"] == "0":
+        if not found or int(found["slots"] or 1) == 0:
             faults.append(f"{path}, line {number}: {text!r} must be NAME slots=RANKS")
         elif found["name"] in hosts:
             faults.append(f"{path}, line {number}: {found['name']} is there already")
@@ -214,12 +217,12 @@ class _ProcessLink:
 
     def __init__(self, name: str, command: Sequence[str], *, directory: str | None) -> None:
         self._name, self._lines, self._last_words = name, queue.SimpleQueue[str | None](), ""
-        self._ended = self._closed = False
+        self._ended = self._closed = self._spoke = False
         try:
             # A session of its own: the terminal's Ctrl-C is for the supervisor, which tells the ranks.
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                              stderr=subprocess.PIPE, bufsize=1, cwd=directory,
-                                             start_new_session=True)  # fmt: skip
+                                             errors="replace", start_new_session=True)  # fmt: skip
         except OSError as fault:
             raise NodeLost(f"{name}: cannot run {command[0]}: {fault.strerror}") from fault
         assert self._process.stdout and self._process.stderr
@@ -256,13 +259,14 @@ class _ProcessLink:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(_PATIENCE if self._spoke else _NO_PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
     def _read(self, pipe: IO[str]) -> None:
         for line in pipe:
+            self._spoke = True
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 

@@ -81,7 +81,7 @@ class Supervisor:
                 self._distrusted.add(outcome.node)
                 _say(f"{outcome.node} is left out from now on: {_TWICE} faults on end were its")
             blamed = "" if outcome.node == blamed else outcome.node or ""
-            pause = min(_MOST_PAUSE_S, self._config.restart_pause_s * 2 ** (faults - 1))
+            pause = min(_MOST_PAUSE_S, self._config.restart_pause_s * 2 ** min(faults - 1, 16))
             since = f"the checkpoint of step {newest}" if newest else "what was saved before, if anything was"
             _say(f"{cause}; starting anew in {pause:g} s, from {since}")
             self._sleep(pause)
@@ -96,6 +96,10 @@ class Supervisor:
             if len(members) >= self._config.min_nodes:
                 break
             close_all(members)
+            if self._distrusted:
+                _say(f"{', '.join(sorted(self._distrusted))} is tried again: the others are too few")
+                self._distrusted.clear()
+                continue
             why = f"{len(members)} nodes answer and min_nodes is {self._config.min_nodes}" + "".join(
                 f"; {fault}" for fault in left_out)  # fmt: skip
             if time.monotonic() > deadline:
@@ -194,6 +198,9 @@ class Supervisor:
             if found.returncode or not found.stdout.strip().isdigit():
                 words = words or found.stdout.strip() or f"it ended with code {found.returncode}"
                 raise RuntimeError(f"{' '.join(self._config.fit)} did not say how many ranks fit: {words}")
+            if not 1 <= int(found.stdout) <= at_most:
+                raise RuntimeError(f"{' '.join(self._config.fit)} said that {int(found.stdout)} ranks fit, and there "
+                                   f"is room for {at_most}")  # fmt: skip
             self._fitting[at_most] = int(found.stdout)
         return self._fitting[at_most]
 

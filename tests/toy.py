@@ -1,14 +1,15 @@
 """A program that plays the training for tests of the supervisor: steps, checkpoints, heartbeats, and faults to order.
 
-``python tests/toy.py DIR key=value ...``: steps=N, once=WHAT:RANK:STEP (what befalls that rank there, the first time
-only), always=WHAT (what befalls all ranks at once), fits=A,B (numbers of ranks that are allowed),
-pause=SECONDS of a step, disk=full (when it is told to stop).
+``python tests/toy.py DIR key=value ...``: steps=N, pause=S (of a step), bytes=N (of a collective), fits=A,B (numbers of
+ranks that are allowed), always=WHAT (what befalls all ranks at once, of every start), always=WHAT:RANK (that rank),
+once=WHAT:RANK:STEP (what befalls that rank there, the first time only; several with commas between them), lost=abort
+(how a rank ends that has lost its peers), disk=full (when it is told to stop).
 """
 
-import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,59 +21,80 @@ from cluster.heartbeat import heart
 EVERY = 5
 
 
-def befall(what: str) -> None:
-    if what == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif what == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    elif what == "fail":
-        print("error: the data are wrong in row 7", file=sys.stderr, flush=True)
-        sys.exit(1)
-    elif what == "usage":
-        print("error: train.lr: missing", file=sys.stderr, flush=True)
-        sys.exit(2)
-    elif what == "hang":
-        while True:
-            time.sleep(1)
-    elif what == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    elif what == "preempt":
-        sys.exit(75)
-
-
 class Peers:
-    """A collective over the network, by way of rank 0, which listens where the ranks' store would."""
+    """A collective over TCP, by way of rank 0, which listens where the ranks' store would."""
 
-    def __init__(self, rank: int, world: int) -> None:
+    def __init__(self, rank: int, world: int, *, size: int, lost: str) -> None:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self.sockets: list[socket.socket] = []
-        self._server = socket.create_server(("", port)) if rank == 0 else None
-        if self._server:
-            self.sockets = [self._server.accept()[0] for _ in range(world - 1)]
-        else:
-            while not self.sockets:
-                with contextlib.suppress(ConnectionRefusedError):
-                    self.sockets = [socket.create_connection((address, port), timeout=60)]
-                    self.sockets[0].settimeout(None)
-        self._first = rank == 0
+        self._first, self._size, self._lost, self._sockets = rank == 0, size, lost, list[socket.socket]()
+        self._server = socket.create_server(("", port)) if self._first else None
+        while len(self._sockets) < (world - 1 if self._first else 1):
+            if self._server:
+                peer = self._server.accept()[0]
+                if peer.recv(1) == b"h":  # and no probe, which says nothing
+                    self._sockets.append(peer)
+                continue
+            try:
+                self._sockets = [socket.create_connection((address, port), timeout=30)]
+            except ConnectionRefusedError:
+                time.sleep(0.02)
+                continue
+            self._sockets[0].settimeout(None)
+            self._sockets[0].sendall(b"h")
 
     def any(self, mine: bool) -> bool:
         """Whether it is so on any rank."""
         with heart.inside("all_reduce"):
             try:
                 if self._first:
-                    mine = any([mine, *(self._read(peer) for peer in self.sockets)])
-                for peer in self.sockets:
-                    peer.sendall(b"1" if mine else b"0")
-                return mine if self._first else self._read(self.sockets[0])
+                    mine = any([mine, *(self._read(peer) for peer in self._sockets)])
+                for peer in self._sockets:
+                    peer.sendall((b"1" if mine else b"0") * self._size)
+                return mine if self._first else self._read(self._sockets[0])
             except OSError as fault:
+                befall(self._lost)
                 print(f"error: lost its peers in all_reduce: {fault}", file=sys.stderr, flush=True)
                 sys.exit(1)
 
     def _read(self, peer: socket.socket) -> bool:
-        if not (byte := peer.recv(1)):
+        if not (found := peer.recv(self._size, socket.MSG_WAITALL)):
             raise ConnectionResetError("connection closed")
-        return byte == b"1"
+        return found[:1] == b"1"
+
+
+def befall(what: str) -> None:
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif what == "abort":  # as libraries do that have lost the others
+        os.kill(os.getpid(), signal.SIGABRT)
+    elif what == "fail":
+        print("error: the data are wrong in row 7", file=sys.stderr, flush=True)
+        sys.exit(1)
+    elif what == "usage":
+        print("error: train.lr: missing", file=sys.stderr, flush=True)
+        sys.exit(2)
+    elif what == "quiet":  # as ranks other than 0 do for a wrong config
+        sys.exit(2)
+    elif what == "hang":
+        while True:
+            time.sleep(1)
+    elif what == "busy":  # for longer than the tests' hang_timeout_s, while the others wait
+        for _ in range(30):
+            time.sleep(0.1)
+            with heart.inside("phase"):
+                pass
+    elif what == "slow":
+        time.sleep(0.7)
+    elif what == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif what == "preempt":
+        sys.exit(75)
+    elif what == "leave":  # a process of another session, which holds this one's output open
+        subprocess.Popen(["sleep", "50"], start_new_session=True)
+    elif what == "talk":  # without an end of line
+        os.write(1, b"x" * 200_000)
 
 
 def main(arguments: list[str]) -> int:
@@ -84,37 +106,40 @@ def main(arguments: list[str]) -> int:
         if given.get("fits") == "broken":
             return 1
         most = int(arguments[arguments.index("--at-most") + 1])
-        print(max(n for n in map(int, given.get("fits", "1,2,3,4").split(",")) if n <= most))
+        print(max((n for n in map(int, given.get("fits", "1,2,3,4").split(",")) if n <= most), default=0))
         return 0
     folder, rank, world = Path(arguments[0]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
-    peers = Peers(rank, world)
+    always, _, who = given.get("always", "").partition(":")
+    if who in ("", str(rank)):
+        befall(always)
     checkpoint, step = folder / "checkpoint", 0
     if checkpoint.exists():
         step = int(checkpoint.read_text())
-    peers.any(False)  # all have read it
     heart.saved(step)
     if rank == 0:
         print(f"world {world} from {step}", file=sys.stderr, flush=True)
-    if "always" in given:
-        befall(given["always"])
-    what, who, when = (given["once"].split(":") if "once" in given else ("", "-1", "-1"))
+    peers = Peers(rank, world, size=int(given.get("bytes", "1")), lost=given.get("lost", ""))
+    peers.any(False)  # all have read the checkpoint
+    faults = [each.split(":") for each in given["once"].split(",")] if "once" in given else []
     while step < int(given["steps"]):
         step += 1
         heart.step(step)
-        mark = folder / f"befell-{what}"
-        if (rank, step) == (int(who), int(when)) and not mark.exists():
-            mark.write_text("")
-            befall(what)
+        for what, who, when in faults:
+            mark = folder / f"befell-{what}-{who}-{when}"
+            if (str(rank), str(step)) == (who, when) and not mark.exists():
+                mark.write_text("")
+                befall(what)
+        deaf = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         stopping = peers.any(bool(told))
         time.sleep(float(given.get("pause", "0.01")))
+        if stopping and deaf:
+            befall("hang")
+        if stopping and given.get("disk") == "full":
+            print("error: no space left on the disk", file=sys.stderr, flush=True)
+            return 1
         if step % EVERY == 0 or stopping:
-            if stopping and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
-                befall("hang")
-            if stopping and given.get("disk") == "full":
-                print("error: no space left on the disk", file=sys.stderr, flush=True)
-                return 1
             if rank == 0:
                 new = folder / "new"
                 new.write_text(str(step))

@@ -57,7 +57,7 @@ def measure(setting: Setting, device_name: str, *, small: bool) -> dict[str, Any
 
 
 def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, Any]:
-    warm, steps, profiled = (1, 2, 1) if small else (5, 20, 3)
+    warm, steps, profiled = (1, 2, 1) if small else (4, 12, 2)
     batch, micro = (4, 2) if small else (setting.batch, setting.micro_batch)
     with tempfile.TemporaryDirectory() as folder:
         uri = write_dataset(Path(folder), {"train": [markov_sequence(2_000_000, seed=1)]}, block_bp=1 << 16, soft=True)

@@ -4,8 +4,8 @@ Logits, and m with them, are in units of log 2 here: exp2 takes a fifth of exp's
 slows down thirtyfold where results are denormal, as at a high scale they are.
 
 Products have one shape whatever B is, tiles of rows, the last one padded, and on a CPU one thread each. How a matrix
-product rounds depends on its shape and on its threads, and a row's gradient must be the same bits on any number of ranks,
-among which a machine's threads are shared out.
+product rounds depends on both, and a row's gradient must be the same bits on any number of ranks, which share out the
+threads of their machine.
 
 Notation as in contrastive.py. Shapes: B rows, R rows padded to whole tiles, T rows of a tile, N keys, M of a block of
 them, E embedding.
@@ -112,7 +112,7 @@ class Rows:
         return self._softmax()[: len(self.query_BE)]
 
     def _gap(self) -> Tensor:
-        # Of whole tiles: functions of a vector's last few elements round differently.
+        # Of whole tiles: functions of a vector's last few elements round differently. Each thread's part has some, too.
         return (self.top_R - self.positive_R) * math.log(2) + self.total_R.log()
 
     def _softmax(self) -> Tensor:

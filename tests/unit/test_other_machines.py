@@ -309,9 +309,9 @@ def errors() -> dict[str, float]:
     length_B = torch.tensor([40, 23, 31, 40, 7, 12])
     with torch.no_grad():
         together = net(codes_BL, length_B=length_B)
-    for row, length in enumerate(length_B.tolist()):
-        with torch.no_grad():
-            alone = net(codes_BL[row : row + 1, :length])
+        separate = [net(codes_BL[row : row + 1, :length]) for row, length in enumerate(length_B.tolist())]
+    for row, alone in enumerate(separate):
+        length = int(length_B[row])
         for ours, theirs in ((together.logits_BLV[row, :length], alone.logits_BLV[0]),
                              (together.embedding_BE[row], alone.embedding_BE[0])):  # fmt: skip
             error = float(((ours - theirs).abs() / (theirs.abs() + 0.1)).max()) / 1e-5
@@ -341,7 +341,12 @@ def found() -> dict[str, dict[str, Any]]:
         [sys.executable, "-m", __name__], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=own | changes | {"OMP_WAIT_POLICY": "passive"},
     ) for name, changes in SETTINGS.items()}  # fmt: skip
-    answers = {name: child.communicate() for name, child in children.items()}
+    try:
+        answers = {name: child.communicate() for name, child in children.items()}
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
     for name, child in children.items():
         assert child.returncode == 0, f"{name}: {answers[name][1][-2000:]}"
     return {name: json.loads(out) for name, (out, _) in answers.items()}

@@ -36,6 +36,8 @@ from trainer.models.chordmixer import ChordMixer
 from trainer.order import Sampler
 from trainer.views import View, Windows, input_noise, make_view, mask
 
+pytestmark = pytest.mark.timeout(300)  # all children run before the first test
+
 # What a processor lacks, by what is taken away. The third is a Cascade Lake Xeon: AVX-512 without bf16 and AMX.
 SETTINGS = {
     "as it is": {},

@@ -110,6 +110,12 @@ def alone() -> dict[str, dict[str, Any]]:
     return measure(Group.of())
 
 
+def with_two_threads() -> dict[str, dict[str, Any]]:
+    """Each rank of two has them, as on a machine that one rank would have four of."""
+    torch.set_num_threads(2)
+    return measure(Group.of())
+
+
 def in_halves() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Of all four ranks, and of two subgroups whose ranks do not stand side by side, at the same time."""
     handles = [dist.new_group(ranks) for ranks in ([0, 2], [1, 3])]
@@ -129,7 +135,7 @@ def runs() -> dict[str, list[dict[str, dict[str, Any]]]]:
     """name -> what each rank measured, for 1, 2, 3 and 4 ranks and the halves of 4."""
     four = on_ranks(4, in_halves)
     return {
-        "1": on_ranks(1, alone), "2": on_ranks(2, alone), "3": on_ranks(3, alone), "4": [rank[0] for rank in four],
+        "1": on_ranks(1, alone), "2": on_ranks(2, with_two_threads), "3": on_ranks(3, alone), "4": [rank[0] for rank in four],
         "half of 4": [four[0][1], four[2][1]], "other half": [four[1][1], four[3][1]],
     }  # fmt: skip
 

@@ -24,13 +24,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 keep
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # and so does one that waits for 120 s
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import mlflow
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException, RestException
-
-logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("alembic").setLevel(logging.WARNING)
-
 _KEY = "run.key"  # the tag that a training run is found again by
 _BATCH = 500  # points that wait, at most
 
@@ -44,6 +37,23 @@ class TrackError(RuntimeError):
     def __init__(self, message: str, *, passes: bool = False) -> None:
         super().__init__(message)
         self.passes = passes
+
+
+def library() -> Any:
+    """The module ``mlflow``, imported when it is first asked for: ranks that track nothing need none, nor its seconds.
+
+    Raises:
+        TrackError: it is not installed.
+    """
+    try:
+        import mlflow
+        import mlflow.entities
+        import mlflow.exceptions
+    except ModuleNotFoundError as fault:
+        raise TrackError(f"runs are told to MLflow, and {fault.name} is not installed: pip install mlflow") from fault
+    for name in ("mlflow", "alembic"):  # importing it sets them to INFO
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
 
 
 class Point(NamedTuple):
@@ -87,7 +97,7 @@ class Tracker:
         """
         self.reach()
         with sentence(f"MLflow at {shown(self.uri)}"):
-            self._client = self._client or mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            self._client = self._client or library().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             if self.id:  # also if it was deleted since: then it is refused, and no other run is made
                 run = self._client.get_run(self.id)
             else:
@@ -117,12 +127,12 @@ class Tracker:
     def send(self, points: Sequence[Point]) -> None:
         """At most MOST points, in one call."""
         with sentence(f"MLflow at {shown(self.uri)}"):
-            metrics = [Metric(p.key, p.value, p.time, p.step) for p in points]
+            metrics = [library().entities.Metric(p.key, p.value, p.time, p.step) for p in points]
             self._client.log_batch(self.id, metrics=metrics, synchronous=True)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         with sentence(f"MLflow at {shown(self.uri)}"):
-            entries = [RunTag(key, redact(str(value))) for key, value in tags.items()]
+            entries = [library().entities.RunTag(key, redact(str(value))) for key, value in tags.items()]
             self._client.log_batch(self.id, tags=entries, synchronous=True)
 
     def attach(self, local: Path, folder: str | None = None) -> None:
@@ -145,7 +155,7 @@ class Tracker:
         with sentence(f"registered model {model}"):
             try:
                 self._client.create_registered_model(model)
-            except MlflowException as fault:
+            except library().exceptions.MlflowException as fault:
                 if fault.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             source = f"{self.artifact_uri}/{folder}"
@@ -164,7 +174,7 @@ class Tracker:
         return [str(number) for number in sorted(numbers)]
 
     def _params(self, params: Mapping[str, Any]) -> None:
-        entries = [Param(key, str(value)[:6000]) for key, value in params.items()]
+        entries = [library().entities.Param(key, str(value)[:6000]) for key, value in params.items()]
         for start in range(0, len(entries), 100):
             self._client.log_batch(self.id, params=entries[start : start + 100], synchronous=True)
 
@@ -191,7 +201,7 @@ class Run(Tracker):
         self._pending: list[Point] = []
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         with sentence(f"MLflow at {shown(uri)}"):
-            self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self._client = library().MlflowClient(tracking_uri=uri, registry_uri=uri)
             identifier = _experiment(self._client, experiment, artifact_uri)
             run = self._client.create_run(identifier, run_name=name, tags=all_tags)
             self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
@@ -244,7 +254,7 @@ def _experiment(client: Any, name: str, artifact_uri: str | None) -> str:
     if not found:
         try:
             return str(client.create_experiment(name, artifact_uri))
-        except MlflowException as fault:
+        except library().exceptions.MlflowException as fault:
             if fault.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         # Another run made it at the same time, or it was made by a call whose answer was lost.
@@ -264,14 +274,14 @@ def sentence(what: str) -> Iterator[None]:
         yield
     except TrackError:
         raise
-    except MlflowException as fault:
-        raise TrackError(f"{what}: {_line(fault.message)}", passes=_passes(fault)) from fault
     except requests.exceptions.RequestException as fault:
         raise TrackError(f"{what}: {_line(fault)}", passes=True) from fault
     except Exception as fault:  # a database's faults come as SQLAlchemy's, a missing driver as ImportError
         # Artifacts go to their store past MLflow: a folder's faults are OSError, those of S3 botocore's and boto3's.
-        library = type(fault).__module__.split(".")[0]
-        if library in ("sqlalchemy", "botocore", "boto3") or isinstance(fault, ImportError | OSError):
+        origin = type(fault).__module__.split(".")[0]
+        if origin == "mlflow":
+            raise TrackError(f"{what}: {_line(fault.message)}", passes=_passes(fault)) from fault
+        if origin in ("sqlalchemy", "botocore", "boto3") or isinstance(fault, ImportError | OSError):
             raise TrackError(f"{what}: {_line(fault)}", passes="is locked" in str(fault)) from fault
         raise
 
@@ -281,9 +291,9 @@ def _line(fault: object) -> str:
     return str(redact(" ".join(str(fault).split())))
 
 
-def _passes(fault: MlflowException) -> bool:
+def _passes(fault: Any) -> bool:
     """Whether MLflow was out of reach, or its server had a fault of its own, rather than refused."""
     text = str(fault.message)
-    ill = isinstance(fault, RestException) and fault.get_http_status_code() >= 500
+    ill = isinstance(fault, library().exceptions.RestException) and fault.get_http_status_code() >= 500
     return ill or any(words in text for words in (
         "failed with exception", "failed with timeout exception", "failed with error code 5", "is locked"))  # fmt: skip

@@ -28,7 +28,7 @@ from trainer.meter import Meter
 from trainer.progress import Progress, say
 from trainer.record import Record, export_to_run_dir
 from trainer.rundir import Looked, Status
-from trainer.state import State, apply, end_if_stuck, first_state, judge
+from trainer.state import State, apply, count_skipped_blocks, end_if_stuck, first_state, judge
 from trainer.track import TrackError
 from trainer.validate import Validator
 
@@ -127,6 +127,8 @@ def _train(
         if isinstance(counter, FlopCounterMode):
             meter.flops_per_step = float(counter.get_total_flops())
         metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
+        if state.skipped_blocks is not None:
+            state.skipped_blocks.add(batch.skipped)
         meter.step()
         collapse = None
         if result.health and result.finite:
@@ -136,7 +138,7 @@ def _train(
             say(f"step {state.step} is skipped: loss or gradient is not finite, {result.losses}")
         tracked = _due(state.step, config.track.every)
         if tracked or state.step == last:
-            metrics |= reader.skipped(device)
+            metrics |= count_skipped_blocks(state, group, device=device)
         if run:
             run.log(metrics | (meter.read() if tracked else {}), step=state.step)
             progress.advance(f"loss {result.losses['total']:.4f}")

@@ -5,6 +5,7 @@ Also for N = 1: DeepSpeed and torch.distributed leave state behind that must not
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import socket
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -106,6 +108,10 @@ def _context(gpu: bool) -> Any:
     context.set_forkserver_preload(
         ["torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "trainer.engine.student"]
     )
+    with pytest.MonkeyPatch.context() as patch:  # DeepSpeed chooses its accelerator once, when it is imported
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        multiprocessing.forkserver.ensure_running()
     return context
 
 
@@ -121,8 +127,6 @@ def _wait(answers: Any, processes: list[Any], timeout_s: float) -> bool:
 def _rank(rank: int, world: int, port: int, answers: Any, task: bytes, gpu: bool) -> None:
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # DeepSpeed looks for them
-    if not gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=60))
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"

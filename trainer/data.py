@@ -11,6 +11,7 @@ Shapes: B rows of a rank, S = L + 2·flank source positions.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -51,9 +52,10 @@ class Batch:
 
 
 def open_reader(
-    config: TrainConfig, datasets: Sequence[Dataset], *, flank: int, group: Group, say: Callable[[str], None] = warn
-) -> "Reader":
-    """The reader that ``config`` describes, of the train split of its datasets.
+    config: TrainConfig, datasets: Sequence[Dataset], *, flank: int, group: Group, say: Callable[[str], None] = warn,
+    device: torch.device | None = None,
+) -> "Reader":  # fmt: skip
+    """The reader that ``config`` describes, of the train split of its datasets, for a student on ``device``.
 
     Raises:
         ValueError: windows and their flanks are longer than a dataset's blocks, so that all would be padded.
@@ -69,7 +71,7 @@ def open_reader(
     return Reader(datasets, weights=[part.weight for part in data.uri], seed=config.run.seed,
                   phases=[Phase(part.from_step, part.length) for part in data.length], flank=flank, lanes=data.lanes,
                   global_batch=config.train.global_batch, group=group, on_corrupt=data.on_corrupt, say=say,
-                  soft=config.loss.needs_soft_mask,
+                  soft=config.loss.needs_soft_mask, device=device,
                   workers=_REMOTE_WORKERS * remote if data.workers is None else data.workers)  # fmt: skip
 
 
@@ -98,11 +100,13 @@ class Reader:
         on_corrupt: OnCorrupt = "fail",
         soft: bool = False,
         say: Callable[[str], None] = warn,
+        device: torch.device | None = None,
     ) -> None:
         assert lanes % group.size == 0 and global_batch % group.size == 0, "world_faults() should have refused this"
         self.datasets, self.phases, self.group = datasets, phases, group
         self.seed, self.flank, self.lanes, self.global_batch = seed, flank, lanes, global_batch
         self.on_corrupt, self.soft, self._say = on_corrupt, soft, say
+        self._pin_for = device if device and device.type == "cuda" else None
         self.mixture = Mixture(weights, seed=seed, lanes=lanes)
         self._workers = Workers(workers)
         self._phase = -1
@@ -161,7 +165,9 @@ class Reader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps ``start`` … ``stop`` - 1."""
-        with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+        # Pinned memory belongs to a device: without a word from us, a thread's is the first of the host.
+        begin = partial(torch.cuda.set_device, self._pin_for) if self._pin_for else None
+        with ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=begin) as pool:
             coming = pool.submit(self.batch, start)
             for step in range(start, stop):
                 current = coming.result()
@@ -220,6 +226,8 @@ class Reader:
                 skipped.add(ids[-1][:3])
             cut.fill(row, block, start, end, locus=self.datasets[dataset].locus(number))
         windows = cut.windows(torch.from_numpy(np.array(keys)))
+        if self._pin_for:  # only from there does a copy to the GPU run beside the step
+            windows = windows.each(torch.Tensor.pin_memory)
         return Batch(windows, torch.from_numpy(np.array(ids)), frozenset(skipped))
 
     def _instead(self, fault: Exception, place: _Place) -> tuple[shards.PackedBlock, int, int, int]:

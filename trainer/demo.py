@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cluster import process, store
 from data_prep import shards
 from trainer.finetune import past_results
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generated", action="store_true", help="use the generated genome, even where DNA_DATA is")
     parser.add_argument("--genome-bp", type=int, default=6_000_000, help="size of the generated genome")
     parser.add_argument("--folder", help="a new folder for the results, default runs/demo-TIME")
-    parser.add_argument("--processes", type=int, default=2, help="ranks of the pretraining")
+    parser.add_argument("--processes", type=int, help="ranks of the pretraining, default 2; 1 on one GPU")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of configs/train/demo.yaml")
     args = parser.parse_args(arguments)
@@ -58,7 +60,8 @@ def demo(args: argparse.Namespace) -> int:
     dataset = folder / "dataset"
     pretrain = folder / "pretrain"
     where = [f"data.uri={dataset}", f"run.dir={pretrain}", f"run.name={folder.name}", f"track.uri={TRACKING}"]
-    train = [*_deepspeed(args.processes), str(ROOT / "trainer/main.py"), "--config", "configs/train/demo.yaml"]
+    launcher = _deepspeed(args.processes or _ranks())
+    train = [*launcher, str(ROOT / "trainer/main.py"), "--config", "configs/train/demo.yaml"]
     commands += [
         [*python, "data_prep", "build", "--config", data_config, f"output={dataset}", "workers=2"],
         [*train, *where, *args.overrides],
@@ -81,6 +84,11 @@ def demo(args: argparse.Namespace) -> int:
     print(f"\nReport: {folder / 'report'}/index.html   Runs: mlflow ui --backend-store-uri {TRACKING}")
     print(f"The whole job took {time.monotonic() - start:.0f} s.")
     return process.EXIT_OK
+
+
+def _ranks() -> int:
+    """Two, which shows that ranks agree; but no more than there are GPUs, if any: two ranks cannot share one."""
+    return min(2, torch.cuda.device_count()) or 2
 
 
 def _deepspeed(processes: int) -> list[str]:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import cache
 from typing import get_args
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cluster import store
 from cluster.heartbeat import heart
@@ -23,6 +23,7 @@ from trainer.dataset import open_datasets
 from trainer.distill import train_step
 from trainer.ema import ShardedEMA
 from trainer.engine.student import Engine
+from trainer.flops import step_flops
 from trainer.heads import Network
 from trainer.meter import Meter
 from trainer.progress import Progress, say
@@ -58,7 +59,7 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
-        with closing(open_reader(config, datasets, flank=flank, group=group, say=say)) as reader:
+        with closing(open_reader(config, datasets, flank=flank, group=group, say=say, device=device)) as reader:
             if resumed:
                 assert reader.step_of(resumed.position) == state.step, "the position is the step's"
             if group.rank > 0:
@@ -109,6 +110,7 @@ def _train(
     if state.step == 0:
         _validate(config, state, engine, validator, run, baselines)
     meter = Meter(device=device, dtype=engine.compute_dtype)
+    flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
     progress = Progress(last, done=state.step, shown=run is not None)
     batches = reader.batches(state.step, last)
     if stops:
@@ -117,15 +119,12 @@ def _train(
         heart.step(state.step + 1)
         with meter.waiting():
             batch = next(batches)
-        meter.expect(bp_per_step=config.train.global_batch * batch.windows.length)
-        counter = FlopCounterMode(display=False) if meter.flops_per_step == 0 else nullcontext()
-        with counter:
-            micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
-            result = train_step(engine, state.teacher, micro_batches, config=config, centres=state.centres,
-                                group=group, measure=_due(state.step + 1, config.health.every),
-                                told=lambda: stops.code if stops else 0)  # fmt: skip
-        if isinstance(counter, FlopCounterMode):
-            meter.flops_per_step = float(counter.get_total_flops())
+        length = batch.windows.length
+        meter.expect(bp_per_step=config.train.global_batch * length, flops_per_step=flops(length))
+        micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
+        result = train_step(engine, state.teacher, micro_batches, config=config, centres=state.centres,
+                            group=group, measure=_due(state.step + 1, config.health.every),
+                            told=lambda: stops.code if stops else 0)  # fmt: skip
         metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
         if state.skipped_blocks is not None:
             state.skipped_blocks.add(batch.skipped)

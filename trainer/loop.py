@@ -26,11 +26,11 @@ from trainer.engine.student import Engine
 from trainer.flops import step_flops
 from trainer.heads import Network
 from trainer.meter import Meter
+from trainer.mlflow_client import TrackError
 from trainer.progress import Progress, say
 from trainer.record import Record, export_to_run_dir
 from trainer.rundir import Looked, Status
 from trainer.state import State, apply, count_skipped_blocks, end_if_stuck, first_state, judge
-from trainer.track import TrackError
 from trainer.validate import Validator
 
 

@@ -56,7 +56,7 @@ class Record:
             params=_params(config, resolved) | {"parameters": parameters} if parameters else {},
             tags={**({"dataset.manifest_sha256": ",".join(digests), "git.commit": _git_commit()} if digests else {}),
                   **(tags or {})},
-            folder=folder, after=resumed.step if resumed else 0 if parameters else None,
+            folder=folder, model=track.registered_model, after=resumed.step if resumed else 0 if parameters else None,
             tail=resumed.metrics if resumed else b"",
         )  # fmt: skip
         self._delivery.attach_dict(resolved, "config.yaml")

@@ -23,8 +23,8 @@ def model(name: str) -> str:
     """A registered model's name."""
     if "/" in name or ":" in name:
         raise ValueError("MLflow takes no / or : in the name of a model")
-    if not name.strip() or posixpath.normpath(name) != name or name.startswith(".."):
-        raise ValueError("is no name that MLflow takes for a model: it needs letters, and must not begin with ..")
+    if not name.strip() or posixpath.normpath(name) != name or name == "." or name.startswith(".."):
+        raise ValueError("is no name that MLflow takes for a model: not blank, not a dot, and not from .. on")
     return _short(name, _MODEL, "a model")
 
 
@@ -44,11 +44,12 @@ def model_reference(uri: str) -> tuple[str, str, str]:
     name, slash, number = reference.rpartition("/")
     alias = ""
     if not slash:
-        name, _, alias = reference.rpartition("@")
+        name, slash, alias = reference.rpartition("@")
+        number = ""
+    why = ""
     try:
-        if reference != uri and (number.isdecimal() if slash else _ALIAS.fullmatch(alias)):
-            return model(name), alias, number if slash else ""
-        why = ""
+        if reference != uri and slash and (number.isdecimal() or _ALIAS.fullmatch(alias)):
+            return model(name), alias, number
     except ValueError as fault:
         why = f" ({fault})"
     raise ValueError(f"{uri} is no registered model{why}; write models:/NAME@ALIAS or models:/NAME/VERSION")

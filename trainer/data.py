@@ -106,7 +106,7 @@ class Reader:
         self.datasets, self.phases, self.group = datasets, phases, group
         self.seed, self.flank, self.lanes, self.global_batch = seed, flank, lanes, global_batch
         self.on_corrupt, self.soft, self._say = on_corrupt, soft, say
-        self._pin_for = device if device and device.type == "cuda" else None
+        self._pin_for = torch.cuda.current_device() if device and device.type == "cuda" else None
         self.mixture = Mixture(weights, seed=seed, lanes=lanes)
         self._workers = Workers(workers)
         self._phase = -1
@@ -166,7 +166,7 @@ class Reader:
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps ``start`` … ``stop`` - 1."""
         # Pinned memory belongs to a device: without a word from us, a thread's is the first of the host.
-        begin = partial(torch.cuda.set_device, self._pin_for) if self._pin_for else None
+        begin = None if self._pin_for is None else partial(torch.cuda.set_device, self._pin_for)
         with ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=begin) as pool:
             coming = pool.submit(self.batch, start)
             for step in range(start, stop):
@@ -226,7 +226,7 @@ class Reader:
                 skipped.add(ids[-1][:3])
             cut.fill(row, block, start, end, locus=self.datasets[dataset].locus(number))
         windows = cut.windows(torch.from_numpy(np.array(keys)))
-        if self._pin_for:  # only from there does a copy to the GPU run beside the step
+        if self._pin_for is not None:  # only from there does a copy to the GPU run beside the step
             windows = windows.each(torch.Tensor.pin_memory)
         return Batch(windows, torch.from_numpy(np.array(ids)), frozenset(skipped))
 

@@ -63,7 +63,7 @@ def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfi
     engine, teacher = loop.build(config, device=device, group=group)
     now = state.first_state(config, teacher, device=device)
     datasets = list(open_datasets(config, "train").values())
-    return config, engine, now, open_reader(config, datasets, flank=config.views.flank, group=group)
+    return config, engine, now, open_reader(config, datasets, flank=config.views.flank, group=group, device=device)
 
 
 def run_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[str, Any]]:

@@ -241,6 +241,15 @@ class TrainConfig(Section):
     def schedule_steps(self) -> int:
         return self.train.schedule_steps or self.train.steps
 
+    def bp(self, first: int, last: int) -> int:
+        """What the steps ``first`` … ``last`` - 1, counted from 0, read: bp of the source windows of all ranks."""
+        parts = self.data.length
+        ends = [*(part.from_step for part in parts[1:]), last]
+        return self.train.global_batch * sum(
+            part.length * max(0, min(end, last) - max(part.from_step, first))
+            for part, end in zip(parts, ends, strict=True)
+        )
+
     def micro_batch(self, world: int) -> int:
         """Rows a rank reads at once; by default its whole share of the global batch."""
         return self.train.micro_batch or self.train.global_batch // world

@@ -111,7 +111,7 @@ def _train(
         _validate(config, state, engine, validator, run, baselines)
     meter = Meter(device=device, dtype=engine.compute_dtype)
     flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
-    progress = Progress(last, done=state.step, shown=run is not None)
+    progress = Progress(last, done=state.step, shown=run is not None, bp_left=config.bp(state.step, last))
     batches = reader.batches(state.step, last)
     if stops:
         stops.between_steps()
@@ -140,7 +140,7 @@ def _train(
             metrics |= count_skipped_blocks(state, group, device=device)
         if run:
             run.log(metrics | (meter.read() if tracked else {}), step=state.step)
-            progress.advance(f"loss {result.losses['total']:.4f}")
+            progress.advance(f"loss {result.losses['total']:.4f}", bp=config.train.global_batch * length)
         end_if_stuck(config, state, group)
         if collapse and config.health.on_collapse == "stop":
             raise RuntimeError(f"{collapse}; with health.on_collapse=warn the run would go on")
@@ -149,12 +149,15 @@ def _train(
         if _due(state.step, config.val.every) or state.step == last:
             _validate(config, state, engine, validator, run, baselines)
             meter.restart()
+            progress.restart()
         if _due(state.step, config.checkpoint.every) or result.stop or (config.checkpoint.every and state.step == last):
             stalled = saver.save(state, reader.position(state.step))
             if run:
                 run.log({"checkpoint/stall_ms": stalled * 1e3}, step=state.step)
             meter.restart()
+            progress.restart()
         if result.stop and state.step < last:
+            progress.close()
             saver.wait()
             if saver.newest != state.step:
                 raise EverywhereError(f"told to stop, but step {state.step} could not be saved; the same command goes "

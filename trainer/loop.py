@@ -1,7 +1,7 @@
 """The training run: set up or taken up again, step by step, validate, save, export, register."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import cache
 from typing import get_args
@@ -62,22 +62,39 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
         with closing(open_reader(config, datasets, flank=flank, group=group, say=say, device=device)) as reader:
             if resumed:
                 assert reader.step_of(resumed.position) == state.step, "the position is the step's"
-            if group.rank > 0:
-                saver = Saver(config, engine, datasets=digests)
-                code = _train(config, state, engine, reader, validator, saver, None, stops)
-                return _finish(config, state, group, None, code)
-            for uri in validator.left_out:
-                say(f"{uri} has no val split: it is trained on, and left out of validation")
-            if resumed:
-                say(f"going on after step {state.step}, from {resumed.uri}")
+            if group.rank == 0:
+                for uri in validator.left_out:
+                    say(f"{uri} has no val split: it is trained on, and left out of validation")
+                if resumed:
+                    say(f"going on after step {state.step}, from {resumed.uri}")
             tags = {"world_size": str(group.size), "zero_stage": str(engine.zero_stage)}
-            with Record(config, again=again, resumed=resumed, parameters=export.parameter_count(engine.network),
-                        digests=list(digests.values()), tags=tags) as run:  # fmt: skip
-                assert lock, "rank 0 holds it"
-                rundir.write(config)
-                saver = Saver(config, engine, datasets=digests, hooks=run.hooks(lock.check))
+            with _recorded(group, device, lambda: Record(
+                config, again=again, resumed=resumed, parameters=export.parameter_count(engine.network),
+                digests=list(digests.values()), tags=tags,
+            )) as run:  # fmt: skip
+                hooks = None
+                if run:
+                    assert lock, "rank 0 holds it"
+                    rundir.write(config)
+                    hooks = run.hooks(lock.check)
+                saver = Saver(config, engine, datasets=digests, hooks=hooks)
                 code = _train(config, state, engine, reader, validator, saver, run, stops)
                 return _finish(config, state, group, run, code)
+
+
+@contextmanager
+def _recorded(group: Group, device: torch.device, begin: Callable[[], Record]) -> Iterator[Record | None]:
+    """The record that rank 0 begins. EverywhereError, before any rank has trained, if that is refused."""
+    with ExitStack() as begun:
+        run, fault = None, ""
+        if group.rank == 0:
+            try:
+                run = begun.enter_context(begin())
+            except (TrackError, ValueError, store.StoreError) as refusal:
+                fault = str(refusal)
+        if text := collectives.text_from_first(group, fault, device=device):
+            raise EverywhereError(text)
+        yield run
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:

@@ -212,7 +212,8 @@ def sentence(what: str) -> Iterator[None]:
         # Artifacts go to their store past MLflow: a folder's faults are OSError, those of S3 botocore's and boto3's.
         origin = type(fault).__module__.split(".")[0]
         if origin == "mlflow":
-            raise TrackError(f"{what}: {_line(fault.message)}", passes=_passes(fault)) from fault
+            text = getattr(fault, "message", fault)
+            raise TrackError(f"{what}: {_line(text)}", passes=_passes(fault)) from fault
         if origin in ("sqlalchemy", "alembic", "botocore", "boto3") or isinstance(fault, ImportError | OSError):
             raise TrackError(f"{what}: {_line(fault)}", passes="is locked" in str(fault)) from fault
         raise
@@ -236,7 +237,7 @@ def _line(fault: object) -> str:
 
 def _passes(fault: Any) -> bool:
     """Whether MLflow was out of reach, or its server had a fault of its own, rather than refused."""
-    text = str(fault.message)
+    text = str(getattr(fault, "message", fault))
     ill = isinstance(fault, library().exceptions.RestException) and fault.get_http_status_code() >= 500
     return ill or any(words in text for words in (
         "failed with exception", "failed with timeout exception", "failed with error code 5", "is locked"))  # fmt: skip

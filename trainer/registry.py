@@ -85,10 +85,11 @@ class Registry:
 
     def tagged(self, experiment: str | None, tags: Mapping[str, str], *, finished: bool = False) -> list[Any]:
         """Runs of an experiment, by its name, or of all there are, that carry all ``tags``, oldest first."""
-        where = [f"tags.`{key}` = {quoted}" for key, value in tags.items() if (quoted := _quoted(value))]
+        wanted = {key: str(value) for key, value in tags.items()}  # the number of a version may be an int
+        where = [f"tags.`{key}` = {quoted}" for key, value in wanted.items() if (quoted := _quoted(value))]
         where += ["attributes.status = 'FINISHED'"] * finished
         found = self.runs(self._experiments(experiment), " and ".join(where))
-        return [run for run in found if all(run.data.tags.get(key) == value for key, value in tags.items())]
+        return [run for run in found if wanted.items() <= run.data.tags.items()]
 
     def _experiments(self, name: str | None) -> list[str]:
         """The id of the experiment of this name, or those of all."""

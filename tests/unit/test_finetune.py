@@ -97,7 +97,8 @@ def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_
     (child,) = reader.tagged("elsewhere", {"finetune": "child"})
     assert child.data.params["task"] == "moved"
     reader.client.restore_experiment(toys)
-    assert "moved" in {result.task for result in past_results(reader, NAME, "1")}, "wherever they lie"
+    version = reader.version(CANDIDATE).version  # an int, of a database
+    assert "moved" in {result.task for result in past_results(reader, NAME, version)}, "wherever they lie"
     assert main([*command, "track.experiment=''"]) == 2
     assert "track.experiment: an experiment needs a name (given '')" in capsys.readouterr().err
 

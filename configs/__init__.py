@@ -12,7 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 _PYDANTIC_MAPPING = re.compile(r"a valid dictionary or (object to extract fields from|instance of \w+)")
-_USERINFO = re.compile(r"//[^/\s?]*@")
+# SQLAlchemy takes any character but @ in a database's password; elsewhere a / ends what may be one.
+_DATABASE_USERINFO = re.compile(r"\b((?:postgresql|mysql|mssql|mariadb|oracle)(?:\+\w+)?://)[^:/\s@]*:[^@\s]*@")
+_USERINFO = re.compile(r"://[^/\s?]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")  # of a presigned URL: a signature, a token
 
 
@@ -90,8 +92,10 @@ def redact(value: Any) -> Any:
         return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list):
         return [redact(item) for item in value]
-    # The query first: it may hold an @.
-    return _USERINFO.sub("//***@", _QUERY.sub(r"\1?...", value)) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    # The query before what stands before a host: it may hold an @.
+    return _USERINFO.sub("://***@", _QUERY.sub(r"\1?...", _DATABASE_USERINFO.sub(r"\1***@", value)))
 
 
 def _one_line(fault: Exception) -> str:

@@ -5,11 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
 
 from cluster.process import cache_root
 from configs import Section
-from trainer import zero
+from trainer import names, zero
 from trainer.method_config import MIN_LENGTH, Fraction, Loss, Positive, Views
 from trainer.models import MODELS
 from trainer.models.chordmixer import Norm
@@ -19,7 +19,7 @@ OnCorrupt = Literal["fail", "skip"]
 
 class Run(Section):
     dir: str
-    name: str = "findna"
+    name: Annotated[str, AfterValidator(names.run)] = "findna"
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
 
@@ -198,10 +198,12 @@ def default_tracking_uri() -> str:
 class Track(Section):
     """``wait_s``: a run that is finished waits so long for an MLflow that is away."""
 
-    uri: str = Field(default_factory=default_tracking_uri)
+    uri: Annotated[str, AfterValidator(names.tracking)] = Field(
+        default_factory=default_tracking_uri, validate_default=True
+    )
     artifact_uri: str | None = None
-    experiment: str = "findna"
-    registered_model: str | None = "findna"
+    experiment: Annotated[str, AfterValidator(names.experiment)] = "findna"
+    registered_model: Annotated[str, AfterValidator(names.model)] | None = "findna"
     every: Positive = 50
     wait_s: Annotated[float, Field(ge=0)] = 60.0
 
@@ -238,6 +240,15 @@ class TrainConfig(Section):
     @property
     def schedule_steps(self) -> int:
         return self.train.schedule_steps or self.train.steps
+
+    def bp(self, first: int, last: int) -> int:
+        """What the steps ``first`` … ``last`` - 1, counted from 0, read: bp of the source windows of all ranks."""
+        parts = self.data.length
+        ends = [*(part.from_step for part in parts[1:]), last]
+        return self.train.global_batch * sum(
+            part.length * max(0, min(end, last) - max(part.from_step, first))
+            for part, end in zip(parts, ends, strict=True)
+        )
 
     def micro_batch(self, world: int) -> int:
         """Rows a rank reads at once; by default its whole share of the global batch."""

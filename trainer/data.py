@@ -22,7 +22,6 @@ from torch import Tensor
 from cluster import store
 from cluster.retry import TransientError
 from data_prep import shards
-from trainer import collectives
 from trainer.blocks import LATER, NOW, SOON, Blocks, Workers, warn
 from trainer.collectives import Group
 from trainer.config import OnCorrupt, TrainConfig
@@ -37,10 +36,14 @@ _Place = tuple[int, int, OpenSet, int]  # dataset, lane, the lane's open set, pl
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one rank for one step, in sample order; ``ids_B4`` are (dataset, epoch, block, window)."""
+    """Rows of one rank for one step, in sample order; ``ids_B4`` are (dataset, epoch, block, window).
+
+    ``skipped``: (dataset, epoch, block) of the damaged blocks that rows should have come from.
+    """
 
     windows: Windows
     ids_B4: Tensor
+    skipped: frozenset[tuple[int, int, int]] = frozenset()
 
     def split(self, rows: int) -> list[Windows]:
         """Micro-batches of ``rows`` rows."""
@@ -109,7 +112,7 @@ class Reader:
         self._phase = -1
         self._sets: list[dict[int, OpenSet]] = []  # by dataset: lane -> its open set
         self._next: list[dict[int, OpenSet]] = []
-        self._skipped: set[tuple[int, int, int]] = set()
+        self._named: set[tuple[int, int]] = set()  # damaged blocks that were said: dataset, block
         self.samplers: list[Sampler] = []
         self._enter(0)
         mine = lanes // group.size
@@ -117,16 +120,6 @@ class Reader:
             Blocks(dataset.block, capacity=2 * mine * sampler.largest_set, workers=self._workers)
             for dataset, sampler in zip(datasets, self.samplers, strict=True)
         ]
-
-    def skipped(self, device: torch.device) -> dict[str, float]:
-        """``data/skipped_blocks``: damaged blocks that all ranks met so far, once an epoch; empty with "fail".
-
-        A collective. In an epoch a block belongs to one lane, hence to one rank, so none is counted twice.
-        """
-        if self.on_corrupt == "fail":
-            return {}
-        mine = torch.tensor(len(self._skipped), device=device)
-        return {"data/skipped_blocks": float(collectives.sum_over_ranks(self.group, mine))}
 
     def worker_of(self, lane: int) -> int:
         """The worker that fetches all blocks of ``lane``, a lane of this rank."""
@@ -221,6 +214,7 @@ class Reader:
     def _cut(self, places: list[_Place]) -> Batch:
         cut = WindowRows(len(places), self.phases[self._phase].length, self.flank, soft=self.soft)
         ids, keys = [], []
+        skipped: set[tuple[int, int, int]] = set()
         for row, (dataset, lane, current, at) in enumerate(places):
             number, window, start, end, key = current.samples_M5[at].tolist()
             ids.append((dataset, current.epoch, number, window))
@@ -229,11 +223,12 @@ class Reader:
                 block = self._blocks[dataset].get(number, worker=self.worker_of(lane))
             except (store.StoreError, shards.FormatError) as fault:
                 block, number, start, end = self._instead(fault, places[row])
+                skipped.add(ids[-1][:3])
             cut.fill(row, block, start, end, locus=self.datasets[dataset].locus(number))
         windows = cut.windows(torch.from_numpy(np.array(keys)))
         if self._pin_for is not None:  # only from there does a copy to the GPU run beside the step
             windows = windows.each(torch.Tensor.pin_memory)
-        return Batch(windows, torch.from_numpy(np.array(ids)))
+        return Batch(windows, torch.from_numpy(np.array(ids)), frozenset(skipped))
 
     def _instead(self, fault: Exception, place: _Place) -> tuple[shards.PackedBlock, int, int, int]:
         """Block, its number, start and end of what is read instead of ``place``, whose block has the ``fault``."""
@@ -241,9 +236,9 @@ class Reader:
             raise fault
         dataset, lane, current, at = place
         number = int(current.samples_M5[at, 0])
-        if not any(known[0] == dataset and known[2] == number for known in self._skipped):
+        if (dataset, number) not in self._named:
+            self._named.add((dataset, number))
             self._say(f"skipped {self.datasets[dataset].where(number)}: {fault}")
-        self._skipped.add((dataset, current.epoch, number))
         for other, start, end in self.samplers[dataset].replacements(current, at):
             try:
                 return self._blocks[dataset].get(other, worker=self.worker_of(lane)), other, start, end

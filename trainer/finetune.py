@@ -52,11 +52,12 @@ def finetune(
     Raises: StoreError, ValueError, TrackError, RuntimeError, each one sentence.
     """
     model = open_model(registry, model_uri)
+    experiment = task.track.experiment or registry.experiment_of(model.version.run_id) or _EXPERIMENT
+    registry.usable(experiment)  # before the work, not after it
     data = load(task)
     _tell_rows(task, data)
     bench = Workbench(model.network, model.config, task, device or best_device())
     settings = _settings(task, data, bench)
-    experiment = registry.experiment_of(model.version.run_id) or _EXPERIMENT
     parent = _parent(registry, model, experiment)
     session = _Session(registry, model, task, data, bench, settings, experiment, parent)
     results = [_one(session, mode, seed) for mode in task.modes for seed in task.seeds]
@@ -114,12 +115,10 @@ def settle_champion(
 
 
 def past_results(registry: Registry, model: str, version: str) -> list[Result]:
-    """Every finished fine-tuning result of a model version, oldest first."""
-    run_id = registry.version(f"models:/{model}/{version}").run_id
-    experiment = registry.experiment_of(run_id) or _EXPERIMENT
+    """Every finished fine-tuning result of a model version, in whatever experiment, oldest first."""
     tags = {"model.version": version, "model.name": model, "finetune": "child"}
     results = []
-    for run in registry.tagged(experiment, tags, finished=True):
+    for run in registry.tagged(None, tags, finished=True):
         metrics, params, tags_ = run.data.metrics, run.data.params, run.data.tags
         val, test = ({name: metrics[f"{split}/{name}"] for name in METRICS} for split in ("val", "test"))
         results.append(Result(model, version, params["task"], params["mode"], int(params["seed"]), val, test,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sklearn.metrics import matthews_corrcoef
 import configs
 from tests.registered import CANDIDATE, NAME, TASK_ROWS, Registered, register, registered, registry
 from trainer.finetune import finetune, main, past_results
+from trainer.registry import Registry
 from trainer.tasks.classification import Classification
 from trainer.tasks.config import TaskConfig
 
@@ -78,6 +80,29 @@ def test_all_modes_end_to_end(where: Registered, monkeypatch: pytest.MonkeyPatch
     assert len([result for result in past_results(reader, NAME, "1") if result.task == "motif"]) == 8
 
 
+def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_before_the_work(
+    where: Registered, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{shutil.copy(where.uri.removeprefix('sqlite:///'), tmp_path / 'mlflow.db')}"
+    reader = Registry(uri)
+    toys = reader.client.get_experiment_by_name("toys").experiment_id
+    command = ["--model", CANDIDATE, "--task", str(where.task), "--track-uri", uri, "modes=kmer", "name=moved"]
+    reader.client.delete_experiment(toys)
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert err == (f"error: experiment toys at {uri} was deleted; restore it (MLFLOW_TRACKING_URI={uri} mlflow "
+                   f"experiments restore --experiment-id {toys}) or give another track.experiment\n")  # fmt: skip
+    assert main([*command, "track.experiment=elsewhere"]) == 0
+    assert "champion of toy: unchanged, neither" in capsys.readouterr().err
+    (child,) = reader.tagged("elsewhere", {"finetune": "child"})
+    assert child.data.params["task"] == "moved"
+    reader.client.restore_experiment(toys)
+    version = reader.version(CANDIDATE).version  # an int, of a database
+    assert "moved" in {result.task for result in past_results(reader, NAME, version)}, "wherever they lie"
+    assert main([*command, "track.experiment=''"]) == 2
+    assert "track.experiment: an experiment needs a name (given '')" in capsys.readouterr().err
+
+
 def _kmer_mcc(where: Registered, c: float) -> float:
     train, test = (pd.read_csv(where.folder / f"{role}.csv") for role in ("train", "test"))
     counter = CountVectorizer(analyzer="char", ngram_range=(3, 3), lowercase=False)
@@ -117,7 +142,7 @@ def test_champion_falls_only_to_a_better_dev_score(where: Registered, monkeypatc
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["--model", "models:/nobody@candidate"], 1, "registered model models:/nobody@candidate"),
     (["--model", f"models:/{NAME}/99"], 1, f"models:/{NAME}/99"),
-    (["--model", "runs/x"], 1, "runs/x is no registered model; write models:/NAME@ALIAS"),
+    (["--model", "runs/x"], 2, "runs/x is no registered model; write models:/NAME@ALIAS"),
     (["--model", CANDIDATE, "test=/nowhere/test.csv"], 1, "/nowhere/test.csv: no such file"),
     (["--model", CANDIDATE, "finetune.epoch=3"], 2, "did you mean 'epochs'"),
     (["--model", CANDIDATE, "label_column=class"], 1, "train.csv has no column 'class'"),

@@ -15,7 +15,7 @@ ONLY_IN = {
     "pyfaidx": {"data_prep/reference.py"}, "py2bit": {"data_prep/twobit.py"},
     "webdataset": {"data_prep/write.py", "data_prep/read.py"},
     "deepspeed": {"trainer/engine/masters.py", "trainer/engine/student.py"},
-    "mlflow": {"trainer/track.py", "trainer/registry.py"},
+    "mlflow": {"trainer/mlflow_client.py"},
 }
 TRAINER_MAY_USE = {"data_prep.alphabet", "data_prep.shards"}
 MAX_LINES = 300

@@ -269,6 +269,19 @@ def test_no_secret_of_a_url_is_shown(tail: str, scheme: str) -> None:
     assert redact("cannot read /data/what?.fa: a@b") == "cannot read /data/what?.fa: a@b"
 
 
+@pytest.mark.parametrize(("uri", "shown"), [
+    ("sqlite:////home/me@work/mlflow.db", None), ("sqlite:////me@work/mlflow.db", None), ("sqlite:///a@b.db", None),
+    ("http://host:5000/me@work", None), ("s3://bucket/me@work/x", None), ("/data/me@work//x@y", None),
+    ("https://me:word@host/me@work", "https://***@host/me@work"), ("https://token@host/x", "https://***@host/x"),
+    ("postgresql://me:wo/r?d@host/db?password=word", "postgresql://***@host/db?..."),
+    ("mysql+pymysql://me:wo:rd@host/me@work", "mysql+pymysql://***@host/me@work"),
+    ("postgresql://host:5432/db", None), ("postgresql://me@host/db", "postgresql://***@host/db"),
+])  # fmt: skip
+def test_an_at_sign_in_a_path_is_left_and_a_password_is_not(uri: str, shown: str | None) -> None:
+    assert redact(f"MLflow at {uri} says no") == f"MLflow at {shown or uri} says no"
+    assert redact(redact(uri)) == redact(uri)
+
+
 def test_a_host_that_does_not_resolve_is_said_so() -> None:
     fault = failure(socket.gaierror(-2, "Name or service not known"), "https://host/x", "read")
     assert str(fault) == "cannot read https://host/x: [Errno -2] Name or service not known"

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from configs import Section
+from trainer import names
 from trainer.embed import Precision
 from trainer.tasks import KINDS
 
@@ -48,6 +49,12 @@ class Kmer(Section):
     C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
 
 
+class Track(Section):
+    """``experiment``: that MLflow keeps the results in; by default the one of the model's own run."""
+
+    experiment: Annotated[str, AfterValidator(names.experiment)] | None = None
+
+
 class TaskConfig(Section):
     """A labelled task. A role without a file is split off by sha256 of the sequence, as tasks/data.py says."""
 
@@ -65,6 +72,7 @@ class TaskConfig(Section):
     finetune: Finetune = Finetune()
     probe: Probe = Probe()
     kmer: Kmer = Kmer()
+    track: Track = Track()
 
     @field_validator("kind")
     @classmethod

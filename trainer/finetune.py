@@ -175,6 +175,8 @@ def _tell_rows(task: TaskConfig, data: TaskData) -> None:
     rows = ", ".join(f"{split.role} {len(split):,}" for split in (data.train, data.dev, data.test))
     leaks = ", ".join(f"{count} of {role}" for role, count in data.dropped.items() if count)
     say(f"{task.name}: {rows} rows" + (f"; left out, as dev or test holds the same sequence: {leaks}" if leaks else ""))
+    for remark in data.remarks:
+        say(f"{task.name}: {remark}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from cluster import store
+from cluster import process, store
 from configs import redact
 from trainer.progress import say
 
@@ -174,7 +174,7 @@ class Tracker:
 
 
 class Run(Tracker):
-    """A run whose every call is made at once: what goes wrong is raised; ``with`` ends it FINISHED or FAILED."""
+    """A run whose every call is made at once: what goes wrong is raised; ``with`` ends it."""
 
     def __init__(
         self,
@@ -190,12 +190,17 @@ class Run(Tracker):
         super().__init__(uri)
         self._pending: list[Point] = []
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
-        with sentence(f"MLflow at {shown(uri)}"):
-            self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-            identifier = _experiment(self._client, experiment, artifact_uri)
-            run = self._client.create_run(identifier, run_name=name, tags=all_tags)
-            self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
-            self._params(params or {})
+        try:
+            with sentence(f"MLflow at {shown(uri)}"), process.stops_wait():
+                self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+                identifier = _experiment(self._client, experiment, artifact_uri)
+                run = self._client.create_run(identifier, run_name=name, tags=all_tags)
+                self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
+                self._params(params or {})
+        except BaseException as fault:
+            if self.id:
+                self._end_after(fault)
+            raise
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Metrics of ``step``, sent with others in one call, the last of them by ``finish``."""
@@ -223,12 +228,17 @@ class Run(Tracker):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            self.finish()
-        else:
+        self._end_after(fault)
+
+    def _end_after(self, fault: BaseException | None) -> None:
+        """FINISHED, FAILED, or KILLED where the process was told to stop."""
+        status = "FINISHED" if fault is None else "FAILED" if isinstance(fault, Exception) else "KILLED"
+        with process.stops_wait():
             try:
-                self.finish("FAILED")
+                self.finish(status)
             except TrackError as second:
+                if fault is None:
+                    raise
                 say(f"warning: {second}")
 
 

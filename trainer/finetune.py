@@ -193,13 +193,15 @@ def main(arguments: list[str] | None = None) -> int:
         task = configs.load(TaskConfig, args.task, args.overrides)
         torch.set_num_threads(process.threads_per_process(1))
         results = finetune(Registry(args.track_uri), args.model, task)
+        print(as_text(summarise(results)), flush=True)
         if args.json:
             rows = [result.flat() for result in results]
             store.write_bytes(args.json, json.dumps(rows, indent=1).encode() + b"\n")
-        print(as_text(summarise(results)))
         return process.EXIT_OK
 
-    return process.exit_code(run, debug=args.debug)
+    return process.exit_code(run, debug=args.debug, resumable=True,
+                             interrupted="results that were told are in MLflow; the same command starts all of them "
+                                         "again (modes=... and seeds=... choose)")  # fmt: skip
 
 
 if __name__ == "__main__":

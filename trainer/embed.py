@@ -174,7 +174,7 @@ def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device
 
     A record longer than ``length`` is read in windows of it; their means are averaged by their lengths.
     """
-    names, lengths, vectors = [], [], []
+    names, lengths, means = [], [], []
     pending: list[alphabet.Codes] = []
 
     def flush() -> None:
@@ -187,7 +187,7 @@ def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device
         mean_ND = embed(network, rows, device=device)[0].numpy()
         total = np.zeros((len(pending), mean_ND.shape[1]))
         np.add.at(total, owner_N, mean_ND * weight_N[:, None])
-        vectors.append(total.astype(np.float32))
+        means.append(total.astype(np.float32))
         pending.clear()
 
     waiting = 0
@@ -200,7 +200,7 @@ def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device
             flush()
             waiting = 0
     flush()
-    values = np.concatenate(vectors)
+    values = np.concatenate(means)
     table = pd.DataFrame(values, columns=[f"e{i}" for i in range(values.shape[1])])
     table.insert(0, "length", lengths)
     table.insert(0, "name", names)
@@ -224,10 +224,10 @@ def main(arguments: list[str] | None = None) -> int:
         if args.length is not None and args.length < 1:
             raise ConfigError(f"--length {args.length} must be at least 1")
         registry = Registry(args.track_uri)
-        version = registry.version(args.model)
+        registry.version(args.model)
         ambiguous = sum(record.ambiguous for record in records.read(args.input))  # all of it is looked at before work
         model = open_model(registry, args.model)
-        source = version.run_id
+        version, source = model.version, model.version.run_id
         length = args.length or int(registry.run(source).data.params.get("data.length", DEFAULT_LENGTH) if source
                                     else DEFAULT_LENGTH)  # fmt: skip
         device = best_device()
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         return process.EXIT_OK
 
     return process.exit_code(run, debug=args.debug, resumable=True,
-                             interrupted="nothing was written, and the same command starts again")  # fmt: skip
+                             interrupted="no part of a file is left; the same command starts again")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -42,29 +42,17 @@ def test_sigterm_is_heard_where_the_work_can_be_taken_up_again(capsys: pytest.Ca
     assert (code, capsys.readouterr().err) == (75, "error: told to stop; go on\n")
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """As a shell gives them, and afterwards as they were: a suite in the background has Ctrl-C ignored."""
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    for number in numbers:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
-def test_every_signal_to_stop_is_heard(handlers: None, number: int, code: int) -> None:
+def test_every_signal_to_stop_is_heard(signal_handlers: None, number: int, code: int) -> None:
     assert process.exit_code(lambda: signal.raise_signal(number), resumable=True) == code
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored(handlers: None) -> None:
+def test_a_hangup_that_nohup_ignores_stays_ignored(signal_handlers: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert process.exit_code(lambda: signal.raise_signal(signal.SIGHUP), resumable=True) == 0
 
 
-def test_signals_wait_for_what_must_not_be_left_half_done(handlers: None) -> None:
+def test_signals_wait_for_what_must_not_be_left_half_done(signal_handlers: None) -> None:
     done = []
 
     def work() -> None:

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -21,13 +21,9 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of every config model: unknown keys are refused, values are immutable once read.
-
-    ``as_written``: keys of the top level whose values are words, whatever YAML makes of them: no, 01 and 1.0 stay.
-    """
+    """Base of every config model: unknown keys are refused, values are immutable once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    as_written: ClassVar[frozenset[str]] = frozenset()
 
 
 M = TypeVar("M", bound=Section)
@@ -48,14 +44,9 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
     try:
         tree = OmegaConf.load(path)
         if isinstance(tree, DictConfig):  # anything else is refused below
-            for key in model.as_written & set(tree):
-                words = _words(path.read_text("utf-8-sig")).get(key)
-                OmegaConf.update(tree, key, words, merge=False)
             for key, _, value in (item.partition("=") for item in overrides):
                 # Key by key, since a merge cannot reach into a list (references.0.uri=...).
                 new = OmegaConf.from_dotlist([f"value={value}"])._get_node("value")
-                if key.partition(".")[0] in model.as_written:
-                    new = _words(value)
                 old = OmegaConf.select(tree, key, throw_on_resolution_failure=False)
                 # A mapping is merged into a mapping; it takes the place of anything else.
                 merge = isinstance(old, DictConfig) or not isinstance(new, DictConfig)
@@ -75,11 +66,6 @@ def validate(model: type[M], values: dict[Any, Any], *, source: str) -> M:
     except ValidationError as fault:
         lines = [line for error in fault.errors() for line in _describe(model, error)]
         raise ConfigError(f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from fault
-
-
-def _words(text: str) -> Any:
-    """The YAML ``text`` with every scalar as the word that stands there."""
-    return yaml.load(text, yaml.BaseLoader)
 
 
 def dump(config: Section) -> dict[str, Any]:

@@ -1,27 +1,21 @@
 """This process among its peers: rank, world, and the exit code of a command. Only here is the world read."""
 
-import codecs
-import contextlib
-import io
 import os
 import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
+from cluster import terminal
 from configs import ConfigError, redact
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_PREEMPTED = 75  # what is finished stays; the same command goes on
 EXIT_INTERRUPTED = 130  # as a shell has it
-STOPS = (signal.SIGTERM, signal.SIGHUP)
-_PLAIN = {"±": "+/-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "…": "...", "–": "-", "µ": "u"}  # in ASCII
 LOST_PEERS = "lost its peers"  # begins the sentence of a process that ends because others did
 
 
@@ -141,23 +135,26 @@ def exit_code(
 
     ConfigError gives 2; ValueError, OSError, RuntimeError and MemoryError give 1; ``debug`` shows their traceback
     instead. Ctrl-C gives 130, and ``interrupted`` says what became of the work; where that is ``resumable``, SIGTERM
-    and SIGHUP give 75 and say the same. Processes that are not ``main`` say nothing of what every rank meets alike:
-    ConfigError, EverywhereError.
+    and SIGHUP (unless it is ignored) give 75 and say the same. Processes that are not ``main`` say nothing of what
+    every rank meets alike: ConfigError, EverywhereError.
     """
-    print_anywhere()
+    terminal.print_anywhere()
     try:
-        if resumable:
-            for number in STOPS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                    signal.signal(number, _preempt)
+        for number in (signal.SIGTERM, signal.SIGHUP) if resumable else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _preempt)
         return command() or EXIT_OK
-    except (ConfigError, ValueError, OSError, RuntimeError, MemoryError) as fault:
+    except MemoryError as fault:
+        if debug:
+            raise
+        print(f"error: out of memory: {fault}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
+    except (ConfigError, ValueError, OSError, RuntimeError) as fault:
         if debug:
             raise
         usage = isinstance(fault, ConfigError)
         if main or not isinstance(fault, ConfigError | EverywhereError):
-            said = f"out of memory: {fault}" if isinstance(fault, MemoryError) else str(fault)
-            print(f"error: {redact(said)}", file=sys.stderr, flush=True)
+            print(f"error: {redact(str(fault))}", file=sys.stderr, flush=True)
         return EXIT_USAGE if usage else EXIT_FAILED
     except KeyboardInterrupt as stop:
         preempted = isinstance(stop, Preempted)
@@ -169,47 +166,3 @@ def exit_code(
 
 def _preempt(*_: object) -> None:
     raise Preempted
-
-
-@contextlib.contextmanager
-def stops_wait() -> Iterator[None]:
-    """SIGTERM, SIGHUP and Ctrl-C that come in the block are heard at its end, by the handlers that were there before.
-
-    For what must not be left half-done: a run that was made at a server and is not yet known here. A second Ctrl-C is
-    heard at once. Only the main thread hears signals: in others nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    noted: list[int] = []
-    old: dict[int, Any] = {}
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in noted:
-            old[number](number, frame)
-        noted.append(number)
-
-    for number in (*STOPS, signal.SIGINT):
-        if callable(signal.getsignal(number)):  # what is ignored stays so; by default it ends the process at once
-            old[number] = signal.signal(number, hear)
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        if noted:
-            signal.raise_signal(noted[0])
-
-
-def print_anywhere() -> None:
-    """From now on what stdout or stderr cannot encode is written in ASCII, and no table is lost at the last line."""
-    codecs.register_error("dna-plain", _plainly)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a test or a notebook may have put another in its place
-            stream.reconfigure(errors="dna-plain")
-
-
-def _plainly(fault: UnicodeError) -> tuple[str, int]:
-    assert isinstance(fault, UnicodeEncodeError), "registered for writing alone"
-    given = fault.object[fault.start : fault.end]
-    return "".join(_PLAIN.get(letter) or ascii(letter)[1:-1] for letter in given), fault.end

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from cluster import process, store
+from cluster import stops, store
 from configs import redact
 from trainer.progress import say
 
@@ -191,7 +191,7 @@ class Run(Tracker):
         self._pending: list[Point] = []
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         try:
-            with sentence(f"MLflow at {shown(uri)}"), process.stops_wait():
+            with sentence(f"MLflow at {shown(uri)}"), stops.wait():
                 self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
                 identifier = _experiment(self._client, experiment, artifact_uri)
                 run = self._client.create_run(identifier, run_name=name, tags=all_tags)
@@ -233,7 +233,7 @@ class Run(Tracker):
     def _end_after(self, fault: BaseException | None) -> None:
         """FINISHED, FAILED, or KILLED where the process was told to stop."""
         status = "FINISHED" if fault is None else "FAILED" if isinstance(fault, Exception) else "KILLED"
-        with process.stops_wait():
+        with stops.wait():
             try:
                 self.finish(status)
             except TrackError as second:

@@ -1,8 +1,6 @@
 """Exit codes and the one sentence of a failed command."""
 
 import contextlib
-import importlib
-import io
 import os
 import signal
 import subprocess
@@ -40,79 +38,6 @@ def test_sigterm_is_heard_where_the_work_can_be_taken_up_again(capsys: pytest.Ca
     finally:
         signal.signal(signal.SIGTERM, before)
     assert (code, capsys.readouterr().err) == (75, "error: told to stop; go on\n")
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
-def test_every_signal_to_stop_is_heard(signal_handlers: None, number: int, code: int) -> None:
-    assert process.exit_code(lambda: signal.raise_signal(number), resumable=True) == code
-
-
-def test_a_hangup_that_nohup_ignores_stays_ignored(signal_handlers: None) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    assert process.exit_code(lambda: signal.raise_signal(signal.SIGHUP), resumable=True) == 0
-
-
-def test_signals_wait_for_what_must_not_be_left_half_done(signal_handlers: None) -> None:
-    done = []
-
-    def work() -> None:
-        with process.stops_wait():
-            signal.raise_signal(signal.SIGHUP)
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGINT)
-            done.append("half")
-        done.append("more")
-
-    assert process.exit_code(work, resumable=True) == 75
-    assert done == ["half"]
-
-    def twice() -> None:
-        with process.stops_wait():
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            done.append("not reached")
-
-    assert process.exit_code(twice, resumable=True) == 130, "a second Ctrl-C is heard at once"
-    assert done == ["half"]
-    with process.stops_wait():
-        pass
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-TOLD = "mean ± sd → 3 × 4 … é 🏃 \udce9"
-
-
-@pytest.mark.parametrize(("encoding", "written"), [
-    ("ascii", "mean +/- sd -> 3 x 4 ... \\xe9 \\U0001f3c3 \\udce9\n"),
-    ("latin-1", "mean ± sd -> 3 × 4 ... é \\U0001f3c3 \\udce9\n"),
-    ("utf-8", "mean ± sd → 3 × 4 … é 🏃 \\udce9\n"),
-])  # fmt: skip
-def test_no_terminal_loses_a_table(monkeypatch: pytest.MonkeyPatch, encoding: str, written: str) -> None:
-    for name in ("stdout", "stderr"):
-        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
-        monkeypatch.setattr(sys, name, stream)
-        assert process.exit_code(lambda stream=stream: print(TOLD, file=stream, flush=True)) == 0
-        assert stream.buffer.getvalue().decode(encoding) == written  # type: ignore[attr-defined]
-
-
-HELPS = [
-    *(("data_prep.__main__", command) for command in ("", "build", "verify", "stats", "leakage", "export", "synth")),
-    *((name, "") for name in ("cluster.doctor", "cluster.supervise", "cluster.bandwidth", "trainer.finetune",
-                              "trainer.embed", "trainer.report.__main__", "trainer.fit", "trainer.main",
-                              "trainer.demo")),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("module", "command"), HELPS)
-def test_every_help_is_plain_ascii(capsys: pytest.CaptureFixture[str], module: str, command: str) -> None:
-    """It is written before exit_code can change the stream."""
-    main = importlib.import_module(module).main
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        main([*([command] if command else []), "--help"])
-    said = capsys.readouterr().out
-    assert "usage: " in said
-    assert said.isascii()
 
 
 def test_debug_shows_the_traceback_and_bugs_are_never_hidden() -> None:

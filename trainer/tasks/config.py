@@ -51,7 +51,6 @@ class Kmer(Section):
 class TaskConfig(Section):
     """A labelled task. A role without a file is split off by sha256 of the sequence, as tasks/data.py says."""
 
-    as_written = frozenset({"name", "sequence_column", "label_column", "labels"})  # they name what stands in the files
     name: Annotated[str, Field(min_length=1)]
     kind: str = "classification"
     train: str | None = None
@@ -77,12 +76,12 @@ class TaskConfig(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _as_text(cls, labels: Any) -> Any:
-        """Whole numbers as text. Of other values nobody can tell how the files write them."""
+        """Numbers as they are written. Of true, false and null nobody can tell how the files write them."""
         if not isinstance(labels, list | tuple):
             return labels
-        odd = [label for label in labels if not isinstance(label, int | str) or isinstance(label, bool)]
+        odd = [label for label in labels if not isinstance(label, int | float | str) or isinstance(label, bool)]
         if odd:
-            raise ValueError(f"each must be text in quotes, as the files have it, such as \"no\" or \"1.0\", not {odd}")
+            raise ValueError(f"each must be text in quotes, as the files have it, such as \"true\", not {odd}")
         if any(isinstance(label, str) and not label.strip() for label in labels):
             raise ValueError("one of them is empty")
         return [str(label).strip() for label in labels]

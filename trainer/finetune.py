@@ -17,6 +17,7 @@ import torch
 
 import configs
 from cluster import process, store
+from trainer import vectors
 from trainer.embed import RegisteredModel, best_device, open_model
 from trainer.progress import say
 from trainer.registry import Registry
@@ -191,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> int:
         task = configs.load(TaskConfig, args.task, args.overrides)
+        if args.json:
+            vectors.refuse_folder(args.json, "rows.json")
         torch.set_num_threads(process.threads_per_process(1))
         results = finetune(Registry(args.track_uri), args.model, task)
         print(as_text(summarise(results)), flush=True)

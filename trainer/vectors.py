@@ -19,15 +19,20 @@ def format_of(uri: str) -> str:
     Raises:
         ConfigError: the name ends otherwise, or is that of a folder.
     """
-    if uri.endswith("/") or (store.is_local(uri) and store.local_path(uri).is_dir()):
-        raise ConfigError(f"output {redact(uri)} is a folder; give the name of a file in it, such as "
-                          f"{redact(store.join(uri, 'embeddings.parquet'))}")  # fmt: skip
+    refuse_folder(uri, "embeddings.parquet")
     ends = [end.lower() for end in PurePosixPath(store.basename(redact(uri).partition("?")[0])).suffixes]
     end = "".join(ends[-2:] if ends[-1:] == [".gz"] else ends[-1:]) or ".parquet"
     if end not in FORMATS:
         raise ConfigError(f"output {redact(uri)} ends in {end}, which is no format here; the end of the name says the "
                           f"format: {', '.join(FORMATS)}")  # fmt: skip
     return end
+
+
+def refuse_folder(uri: str, name: str) -> None:
+    """ConfigError, before any work, where a file is to be written and ``uri`` is a folder; ``name`` is for example."""
+    if uri.endswith("/") or (store.is_local(uri) and store.local_path(uri).is_dir()):
+        raise ConfigError(f"output {redact(uri)} is a folder; give the name of a file in it, such as "
+                          f"{redact(store.join(uri, name))}")  # fmt: skip
 
 
 def write(table: pd.DataFrame, file: IO[bytes], *, end: str) -> None:

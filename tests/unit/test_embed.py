@@ -3,8 +3,10 @@
 import bz2
 import gzip
 import lzma
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -241,3 +243,31 @@ def test_table_round_trip_through_the_registry(tmp_path: Path, tmp_path_factory:
     assert main([*arguments, "--track-uri", where.uri]) == 1
     assert "none.fa: no such file" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == [], "nothing half-written"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_told_to_stop_it_leaves_no_half_of_a_file(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, number: int,
+                                                  code: int, monkeypatch: pytest.MonkeyPatch, signal_handlers: None,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    where = registered(tmp_path_factory)
+    (tmp_path / "x.fa").write_text(FASTA)
+    (tmp_path / "e.csv").write_text("of yesterday")
+    arguments = ["--model", CANDIDATE, "--input", str(tmp_path / "x.fa"), "--output", str(tmp_path / "e.csv"),
+                 "--track-uri", where.uri]  # fmt: skip
+    write = vectors.write
+
+    def stopped(table: pd.DataFrame, file: IO[bytes], *, end: str) -> None:
+        write(table, file, end=end)
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors, "write", stopped)
+        assert main(arguments) == code
+    assert "no part of a file is left; the same command starts again" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv", "x.fa"]
+    assert (tmp_path / "e.csv").read_text() == "of yesterday"
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "e.csv: 2 sequences, 15 bp, 24 numbers each (CSV; toy version" in out
+    assert "1 ambiguous letters (IUPAC codes such as R or Y) were read as N" in out
+    assert pd.read_csv(tmp_path / "e.csv")["name"].tolist() == ["one", "two"]

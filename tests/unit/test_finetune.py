@@ -166,6 +166,7 @@ def test_a_long_row_among_short_ones_needs_its_own_memory_alone(where: Registere
     (["--model", f"models:/{NAME}/99"], 1, f"models:/{NAME}/99"),
     (["--model", "runs/x"], 1, "runs/x is no registered model; write models:/NAME@ALIAS"),
     (["--model", CANDIDATE, "test=/nowhere/test.csv"], 1, "/nowhere/test.csv: no such file"),
+    (["--model", CANDIDATE, "--json", "/"], 2, "output / is a folder; give the name of a file in it, such"),
     (["--model", CANDIDATE, "finetune.epoch=3"], 2, "did you mean 'epochs'"),
     (["--model", CANDIDATE, "label_column=class"], 1, "train.csv has no column 'class'"),
 ])  # fmt: skip

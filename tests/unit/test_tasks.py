@@ -156,7 +156,7 @@ def test_what_may_not_be_meant_is_told(tmp_path: Path) -> None:
     uris = {"train": write_csv(tmp_path / "1.csv", [*first, first[4], other], labels),
             "dev": write_csv(tmp_path / "2.csv", second), "test": write_csv(tmp_path / "3.csv", third)}  # fmt: skip
     assert load_data(task(**uris)).remarks == (
-        "2 sequences (or the reverse complement) have more than one label, and all of them are kept: "
+        "2 sequences (or the reverse complement) with more than one label; the first: "
         f"{tmp_path}/1.csv, line 6 has it with label 'a', {tmp_path}/1.csv, line 62 with 'b'",)  # fmt: skip
     (tmp_path / "3.csv").write_text((tmp_path / "3.csv").read_text() + "ACGTR,a")
     remarks = load_data(task(**uris)).remarks

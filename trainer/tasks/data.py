@@ -111,8 +111,8 @@ def _remarks(tables: list[Table]) -> Iterator[str]:
                 differ[key] = (f"{earlier.at(at)} has it with label {earlier.labels[at]!r}, {rows.at(row)} with "
                                f"{rows.labels[row]!r}")  # fmt: skip
     if differ:
-        yield (f"{len(differ):,} sequence{'s' * (len(differ) != 1)} (or the reverse complement) with more than one label; "
-               f"the first: {next(iter(differ.values()))}")  # fmt: skip
+        yield (f"{len(differ):,} sequence{'s' * (len(differ) != 1)} (or the reverse complement) with more than one "
+               f"label; the first: {next(iter(differ.values()))}")  # fmt: skip
 
 
 def _fill(found: dict[str, Split]) -> dict[str, Split]:

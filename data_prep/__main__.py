@@ -158,6 +158,21 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _fasta(uri: str) -> str:
+    """``uri``, unless its name says what is not written."""
+    if uri.lower().endswith((".bz2", ".xz", ".zst", ".zip", ".bgz", ".2bit")):
+        raise argparse.ArgumentTypeError(f"{uri} says another format; a FASTA is written as text, or as gzip to a name "
+                                         "that ends in .gz")  # fmt: skip
+    return uri
+
+
+def _picture(uri: str) -> str:
+    """``uri``, unless its name says what is not written."""
+    if "." in store.basename(uri) and not uri.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{uri} says another format; a PNG is written, to a name that ends in .png")
+    return uri
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description="genomes become shards")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -180,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("stats", parents=[debug, read],
                               help="contigs, bp, N and soft-mask share, splits, bytes per bp")
     one.add_argument("--json", action="store_true", help="as JSON")
-    one.add_argument("--picture", metavar="URI", help="where to write a PNG of it")
+    one.add_argument("--picture", metavar="URI", type=_picture, help="where to write a PNG of it")
     one.set_defaults(run=_stats)
 
     one = commands.add_parser("leakage", parents=[debug, read], help="what val and test share with train")
@@ -190,7 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("export", parents=[debug], help="the sequence back out of the shards, as FASTA")
     one.add_argument("uri")
     one.add_argument("--split", required=True, choices=SPLITS)
-    one.add_argument("--fasta", required=True, metavar="URI", help="where to write it, as plain text")
+    one.add_argument("--fasta", required=True, metavar="URI", type=_fasta,
+                     help="where to write it, as text, or gzip where the name ends in .gz")
     one.set_defaults(run=_export)
 
     one = commands.add_parser("synth", parents=[debug], help="a generated genome and a labelled task")

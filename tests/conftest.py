@@ -4,6 +4,7 @@ Ray, boto3 and moto are imported by the fixtures that need them: tests/gpu runs 
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,18 @@ def _reach(proxy: "s3_service.Proxy", patch: pytest.MonkeyPatch) -> None:
     for name, value in s3_service.environment(proxy).items():
         patch.setenv(name, value)
     patch.setenv("DNA_STORE_RETRY_SECONDS", "0.2")
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """As a shell gives them, and afterwards as they were: a suite in the background has Ctrl-C ignored."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 SMALL = {"one": "ACGTTGCAAC" * 700, "two/b": "acgtnNNNNN" * 300 + "ACGTR", "three": "GATTACA"}

@@ -17,6 +17,7 @@ import torch
 
 import configs
 from cluster import process, store
+from trainer import vectors
 from trainer.embed import RegisteredModel, best_device, open_model
 from trainer.progress import say
 from trainer.registry import Registry
@@ -174,6 +175,8 @@ def _tell_rows(task: TaskConfig, data: TaskData) -> None:
     rows = ", ".join(f"{split.role} {len(split):,}" for split in (data.train, data.dev, data.test))
     leaks = ", ".join(f"{count} of {role}" for role, count in data.dropped.items() if count)
     say(f"{task.name}: {rows} rows" + (f"; left out, as dev or test holds the same sequence: {leaks}" if leaks else ""))
+    for remark in data.remarks:
+        say(f"{task.name}: {remark}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -188,15 +191,19 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> int:
         task = configs.load(TaskConfig, args.task, args.overrides)
+        if args.json:
+            vectors.refuse_folder(args.json, "rows.json")
         torch.set_num_threads(process.threads_per_process(1))
         results = finetune(Registry(args.track_uri), args.model, task)
+        print(as_text(summarise(results)), flush=True)
         if args.json:
             rows = [result.flat() for result in results]
             store.write_bytes(args.json, json.dumps(rows, indent=1).encode() + b"\n")
-        print(as_text(summarise(results)))
         return process.EXIT_OK
 
-    return process.exit_code(run, debug=args.debug)
+    return process.exit_code(run, debug=args.debug, resumable=True,
+                             interrupted="results that were told are in MLflow; the same command starts all of them "
+                                         "again (modes=... and seeds=... choose)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster import stops
 from configs import redact
 from trainer import mlflow_client
 from trainer.mlflow_client import TrackError, library, sentence
@@ -150,7 +151,7 @@ class Tracker:
 
 
 class Run(Tracker):
-    """A run whose every call is made at once: what goes wrong is raised; ``with`` ends it FINISHED or FAILED."""
+    """A run whose every call is made at once: what goes wrong is raised; ``with`` ends it."""
 
     def __init__(
         self,
@@ -166,12 +167,18 @@ class Run(Tracker):
         super().__init__(uri)
         self._pending: list[Point] = []
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
-        self._client = mlflow_client.connect(uri)
-        with sentence(f"MLflow at {redact(uri)}"):
-            identifier = mlflow_client.experiment(self._client, experiment, artifact_uri, uri=uri)
-            run = self._client.create_run(identifier, run_name=name, tags=all_tags)
-            self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
-            self._params(params or {})
+        try:
+            with stops.wait():
+                self._client = mlflow_client.connect(uri)
+                with sentence(f"MLflow at {redact(uri)}"):
+                    identifier = mlflow_client.experiment(self._client, experiment, artifact_uri, uri=uri)
+                    run = self._client.create_run(identifier, run_name=name, tags=all_tags)
+                    self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
+                    self._params(params or {})
+        except BaseException as fault:
+            if self.id:
+                self._end_after(fault)
+            raise
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Metrics of ``step``, sent with others in one call, the last of them by ``finish``."""
@@ -199,10 +206,15 @@ class Run(Tracker):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            self.finish()
-        else:
+        self._end_after(fault)
+
+    def _end_after(self, fault: BaseException | None) -> None:
+        """FINISHED, FAILED, or KILLED where the process was told to stop."""
+        status = "FINISHED" if fault is None else "FAILED" if isinstance(fault, Exception) else "KILLED"
+        with stops.wait():
             try:
-                self.finish("FAILED")
+                self.finish(status)
             except TrackError as second:
+                if fault is None:
+                    raise
                 say(f"warning: {second}")

@@ -84,7 +84,15 @@ class TaskConfig(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _as_text(cls, labels: Any) -> Any:
-        return [str(label) for label in labels] if isinstance(labels, list | tuple) else labels
+        """Numbers as they are written. Of true, false and null nobody can tell how the files write them."""
+        if not isinstance(labels, list | tuple):
+            return labels
+        odd = [label for label in labels if not isinstance(label, int | float | str) or isinstance(label, bool)]
+        if odd:
+            raise ValueError(f"each must be text in quotes, as the files have it, such as \"true\", not {odd}")
+        if any(isinstance(label, str) and not label.strip() for label in labels):
+            raise ValueError("one of them is empty")
+        return [str(label).strip() for label in labels]
 
     @field_validator("labels", "seeds", "modes")
     @classmethod

@@ -117,9 +117,10 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _leakage(args: argparse.Namespace) -> int:
-    manifest = load_manifest(args.uri)
+    uri = store.absolute(args.uri)  # workers have another working directory
+    manifest = load_manifest(uri)
     workers = args.workers or jobs.cpus()
-    chunks = {split: [(store.join(args.uri, shard.name), shard) for shard in manifest.shards[split]]
+    chunks = {split: [(store.join(uri, shard.name), shard) for shard in manifest.shards[split]]
               for split in SPLITS}
     spans = {split: [Span(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)] for split in SPLITS}
     total, scanned, progress = leakage.passes_bp(spans), 0, Progress()

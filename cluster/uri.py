@@ -52,7 +52,7 @@ def identity(uri: str) -> str:
     fs, path = resolve(uri)
     if speaks(fs, "file"):
         return os.path.realpath(path)
-    if speaks(fs, "http") or "::" in uri:
+    if speaks(fs, "http") or "://" in path:
         return uri
     scheme = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     return f"{scheme}://{path.strip('/')}"
@@ -66,9 +66,12 @@ def resolve(uri: str) -> tuple[Any, str]:
         fs = fsspec.filesystem("file")
         return fs, LocalFileSystem._strip_protocol(expand(rest if mark else uri.removeprefix("file:")))
     try:
-        if scheme not in ("s3", "s3a", "http", "https"):
+        if "::" in scheme or "://" in rest.partition("::")[2]:  # a chain, such as zip://x.fa::s3://bucket/x.zip
             fs, path = url_to_fs(uri, use_listings_cache=False)
             return fs, path
+        if scheme not in ("s3", "s3a", "http", "https"):
+            kind = fsspec.get_filesystem_class(scheme)
+            return kind(**kind._get_kwargs_from_urls(uri) | {"use_listings_cache": False}), kind._strip_protocol(uri)
         aws = tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith("AWS_")))
         timeout = retry.seconds("DNA_STORE_TIMEOUT_SECONDS", 30)
         fs = _filesystem(scheme, os.getpid(), timeout, "versionId=" in uri, aws)

@@ -38,36 +38,32 @@ def expand(path: str, *, what: str = "") -> str:
 
 def is_relative(uri: str) -> bool:
     """Whether ``uri`` is a local path that depends on the folder in which the process runs."""
-    local = _LOCAL.match(uri)
-    if not local and "://" in uri:
-        return False
-    path = uri[local.end() if local else 0 :]
-    return path not in _NO_PATH and not path.startswith(("/", "~"))
+    return "://" not in _path(uri) and _path(uri) not in _NO_PATH and not _path(uri).startswith(("/", "~"))
 
 
-def temporary_copy() -> str:
-    """Why the working folder does not last: it is Ray's copy, or a Ray job was given it. Empty where it does."""
+def temporary_folder() -> str:
+    """Why what is written to the working folder is lost: Ray copied it, or gave it to a job. Empty where it is not."""
     here = Path.cwd()
     if _COPIES in here.parts:
-        return f"the working folder here is Ray's temporary copy ({here}), which Ray deletes"
+        return f"the working folder is Ray's temporary copy of what git does not ignore ({here}), which Ray deletes"
     if os.environ.get(_JOB):
-        return f"a Ray job runs in a folder of whichever node it is given (here {here})"
+        return f"a Ray job runs in a folder of whichever node takes it ({here})"
     return ""
 
 
-def refuse_lost(*, outputs: Mapping[str, str | None], inputs: Mapping[str, Iterable[str]] | None = None) -> None:
-    """ConfigError, in a Ray job, for relative ``outputs`` (key -> URI), and relative ``inputs`` that are not there."""
-    why = temporary_copy()
+def refuse_lost(*, outputs: Mapping[str, str | None] = {}, inputs: Iterable[tuple[str, str]] = ()) -> None:
+    """ConfigError, in a Ray job, for relative outputs, and for relative inputs that are not there; both (key, URI)."""
+    why = temporary_folder()
     if not why:
         return
     faults = [f"{key}: {redact(uri)} is relative, and {why}; give an absolute path that outlasts the job, or a URI "
               "such as s3://bucket/prefix" for key, uri in outputs.items() if uri and is_relative(uri)]
-    faults += [f"{key}: {redact(uri)} is relative and not there: {why}; Ray copies what git does not ignore of "
-               "--working-dir; give an absolute path that every node reaches, or a URI"
-               for key, uris in (inputs or {}).items() for uri in uris if is_relative(uri) and not _is_there(uri)]
+    faults += [f"{key}: {redact(uri)} is relative and not there, and {why}; give an absolute path that every node "
+               "reaches, or a URI" for key, uri in inputs if is_relative(uri) and not os.path.exists(_path(uri))]
     if faults:
         raise ConfigError("\n  ".join(faults))
 
 
-def _is_there(uri: str) -> bool:
-    return os.path.exists(_LOCAL.sub("", uri, count=1))
+def _path(uri: str) -> str:
+    local = _LOCAL.match(uri)
+    return uri[local.end() :] if local else uri

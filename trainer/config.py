@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from cluster import paths
 from cluster.process import cache_root
 from configs import Section
 from trainer import zero
@@ -102,7 +103,7 @@ class Data(Section):
     @property
     def cache_folder(self) -> Path:
         if self.cache_dir:
-            return Path(self.cache_dir)
+            return Path(paths.expand(self.cache_dir, what="data.cache_dir")).absolute()
         return cache_root() / "blocks"
 
 
@@ -192,7 +193,13 @@ class Checkpoint(Section):
 
 def default_tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else an SQLite file in the working folder, which a bare ``mlflow ui`` shows."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return expanded(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+
+
+def expanded(uri: str) -> str:
+    """MLflow's URI with the ~ of an SQLite file replaced by the home folder. ConfigError as ``paths.expand``."""
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{paths.expand(path)}"
 
 
 class Track(Section):
@@ -204,6 +211,11 @@ class Track(Section):
     registered_model: str | None = "findna"
     every: Positive = 50
     wait_s: Annotated[float, Field(ge=0)] = 60.0
+
+    @field_validator("uri")
+    @classmethod
+    def _expanded(cls, uri: str) -> str:
+        return expanded(uri)
 
 
 class TrainConfig(Section):
@@ -234,6 +246,11 @@ class TrainConfig(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def refuse_lost(self) -> None:
+        """ConfigError where what the run writes would lie in a folder that Ray deletes, or its data are not there."""
+        outputs = {"run.dir": self.run.dir, "track.uri": self.track.uri, "track.artifact_uri": self.track.artifact_uri}
+        paths.refuse_lost(outputs=outputs, inputs=[("data.uri", part.uri) for part in self.data.uri])
 
     @property
     def schedule_steps(self) -> int:

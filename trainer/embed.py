@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cluster import process, store
+from cluster import paths, process, store
 from data_prep import alphabet
 from trainer import export
 from trainer.heads import Network, mean_pool
@@ -229,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def run() -> int:
+        paths.refuse_lost(outputs={"--output": args.output}, inputs=[("--input", args.input)])
         torch.set_num_threads(process.threads_per_process(1))
         if args.length is not None and args.length < 1:
             raise ValueError(f"--length {args.length} must be at least 1")

@@ -274,7 +274,7 @@ def azure(status: int | None, message: str, name: str = "HttpResponseError") -> 
     (like("NotFound", "google.api_core.exceptions", code=404, message="no object"), "no such file or bucket", False),
     (like("ChecksumError", "gcsfs.retry", words="checksums differ"), "checksums differ", True),
     (like("RefreshError", "google.auth.exceptions", words="no token", retryable=True), "no token", True),
-    (like("DefaultCredentialsError", "google.auth.exceptions", words="none found", retryable=False), "none found", False),
+    (like("DefaultCredentialsError", "google.auth.exceptions", words="none", retryable=False), "none", False),
     (ValueError("Bad Request: b/o\nInvalid bucket name"), "Bad Request: b/o Invalid bucket name", False),
     (azure(503, "The server is busy."), r"The server is busy. \(503\)", True),
     (azure(500, "Internal error."), r"Internal error. \(500\)", True),

@@ -41,7 +41,7 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert store.absolute(uri) == f"{tmp_path}/home/x"
     store.write_bytes("~/x", b"1")
     assert (tmp_path / "home" / "x").read_bytes() == b"1" and not (tmp_path / "~").exists()
-    with pytest.raises(ConfigError, match="^~nobody-here/x begins with ~nobody-here, and this machine has no user"):
+    with pytest.raises(ConfigError, match=r"^~nobody-here/x begins with ~nobody-here, and this machine has no user"):
         store.write_bytes("~nobody-here/x", b"1")
     (tmp_path / "~nobody-here").mkdir()
     assert store.absolute("~nobody-here/x") == f"{tmp_path}/~nobody-here/x", "it is there: it is what is meant"
@@ -54,8 +54,8 @@ def test_a_variable_that_no_shell_put_in_is_refused(
     path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"holds \$\{{?{name}\}}?, which only a shell replaces; write the path out, or "
-                                          rf"\$\{{oc.env:{name}\}} in a config"):
+    with pytest.raises(ConfigError, match=rf"holds \$\{{?{name}\}}?, which only a shell replaces; write the path out, "
+                                          rf"or \$\{{oc.env:{name}\}} in a config"):
         store.write_bytes(path, b"1")
     assert list(tmp_path.iterdir()) == []
 

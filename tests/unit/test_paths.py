@@ -76,7 +76,7 @@ def test_data_prep_in_a_job(in_job: str, capsys: pytest.CaptureFixture[str]) -> 
         "output:", "split.val.bed:", "references.0.uri:", "references.0.include:"]
     assert words.count(in_job) == 4 and "out is relative" in words and "i.bed is relative and not there" in words
     for command, key in ((["stats", "/d", "--picture", "p.png"], "--picture"), (["verify", "d"], "the dataset"),
-                         (["export", "/d", "--split", "val", "--fasta", "f"], "--fasta"), (["leakage", "d"], "the data"),
+                         (["export", "/d", "--split", "val", "--fasta", "f"], "--fasta"), (["leakage", "d"], "the d"),
                          (["synth", "--output", "s"], "--output"), (["stats", "d"], "the dataset")):
         words = refused(lambda command=command: data_prep.main(command), capsys)
         assert words.startswith(f"error: {key}") and in_job in words

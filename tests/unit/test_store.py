@@ -343,3 +343,26 @@ def test_no_secret_of_a_url_is_shown(tail: str, scheme: str) -> None:
 def test_a_host_that_does_not_resolve_is_said_so() -> None:
     fault = failure(socket.gaierror(-2, "Name or service not known"), "https://host/x", "read")
     assert str(fault) == "cannot read https://host/x: [Errno -2] Name or service not known"
+
+
+def test_a_file_gets_the_mode_of_the_users_umask_and_no_other_thread_sees_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("umask and mode belong to the whole process, or to a file that others may see already")
+
+    old = os.umask(0)
+    try:
+        for mask, mode in ((0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0, 0o666)):
+            os.umask(mask)
+            with monkeypatch.context() as patch:
+                for name in ("umask", "chmod", "fchmod"):
+                    patch.setattr(os, name, never)
+                store.write_bytes(str(tmp_path / "x"), b"1")  # from the second time on in the place of another
+                with store.publish(str(tmp_path / "y")) as file:
+                    (temporary,) = (path for path in tmp_path.iterdir() if path.name.startswith(".y."))
+                    assert temporary.stat().st_mode & 0o777 == mode
+                    file.write(b"1")
+            assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+    finally:
+        os.umask(old)

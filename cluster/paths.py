@@ -36,6 +36,12 @@ def expand(path: str, *, what: str = "") -> str:
     return expanded
 
 
+def expand_uri(uri: str) -> str:
+    """A URI, also one of MLflow's, with the path in it as ``expand`` has it; one that is not local stays as it is."""
+    path = _path(uri)
+    return uri if "://" in path else uri.removesuffix(path) + expand(path)
+
+
 def is_relative(uri: str) -> bool:
     """Whether ``uri`` is a local path that depends on the folder in which the process runs."""
     return "://" not in _path(uri) and _path(uri) not in _NO_PATH and not _path(uri).startswith(("/", "~"))

@@ -193,13 +193,7 @@ class Checkpoint(Section):
 
 def default_tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else an SQLite file in the working folder, which a bare ``mlflow ui`` shows."""
-    return expanded(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
-
-
-def expanded(uri: str) -> str:
-    """MLflow's URI with the ~ of an SQLite file replaced by the home folder. ConfigError as ``paths.expand``."""
-    path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{paths.expand(path)}"
+    return paths.expand_uri(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
 
 
 class Track(Section):
@@ -212,10 +206,10 @@ class Track(Section):
     every: Positive = 50
     wait_s: Annotated[float, Field(ge=0)] = 60.0
 
-    @field_validator("uri")
+    @field_validator("uri", "artifact_uri")
     @classmethod
-    def _expanded(cls, uri: str) -> str:
-        return expanded(uri)
+    def _expanded(cls, uri: str | None) -> str | None:
+        return uri and paths.expand_uri(uri)
 
 
 class TrainConfig(Section):

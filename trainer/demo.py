@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import process, store
+from cluster import paths, process, store
 from data_prep import shards
 from trainer.finetune import past_results
 from trainer.registry import Registry
@@ -40,7 +40,7 @@ def demo(args: argparse.Namespace) -> int:
     start = time.monotonic()
     folder = Path(args.folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
     folder.mkdir(parents=True)
-    data = Path(os.environ.get("DNA_DATA") or ROOT.parent / "shared" / "data")
+    data = Path(paths.expand(os.environ.get("DNA_DATA") or str(ROOT.parent / "shared" / "data"), what="DNA_DATA"))
     real = (data / "genomes" / "sacCer_R64.fa.gz").is_file()
     python = [sys.executable, "-m"]
     environment: dict[str, str] = {}

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.config import default_tracking_uri, expanded
+from cluster.paths import expand_uri
+from trainer.config import default_tracking_uri
 from trainer.track import TrackError, sentence, shown  # before mlflow, which reads the environment that it sets
 
 import mlflow  # isort: skip
@@ -17,7 +18,7 @@ class Registry:
     """Reading side: registered models, runs, and their metrics."""
 
     def __init__(self, uri: str | None = None) -> None:
-        self.uri = expanded(uri) if uri else default_tracking_uri()
+        self.uri = expand_uri(uri) if uri else default_tracking_uri()
         local = self.uri.removeprefix("sqlite:///")
         if local != self.uri and not Path(local).exists():  # MLflow would make one, only to find it empty
             raise TrackError(f"no MLflow database at {Path(local).absolute()}; run from the folder of your runs, or "

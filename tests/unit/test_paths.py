@@ -8,6 +8,7 @@ import pytest
 
 import data_prep.__main__ as data_prep
 from cluster import paths, process
+from cluster.config import Launch
 from configs import ConfigError
 from data_prep.config import DataConfig
 from trainer import embed, finetune, fit
@@ -126,8 +127,12 @@ def test_the_cache_is_an_absolute_path(tmp_path: Path, monkeypatch: pytest.Monke
 def test_home_in_the_paths_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     values = {"run": {"dir": "/r"}, "data": {"uri": "/d", "cache_dir": "~/c", "length": 64}, "train": {"steps": 1},
-              "track": {"uri": "sqlite:///~/m.db"}}
+              "track": {"uri": "sqlite:///~/m.db", "artifact_uri": "~/a"}}
     config = TrainConfig.model_validate(values)
     assert config.data.cache_folder == tmp_path / "c" and config.track.uri == f"sqlite:///{tmp_path}/m.db"
+    assert config.track.artifact_uri == f"{tmp_path}/a"
+    assert Launch(kind="hostfile", hostfile="~/hosts").hostfile == f"{tmp_path}/hosts"
+    for uri in ("s3://b/~/x", "http://u:$X@host/~", "databricks", "", "file:///a", "sqlite://"):
+        assert paths.expand_uri(uri) == uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~/n.db")
     assert TrainConfig.model_validate(values | {"track": {}}).track.uri == f"sqlite:///{tmp_path}/n.db"

@@ -46,17 +46,16 @@ def cpus() -> int:
 
 
 @contextlib.contextmanager
-def short_folder(taken: str | None = None) -> Iterator[str | None]:
+def short_folder() -> Iterator[str | None]:
     """A way to Ray's temporary folder that is short enough for its sockets; None where its own way is.
 
-    ``taken``: the folder that Ray would take, by default that of RAY_TMPDIR or TMPDIR. What Ray writes stays there: the
-    way is a link in /tmp, which goes with the block.
+    What Ray writes stays in the folder of RAY_TMPDIR or TMPDIR: the way is a link in /tmp, which goes with the block.
 
     Raises:
         RuntimeError: no link can be made.
     """
     variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "TMPDIR")
-    taken = os.path.abspath(taken or os.environ.get(variable) or "/tmp")
+    taken = os.path.abspath(os.environ.get(variable) or "/tmp")
     if len(os.fsencode(taken)) + _BELOW <= _SOCKET:
         yield None
         return

@@ -29,7 +29,8 @@ def expand(path: str, *, what: str = "") -> str:
     expanded = os.path.expanduser(path)
     first = expanded.partition("/")[0]
     if first.startswith("~") and not os.path.lexists(first):
-        raise ConfigError(f"{named} begins with {first}, and this machine has no user of that name")
+        why = "this process has no home folder; set HOME" if first == "~" else "this machine has no user of that name"
+        raise ConfigError(f"{named} begins with {first}, and {why}")
     if (found := _VARIABLE.search(expanded)) and not os.path.lexists(expanded[: found.end()]):
         raise ConfigError(f"{named} holds {found[0]}, which only a shell replaces; write the path out, or "
                           f"${{oc.env:{found[1].strip('{}')}}} in a config")

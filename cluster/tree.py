@@ -101,9 +101,10 @@ def _remove_files(fs: Any, path: str) -> None:
              if name == path or name.startswith(f"{path}/")}
     if not below:
         fs.info(path)  # FileNotFoundError, unless it is an empty folder
-    folders = {name for name, kind in below.items() if kind == "directory"}
+    folders = {name for name, kind in below.items() if kind == "directory" or name.endswith("/")}
     for name in below.keys() - folders:
-        fs.rm_file(name)
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            fs.rm_file(name)
     # Deepest first. Object stores, whose paths begin without a slash, have no folders; there rmdir may mean the bucket.
     for name in sorted(folders | {path}, reverse=True) if path.startswith("/") else ():
         with contextlib.suppress(OSError):

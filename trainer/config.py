@@ -1,6 +1,7 @@
 """The training config: every key of ``configs/train/*.yaml``, its type, its default, and what is accepted."""
 
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from trainer.models import MODELS
 from trainer.models.chordmixer import Norm
 
 OnCorrupt = Literal["fail", "skip"]
+_DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)\b")  # MLflow without a server: its artifacts go where it runs
 
 
 class Run(Section):
@@ -243,7 +245,9 @@ class TrainConfig(Section):
 
     def refuse_lost(self) -> None:
         """ConfigError where what the run writes would lie in a folder that Ray deletes, or its data are not there."""
-        outputs = {"run.dir": self.run.dir, "track.uri": self.track.uri, "track.artifact_uri": self.track.artifact_uri}
+        track = self.track
+        artifacts = track.artifact_uri or ("./mlruns" if _DATABASE.match(track.uri) else None)  # MLflow's own default
+        outputs = {"run.dir": self.run.dir, "track.uri": track.uri, "track.artifact_uri": artifacts}
         paths.refuse_lost(outputs=outputs, inputs=[("data.uri", part.uri) for part in self.data.uri])
 
     @property

@@ -96,6 +96,9 @@ def test_training_in_a_job(in_job: str, capsys: pytest.CaptureFixture[str], monk
         for key, uri in (("run.dir", "runs/x"), ("track.uri", "sqlite:///mlflow.db"), ("data.uri", "datasets/y")):
             assert f"{key}: {uri} is relative" in words
         assert words.count(in_job) == 3
+    words = refused(lambda: fit.main(["--at-most", "2", "--config", TRAIN, "run.dir=/r", "data.uri=/d",
+                                      "track.uri=sqlite:////db/mlflow.db"]), capsys)
+    assert words.startswith("error: track.artifact_uri: ./mlruns is relative"), "there MLflow would put the model"
     lasting = ["run.dir=s3://b/r", "data.uri=s3://b/d", "track.uri=http://host"]
     assert fit.main(["--at-most", "2", "--config", TRAIN, *lasting]) == 0
 

@@ -93,9 +93,10 @@ def test_training_in_a_job(in_job: str, capsys: pytest.CaptureFixture[str], monk
     arguments = ["--config", TRAIN, "run.dir=runs/x", "data.uri=datasets/y"]
     for command in (lambda: pretraining.main(arguments), lambda: fit.main(["--at-most", "2", *arguments])):
         words = refused(command, capsys)
-        for key, uri in (("run.dir", "runs/x"), ("track.uri", "sqlite:///mlflow.db"), ("data.uri", "datasets/y")):
+        for key, uri in (("run.dir", "runs/x"), ("track.uri", "sqlite:///mlflow.db"), ("data.uri", "datasets/y"),
+                         ("track.artifact_uri", "./mlruns")):
             assert f"{key}: {uri} is relative" in words
-        assert words.count(in_job) == 3
+        assert words.count(in_job) == 4
     words = refused(lambda: fit.main(["--at-most", "2", "--config", TRAIN, "run.dir=/r", "data.uri=/d",
                                       "track.uri=sqlite:////db/mlflow.db"]), capsys)
     assert words.startswith("error: track.artifact_uri: ./mlruns is relative"), "there MLflow would put the model"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import terminal
+from cluster import paths, terminal
 from configs import ConfigError, redact
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -48,8 +48,8 @@ def world_from_env() -> World:
 
 
 def cache_root() -> Path:
-    """Where this machine keeps what can be made again: DNA_CACHE, else ``~/.cache/dna-distill``."""
-    return Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill")
+    """Where this machine keeps what can be made again: DNA_CACHE, else ``~/.cache/dna-distill``; an absolute path."""
+    return Path(paths.expand(os.environ.get("DNA_CACHE") or "~/.cache/dna-distill", what="DNA_CACHE")).absolute()
 
 
 def threads_per_process(local_size: int) -> int:

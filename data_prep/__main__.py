@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from cluster import jobs, store
+from cluster import jobs, paths, store
 from cluster.process import EXIT_FAILED, EXIT_OK, exit_code
 from configs import load
 from data_prep import leakage
@@ -63,6 +63,7 @@ class Progress:
 
 def _build(args: argparse.Namespace) -> int:
     config = load(DataConfig, args.config, args.overrides)
+    paths.refuse_lost(outputs={"output": config.output}, inputs=config.inputs())
     progress = Progress()
     try:
         built = build(config, on_progress=progress, on_retry=lambda reason: progress.say(f"trying again: {reason}"))
@@ -92,6 +93,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    paths.refuse_lost(inputs=[("the dataset", args.uri)])
     progress = Progress()
     try:
         faults = verify(args.uri, workers=args.workers, on_progress=progress)
@@ -105,6 +107,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
+    paths.refuse_lost(inputs=[("the dataset", args.uri)], outputs={"--picture": args.picture})
     progress = Progress()
     try:
         numbers, blocks = stats(args.uri, workers=args.workers, on_progress=progress)
@@ -117,9 +120,11 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _leakage(args: argparse.Namespace) -> int:
-    manifest = load_manifest(args.uri)
+    paths.refuse_lost(inputs=[("the dataset", args.uri)])
+    uri = store.absolute(args.uri)  # workers have another working directory
+    manifest = load_manifest(uri)
     workers = args.workers or jobs.cpus()
-    chunks = {split: [(store.join(args.uri, shard.name), shard) for shard in manifest.shards[split]]
+    chunks = {split: [(store.join(uri, shard.name), shard) for shard in manifest.shards[split]]
               for split in SPLITS}
     spans = {split: [Span(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)] for split in SPLITS}
     total, scanned, progress = leakage.passes_bp(spans), 0, Progress()
@@ -139,12 +144,14 @@ def _leakage(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    paths.refuse_lost(inputs=[("the dataset", args.uri)], outputs={"--fasta": args.fasta})
     bp = export(args.uri, split=args.split, fasta=store.absolute(args.fasta))
     print(f"{args.fasta}: {bp:,} bp")
     return EXIT_OK
 
 
 def _synth(args: argparse.Namespace) -> int:
+    paths.refuse_lost(outputs={"--output": args.output})
     made = synthesise(store.absolute(args.output), bp=args.bp, seed=args.seed)
     rows = ", ".join(f"{name} {count}" for name, count in made.task.items())
     bp = sum(made.chromosomes.values())

@@ -142,4 +142,14 @@ class DataConfig(Section):
             raise ValueError(f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks")
         return self
 
+    def inputs(self) -> list[tuple[str, str]]:
+        """(key, URI) of every file that a build needs; of a reference's alternatives, which need not exist, none."""
+        files = [(f"split.{name}.bed", part.bed) for name, part in (("val", self.split.val), ("test", self.split.test))
+                 if isinstance(part, BedSplit)]
+        for number, reference in enumerate(self.references):
+            files += [(f"references.{number}.uri", reference.uri if len(reference.uri) == 1 else ()),
+                      (f"references.{number}.include", reference.include),
+                      (f"references.{number}.exclude", reference.exclude)]
+        return [(key, uri) for key, uris in files for uri in uris]
+
 

@@ -1,12 +1,14 @@
 """The training config: every key of ``configs/train/*.yaml``, its type, its default, and what is accepted."""
 
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
 
+from cluster import paths
 from cluster.process import cache_root
 from configs import Section
 from trainer import names, zero
@@ -15,6 +17,7 @@ from trainer.models import MODELS
 from trainer.models.chordmixer import Norm
 
 OnCorrupt = Literal["fail", "skip"]
+_DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)\b")  # MLflow without a server: its artifacts go where it runs
 
 
 class Run(Section):
@@ -102,7 +105,7 @@ class Data(Section):
     @property
     def cache_folder(self) -> Path:
         if self.cache_dir:
-            return Path(self.cache_dir)
+            return Path(paths.expand(self.cache_dir, what="data.cache_dir")).absolute()
         return cache_root() / "blocks"
 
 
@@ -192,7 +195,7 @@ class Checkpoint(Section):
 
 def default_tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else an SQLite file in the working folder, which a bare ``mlflow ui`` shows."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return paths.expand_uri(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
 
 
 class Track(Section):
@@ -206,6 +209,11 @@ class Track(Section):
     registered_model: Annotated[str, AfterValidator(names.model)] | None = "findna"
     every: Positive = 50
     wait_s: Annotated[float, Field(ge=0)] = 60.0
+
+    @field_validator("uri", "artifact_uri")
+    @classmethod
+    def _expanded(cls, uri: str | None) -> str | None:
+        return uri and paths.expand_uri(uri)
 
 
 class TrainConfig(Section):
@@ -236,6 +244,13 @@ class TrainConfig(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def refuse_lost(self) -> None:
+        """ConfigError where what the run writes would lie in a folder that Ray deletes, or its data are not there."""
+        track = self.track
+        artifacts = track.artifact_uri or ("./mlruns" if _DATABASE.match(track.uri) else None)  # MLflow's own default
+        outputs = {"run.dir": self.run.dir, "track.uri": track.uri, "track.artifact_uri": artifacts}
+        paths.refuse_lost(outputs=outputs, inputs=[("data.uri", part.uri) for part in self.data.uri])
 
     @property
     def schedule_steps(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import configs
-from cluster import process, store
+from cluster import paths, process, store
 from configs import ConfigError, redact
 from data_prep import shards
 from trainer import names, rundir
@@ -53,7 +53,7 @@ def demo(args: argparse.Namespace) -> int:
     processes = args.processes or _ranks()
     config = _checked([*where, *args.overrides], dataset=dataset, processes=processes)
     folder.mkdir(parents=True)
-    data = Path(os.environ.get("DNA_DATA") or ROOT.parent / "shared" / "data")
+    data = Path(paths.expand(os.environ.get("DNA_DATA") or str(ROOT.parent / "shared" / "data"), what="DNA_DATA"))
     real = (data / "genomes" / "sacCer_R64.fa.gz").is_file()
     python = [sys.executable, "-m"]
     environment: dict[str, str] = {}

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cluster import process, store
+from cluster import paths, process, store
 from configs import ConfigError
 from data_prep import alphabet
 from trainer import export, records, vectors
@@ -219,6 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def run() -> int:
+        paths.refuse_lost(outputs={"--output": args.output}, inputs=[("--input", args.input)])
         torch.set_num_threads(process.threads_per_process(1))
         end = vectors.format_of(args.output)
         if args.length is not None and args.length < 1:

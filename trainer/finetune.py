@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 
 import configs
-from cluster import process, store
+from cluster import paths, process, store
 from trainer import vectors
+from trainer.config import default_tracking_uri
 from trainer.embed import RegisteredModel, best_device, open_model
 from trainer.progress import say
 from trainer.registry import Registry
@@ -191,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> int:
         task = configs.load(TaskConfig, args.task, args.overrides)
+        paths.refuse_lost(outputs={"--json": args.json, "--track-uri": args.track_uri or default_tracking_uri()},
+                          inputs=[(role, uri) for role in ROLES if (uri := getattr(task, role))])
         if args.json:
             vectors.refuse_folder(args.json, "rows.json")
         torch.set_num_threads(process.threads_per_process(1))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from cluster.paths import expand_uri
 from configs import ConfigError, redact
 from trainer import mlflow_client, names
 from trainer.config import default_tracking_uri
@@ -17,7 +18,7 @@ class Registry:
 
     def __init__(self, uri: str | None = None) -> None:
         """ConfigError: ``uri`` is none of MLflow's. TrackError: it has no database, or does not answer."""
-        self.uri = uri or default_tracking_uri()
+        self.uri = expand_uri(uri) if uri else default_tracking_uri()
         try:
             names.tracking(self.uri)
         except ValueError as fault:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
-from cluster.nodes import HostNodes, LocalNodes, NodeLost, read_hostfile
+from cluster.hostfile import read_hostfile
+from cluster.nodes import HostNodes, LocalNodes, NodeLost
 from configs import ConfigError, validate
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,6 @@ from configs import ConfigError
 _LINE = re.compile(r"(?P<name>[^ \t]+)([ \t]+slots=(?P<slots>[0-9]{1,6}))?")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no option of the remote command
 _COMMENT = re.compile(r"(^|[ \t])#.*")
-_ENDS = re.compile(r"\r\n|\n|\r")  # as str.splitlines would not have it: that also ends lines within comments
 
 
 def read_hostfile(path: str) -> dict[str, int]:
@@ -30,7 +29,8 @@ def read_hostfile(path: str) -> dict[str, int]:
     hosts: dict[str, int] = {}
     known: set[str] = set()
     faults = []
-    for number, line in enumerate(_ENDS.split(text), start=1):
+    # Not str.splitlines, for which more marks end a line: what follows one in a comment would be a host.
+    for number, line in enumerate(re.split(r"\r?\n" if "\n" in text else "\r", text), start=1):
         entry = _COMMENT.sub("", line).strip(" \t")
         if not entry:
             continue
@@ -64,5 +64,6 @@ def _advice(entry: str) -> str:
     if "@" in name:
         return "; a host's user belongs in launch.remote (ssh -l USER ... {host}) or in ~/.ssh/config"
     if found := re.fullmatch(r"\[?([\w.:-]+?)]?:(\d+)", name):
-        return f"; write {found[1]} slots={found[2]} for {found[2]} ranks; a port belongs in launch.remote (ssh -p PORT)"
+        host, ranks = found.groups()
+        return f"; write {host} slots={ranks} for {ranks} ranks; a port belongs in launch.remote (ssh -p PORT)"
     return ""

@@ -18,6 +18,7 @@ from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
 from cluster import remote, retry
+from cluster.heartbeat import heart
 from cluster.remote import speaks
 from cluster.retry import StoreError, TransientError, named
 from configs import redact
@@ -267,7 +268,8 @@ def _walk(root: str) -> dict[str, int]:
 
 
 def _attempt(fs: Any, uri: str, what: str, operation: Callable[[], T]) -> T:
-    return retry.attempt(uri, what, operation, tries=1 if speaks(fs, "file") else retry.TRIES)
+    with heart.advancing():
+        return retry.attempt(uri, what, operation, tries=1 if speaks(fs, "file") else retry.TRIES)
 
 
 def _resolve(uri: str) -> tuple[Any, str]:

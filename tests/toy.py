@@ -28,6 +28,10 @@ class Peers:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._first, self._size, self._lost, self._sockets = rank == 0, size, lost, list[socket.socket]()
         self._server = socket.create_server(("", port)) if self._first else None
+        with heart.inside("meeting the others", phase=True):
+            self._meet(address, port, world)
+
+    def _meet(self, address: str, port: int, world: int) -> None:
         while len(self._sockets) < (world - 1 if self._first else 1):
             if self._server:
                 peer = self._server.accept()[0]
@@ -72,6 +76,9 @@ def befall(what: str) -> None:
     elif what == "fail":
         print("error: the data are wrong in row 7", file=sys.stderr, flush=True)
         sys.exit(1)
+    elif what == "missing":  # as Python itself does where a file is not there
+        print("python: can't open file '/x/trainer/main.py': [Errno 2] No such file or directory", file=sys.stderr)
+        sys.exit(2)
     elif what == "usage":
         print("error: train.lr: missing", file=sys.stderr, flush=True)
         sys.exit(2)

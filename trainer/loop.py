@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster import store
 from cluster.heartbeat import heart
 from cluster.lock import Lock, LockedError, hold
-from cluster.process import EXIT_OK, EverywhereError, StopSignals
+from cluster.process import EXIT_INTERRUPTED, EXIT_OK, EverywhereError, StopSignals, after_launcher
 from configs import ConfigError
 from trainer import collectives, export, rundir
 from trainer.checkpoint.resume import resume
@@ -115,7 +115,7 @@ def _train(
         stops.between_steps()
     while state.step < last:
         heart.step(state.step + 1)
-        with meter.waiting():
+        with meter.waiting(), heart.inside("waiting for data", phase=True):
             batch = next(batches)
         meter.expect(bp_per_step=config.train.global_batch * batch.windows.length)
         counter = FlopCounterMode(display=False) if meter.flops_per_step == 0 else nullcontext()
@@ -159,7 +159,8 @@ def _train(
                 raise EverywhereError(f"told to stop, but step {state.step} could not be saved; the same command goes "
                                       "on from the checkpoint before")  # fmt: skip
             if run:
-                say(f"told to stop: step {state.step} is saved, and the same command goes on from there")
+                whose = after_launcher() if result.stop == EXIT_INTERRUPTED else ""
+                say(f"told to stop: step {state.step} is saved, and the same command goes on from there{whose}")
             return result.stop
     progress.close()
     saver.wait()
@@ -202,8 +203,9 @@ def _validate(
     baselines: dict[str, float],
 ) -> None:
     teacher = state.teacher.module
-    metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
-    metrics |= validator.health(teacher, state.centres.get("distill"))
+    with heart.inside("validation", phase=True):
+        metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
+        metrics |= validator.health(teacher, state.centres.get("distill"))
     if run:
         run.log(metrics, step=state.step)
         accuracy = metrics["val/mlm_accuracy"]

@@ -12,7 +12,7 @@ from cluster.config import ClusterConfig
 from cluster.nodes import Member, NodeLost, Place
 
 BEAT = {"step": 8, "saved": 5, "collectives": 20, "inside": False, "label": "all_reduce", "still_s": 0.0,
-        "stopped": False}
+        "stopped": False, "steps": 3, "issued": "all_reduce", "slow": False}
 
 
 class Scripted:
@@ -124,8 +124,45 @@ def test_ranks_that_another_told_to_stop_get_the_time_to_save() -> None:
     assert "kill" not in link.orders
 
 
-def test_a_wrong_config_ends_it_at_once() -> None:
-    assert attempt(Scripted(ended(1, 2)), local=2) == Outcome("usage")
+MISSING = "python: can't open file '/x/trainer/main.py': [Errno 2] No such file or directory"
+
+
+@pytest.mark.parametrize("events", [
+    (ended(1, 2), ended(0, 2)),  # all ranks, though the others leave it to rank 0 to say why
+    (line(0, MISSING), ended(0, 2), line(1, MISSING), ended(1, 2)),
+    (line(0, "error: train.lr: missing"), ended(0, 2)),  # in our words; the other had not come so far
+    (line(1, "error: train.lr: missing"), ended(1, 2), line(0, "error: lost its peers in broadcast"), ended(0, 1)),
+])
+def test_a_wrong_config_ends_it(events: tuple[dict[str, Any], ...]) -> None:
+    assert attempt(Scripted(*events), local=2, grace_s=0.2) == Outcome("usage")
+
+
+@pytest.mark.parametrize(("events", "word"), [
+    ((line(1, MISSING), ended(1, 2)), MISSING), ((ended(1, 2),), "without a word"),
+    ((line(0, "error: lost its peers in broadcast"), ended(0, 1), line(1, MISSING), ended(1, 2)), MISSING),
+    ((line(1, "main.py: error: unrecognized arguments: --new"), ended(1, 2)),
+     "main.py: error: unrecognized arguments: --new"),  # of other code on that node
+])
+def test_one_rank_alone_does_not_make_the_config_wrong(events: tuple[dict[str, Any], ...], word: str) -> None:
+    """Python itself ends with 2 where a file is not there: the node's fault, which may do without it."""
+    outcome = attempt(Scripted(*(event for event in events if event["rank"] == 0)),
+                      Scripted(*(event for event in events if event["rank"] == 1)), grace_s=0.2)
+    assert outcome == Outcome("fault", "rank 1 on b ended with code 2, its config, files or code are not those of the "
+                              f"others: {word} (step 0)", "b")
+
+
+def test_ranks_that_come_later_have_the_time_to_agree_that_the_config_is_wrong() -> None:
+    """Imports take long on one node; rank 0, which alone says what is wrong, is not killed after survivor_s."""
+    link = Scripted(ended(1, 2))
+
+    def stop() -> str:
+        if time.monotonic() > begin + 0.5 and 0 in link.left:
+            link.waiting += [line(0, "error: train.lr: missing"), ended(0, 2)]
+        return ""
+
+    begin = time.monotonic()
+    assert attempt(link, local=2, stop=stop, survivor_s=0.1) == Outcome("usage")
+    assert "kill" not in link.orders
 
 
 @pytest.mark.parametrize(("links", "cause", "node"), [
@@ -162,7 +199,7 @@ def test_who_hangs(links: tuple[Scripted, ...], cause: str, node: str | None) ->
 
 
 def test_before_its_first_step_a_rank_has_more_time() -> None:
-    early = beats(0, step=0, still_s=99)
+    early = beats(0, step=0, steps=0, still_s=99)
     assert attempt(Scripted(early, ended(0, 0)), start_timeout_s=100).kind == "done"
     outcome = attempt(Scripted(early), start_timeout_s=98)
     assert outcome.cause.startswith("rank 0 on a hangs: step 0, after all_reduce (collective 20), no move for 99 s")

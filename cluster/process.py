@@ -177,16 +177,25 @@ def after_launcher() -> str:
 
     The launcher's own first process ends with a traceback: ours comes after it, and says whose it is.
     """
-    with contextlib.suppress(OSError, IndexError):
-        if b"deepspeed.launcher" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
-            return ""
-        first = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
-        deadline = time.monotonic() + _LAUNCHER_S
-        while time.monotonic() < deadline:
-            if state_of(first) in _GONE:
-                return "; the traceback is the launcher's own"
-            time.sleep(0.02)
+    deadline = time.monotonic() + _LAUNCHER_S
+    while _LAUNCHER and time.monotonic() < deadline:
+        if state_of(_LAUNCHER) in _GONE:
+            return "; the traceback is the launcher's own"
+        time.sleep(0.02)
     return ""
+
+
+def _find_launcher() -> int:
+    """The pid of the first process of DeepSpeed's launcher, of which the second has started this one; 0 without it."""
+    try:
+        if b"deepspeed.launcher" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+            return int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # no /proc, or the parent is gone
+        return 0
+    return 0
+
+
+_LAUNCHER = _find_launcher()  # now: one that is gone is not found any more
 
 
 def exit_code(

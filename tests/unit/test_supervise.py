@@ -18,6 +18,7 @@ from cluster.config import ClusterConfig
 from cluster.hostfile import read_hostfile
 from cluster.nodes import HostNodes, LocalNodes, NodeLost
 from configs import ConfigError, validate
+from tests import signals
 
 ROOT = Path(__file__).parents[2]
 MARK = "DNA_TEST_MARK"
@@ -33,7 +34,7 @@ class Supervisor:
                    "survivor_s=1", "probe_every_s=0.2", "rejoin_after_s=0.1", *cluster, "--", str(folder),
                    *toy]  # fmt: skip
         self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {MARK: self.mark}, text=True,
-                                        stderr=subprocess.PIPE)  # fmt: skip
+                                        stderr=subprocess.PIPE, preexec_fn=signals.hear)  # fmt: skip
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -143,6 +144,7 @@ def test_the_largest_number_of_ranks_that_fits(supervise: Callable[..., Supervis
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 75, "told to stop"),
+                                                      (signal.SIGHUP, 75, "told to stop"),
                                                       (signal.SIGINT, 130, "interrupted")])  # fmt: skip
 def test_told_to_stop_it_saves_and_the_next_start_goes_on(
     supervise: Callable[..., Supervisor], tmp_path: Path, number: int, code: int, word: str

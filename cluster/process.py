@@ -30,7 +30,7 @@ class EverywhereError(RuntimeError):
     """What every rank meets alike, so that the main one alone says it."""
 
 
-class ElsewhereError(RuntimeError):
+class ElsewhereError(ValueError):
     """What another rank says, so that this one does not."""
 
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -66,6 +67,12 @@ class Peers:
         return found[:1] == b"1"
 
 
+def advance(seconds: float) -> None:
+    for _ in range(30):
+        time.sleep(seconds / 30)
+        heart.advance()
+
+
 def befall(what: str) -> None:
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -92,6 +99,11 @@ def befall(what: str) -> None:
             time.sleep(0.1)
             with heart.inside("phase"):
                 pass
+    elif what in ("upload", "stall"):  # a checkpoint that a thread writes, piece by piece, or not
+        thread = threading.Thread(target=advance if what == "upload" else time.sleep, args=(3,), daemon=True)
+        thread.start()
+        with heart.inside("waiting for the checkpoint", phase=True):
+            thread.join()
     elif what == "slow":
         time.sleep(0.7)
     elif what == "deaf":

@@ -100,6 +100,7 @@ class StopSignals:
     def __init__(self, *, peers: Sequence[int] = (), supervised: bool = False) -> None:
         """To be made in the main thread."""
         self.code = 0  # EXIT_PREEMPTED or EXIT_INTERRUPTED, once told to stop
+        self.interrupted = False  # by Ctrl-C, which DeepSpeed's launcher has SIGTERM follow
         self._noted = self._told = False
         self._peers = [pid for pid in peers if pid != os.getpid()]
         before = list(peers[: peers.index(os.getpid())]) if os.getpid() in peers else []
@@ -136,6 +137,7 @@ class StopSignals:
     def _hear(self, number: int, frame: object) -> None:
         again = self.code == EXIT_INTERRUPTED
         self.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+        self.interrupted |= number == signal.SIGINT
         if number == signal.SIGHUP:
             leave_terminal()
         if not self._noted or (again and number == signal.SIGINT):

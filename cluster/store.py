@@ -176,7 +176,7 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
     """
     fs, path = _resolve(uri)
     if speaks(fs, "file"):
-        with _beside(uri, path) as file:
+        with heart.advancing(), _beside(uri, path) as file:
             yield file
         return
     via = f"{uri} by way of {tempfile.gettempdir()}"

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster import store
 from cluster.heartbeat import heart
 from cluster.lock import Lock, LockedError, hold
-from cluster.process import EXIT_INTERRUPTED, EXIT_OK, EverywhereError, StopSignals, after_launcher
+from cluster.process import EXIT_OK, EverywhereError, StopSignals, after_launcher
 from configs import ConfigError
 from trainer import collectives, export, rundir
 from trainer.checkpoint.resume import resume
@@ -159,7 +159,7 @@ def _train(
                 raise EverywhereError(f"told to stop, but step {state.step} could not be saved; the same command goes "
                                       "on from the checkpoint before")  # fmt: skip
             if run:
-                whose = after_launcher() if result.stop == EXIT_INTERRUPTED else ""
+                whose = after_launcher() if stops and stops.interrupted else ""
                 say(f"told to stop: step {state.step} is saved, and the same command goes on from there{whose}")
             return result.stop
     progress.close()

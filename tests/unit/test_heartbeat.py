@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import heartbeat
+from cluster import heartbeat, store
 from cluster.heartbeat import SIZE, Beat, Heart, read
+from cluster.retry import StoreError
 
 RANK = """
 import sys
@@ -82,6 +83,25 @@ def test_everything_that_is_told_moves(tmp_path: Path) -> None:
     thread.join()
     moves.append(heart.read().moves)
     assert moves == sorted(set(moves)), "a launcher that sees no move takes the rank for one that hangs"
+
+
+@pytest.mark.parametrize("base", ["memory://beats", ""])
+def test_each_answer_of_a_store_is_progress_but_what_keeps_a_lease_is_not(base: str, tmp_path: Path) -> None:
+    """Uploads, downloads, listings and removals; a lease is renewed for as long as the process lives, hang or not."""
+    uri = f"{base or tmp_path}/x"
+    for work in (lambda: store.write_bytes(uri, b"abc"), lambda: store.read_bytes(uri), lambda: store.sizes(uri),
+                 lambda: store.exists(uri), lambda: store.remove(uri)):  # fmt: skip
+        before = heartbeat.heart.read().moves
+        work()
+        assert heartbeat.heart.read().moves > before
+    before = heartbeat.heart.read().moves
+    with pytest.raises(StoreError):
+        store.read_bytes(uri)
+    if base:
+        tag = store.swap(uri, b"a lease", None)
+        assert store.read_tagged(uri) == (b"a lease", tag)
+        assert store.swap(uri, None, tag) == ""
+    assert heartbeat.heart.read().moves == before
 
 
 def test_other_threads_do_not_say_where_the_rank_is(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_a_config_that_is_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_text("3")
     assert main(["build", "--config", str(tmp_path / "c.yaml")]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/c.yaml: Invalid loaded object type: int\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}/c.yaml: a mapping of keys is needed, not a number\n"
 
 
 def test_a_cache_that_cannot_be_used(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -16,7 +16,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,16 @@ class Handle:
 
 @dataclass(frozen=True)
 class Located:
-    """A handle, the contigs in file order (empty ones left out), and the source's version when it was read."""
+    """A handle, the contigs in file order (empty ones left out), and the source's version when it was read.
+
+    ``looks``: size and time of a source on this machine, which show a change of its bytes alone; "" of a remote one.
+    """
 
     handle: Handle
     contigs: dict[str, int]
     empty_records: int
     version: str
+    looks: str
 
 
 def cache_dir(cache: Path | None = None) -> Path:
@@ -87,9 +91,26 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None 
             located = Located(**known | {"handle": Handle(**known["handle"])})
             if _is_here(located.handle):
                 return located
+        looks = _looks(uri)
         located = _index(uri, version, cache / key, on_progress or (lambda stage, done, total: None))
+        located = replace(located, looks=looks)
         store.write_bytes(str(record), json.dumps(asdict(located)).encode())
     return located
+
+
+def changed(reference: Located) -> bool:
+    """Whether the source is no longer what was read. Another mode, owner, name or link of the file changes nothing, and
+    where its time or version differs, it is read again and its digest decides."""
+    handle = reference.handle
+    if store.version(handle.uri) == reference.version or (reference.looks and _looks(handle.uri) == reference.looks):
+        return False
+    digest = hashlib.sha256()
+    text = store.chunks(handle.uri) if not handle.index else _text(handle.uri, lambda stage, done, total: None)
+    try:
+        collections.deque(_hashed(text, digest), maxlen=0)
+    except ValueError:  # it was whole
+        return True
+    return digest.hexdigest() != handle.sha256
 
 
 def fetch(handle: Handle, contig: str, start: int, end: int) -> bytes:
@@ -124,6 +145,10 @@ def _open(handle: Handle) -> _Fasta | twobit.TwoBit:
 
 def _is_here(handle: Handle) -> bool:
     return _stamp(handle.path) == handle.stamp and (not handle.index or Path(handle.index).is_file())
+
+
+def _looks(uri: str) -> str:
+    return _stamp(str(store.local_path(uri))) if store.is_local(uri) else ""
 
 
 def _stamp(path: str) -> str:
@@ -176,7 +201,7 @@ def _located(uri: str, handle: Handle, lengths: dict[str, int], version: str) ->
     contigs = {name: length for name, length in lengths.items() if length}
     if not contigs:
         raise ValueError(f"{uri}: no sequence in its {len(lengths)} record{'s' * (len(lengths) != 1)}")
-    return Located(handle, contigs, len(lengths) - len(contigs), version)
+    return Located(handle, contigs, len(lengths) - len(contigs), version, "")
 
 
 def _read_index(uri: str, path: str, index: Path, sha256: str, version: str) -> Located:

@@ -91,4 +91,4 @@ def _with_runs(located: Located, scan: Path) -> Reference:
             numbers, firsts = np.unique(rows[:, 0], return_index=True)
             parts.append({names[i]: part[:, 1:] for i, part in zip(numbers, np.split(rows, firsts[1:]), strict=True)}
                          if len(rows) else {})
-    return Reference(located.handle, located.contigs, located.empty_records, located.version, *parts)
+    return Reference(located.handle, located.contigs, located.empty_records, located.version, located.looks, *parts)

@@ -1,7 +1,9 @@
 """python -m data_prep: exit codes and what a user reads."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +82,43 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
         "write: 600,000,000 of 1,000,000,000 bp, 4.8 Mbp/s, 01:23 left",
         "read x.fa.gz: 700,000,000 bp so far, 10.0 Mbp/s",
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar before the first word; then the share, how much, the speed and the time left; nothing is left behind."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    progress = Progress()
+    try:
+        assert "starting [00:00]" in terminal.getvalue()
+        progress._heard -= 10  # as if the first stage had taken 10 seconds to its first word
+        progress("write", 20_000_000, 80_000_000)
+        assert progress._bar is not None
+        progress._bar.refresh()
+        drawn = terminal.getvalue().split("\r")[-1]
+        assert re.search(r"write:  25%\|.*\| 20.0M/80.0M \[00:1\d<00:3\d, (2.00M|1.9\dM)bp/s\]", drawn), drawn
+        progress.say("trying again: x")
+        assert "trying again: x\n" in terminal.getvalue()
+    finally:
+        progress.close()
+    assert terminal.getvalue().split("\r")[-1].strip() == ""
+
+
+def test_stages_shorter_than_a_minute_are_told_of_too(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("data_prep.__main__.time.monotonic", lambda: now[0])
+    progress = Progress()
+    for stage, seconds in (("read", 30), ("leakage", 40), ("write", 65), ("write", 80)):
+        now[0] = 1000 + seconds
+        progress(stage, 50_000_000, 100_000_000)
+    progress.close()
+    assert capsys.readouterr().err == "write: 50,000,000 of 100,000,000 bp, 2.0 Mbp/s, 00:25 left\n"
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [

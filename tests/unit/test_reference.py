@@ -18,11 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster import store
 from cluster.store import StoreError
 from data_prep import fasta
 from data_prep import reference as reference_module
 from data_prep.alphabet import encode
-from data_prep.reference import fetch, locate
+from data_prep.reference import changed, fetch, locate
 from data_prep.survey import Reference, prepare
 
 WELL_FORMED = b">a desc\nACGT\nAC\n>b\nGg\n"
@@ -124,6 +125,30 @@ def test_the_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:
     assert os.stat(first.handle.path).st_mtime_ns == written, "streamed twice"
     second = opened(tmp_path, gzip.compress(b">a\nTTT\n"))
     assert letters(second) == {"a": b"TTT"}
+
+
+@pytest.mark.parametrize("name", ["x.fa", "x.fa.gz", "x.2bit"])
+def test_what_changes_a_file_and_not_its_bytes_is_no_change(
+        tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"x.fa": WELL_FORMED, "x.fa.gz": gzip.compress(WELL_FORMED), "x.2bit": twobit({"a": b"ACGTAC"})}[name]
+    reference, path = opened(tmp_path, content, name), tmp_path / name
+    assert not changed(reference)
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_module, "_text", None)  # nothing is read again
+        patch.setattr(store, "chunks", None)
+        path.chmod(0o444)
+        os.link(path, tmp_path / "link")
+        os.rename(path, tmp_path / "away")
+        os.rename(tmp_path / "away", path)
+        assert not changed(reference)
+    os.utime(path, ns=(1, 1))
+    assert not changed(reference), "touched: read again, and the same"
+    os.unlink(path)
+    path.write_bytes(content)
+    assert not changed(reference), "another file of the same bytes"
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 32]) + content[-2:])
+    os.utime(path, ns=(1, 1))
+    assert changed(reference), "the size is the same, the time and the bytes are not"
 
 
 def test_a_worker_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

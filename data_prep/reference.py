@@ -213,10 +213,13 @@ def _read_index(uri: str, path: str, index: Path, sha256: str, version: str) -> 
             if isinstance(fault, UnicodeDecodeError) or not str(fault).startswith("Duplicate key"):
                 raise
             name = str(fault).removeprefix("Duplicate key ")
-            raise ValueError(f"{uri}: contig name {name} stands there twice; rename or remove one") from fault
+            raise ValueError(f"{uri}: contig name {name} stands there twice (a name is the first word of its line); "
+                             "rename or remove one") from fault
         entries = faidx.index
         faidx.close()
         _check_index(path, list(entries.values()))
+        if odd := next((name for name in entries if not name.isprintable()), ""):
+            raise ValueError(f"{uri}: the name of a record, {odd!r}, is not readable text")
         os.replace(fresh, index)
     lengths = {name: int(entry.rlen) for name, entry in entries.items()}
     return _located(uri, Handle(uri, path, str(index), sha256, _stamp(path)), lengths, version)
@@ -246,8 +249,7 @@ def _text(uri: str, progress: Progress) -> Iterator[bytes]:
     start = next(text, b"")
     if not start:
         raise ValueError(f"{uri} is empty, not a FASTA")
-    if not start.lstrip().startswith((b">", b";")):
-        raise ValueError(f"{uri} is not a FASTA: it starts with {start[:12]!r}, not with '>'")
+    fasta.refuse_other(start, uri=uri)
     done = 0
     for chunk in itertools.chain([start], text):
         done += len(chunk)

@@ -37,7 +37,7 @@ def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None
     cache = cache_dir(cache)
     progress = on_progress or (lambda stage, done, total: None)
     located = locate(uri, cache=cache, on_progress=progress)
-    scan = cache / f"{located.handle.sha256}.scan.npz"
+    scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
     with locked(cache / f"{located.handle.sha256}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
             return _with_runs(located, scan)

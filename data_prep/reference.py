@@ -193,6 +193,7 @@ def _index_twobit(uri: str, version: str, stem: Path) -> Located:
         path = f"{stem}.2bit"
         with store.publish(path) as target:
             target.writelines(chunks)
+    path = twobit.readable(path, f"{stem}.le.2bit", uri=uri)
     lengths = twobit.TwoBit(path, uri=uri).contigs()
     return _located(uri, Handle(uri, path, "", digest.hexdigest(), _stamp(path)), lengths, version)
 

@@ -290,14 +290,16 @@ def test_bgzip(tmp_path: Path) -> None:
         opened(tmp_path, bgzip(text)[:-40], "y.fa.gz")
 
 
-def twobit(sequences: dict[str, bytes]) -> bytes:
+def twobit(sequences: dict[str, bytes], order: str = "<", version: int = 0) -> bytes:
     """A .2bit file as the format's description at UCSC has it: T 0, C 1, A 2, G 3, first base in the high bits."""
+    place = f"{order}{'Q' if version else 'I'}"
+
     def runs(mask: np.ndarray) -> bytes:
         edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
-        return struct.pack(f"<I{2 * len(edges)}I", len(edges), *edges[:, 0], *(edges[:, 1] - edges[:, 0]))
+        return struct.pack(f"{order}I{2 * len(edges)}I", len(edges), *edges[:, 0], *(edges[:, 1] - edges[:, 0]))
 
     index, records = b"", b""
-    at = 16 + sum(1 + len(name) + 4 for name in sequences)
+    at = 16 + sum(1 + len(name) + struct.calcsize(place) for name in sequences)
     for name, letters in sequences.items():
         raw = np.frombuffer(letters, np.uint8)
         upper = np.frombuffer(letters.upper(), np.uint8)
@@ -306,10 +308,11 @@ def twobit(sequences: dict[str, bytes]) -> bytes:
             values[: len(raw)][upper == letter] = value
         quads = values.reshape(-1, 4)
         packed = (quads[:, 0] << 6 | quads[:, 1] << 4 | quads[:, 2] << 2 | quads[:, 3]).astype(np.uint8).tobytes()
-        record = struct.pack("<I", len(raw)) + runs(upper == ord("N")) + runs(raw >= ord("a")) + b"\0" * 4 + packed
-        index += bytes([len(name)]) + name.encode() + struct.pack("<I", at + len(records))
+        masks = runs(upper == ord("N")) + runs(raw >= ord("a"))
+        record = struct.pack(f"{order}I", len(raw)) + masks + b"\0" * 4 + packed
+        index += bytes([len(name)]) + name.encode() + struct.pack(place, at + len(records))
         records += record
-    return struct.pack("<4I", 0x1A412743, 0, len(sequences), 0) + index + records
+    return struct.pack(f"{order}4I", 0x1A412743, version, len(sequences), 0) + index + records
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -325,9 +328,44 @@ def test_twobit_is_read_as_it_was_written(tmp_path: Path, texts: list[bytes]) ->
 def test_a_twobit_cut_short(tmp_path: Path, lost: int) -> None:
     """py2bit itself reads what is missing as T."""
     whole = twobit({"a": b"ACGT" * 100, "b": b"ACgtNN" * 60})
-    said = r"x.2bit: (the .2bit file ends early, after \d+ of \d+ bytes|damaged .2bit file \(its index .*\)); get it"
+    said = r"x.2bit: damaged .2bit file \((it ends early, after \d+ (of \d+ )?bytes|the runs of .* do not fit.*)\); get it"
     with pytest.raises(ValueError, match=said):
         opened(tmp_path, whole[:-lost], "x.2bit")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text("ACGTNacgt", max_size=60).map(str.encode), min_size=1, max_size=4).filter(any),
+       order=st.sampled_from("<>"), version=st.integers(0, 1), tail=st.integers(0, 9))
+def test_a_twobit_of_either_byte_order_and_version(
+        tmp_path: Path, texts: list[bytes], order: str, version: int, tail: int) -> None:
+    sequences = {f"c{i}": text for i, text in enumerate(texts)}
+    reference = opened(tmp_path, twobit(sequences, order, version) + b"\0" * tail, "x.2bit")
+    assert letters(reference) == {name: text for name, text in sequences.items() if text}
+    assert (reference.handle.path == str(tmp_path / "x.2bit")) == (order == "<")
+
+
+def test_a_large_twobit_is_turned_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.twobit._PIECE", 16)
+    sequences = {"a": b"ACNNgt" * 50, "b": b"NaNcNgNt" * 9}
+    assert letters(opened(tmp_path, twobit(sequences, ">", 1), "x.2bit")) == sequences
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_twobit_that_says_less_than_it_holds_is_refused(tmp_path: Path, order: str) -> None:
+    whole = bytearray(twobit({"aa": b"ACGT" * 9, "bb": b"GGCC" * 9}, order))
+    one = struct.pack(f"{order}I", 1)
+    first = 16 + 3  # the place of the first sequence, in the index
+    for said, at, new in (("bytes 23 to 30 belong to none of its 1 sequences", 8, one),
+                          ("sequence bb lies where another thing does", first + 7, whole[first : first + 4]),
+                          ("its version is 7, known are 0 and 1", 4, struct.pack(f"{order}I", 7)),
+                          ("the runs of lower case of aa do not fit into its 36 bases", 34, one),
+                          ("the name of sequence 2, .*, is not readable text", 24, b"\xff"),
+                          ("bytes 95 to 96 belong to none", len(whole), b"x")):
+        content = bytes(whole[:at] + new + whole[at + len(new) :])
+        with pytest.raises(ValueError, match=rf"x.2bit: damaged .2bit file \({said}\S*\); get it again"):
+            opened(tmp_path, content, "x.2bit")
+    with pytest.raises(ValueError, match=r"x.2bit: contig name aa stands there twice; rename or remove one"):
+        opened(tmp_path, bytes(whole[:24] + b"aa" + whole[26:]), "x.2bit")
 
 
 def test_a_plain_file_with_the_name_of_a_packed_one(tmp_path: Path) -> None:

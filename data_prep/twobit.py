@@ -100,29 +100,37 @@ def _check(path: str, *, uri: str) -> _Layout:
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         try:
-            layout = _layout(file, uri=uri)
-        except (struct.error, IndexError):
+            layout = _layout(file, size, uri=uri)
+        except EOFError:
             raise _damaged(uri, f"it ends early, after {size} bytes") from None
         for gap, end in _gaps(layout, size, uri=uri):
             file.seek(gap)
-            if file.read(end - gap).strip(b"\0"):
+            if any(file.read(min(_PIECE, end - at)).strip(b"\0") for at in range(gap, end, _PIECE)):
                 raise _damaged(uri, f"bytes {gap} to {end} belong to none of its {len(layout.records)} sequences")
     return layout
 
 
-def _layout(file: IO[bytes], *, uri: str) -> _Layout:
-    """By UCSC's description: header, index, and for each sequence its length, runs of N, runs of lower case, bases."""
+def _layout(file: IO[bytes], size: int, *, uri: str) -> _Layout:
+    """By UCSC's description: header, index, and for each sequence its length, runs of N, runs of lower case, bases.
+
+    EOFError where ``size`` bytes are too few.
+    """
     order = "<" if file.read(4) == MAGIC[1] else ">"
 
-    def number(size: int = 4) -> int:
-        return int(struct.unpack(f"{order}{'I' if size == 4 else 'Q'}", file.read(size))[0])
+    def take(length: int) -> bytes:
+        if length > size - file.tell():
+            raise EOFError
+        return file.read(length)
+
+    def number(length: int = 4) -> int:
+        return int(struct.unpack(f"{order}{'I' if length == 4 else 'Q'}", take(length))[0])
 
     version, count, _ = number(), number(), number()
     if version > 1:
         raise _damaged(uri, f"its version is {version}, known are 0 and 1")
     names, places, starts, wide = list[str](), list[tuple[int, int]](), list[int](), 8 if version else 4
     for _ in range(count):
-        raw = file.read(file.read(1)[0])
+        raw = take(take(1)[0])
         name = raw.decode(errors="replace")
         if not name or not name.isprintable() or " " in name or "\ufffd" in name:
             raise _damaged(uri, f"the name of sequence {len(names) + 1}, {raw!r}, is not readable text")
@@ -134,13 +142,12 @@ def _layout(file: IO[bytes], *, uri: str) -> _Layout:
         raise ValueError(f"{uri}: contig name {name} stands there twice; rename or remove one")
     records = []
     for name, start in zip(names, starts, strict=True):
-        file.seek(start)
+        file.seek(min(start, size))
         bases, numbers = number(), [(start, 1)]
         for what in ("N", "lower case"):
             at, runs = file.tell(), number()
-            raw = file.read(8 * runs)
-            edges = np.frombuffer(raw if len(raw) == 8 * runs else b"", f"{order}u4").astype(np.int64)
-            if len(edges) < 2 * runs or (runs and int((edges[:runs] + edges[runs:]).max()) > bases):
+            edges = np.frombuffer(take(8 * runs), f"{order}u4").astype(np.int64)
+            if runs and int((edges[:runs] + edges[runs:]).max()) > bases:
                 raise _damaged(uri, f"the runs of {what} of {name} do not fit into its {bases} bases")
             numbers.append((at, 1 + 2 * runs))
         numbers.append((file.tell(), 1))

@@ -352,15 +352,15 @@ def test_a_large_twobit_is_turned_in_pieces(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("order", "<>")
 def test_a_twobit_that_says_less_than_it_holds_is_refused(tmp_path: Path, order: str) -> None:
-    whole = bytearray(twobit({"aa": b"ACGT" * 9, "bb": b"GGCC" * 9}, order))
+    whole = bytearray(twobit({"aa": b"NNGT" * 9, "bb": b"GGCC" * 9}, order))
     one = struct.pack(f"{order}I", 1)
     first = 16 + 3  # the place of the first sequence, in the index
     for said, at, new in (("bytes 23 to 30 belong to none of its 1 sequences", 8, one),
                           ("sequence bb lies where another thing does", first + 7, whole[first : first + 4]),
                           ("its version is 7, known are 0 and 1", 4, struct.pack(f"{order}I", 7)),
-                          ("the runs of lower case of aa do not fit into its 36 bases", 34, one),
+                          ("the runs of N of aa do not fit into its 36 bases", 38, struct.pack(f"{order}I", 35)),
                           ("the name of sequence 2, .*, is not readable text", 24, b"\xff"),
-                          ("bytes 80 to 81 belong to none of its 2 sequences", len(whole), b"x")):
+                          ("bytes 152 to 153 belong to none of its 2 sequences", len(whole), b"x")):
         content = bytes(whole[:at] + new + whole[at + len(new) :])
         with pytest.raises(ValueError, match=rf"x.2bit: damaged .2bit file \({said}\S*\); get it again"):
             opened(tmp_path, content, "x.2bit")

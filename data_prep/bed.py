@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from cluster import store
 from configs.values import decode
@@ -10,15 +10,13 @@ from data_prep.fasta import gunzip
 from data_prep.intervals import Intervals, Place, Zones, merge, some
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
-_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _GZIP = b"\x1f\x8b"
 
 Contigs = Mapping[str, int]  # name -> bp
 Warn = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):  # a BED may have millions
     """One interval, [start, end) of ``contig``, the ``name`` in its fourth column or "", and the line's number."""
 
     number: int
@@ -94,7 +92,7 @@ def read_zones(uris: Sequence[str], places: Mapping[Place, int], *, known: Mappi
             absent = [line for line in lines if line.name and line.name not in known]
             lines = [line for line in lines if not line.name or line.name in known]
         else:
-            lines = [replace(line, name="") for line in lines]
+            lines = [line._replace(name="") for line in lines]
         if not any(line.contig in used for line in lines):
             raise ValueError(f"{where}: {uri} names no contig of the references (the BED has "
                              f"{_names(lines) or 'nothing'}; they have {some(used)})")
@@ -117,20 +115,28 @@ def read_zones(uris: Sequence[str], places: Mapping[Place, int], *, known: Mappi
 
 
 def _lines(text: str, uri: str) -> Iterator[Line]:
+    contigs: dict[str, str] = {}  # seen, so that nearly all lines need no further look
     for number, line in enumerate(_LINE_END.split(text), 1):
-        words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        is_interval = len(words) > 2 and all(_NUMBER.fullmatch(word) for word in words[1:3])
-        if line.split()[0] in ("track", "browser") and not is_interval:
-            continue
-        if not is_interval or not words[0] or len(words[0].split()) > 1:
-            raise ValueError(f"{uri}, line {number}: needs contig, start and end, not {line[:60]!r}; the numbers are "
-                             "whole, of digits alone")
-        start, end = int(words[1]), int(words[2])
+        words = line.split("\t", 4)
+        plain = len(words) > 2 and words[0] in contigs and _is_number(words[1]) and _is_number(words[2])
+        if not plain:
+            words = [word.strip() for word in words] if len(words) > 1 else line.split(maxsplit=4)
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            is_interval = len(words) > 2 and all(map(_is_number, words[1:3]))
+            if line.split()[0] in ("track", "browser") and not is_interval:
+                continue
+            if not is_interval or not words[0] or len(words[0].split()) > 1:
+                raise ValueError(f"{uri}, line {number}: needs contig, start and end, not {line[:60]!r}; the numbers are "
+                                 "whole, of digits alone")
+        contig, start, end = contigs.setdefault(words[0], words[0]), int(words[1]), int(words[2])
         if start > end:
             raise ValueError(f"{uri}, line {number}: [{start}, {end}) is no interval; BED counts from 0, half-open")
-        yield Line(number, words[0], start, end, words[3] if len(words) > 3 else "")
+        yield Line(number, contig, start, end, words[3].strip() if len(words) > 3 else "")
+
+
+def _is_number(word: str) -> bool:
+    return word.isdecimal() and word.isascii() and len(word) < 19
 
 
 def _look(lines: Iterable[Line], contigs: Contigs, *, uri: str, warn: Warn) -> None:

@@ -27,9 +27,9 @@ class Regularity:
         self._line = b""  # how the line that the next chunk goes on with starts
 
     def feed(self, chunk: bytes) -> None:
-        feeds = chunk.count(b"\n")
-        self._feeds, self._returns = self._feeds + feeds, self._returns + chunk.count(b"\r")
-        self._pairs += chunk.count(b"\r\n") + (self._last == b"\r" and chunk.startswith(b"\n"))
+        feeds, returns = chunk.count(b"\n"), chunk.count(b"\r")
+        self._feeds, self._returns = self._feeds + feeds, self._returns + returns
+        self._pairs += (chunk.count(b"\r\n") if returns else 0) + (self._last == b"\r" and chunk.startswith(b"\n"))
         self._first, self._last = self._first or chunk[:1], chunk[-1:]
         self._ascii = self._ascii and chunk.isascii()
         # Lines are looked at one by one only where they may be long.

@@ -6,11 +6,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.__main__ import Progress, main
+from data_prep.build import Built
+from data_prep.read import load_manifest
+from tests.datasets import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 YEAST = str(ROOT / "configs" / "data" / "yeast.yaml")
@@ -151,6 +156,25 @@ def test_a_mistake_is_one_sentence(arguments: list[str], code: int, message: str
     assert printed.err.startswith("error: ")
     assert "Traceback" not in printed.err
     assert os.listdir(tmp_path) == [], "nothing half-written"
+
+
+def test_what_a_build_tells(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings first, also where nothing was to be done; what was counted; and no advice on a split that is there."""
+    manifest = load_manifest(write_dataset(tmp_path / "d", {"train": [np.zeros(900, np.uint8)],
+                                                            "val": [np.zeros(100, np.uint8)]}))
+    manifest = replace(manifest, sources=(replace(manifest.sources[0], iupac_to_n=1234),))
+    built = Built(manifest, True, 1.0, dropped_bp=300, warnings=("x.bed: 1 line of length 0",))
+    monkeypatch.setattr("data_prep.__main__.build", lambda *_, **__: built)
+    assert main(["build", "--config", YEAST, "output=o"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "warning: x.bed: 1 line of length 0"
+    assert said[2:] == ["1,234 IUPAC ambiguity letters became N",
+                        "dropped from val and test: 300 of 400 bp, with split.leakage drop"]
+    built = replace(built, fresh=False)
+    assert main(["build", "--config", YEAST, "output=run #2"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: x.bed: 1 line of length 0", "run #2 holds this very dataset already; nothing to do"]
 
 
 def test_not_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

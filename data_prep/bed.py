@@ -127,8 +127,8 @@ def _lines(text: str, uri: str) -> Iterator[Line]:
             if line.split()[0] in ("track", "browser") and not is_interval:
                 continue
             if not is_interval or not words[0] or len(words[0].split()) > 1:
-                raise ValueError(f"{uri}, line {number}: needs contig, start and end, not {line[:60]!r}; the numbers are "
-                                 "whole, of digits alone")
+                raise ValueError(f"{uri}, line {number}: needs contig, start and end, not {line[:60]!r}; the numbers "
+                                 "are whole, of digits alone")
         contig, start, end = contigs.setdefault(words[0], words[0]), int(words[1]), int(words[2])
         if start > end:
             raise ValueError(f"{uri}, line {number}: [{start}, {end}) is no interval; BED counts from 0, half-open")

@@ -90,6 +90,10 @@ def read_zones(uris: Sequence[str], places: Mapping[Place, int], *, known: Mappi
         lines, absent = read_lines(uri), list[Line]()
         if any(line.name in known for line in lines):  # labelled
             absent = [line for line in lines if line.name and line.name not in known]
+            meant = {_bare(name): name for name in known}
+            if wrong := next((line for line in absent if _bare(line.name) in meant), None):
+                raise ValueError(f"{where}: {uri}, line {wrong.number}: no assembly is called {wrong.name!r}, is "
+                                 f"{meant[_bare(wrong.name)]!r} meant; correct or remove it")
             lines = [line for line in lines if not line.name or line.name in known]
         else:
             lines = [line._replace(name="") for line in lines]
@@ -98,8 +102,8 @@ def read_zones(uris: Sequence[str], places: Mapping[Place, int], *, known: Mappi
                              f"{_names(lines) or 'nothing'}; they have {some(used)})")
         strange = [line for line in lines if line.contig not in known.get(line.name, everywhere)]
         if strange:
-            wrong = _unknown(strange[0], strange, _near(strange, everywhere), uri=uri)
-            raise ValueError(f"{where}: {wrong}; the references have {some(everywhere)}")
+            said = _unknown(strange[0], strange, _near(strange, everywhere), uri=uri)
+            raise ValueError(f"{where}: {said}; the references have {some(everywhere)}")
         if absent:
             warn(f"{uri}: {_count(absent)} of assemblies that are not in this dataset "
                  f"({some(line.name for line in absent)}): that holds out nothing")

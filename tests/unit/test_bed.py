@@ -113,6 +113,7 @@ def test_messes_of_which_every_line_counts(tmp_path: Path, mess: str, mark: str)
     ("chrB\t0\t9\nA\t0\t9\n", "line 2: no contig is called 'A', is 'chrA' meant"),
     ("chrB\t0\t9\nCHRA\t0\t9\n", "line 2: no contig is called 'CHRA', is 'chrA' meant"),
     ("chrB\t0\t9\n\u200bchrA\t0\t9\n", "line 2: no contig is called '.*chrA', is 'chrA' meant"),
+    ('chrA\t0\t9\tg\nchrB\t0\t9\t"G"\n', "split.val: .*line 2: no assembly is called '\"G\"', is 'g' meant; correct"),
     ("1\t0\t9\n", r"v.bed names no contig of the references \(the BED has 1; they have chrA, chrB, chrC\)"),
     ("#only\n", r"v.bed names no contig of the references \(the BED has nothing; they have chrA, chrB, chrC\)"),
     ("chrA\t5000\t5001\n", r"line 1: chrA:5000-5001 lies beyond the contig's 5000 bp"),

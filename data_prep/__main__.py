@@ -49,7 +49,7 @@ class Progress:
         if self._bar is not None:
             self._draw(stage, done, total, age=now - self._began if new else None)
         elif now - self._told >= _PER_LINE:
-            speed = done / (now - self._began)
+            speed = done / (now - self._began or 1.0)
             if total:
                 left = tqdm.format_interval((total - done) / speed) if speed else "?"
                 self.say(f"{stage}: {done:,} of {total:,} bp, {speed / 1e6:.1f} Mbp/s, {left} left")

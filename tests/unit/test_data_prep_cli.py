@@ -122,8 +122,11 @@ def test_stages_shorter_than_a_minute_are_told_of_too(
     for stage, seconds in (("read", 30), ("leakage", 40), ("write", 65), ("write", 80)):
         now[0] = 1000 + seconds
         progress(stage, 50_000_000, 100_000_000)
+    now[0] = 1200
+    progress("verify", 0, 100)
     progress.close()
-    assert capsys.readouterr().err == "write: 50,000,000 of 100,000,000 bp, 2.0 Mbp/s, 00:25 left\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "write: 50,000,000 of 100,000,000 bp, 2.0 Mbp/s, 00:25 left", "verify: 0 of 100 bp, 0.0 Mbp/s, ? left"]
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [

@@ -4,6 +4,7 @@ Also for N = 1: DeepSpeed and torch.distributed leave state behind that must not
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -120,6 +121,7 @@ def _wait(answers: Any, processes: list[Any], timeout_s: float) -> bool:
 
 def _rank(rank: int, world: int, port: int, answers: Any, task: bytes, gpu: bool) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage again and again, each time among all that was imported
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # DeepSpeed looks for them
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -72,7 +72,7 @@ def _started(
     world: int, function: Callable[..., Any], args: tuple[Any, ...], gpu: bool
 ) -> Iterator[tuple[Any, list[Any]]]:
     """(queue of pickled (rank, result, traceback), processes); all of them have ended afterwards."""
-    context = _context(gpu)
+    context = multiprocessing.get_context("spawn") if gpu else forkserver()  # CUDA does not survive a fork
     answers = context.SimpleQueue()
     # Rank 0 listens on a port that is free now; the store fails loudly should another take it first.
     with socket.socket() as probe:
@@ -96,17 +96,13 @@ def _started(
                 process.join()
 
 
-def _context(gpu: bool) -> Any:
-    """Processes forked from one that has only imported what all ranks import, which takes several seconds each time.
-
-    With the GPU they are started afresh, since CUDA does not survive a fork.
-    """
-    if gpu:
-        return multiprocessing.get_context("spawn")
+def forkserver() -> Any:
+    """Processes forked from one that has only imported what a training run does, which takes 10 s of CPU each time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "trainer.engine.student"]
-    )
+    context.set_forkserver_preload([
+        "trainer.main", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "pytest",
+        "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
+    ])  # fmt: skip
     return context
 
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ def run(
         process.join(timeout_s)
         late = process.is_alive()
         if late:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.join()
         done = subprocess.CompletedProcess(given, process.exitcode or 0, out.read_text(), err.read_text())
     assert not late, f"no end in {timeout_s} s: {done}"
@@ -34,6 +35,7 @@ def run(
 
 
 def _main(given: tuple[str, ...], cwd: str, environment: Mapping[str, str], out: str, err: str) -> None:
+    os.setpgid(0, 0)  # it may have children of its own
     for number, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)

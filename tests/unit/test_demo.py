@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def run_demo(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DNA_DATA": str(folder / "nothing")}
-    return commands.run(ROOT / "trainer/demo.py", ["--rows", "500", *arguments], cwd=folder, environment=environment,
+    return commands.run(ROOT / "trainer/demo.py", ["--rows", "100", *arguments], cwd=folder, environment=environment,
                         timeout_s=280)  # fmt: skip
 
 

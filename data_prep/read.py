@@ -4,8 +4,6 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
-from webdataset.tariterators import group_by_keys, tar_file_expander
-
 from cluster import jobs, store
 from data_prep.alphabet import Codes, Mask
 from data_prep.intervals import Span
@@ -20,6 +18,7 @@ from data_prep.shards import (
     PackedBlock,
     Shard,
 )
+from data_prep.tar import group_by_keys, tar_file_expander
 
 _LARGE = 1 << 30  # bp
 

@@ -6,11 +6,10 @@ import io
 from collections.abc import Iterable
 from typing import IO
 
-import webdataset
-
 from cluster import store
 from data_prep.intervals import Span
 from data_prep.shards import FORMAT_VERSION, HEADER_EXT, PAYLOAD_EXT, Block, BlockHeader, Shard
+from data_prep.tar import TarWriter
 
 _TAR_HEADER = 512
 
@@ -37,7 +36,7 @@ def _write(file: IO[bytes], name: str, blocks: Iterable[tuple[Span, bytes]]) -> 
     placed = []
     # webdataset stamps the time unless told otherwise; owner and mode are fixed for the same reason.
     fixed = {"user": "dna", "group": "dna", "mode": 0o444, "mtime": 0}
-    with webdataset.TarWriter(file, encoder=False, compress=False, **fixed) as tar:
+    with TarWriter(file, encoder=False, compress=False, **fixed) as tar:
         for index, (span, payload) in enumerate(blocks):
             header = BlockHeader(FORMAT_VERSION, span.assembly, span.contig, span.start, span.end)
             # Members go in by name, ".2bit" before ".json": the payload follows one tar header.

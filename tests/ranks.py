@@ -4,6 +4,7 @@ Also for N = 1: DeepSpeed and torch.distributed leave state behind that must not
 """
 
 import contextlib
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -73,7 +74,7 @@ def _started(
     world: int, function: Callable[..., Any], args: tuple[Any, ...], gpu: bool
 ) -> Iterator[tuple[Any, list[Any]]]:
     """(queue of pickled (rank, result, traceback), processes); all of them have ended afterwards."""
-    context = _context(gpu)
+    context = multiprocessing.get_context("spawn") if gpu else forkserver()  # CUDA does not survive a fork
     answers = context.SimpleQueue()
     # Rank 0 listens on a port that is free now; the store fails loudly should another take it first.
     with socket.socket() as probe:
@@ -97,17 +98,13 @@ def _started(
                 process.join()
 
 
-def _context(gpu: bool) -> Any:
-    """Processes forked from one that has only imported what all ranks import, which takes several seconds each time.
-
-    With the GPU they are started afresh, since CUDA does not survive a fork.
-    """
-    if gpu:
-        return multiprocessing.get_context("spawn")
+def forkserver() -> Any:
+    """Processes forked from one that has only imported what a training run does, which takes 10 s of CPU each time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "trainer.engine.student"]
-    )
+    context.set_forkserver_preload([
+        "trainer.main", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "pytest",
+        "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
+    ])  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:  # DeepSpeed chooses its accelerator once, when it is imported
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -126,6 +123,7 @@ def _wait(answers: Any, processes: list[Any], timeout_s: float) -> bool:
 
 def _rank(rank: int, world: int, port: int, answers: Any, task: bytes, gpu: bool) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # DeepSpeed collects garbage again and again, each time among all that was imported
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # DeepSpeed looks for them
     try:
         store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=60))

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.demo", description=__doc__)
     parser.add_argument("--generated", action="store_true", help="use the generated genome, even where DNA_DATA is")
     parser.add_argument("--genome-bp", type=int, default=6_000_000, help="size of the generated genome")
+    parser.add_argument("--rows", type=int, default=3000, help="labelled rows that fine-tuning learns from")
     parser.add_argument("--folder", help="a new folder for the results, default runs/demo-TIME")
     parser.add_argument("--processes", type=int, help="ranks of the pretraining, default 2; 1 on one GPU")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -82,7 +83,7 @@ def demo(args: argparse.Namespace) -> int:
     model = f"models:/{version.name}/{version.version}"
     for command in (
         [*python, "trainer.finetune", "--model", model, "--task", task, *tracking,
-         "max_train_rows=3000", "finetune.epochs=2", "finetune.lr=3e-4"],
+         f"max_train_rows={args.rows}", "finetune.epochs=2", "finetune.lr=3e-4"],
         [*python, "trainer.report", version.run_id, *tracking, "--output", str(folder / "report")],
     ):  # fmt: skip
         if code := _run(command, environment):

@@ -6,8 +6,6 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -254,9 +252,9 @@ def test_a_build_that_finishes_while_another_reads_is_not_overwritten(fasta: str
     def meanwhile(stage: str, done: int, total: int) -> None:
         if not began:
             began.append(stage)
-            command = f"from tests.unit.test_build import made; made({fasta!r}, {str(output)!r}, seed=1, workers=1)"
-            environment = os.environ | {"DNA_CACHE": str(tmp_path / "elsewhere")}  # as on another machine
-            subprocess.run([sys.executable, "-c", command], env=environment, cwd=ROOT, check=True, timeout=100)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("DNA_CACHE", str(tmp_path / "elsewhere"))  # as on another machine
+                made(fasta, output, seed=1, workers=1)
 
     with pytest.raises(ValueError, match=r"holds another dataset \(it differs in seed\); pass overwrite=true"):
         build(DataConfig.model_validate({

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import commands
 from trainer import demo
 from trainer.demo import main
 from trainer.mlflow_client import connect
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def run_demo(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DNA_DATA": str(folder / "nothing")}
-    return subprocess.run([sys.executable, "-m", "trainer.demo", *arguments], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=280, check=False)  # fmt: skip
+    return commands.run(ROOT / "trainer/demo.py", ["--rows", "100", *arguments], cwd=folder, environment=environment,
+                        timeout_s=280)  # fmt: skip
 
 
 @pytest.mark.timeout(300)

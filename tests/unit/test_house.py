@@ -13,7 +13,7 @@ FLOORS = ["configs", "cluster", "data_prep", "trainer"]
 ONLY_IN = {
     "ray": {"cluster/jobs.py", "cluster/ray_nodes.py"}, "fsspec": {"cluster/uri.py"},
     "pyfaidx": {"data_prep/reference.py"}, "py2bit": {"data_prep/twobit.py"},
-    "webdataset": {"data_prep/write.py", "data_prep/read.py"},
+    "webdataset": {"data_prep/tar.py"},
     "deepspeed": {"trainer/engine/masters.py", "trainer/engine/student.py"},
     "mlflow": {"trainer/mlflow_client.py"},
 }

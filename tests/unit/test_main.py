@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests import commands
 from tests.datasets import markov_sequence, write_dataset
 from trainer import export
 from trainer.dataset import Dataset
@@ -28,15 +30,14 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
                          {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(5_000, seed=2)]})
 
 
-def launch(*arguments: str, cwd: Path, processes: int = 0) -> "subprocess.CompletedProcess[str]":
-    """trainer/main.py in ``cwd``, by plain python or, with ``processes``, by the deepspeed launcher."""
-    head = [sys.executable]
-    if processes:
-        head = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(processes),
-                "--master_port", str(20_000 + os.getpid() % 20_000)]
+def launch(*arguments: str, cwd: Path, by: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
+    """trainer/main.py in ``cwd``; ``by`` what starts it, else in a process that is forked from a prepared one."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    command = [*head, str(ROOT / "trainer/main.py"), "--config", str(ROOT / "configs/train/demo.yaml"), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    given = ["--config", str(ROOT / "configs/train/demo.yaml"), *arguments]
+    if not by:
+        return commands.run(ROOT / "trainer/main.py", given, cwd=cwd, environment=environment)
+    return subprocess.run([*by, str(ROOT / "trainer/main.py"), *given], cwd=cwd, env=environment, capture_output=True,
+                          text=True, timeout=110, check=False)  # fmt: skip
 
 
 def damage(shard: Path, offset: int) -> None:
@@ -48,7 +49,7 @@ def damage(shard: Path, offset: int) -> None:
 def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> None:
     arguments = [*TINY, f"data.uri={toy}", "run.dir=run", "train.steps=8", "train.zero_stage=2",
                  "checkpoint.every=2", "checkpoint.keep_last=2"]
-    done = launch(*arguments, cwd=tmp_path)
+    done = launch(*arguments, cwd=tmp_path, by=[sys.executable])
     assert done.returncode == 0, done.stderr
     assert "registered findna version 1 as candidate" in done.stderr
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
@@ -99,9 +100,11 @@ def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path:
     arguments = [*TINY, f"data.uri={toy}", "train.steps=4", "track.registered_model=null"]
     histories: list[Any] = []
     held_out: list[dict[str, float]] = []
-    for processes in (0, 2):
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2",
+                "--master_port", str(20_000 + os.getpid() % 20_000)]
+    for processes, by in ((0, []), (2, launcher)):
         named = [f"run.dir=run{processes}", f"run.name=run{processes}"]
-        done = launch(*arguments, *named, cwd=tmp_path, processes=processes)
+        done = launch(*arguments, *named, cwd=tmp_path, by=by)
         assert done.returncode == 0, done.stdout + done.stderr
         registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
         (run,) = registry.runs(registry.client.get_experiment_by_name("findna").experiment_id,

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from data_prep.read import samples
 from data_prep.shards import BlockHeader, FormatError, pack, unpack
 from data_prep.write import write_shard
 
+ROOT = Path(__file__).parents[2]
 SPANS = [Span("toy", "a/b c", start, start + 1000) for start in (0, 1000, 5000)]
 PAYLOADS = [pack(np.full(1000, code, np.uint8), np.zeros(1000, np.bool_)) for code in (0, 3, 4)]
 
@@ -69,3 +72,10 @@ def test_what_is_no_shard(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("000000.json"), io.BytesIO())
     with pytest.raises(FormatError, match=r"s.tar: sample 000000 has no .2bit"):
         list(samples(io.BytesIO(buffer.getvalue()), name="s.tar"))
+
+
+def test_no_worker_of_a_build_imports_torch() -> None:
+    code = ("import importlib.util, sys, data_prep.__main__\n"
+            "print('torch' in sys.modules, importlib.util.find_spec('torch') is not None)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert done.stdout == "False True\n", "it costs each of them seconds and 300 MB; and it can be imported afterwards"

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from tqdm import tqdm
 
@@ -37,7 +39,7 @@ class Progress:
         self._bar: tqdm | None = None
         self._lock, self._over = threading.Lock(), threading.Event()
         if sys.stderr.isatty():
-            self._bar = tqdm(desc="starting", bar_format="{desc} [{elapsed}]", leave=False)
+            self._bar = _bar(desc="starting", bar_format="{desc} [{elapsed}]")
             self._clock = threading.Thread(target=self._run_clock, daemon=True)
             self._clock.start()
 
@@ -73,7 +75,7 @@ class Progress:
             assert self._bar is not None
             if age is not None:
                 self._bar.close()
-                self._bar = tqdm(total=total or None, unit="bp", unit_scale=True, desc=stage, leave=False)
+                self._bar = _bar(total=total or None, unit="bp", unit_scale=True, desc=stage)
                 self._bar.start_t -= age
                 self._bar.last_print_t = self._bar.start_t
             self._bar.total = total or None
@@ -84,6 +86,11 @@ class Progress:
             with self._lock:
                 if self._bar is not None:
                     self._bar.refresh()
+
+
+def _bar(**how: Any) -> tqdm:
+    """A bar that goes at the end. tqdm draws nothing on a terminal that tells no width: that gets 80 columns."""
+    return tqdm(**how, leave=False, ncols=shutil.get_terminal_size().columns)
 
 
 def _build(args: argparse.Namespace) -> int:

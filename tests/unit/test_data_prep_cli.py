@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -110,7 +111,7 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress._heard -= 10  # as if the first stage had taken 10 seconds to its first word
         progress("write", 20_000_000, 80_000_000)
         assert progress._bar is not None
-        progress._bar.refresh()
+        assert progress._bar.ncols == shutil.get_terminal_size().columns, "also where the terminal tells no width"
         drawn = terminal.getvalue().split("\r")[-1]
         assert re.search(r"write:  25%\|.*\| 20.0M/80.0M \[00:1\d<00:3\d, (2.00M|1.9\dM)bp/s\]", drawn), drawn
         progress.say("trying again: x")

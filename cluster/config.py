@@ -60,8 +60,8 @@ class ClusterConfig(Section):
     After a fault it starts anew, ``restart_pause_s`` later (doubled with each fault on end), on the nodes that answer,
     ``min_nodes`` at least, for which it waits ``wait_for_nodes_s``; ``max_faults`` on end without a newer checkpoint
     end it. When a rank has ended, the others get ``survivor_s``; when told to stop, all get ``grace_s`` to save. Ranks
-    that all do nothing for ``hang_timeout_s`` hang (``start_timeout_s`` before the first step). Nodes that are left out
-    are looked at every ``probe_every_s``, and taken back once they have answered for ``rejoin_after_s``.
+    that all do nothing for ``hang_timeout_s`` hang (``start_timeout_s`` up to the end of the first step). Nodes that
+    are left out are looked at every ``probe_every_s``, and taken back once they have answered for ``rejoin_after_s``.
     """
 
     launch: Launch = Launch()

@@ -152,7 +152,7 @@ def hostfile(folder: Path, *names: str) -> str:
 @pytest.mark.parametrize(("what", "how"), [("stop", r"is stopped \(SIGSTOP\)"), ("hang", "hangs")])
 def test_of_three_ranks_the_one_that_hangs_is_named(run: Run, what: str, how: str) -> None:
     assert run("steps=12", f"once={what}:2:8", nodes=LocalNodes(3), hang_timeout_s=1) == 0, run.said
-    assert re.search(rf"supervisor: rank 2 on localhost {how}: step 8, after all_reduce \(collective 8\), no move for "
+    assert re.search(rf"supervisor: rank 2 on localhost {how}: step 8, after all_reduce \(collective 9\), no move for "
                      r"[12] s; 2 of 3 ranks wait in all_reduce; starting anew in 0.05 s, from the checkpoint of step 5",
                      run.said), run.said  # fmt: skip
     assert "world 3 from 5" in run.said
@@ -187,10 +187,14 @@ def test_ranks_that_stop_again_and_again_by_themselves(run: Run) -> None:
     assert run.said.count("2 ranks on 1 nodes") == 3
 
 
-def test_a_wrong_config_on_one_node_is_told_of(run: Run) -> None:
-    """Ranks other than 0 leave it to that one to say what is wrong with the config."""
-    assert run("steps=20", "always=quiet:1", nodes=ManyNodes(2)) == 2
-    assert "supervisor: rank 1 on node1 ended with code 2, without a word: its config or its files are" in run.said
+@pytest.mark.parametrize(("what", "word"), [("quiet", "without a word"), ("missing", "python: can't open file '/x/")])
+def test_a_node_whose_config_or_files_are_others_is_told_of_and_done_without(run: Run, what: str, word: str) -> None:
+    """Ranks other than 0 leave it to that one to say what is wrong with the config, and it finds nothing."""
+    assert run("steps=20", f"always={what}:1", nodes=ManyNodes(2)) == 0, run.said
+    assert ("supervisor: rank 1 on node1 ended with code 2, its config, files or code are not those of the others: "
+            f"{word}") in run.said  # fmt: skip
+    assert "supervisor: node1 is left out from now on: 2 faults on end were its" in run.said
+    assert "world 1 from 0" in run.said
 
 
 def test_what_a_rank_leaves_behind_does_not_hold_the_run_up(run: Run) -> None:

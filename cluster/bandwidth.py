@@ -22,7 +22,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from cluster import process
+from cluster import compat, process
 
 _TURNS = 7
 _LIMIT_S = 120.0
@@ -37,7 +37,7 @@ def measure(device: torch.device) -> dict[str, float]:
         shard = torch.ones(max(2, entries // ranks), device=device)  # 8 bytes of each rank
         gathered = torch.empty(len(shard) * ranks, device=device)
         reduce_s = _seconds(partial(dist.all_reduce, whole), device)
-        gather_s = _seconds(partial(dist.all_gather_single, gathered, shard), device)
+        gather_s = _seconds(partial(compat.all_gather, gathered, shard), device)
         if unit == "us":
             found |= {"all_reduce_us": reduce_s * 1e6, "all_gather_us": gather_s * 1e6}
         else:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cluster import paths
 from configs import Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -28,6 +29,11 @@ class Launch(Section):
     ranks_per_node: Positive | None = None
     directory: str | None = None
     env: dict[str, str] = {}
+
+    @field_validator("hostfile")
+    @classmethod
+    def _expanded(cls, hostfile: str | None) -> str | None:
+        return hostfile and paths.expand(hostfile)
 
     @field_validator("remote")
     @classmethod

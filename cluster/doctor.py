@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from cluster import process, store
+from cluster import cores, process, store
 from configs import redact
 
 _BETWEEN_NODES = """between nodes: the same on each of them, its ranks as one group:
@@ -32,7 +32,6 @@ _BETWEEN_NODES = """between nodes: the same on each of them, its ranks as one gr
       'program=[-m,cluster,doctor]' 'fit=[-m,cluster.bandwidth]' -- --store s3://bucket/prefix"""
 _ROOT = Path(__file__).parent.parent
 _PACKAGES = ("torch", "deepspeed", "ray", "mlflow", "webdataset", "s3fs", "pydantic", "safetensors")
-_OWN_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _GIB, _OBJECT = 1 << 30, 8 << 20
 _SKEW_S, _WRONG_S, _RANKS_S = 5.0, 300.0, 150.0  # S3 refuses 15 minutes; cluster.bandwidth gives up at 120 s
 _REFUSED = re.compile(r"(?i)^(?!.*\(\w*(Skewed|Signature|AccessKey|Token)\w*\)).*(denied|forbidden|not permitted)")
@@ -83,12 +82,10 @@ def devices() -> Iterator[Finding]:
         lines, wrong = [], f"nvidia-smi: {fault}"
     for line in [wrong] if wrong else lines:
         yield graded("GPU", line, "mend the driver, or restart the machine", fails=bool(wrong))
-    cores, machine = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    quotas = [*(text.split() for (text,) in _cgroups("cpu", "cpu.max")),
-              *_cgroups("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")]  # fmt: skip
-    quota = min((int(limit) / int(each) for limit, each in quotas if limit.strip() not in ("max", "-1")), default=cores)
-    yield graded("cores", f"{cores} of {machine}" + f", of which the container may use {quota:g}" * (quota < cores),
-                 f"set OMP_NUM_THREADS={max(1, int(quota))}, or give the container more", warns=quota < cores)
+    bound, quota = cores.bound(), cores.quota()
+    found = f"{bound} of {os.cpu_count() or 1}" + f", of which the container may use {quota:g}" * (quota < bound)
+    yield graded("cores", found, f"set OMP_NUM_THREADS={cores.usable()}, or give the container more",
+                 warns=quota < bound)  # fmt: skip
 
 
 def memory() -> Iterator[Finding]:
@@ -96,7 +93,7 @@ def memory() -> Iterator[Finding]:
     there = psutil.virtual_memory()
     total, free = there.total, there.available
     for names in (("max", "current", "stat"), ("limit_in_bytes", "usage_in_bytes", "stat")):
-        for limit, used, stat in _cgroups("memory", *(f"memory.{name}" for name in names)):
+        for limit, used, stat in cores.control_groups("memory", *(f"memory.{name}" for name in names)):
             if limit.strip() != "max":  # the kernel takes back pages of files that nobody uses
                 cached = re.findall(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
                 total = min(total, int(limit))
@@ -287,14 +284,3 @@ def _ask(url: str, method: str = "GET") -> tuple[int, Mapping[str, str], bytes]:
     except (OSError, http.client.HTTPException, ValueError) as fault:  # urllib has the reason inside its own
         reason = getattr(fault, "reason", None) or f"no answer of a web server ({type(fault).__name__})"
         raise OSError(str(reason)) from fault
-
-
-def _cgroups(controller: str, *files: str) -> Iterator[list[str]]:
-    """The text of ``files`` in each control group (v1 or v2) of this process that has them, up to the machine's."""
-    for line in _OWN_CGROUP.read_text().splitlines() if _OWN_CGROUP.exists() else ():
-        _, names, path = line.split(":", 2)
-        if not names or controller in names.split(","):
-            own = _CGROUPS / (controller if names else "") / path.strip("/")
-            for folder in (own, *own.parents):
-                with contextlib.suppress(OSError):
-                    yield [(folder / name).read_text() for name in files]

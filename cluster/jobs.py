@@ -6,8 +6,10 @@ import logging
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,7 @@ if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster import store
+from cluster import cores, store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,11 +35,41 @@ _RESULTS_BYTES = 1 << 30  # tasks return summaries, not data: Ray's default woul
 _RETRIES = 4  # of a task whose worker or node died, or whose store was out of reach
 _BACKOFF = 1.0  # seconds before the first retry; doubled with each further one
 _PATIENCE = 10.0  # seconds that tasks get to end once another has failed, or the user has had enough
+_LOOK = 5.0  # seconds, at most, between looks at how many CPUs a cluster has by now
+_SOCKET = 107  # bytes that Linux takes as a socket's path
+_BELOW = len("/ray/session_2026-11-26_17-52-33_719043_1234567/sockets/plasma_store.1")  # what Ray puts below its TMPDIR
 
 
 def cpus() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return cores.usable()
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[str | None]:
+    """A way to Ray's temporary folder that is short enough for its sockets; None where its own way is.
+
+    What Ray writes stays in the folder of RAY_TMPDIR or TMPDIR: the way is a link in /tmp, which goes with the block.
+
+    Raises:
+        RuntimeError: no link can be made.
+    """
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "TMPDIR")
+    taken = os.path.abspath(os.environ.get(variable) or "/tmp")
+    if len(os.fsencode(taken)) + _BELOW <= _SOCKET:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = tempfile.mkdtemp(prefix="dna-ray-", dir="/tmp")
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            os.makedirs(f"{taken}/ray", exist_ok=True)
+            os.symlink(f"{taken}/ray", f"{folder}/ray")
+        except OSError as fault:
+            raise RuntimeError(f"cannot start a local Ray: {variable}={taken} is too long for its sockets, whose paths "
+                               f"begin with it and may have {_SOCKET} bytes, and no short way to it can be made "
+                               f"({fault}); set RAY_TMPDIR to a short folder") from fault
+        yield f"{folder}/ray"
 
 
 @contextlib.contextmanager
@@ -50,12 +82,14 @@ def join(address: str | None = None, *, local_cpus: int | None = None) -> Iterat
     Raises:
         RuntimeError: the cluster does not answer or asks for another token, or no local Ray can be started.
     """
-    started = not ray.is_initialized()
-    if started:
-        named, address = address, address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        yield
+        return
+    named, address = address, address or os.environ.get("RAY_ADDRESS")
+    with contextlib.nullcontext() if address else short_folder() as folder:
         how: dict[str, Any] = {"address": address} if address else {
-            "address": "local", "num_cpus": local_cpus or cpus(),
-            "include_dashboard": False, "object_store_memory": _RESULTS_BYTES,
+            "address": "local", "num_cpus": local_cpus or cpus(), "include_dashboard": False,
+            "object_store_memory": _RESULTS_BYTES, **({"_temp_dir": folder} if folder else {}),
         }
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
@@ -74,10 +108,9 @@ def join(address: str | None = None, *, local_cpus: int | None = None) -> Iterat
             hint = "; something listens there: do RAY_AUTH_MODE and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) hold the " \
                    "cluster's token?" if address and isinstance(fault, ConnectionError) and listens(address) else ""
             raise RuntimeError(f"cannot {where}: {' '.join(str(fault).split())[:300]}{hint}") from fault
-    try:
-        yield
-    finally:
-        if started:
+        try:
+            yield
+        finally:
             ray.shutdown()
 
 
@@ -98,9 +131,11 @@ def run(function: Callable[..., R], tasks: Sequence[T], *, workers: int | None =
         shared: Any = None) -> list[R]:
     """``function`` of every task, in the order of ``tasks``; at most ``workers`` at once, one CPU and thread each.
 
-    Tasks are spread over the nodes. ``on_result(index, result)`` is called here as each one ends, in any order. With
-    ``shared``, that object is sent to each node once and ``function(task, shared)`` is called; numpy arrays in it are
-    read-only views of shared memory. ``function`` must be importable on the workers.
+    Without ``workers`` as many as there are CPUs, also those of nodes that join the cluster meanwhile; where it has
+    none, the first task waits for a node, and ``on_retry`` hears of it. Tasks are spread over the nodes.
+    ``on_result(index, result)`` is called here as each one ends, in any order. With ``shared``, that object is sent to
+    each node once and ``function(task, shared)`` is called; numpy arrays in it are read-only views of shared memory.
+    ``function`` must be importable on the workers, and what it is given must mean the same in any working directory.
 
     A task whose worker or node dies, or that raises ``store.TransientError``, is tried again on any node after a pause
     that doubles each time; ``on_retry(index, reason)`` hears of it. Anything else that a task raises is raised here as
@@ -111,7 +146,8 @@ def run(function: Callable[..., R], tasks: Sequence[T], *, workers: int | None =
     """
     results: dict[int, R] = {}
     failures = dict.fromkeys(range(len(tasks)), 0)
-    with session(workers) as slots:
+    with session(workers):
+        room = _Room(workers)
         remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(function)
         arguments = () if shared is None else (ray.put(shared),)
         fresh = iter(range(len(tasks)))
@@ -119,6 +155,7 @@ def run(function: Callable[..., R], tasks: Sequence[T], *, workers: int | None =
         running: dict[Any, int] = {}
         try:
             while len(results) < len(tasks):
+                slots = room.now()
                 while len(running) < slots:
                     ripe = again and again[0][0] <= time.monotonic()
                     index = heapq.heappop(again)[1] if ripe else next(fresh, -1)
@@ -129,6 +166,10 @@ def run(function: Callable[..., R], tasks: Sequence[T], *, workers: int | None =
                 if not running:
                     time.sleep(pause or 0)
                     continue
+                if workers is None:
+                    pause = min(_LOOK, pause or _LOOK)
+                if room.is_missing() and on_retry:
+                    on_retry(next(iter(running.values())), "no node of the Ray cluster has a CPU yet; waiting for one")
                 for reference in ray.wait(list(running), num_returns=1, timeout=pause)[0]:
                     index = running.pop(reference)
                     try:
@@ -160,6 +201,27 @@ def run_here_or_there(function: Callable[[T], R], tasks: Sequence[T], *, workers
         if on_result:
             on_result(index, results[-1])
     return results
+
+
+class _Room:
+    """How many tasks may run at once: ``workers``, else the CPUs that the cluster has now, at least 1."""
+
+    def __init__(self, workers: int | None) -> None:
+        self._workers, self._cpus, self._looked, self._since, self._told = workers, 1, -_LOOK, time.monotonic(), False
+
+    def now(self) -> int:
+        if self._workers:
+            return self._workers
+        if time.monotonic() - self._looked >= _LOOK:
+            self._cpus, self._looked = int(ray.cluster_resources().get("CPU", 0)), time.monotonic()
+        return max(1, self._cpus)
+
+    def is_missing(self) -> bool:
+        """Whether there has been no CPU for a while; it is said once."""
+        if self._workers or self._cpus or self._told or time.monotonic() - self._since < _PATIENCE:
+            return False
+        self._told = True
+        return True
 
 
 class _WorkerLostError(RuntimeError):

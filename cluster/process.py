@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import paths, terminal
 from configs import ConfigError, redact
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -19,7 +20,7 @@ LOST_PEERS = "lost its peers"  # begins the sentence of a process that ends beca
 
 
 class Preempted(KeyboardInterrupt):
-    """SIGTERM, in the main thread: the machine is wanted for something else."""
+    """SIGTERM or SIGHUP, in the main thread: the machine is wanted for something else, or the terminal is gone."""
 
 
 class EverywhereError(RuntimeError):
@@ -47,8 +48,8 @@ def world_from_env() -> World:
 
 
 def cache_root() -> Path:
-    """Where this machine keeps what can be made again: DNA_CACHE, else ``~/.cache/dna-distill``."""
-    return Path(os.environ.get("DNA_CACHE") or Path.home() / ".cache" / "dna-distill")
+    """Where this machine keeps what can be made again: DNA_CACHE, else ``~/.cache/dna-distill``; an absolute path."""
+    return Path(paths.expand(os.environ.get("DNA_CACHE") or "~/.cache/dna-distill", what="DNA_CACHE")).absolute()
 
 
 def threads_per_process(local_size: int) -> int:
@@ -132,14 +133,22 @@ def exit_code(
 ) -> int:
     """Run ``command``; a user's mistake or a failure of the outside world becomes one sentence on stderr.
 
-    ConfigError gives 2; ValueError, OSError and RuntimeError give 1; ``debug`` shows their traceback instead. Ctrl-C
-    gives 130, and ``interrupted`` says what became of the work; where that is ``resumable``, SIGTERM gives 75 and says
-    the same. Processes that are not ``main`` say nothing of what every rank meets alike: ConfigError, EverywhereError.
+    ConfigError gives 2; ValueError, OSError, RuntimeError and MemoryError give 1; ``debug`` shows their traceback
+    instead. Ctrl-C gives 130, and ``interrupted`` says what became of the work; where that is ``resumable``, SIGTERM
+    and SIGHUP (unless it is ignored) give 75 and say the same. Processes that are not ``main`` say nothing of what
+    every rank meets alike: ConfigError, EverywhereError.
     """
+    terminal.print_anywhere()
     try:
-        if resumable:
-            signal.signal(signal.SIGTERM, _preempt)
+        for number in (signal.SIGTERM, signal.SIGHUP) if resumable else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _preempt)
         return command() or EXIT_OK
+    except MemoryError as fault:
+        if debug:
+            raise
+        print(f"error: out of memory: {fault}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
     except (ConfigError, ValueError, OSError, RuntimeError) as fault:
         if debug:
             raise

@@ -23,7 +23,13 @@ TRIES = 5
 # Names, not types: importing botocore and aiohttp costs a second, and a local run needs neither.
 _PASSES = {"HTTPClientError", "ResponseParserError", "IncompleteReadError", "ClientConnectionError",
            "ClientPayloadError", "ConnectionError", "TimeoutError", "FSTimeoutError", "FlexibleChecksumError",
-           "ShortError"}
+           "ShortError",
+           # of Google's libraries: a checksum that differs, no answer in time, no way to the server of tokens
+           "ChecksumError", "RetryError", "TransportError",
+           # of Azure's: no connection, or one that was lost
+           "ServiceRequestError", "ServiceResponseError"}
+_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "requests", "urllib3",
+              "fsspec"}
 _STAYS = {"SSLError", "ClientSSLError"}  # among the above: a certificate does not mend in half a minute
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError", "OperationAborted",
          "BadDigest", "XAmzContentSHA256Mismatch"}  # S3 sends some of them with a status of 400
@@ -76,6 +82,8 @@ def named(uri: str, what: str) -> Iterator[None]:
 
 def failure(fault: Exception, uri: str, what: str, *, tries: int = 0, spent: float = 0) -> Exception:
     """What to raise for ``fault``: itself if it is ours, or no fault of the outside world (a mistake in the code)."""
+    if type(fault) is RuntimeError and isinstance(fault.__cause__, Exception) and _is_of_a_library(fault.__cause__):
+        fault = fault.__cause__  # adlfs says of an upload no more than that it failed
     names = {kind.__name__ for kind in type(fault).__mro__}
     answers = (getattr(each, "response", None) for each in (fault, fault.__cause__))
     answer = next((each for each in answers if isinstance(each, dict) and "Error" in each), None)  # botocore's
@@ -91,7 +99,13 @@ def failure(fault: Exception, uri: str, what: str, *, tries: int = 0, spent: flo
     elif "ClientResponseError" in names:  # aiohttp's; its text has the whole URL
         status = getattr(fault, "status", 0)
         reason, passes = f"{responses.get(status, 'no reason given')} ({status})", _may_pass(status)
-    elif isinstance(fault, OSError) or type(fault).__module__.split(".")[0] in {"botocore", "aiohttp", "s3fs"}:
+    elif status := _http_status(fault):
+        words = str(getattr(fault, "message", None) or fault).strip().partition("\n")[0]  # Azure's go on for ten lines
+        words = words.removesuffix(f", {status}") or responses.get(status, "no reason given")
+        reason = "no such file or bucket" if status == 404 else f"{words} ({status})"
+        passes = _may_pass(status)
+    elif isinstance(fault, OSError) or _is_of_a_library(fault):
+        passes = passes or getattr(fault, "retryable", False) is True  # google.auth's
         known = isinstance(fault, OSError) and (fault.errno or 0) > 0  # negative: of the resolver, which says it itself
         reason = os.strerror(fault.errno or 0) if known and isinstance(fault, OSError) else str(fault)
     else:
@@ -110,6 +124,18 @@ def seconds(name: str, default: float) -> float:
         return max(0.0, float(text))
     except ValueError as fault:
         raise ValueError(f"{name} is {text!r}; give a number of seconds") from fault
+
+
+def _http_status(fault: Exception) -> int:
+    """The status with which one of Google's or Azure's stores refused; 0 if ``fault`` is no refusal of theirs."""
+    values = (getattr(fault, name, "") for name in ("code", "status_code"))  # gcsfs and google.api_core; azure.core
+    found = [int(value) for value in map(str, values) if value.isdigit()] if _is_of_a_library(fault) else []
+    return next((status for status in found if 400 <= status < 600), 0)
+
+
+def _is_of_a_library(fault: Exception) -> bool:
+    # gcsfs says a refusal with status 400 as a ValueError.
+    return type(fault).__module__.split(".")[0] in _LIBRARIES or str(fault).startswith("Bad Request: ")
 
 
 def _may_pass(status: int) -> bool:

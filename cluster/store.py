@@ -1,62 +1,34 @@
-"""URI -> bytes, on any fsspec filesystem: read, list, and publish atomically. The only user of fsspec.
+"""URI -> bytes, on any fsspec filesystem: read, list, and publish atomically.
 
 A fault is a StoreError: one sentence that names the URI. On a remote filesystem every operation is tried 5 times over
 about 25 s (DNA_STORE_RETRY_SECONDS; see retry) if the reason may pass, and then raises TransientError.
 """
 
 import contextlib
-import functools
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import fsspec
-from fsspec.core import url_to_fs
-from fsspec.spec import AbstractBufferedFile
-
-from cluster import remote, retry
+from cluster import remote, retry, tree
 from cluster.remote import speaks
 from cluster.retry import StoreError, TransientError, named
+from cluster.uri import Buffered, absolute, basename, identity, is_local, join, local_path, resolve
 from configs import redact
 
-__all__ = ["StoreError", "TransientError", "absolute", "basename", "chunks", "exists", "is_local", "join", "list_files",
-           "local_path", "open_read", "publish", "put_file", "read_bytes", "read_tagged", "remove", "sizes", "swap",
-           "version", "write_bytes"]
+__all__ = ["StoreError", "TransientError", "absolute", "basename", "chunks", "exists", "identity", "is_local", "join",
+           "list_files", "local_path", "open_read", "publish", "put_file", "read_bytes", "read_tagged", "remove",
+           "sizes", "swap", "version", "write_bytes"]
 
 T = TypeVar("T")
 _BUFFER = 4 << 20  # read at a time through open_read
 
 
-def is_local(uri: str) -> bool:
-    return speaks(_resolve(uri)[0], "file")
-
-
-def local_path(uri: str) -> Path:
-    """The filesystem path of a local ``uri``. ValueError for a remote one."""
-    fs, path = _resolve(uri)
-    if not speaks(fs, "file"):
-        raise ValueError(f"{redact(uri)} is not a local path")
-    return Path(path)
-
-
-def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *parts])
-
-
-def basename(uri: str) -> str:
-    return uri.rstrip("/").rsplit("/", 1)[-1]
-
-
-def absolute(uri: str) -> str:
-    """``uri`` in a form that means the same from any working directory."""
-    return str(local_path(uri).absolute()) if is_local(uri) else uri
-
-
 def exists(uri: str) -> bool:
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
     probe = (lambda: remote.stat(fs, path)) if speaks(fs, "http") else (lambda: fs.info(path))
 
     def there() -> bool:  # fs.exists says False where it could not find out
@@ -74,7 +46,7 @@ def version(uri: str) -> str:
     Local: size, times and inode. S3: ETag, time and size. A web server: what it gives of ETag, Last-Modified and size;
     one that gives none of them has the empty version for ever.
     """
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
     return _attempt(fs, uri, "look up", lambda: remote.stat(fs, path).version)
 
 
@@ -83,13 +55,11 @@ def sizes(uri: str) -> dict[str, int]:
 
     StoreError for a bucket that does not exist, a folder that may not be read, and a web server, which has no listing.
     """
-    fs, path = _resolve(uri)
-    root = path.rstrip("/") + "/"
+    fs, path = resolve(uri)
     if speaks(fs, "http"):
         raise StoreError(f"cannot list {redact(uri)}: a web server has no listing; copy the folder to a disk or bucket")
-    found = _attempt(fs, uri, "list", lambda: _walk(root) if speaks(fs, "file") else
-                     {name: info["size"] or 0 for name, info in fs.find(path, detail=True).items()})
-    return {name.removeprefix(root): found[name] for name in sorted(found) if name.startswith(root)}
+    found = _attempt(fs, uri, "list", lambda: tree.sizes(fs, path))
+    return {name: found[name] for name in sorted(found)}
 
 
 def list_files(uri: str) -> list[str]:
@@ -99,13 +69,14 @@ def list_files(uri: str) -> list[str]:
 
 def open_read(uri: str) -> Any:
     """A binary file object that seeks; StoreError, naming the URI, if it cannot be opened or, later, read."""
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
     if speaks(fs, "file"):
         with named(uri, "open"):
             return open(path, "rb")
     stat = _attempt(fs, uri, "open", lambda: remote.stat(fs, path))
     if stat.size is not None and stat.ranges:
-        return _File(fs, path, block_size=_BUFFER, size=stat.size, uri=uri)
+        return Buffered(fs, path, size=stat.size, block_size=_BUFFER, fetch=lambda start, end: _attempt(
+            fs, uri, "read", lambda: remote.fetch(fs, path, start, end)))
     with contextlib.ExitStack() as stack:
         spool = stack.enter_context(tempfile.TemporaryFile())
         for piece in chunks(uri):
@@ -117,7 +88,7 @@ def open_read(uri: str) -> Any:
 
 def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> bytes:
     """Bytes [start, end) of ``uri``, the whole by default, in one request; StoreError if it has fewer."""
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
     return _attempt(fs, uri, "read", lambda: remote.fetch(fs, path, start or 0, end))
 
 
@@ -128,7 +99,7 @@ def chunks(uri: str, size: int = 8 << 20) -> Iterator[bytes]:
     without lengths or ranges: one body, checked against its Content-Length where it gives one, and not retried once it
     has begun. StoreError if the file changes meanwhile (version), before the end is reached.
     """
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
     if speaks(fs, "file"):
         with named(uri, "read"), open(path, "rb") as file:
             while piece := file.read(size):
@@ -173,7 +144,7 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
     Local: a temporary file beside the target, fsync, rename. Elsewhere: a temporary local file, then one upload, which
     object stores make visible only when it is complete; it is retried, and the size at the store compared.
     """
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
     if speaks(fs, "file"):
         with _beside(uri, path) as file:
             yield file
@@ -198,16 +169,15 @@ def _beside(uri: str, path: str) -> Iterator[IO[bytes]]:
     """A temporary file beside ``path``, which takes its place when the block ends."""
     with named(uri, "write"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{basename(uri)}.", dir=Path(path).parent)
+        temporary = Path(path).with_name(f".{basename(path)}.{secrets.token_hex(4)}")
+        # Not mkstemp, which makes 0600 and so hides the file from a group: the kernel applies the user's umask.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with named(uri, "write"):
             with os.fdopen(handle, "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes 0600, which would hide the file from a group
             os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -216,12 +186,13 @@ def _beside(uri: str, path: str) -> Iterator[IO[bytes]]:
 
 def remove(uri: str) -> None:
     """Delete the file, or the folder and all below it; nothing happens if it is not there."""
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
 
     def delete() -> None:
         with contextlib.suppress(FileNotFoundError):
-            fs.rm(path, recursive=True)
-            fs.info(path)  # a bulk delete on S3 keeps its refusals to itself
+            tree.remove(fs, path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.info(path)
             raise OSError("the store kept some of it")
 
     _attempt(fs, uri, "remove", delete)
@@ -229,7 +200,7 @@ def remove(uri: str) -> None:
 
 def read_tagged(uri: str, *, tries: int = retry.TRIES, timeout: float | None = None) -> tuple[bytes, str] | None:
     """A small remote file and a tag for ``swap``; None if it is not there. ``timeout``: seconds for each try (S3)."""
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
 
     def read() -> tuple[bytes, str] | None:
         with contextlib.suppress(FileNotFoundError):
@@ -242,57 +213,9 @@ def read_tagged(uri: str, *, tries: int = retry.TRIES, timeout: float | None = N
 def swap(uri: str, data: bytes | None, tag: str | None, *, tries: int = retry.TRIES, timeout: float | None = None
          ) -> str | None:  # fmt: skip
     """``remote.swap``. None may also be said of what is ours, where an earlier try was done but not answered."""
-    fs, path = _resolve(uri)
+    fs, path = resolve(uri)
     return retry.attempt(uri, "write", lambda: remote.swap(fs, path, data, tag, timeout), tries=tries)
-
-
-class _File(AbstractBufferedFile):
-    """Buffered reads of a remote file, each of them retried and its length checked."""
-
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        return _attempt(self.fs, self.kwargs["uri"], "read", lambda: remote.fetch(self.fs, self.path, start, end))
-
-
-def _walk(root: str) -> dict[str, int]:
-    def stop(fault: OSError) -> None:  # left to themselves, os.walk and fsspec leave out what they may not read
-        if not isinstance(fault, FileNotFoundError | NotADirectoryError):
-            raise fault
-
-    found = {}
-    for folder, _, names in os.walk(root, onerror=stop, followlinks=True):
-        for path in (os.path.join(folder, name) for name in names):
-            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                found[path] = os.stat(path).st_size
-    return found
 
 
 def _attempt(fs: Any, uri: str, what: str, operation: Callable[[], T]) -> T:
     return retry.attempt(uri, what, operation, tries=1 if speaks(fs, "file") else retry.TRIES)
-
-
-def _resolve(uri: str) -> tuple[Any, str]:
-    uri = str(uri)
-    scheme = "" if "::" in uri else uri.partition("://")[0]
-    try:
-        if scheme not in ("s3", "s3a", "http", "https"):
-            fs, path = url_to_fs(uri, use_listings_cache=False)
-            return fs, path
-        aws = tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith("AWS_")))
-        timeout = retry.seconds("DNA_STORE_TIMEOUT_SECONDS", 30)
-        fs = _filesystem(scheme, os.getpid(), timeout, "versionId=" in uri, aws)
-        return fs, fs._strip_protocol(uri)
-    except (ValueError, ImportError) as fault:
-        raise StoreError(f"cannot use {redact(uri)}: {' '.join(str(fault).split())}") from fault
-
-
-@functools.lru_cache(maxsize=16)
-def _filesystem(scheme: str, pid: int, timeout: float, versions: bool, aws: tuple[tuple[str, str], ...]) -> Any:
-    """One per process and environment, for all threads: fsspec's own cache knows neither AWS_ENDPOINT_URL nor keys."""
-    common = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme in ("http", "https"):
-        return fsspec.filesystem(scheme, **common, **remote.web_options(timeout=timeout))
-    fs = fsspec.filesystem(scheme, **common, version_aware=versions, config_kwargs={
-        "connect_timeout": min(10, timeout), "read_timeout": timeout, "max_pool_connections": 32,
-        "retries": {"total_max_attempts": 1}})
-    fs.retries = 1
-    return fs

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.values import argument, decode, parse
+
 _PYDANTIC_MAPPING = re.compile(r"a valid dictionary or (object to extract fields from|instance of \w+)")
-_USERINFO = re.compile(r"//[^/\s?]*@")
+# SQLAlchemy takes any character but @ in a database's password; elsewhere a / ends what may be one.
+_DATABASE_USERINFO = re.compile(r"\b((?:postgresql|mysql|mssql|mariadb|oracle)(?:\+\w+)?://)[^:/\s@]*:[^@\s]*@")
+_USERINFO = re.compile(r"://[^/\s?]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")  # of a presigned URL: a signature, a token
 
 
@@ -21,9 +24,12 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of every config model: unknown keys are refused, values are immutable once read."""
+    """Base of every config model: unknown keys are refused, values are immutable once read.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    Where a text is wanted, a number is taken as it was written: ``run.name=2``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 M = TypeVar("M", bound=Section)
@@ -38,25 +44,40 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist (looked in {Path.cwd()})")
-    bad = [item for item in overrides if "=" not in item or item.startswith("-")]
+    bad = [item for item in overrides if not item.partition("=")[0].strip() or "=" not in item or item.startswith("-")]
     if bad:
         raise ConfigError(f"not an override of the form dotted.key=value: {', '.join(bad)}")
     try:
-        tree = OmegaConf.load(path)
-        if isinstance(tree, DictConfig):  # anything else is refused below
-            for key, _, value in (item.partition("=") for item in overrides):
-                # Key by key, since a merge cannot reach into a list (references.0.uri=...).
-                new = OmegaConf.from_dotlist([f"value={value}"])._get_node("value")
-                old = OmegaConf.select(tree, key, throw_on_resolution_failure=False)
-                # A mapping is merged into a mapping; it takes the place of anything else.
-                merge = isinstance(old, DictConfig) or not isinstance(new, DictConfig)
-                OmegaConf.update(tree, key, new, merge=merge)
-        values = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError) as fault:
+        values = parse(decode(path.read_bytes()))
+        values = {} if values is None else values
+        if isinstance(values, dict):  # anything else is refused below
+            tree = _tree(values)
+            for item in overrides:
+                _override(tree, item)
+            values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, ValueError, TypeError, OSError) as fault:
         raise ConfigError(f"{path}: {_one_line(fault)}") from fault
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a mapping of keys is needed, not {type(values).__name__}")
+        kind = "a number" if isinstance(values, int | float) else type(values).__name__
+        raise ConfigError(f"{path}: a mapping of keys is needed, not {kind}")
     return validate(model, values, source=str(path))
+
+
+def _tree(values: Any) -> Any:
+    return OmegaConf.create(values, flags={"allow_objects": True})  # numbers that know how they were written
+
+
+def _override(tree: DictConfig, item: str) -> None:
+    """Key by key, since a merge cannot reach into a list (references.0.uri=...)."""
+    key, _, word = item.partition("=")
+    try:
+        new = argument(word)
+    except ValueError as fault:
+        raise ValueError(f"{item}: {fault}") from fault
+    old = OmegaConf.select(tree, key, throw_on_resolution_failure=False)
+    # A mapping is merged into a mapping; it takes the place of anything else.
+    merge = isinstance(old, DictConfig) or not isinstance(new, dict)
+    OmegaConf.update(tree, key, _tree(new) if isinstance(new, dict | list) else new, merge=merge)
 
 
 def validate(model: type[M], values: dict[Any, Any], *, source: str) -> M:
@@ -90,11 +111,15 @@ def redact(value: Any) -> Any:
         return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list):
         return [redact(item) for item in value]
-    # The query first: it may hold an @.
-    return _USERINFO.sub("//***@", _QUERY.sub(r"\1?...", value)) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    # The query before what stands before a host: it may hold an @.
+    return _USERINFO.sub("://***@", _QUERY.sub(r"\1?...", _DATABASE_USERINFO.sub(r"\1***@", value)))
 
 
 def _one_line(fault: Exception) -> str:
+    if isinstance(fault, OmegaConfBaseException):  # further lines are for its developers
+        return f"{fault.full_key}: {fault.msg or fault}".splitlines()[0]
     return " ".join(str(fault).split())
 
 
@@ -107,6 +132,8 @@ def _describe(model: type[BaseModel], error: Any) -> list[str]:
     if error["type"] == "missing":
         return [f"{key}: missing"]
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "input should", 1)
+    if error["type"] == "string_type" and (error["input"] is None or isinstance(error["input"], bool)):
+        message += ", in quotes if that is the text"
     message = _PYDANTIC_MAPPING.sub("a mapping", message).replace("a valid tuple", "a list")
     # A fault of a whole section would print the section: its message names the values already.
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" (given {redact(error['input'])!r})"

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from cluster import jobs, store
+from cluster import jobs, paths, store
 from cluster.process import EXIT_FAILED, EXIT_OK, exit_code
 from configs import load
 from data_prep import leakage
@@ -63,6 +63,7 @@ class Progress:
 
 def _build(args: argparse.Namespace) -> int:
     config = load(DataConfig, args.config, args.overrides)
+    paths.refuse_lost(outputs={"output": config.output}, inputs=config.inputs())
     progress = Progress()
     try:
         built = build(config, on_progress=progress, on_retry=lambda reason: progress.say(f"trying again: {reason}"))
@@ -92,6 +93,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    paths.refuse_lost(inputs=[("the dataset", args.uri)])
     progress = Progress()
     try:
         faults = verify(args.uri, workers=args.workers, on_progress=progress)
@@ -105,6 +107,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
+    paths.refuse_lost(inputs=[("the dataset", args.uri)], outputs={"--picture": args.picture})
     progress = Progress()
     try:
         numbers, blocks = stats(args.uri, workers=args.workers, on_progress=progress)
@@ -117,9 +120,11 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _leakage(args: argparse.Namespace) -> int:
-    manifest = load_manifest(args.uri)
+    paths.refuse_lost(inputs=[("the dataset", args.uri)])
+    uri = store.absolute(args.uri)  # workers have another working directory
+    manifest = load_manifest(uri)
     workers = args.workers or jobs.cpus()
-    chunks = {split: [(store.join(args.uri, shard.name), shard) for shard in manifest.shards[split]]
+    chunks = {split: [(store.join(uri, shard.name), shard) for shard in manifest.shards[split]]
               for split in SPLITS}
     spans = {split: [Span(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)] for split in SPLITS}
     total, scanned, progress = leakage.passes_bp(spans), 0, Progress()
@@ -139,12 +144,14 @@ def _leakage(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    paths.refuse_lost(inputs=[("the dataset", args.uri)], outputs={"--fasta": args.fasta})
     bp = export(args.uri, split=args.split, fasta=store.absolute(args.fasta))
     print(f"{args.fasta}: {bp:,} bp")
     return EXIT_OK
 
 
 def _synth(args: argparse.Namespace) -> int:
+    paths.refuse_lost(outputs={"--output": args.output})
     made = synthesise(store.absolute(args.output), bp=args.bp, seed=args.seed)
     rows = ", ".join(f"{name} {count}" for name, count in made.task.items())
     bp = sum(made.chromosomes.values())
@@ -156,6 +163,21 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
     return int(text)
+
+
+def _fasta(uri: str) -> str:
+    """``uri``, unless its name says what is not written."""
+    if uri.lower().endswith((".bz2", ".xz", ".zst", ".zip", ".bgz", ".2bit")):
+        raise argparse.ArgumentTypeError(f"{uri} says another format; a FASTA is written as text, or as gzip to a name "
+                                         "that ends in .gz")  # fmt: skip
+    return uri
+
+
+def _picture(uri: str) -> str:
+    """``uri``, unless its name says what is not written."""
+    if "." in store.basename(uri) and not uri.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{uri} says another format; a PNG is written, to a name that ends in .png")
+    return uri
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("stats", parents=[debug, read],
                               help="contigs, bp, N and soft-mask share, splits, bytes per bp")
     one.add_argument("--json", action="store_true", help="as JSON")
-    one.add_argument("--picture", metavar="URI", help="where to write a PNG of it")
+    one.add_argument("--picture", metavar="URI", type=_picture, help="where to write a PNG of it")
     one.set_defaults(run=_stats)
 
     one = commands.add_parser("leakage", parents=[debug, read], help="what val and test share with train")
@@ -190,7 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("export", parents=[debug], help="the sequence back out of the shards, as FASTA")
     one.add_argument("uri")
     one.add_argument("--split", required=True, choices=SPLITS)
-    one.add_argument("--fasta", required=True, metavar="URI", help="where to write it, as plain text")
+    one.add_argument("--fasta", required=True, metavar="URI", type=_fasta,
+                     help="where to write it, as text, or gzip where the name ends in .gz")
     one.set_defaults(run=_export)
 
     one = commands.add_parser("synth", parents=[debug], help="a generated genome and a labelled task")

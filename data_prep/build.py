@@ -64,7 +64,7 @@ def build(config: DataConfig, *, on_progress: Progress | None = None,
         if manifest := output.finished(plan, report=_looks_for_leakage(plan, config.split)):
             return Built(manifest, False, time.monotonic() - began)
         with jobs.session(config.workers) as workers:
-            run = _Run(references, workers, progress, retry)
+            run = _Run(references, config.workers, progress, retry)
             plan, report, leaked_bp = run.look_for_leakage(plan, config.split)
             if manifest := output.finished(plan, report=bool(report)):  # by a build elsewhere, while we read
                 return Built(manifest, False, time.monotonic() - began)
@@ -90,7 +90,7 @@ class _Run:
     """The parts of a build that go to the workers."""
 
     references: dict[str, Reference]
-    workers: int
+    workers: int | None
     progress: Progress
     on_retry: Callable[[str], None]
     found: int = 0
@@ -167,10 +167,12 @@ def _prepare(config: DataConfig, progress: Progress, on_retry: Callable[[str], N
 
 
 def _first_there(reference: ReferenceConfig) -> str:
-    if len(reference.uri) == 1:
-        return reference.uri[0]
+    """Its URI, in a form that means the same on a worker, whose working directory is another."""
+    uris = [store.absolute(uri) for uri in reference.uri]
+    if len(uris) == 1:
+        return uris[0]
     faults = []
-    for uri in reference.uri:
+    for uri in uris:
         try:
             if store.exists(uri):
                 return uri

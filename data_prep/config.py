@@ -22,11 +22,14 @@ Names = tuple[str, ...]
 
 
 def _strings(value: Any) -> Any:
-    """One string stands for a list of one, so that ``split.val=IV`` and ``uri: a.fa`` need no brackets."""
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list | tuple) or not all(isinstance(item, str) and item.strip() for item in values):
-        raise ValueError("must be a string or a list of strings, none of them empty")
-    return tuple(values)
+    """One string stands for a list of one, so that ``split.val=IV`` and ``uri: a.fa`` need no brackets. Numbers are
+    names as they are written: Ensembl calls its contigs 1, 2, X."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(item, str | int | float) and not isinstance(item, bool) and str(item).strip()
+               for item in values):
+        raise ValueError("must be a string or a list of strings, none of them empty; true, false and null need quotes "
+                         "to be names")
+    return tuple(map(str, values))
 
 
 def _some(what: str) -> AfterValidator:
@@ -57,9 +60,11 @@ def _held_out(value: Any) -> HeldOut:
         return BedSplit.model_validate(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
         return float(value)
-    if isinstance(value, str | list | tuple):
+    # A whole number from 1 on is a contig's name; 1.5 alone is more likely a fraction that went wrong.
+    if isinstance(value, str | list | tuple) or (isinstance(value, int) and value >= 1 and not isinstance(value, bool)):
         return tuple(_strings(value))
-    raise ValueError("must be a fraction in [0, 1), a list of contig names, or {bed: URI}")
+    raise ValueError("must be a fraction in [0, 1), a list of contig names, or {bed: URI}; a contig called 1.5 needs "
+                     "brackets, one called true quotes")
 
 
 def _plain(value: HeldOut) -> Any:
@@ -136,5 +141,15 @@ class DataConfig(Section):
         if self.shard_bp < self.block_bp:
             raise ValueError(f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks")
         return self
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """(key, URI) of every file that a build needs; of a reference's alternatives, which need not exist, none."""
+        files = [(f"split.{name}.bed", part.bed) for name, part in (("val", self.split.val), ("test", self.split.test))
+                 if isinstance(part, BedSplit)]
+        for number, reference in enumerate(self.references):
+            files += [(f"references.{number}.uri", reference.uri if len(reference.uri) == 1 else ()),
+                      (f"references.{number}.include", reference.include),
+                      (f"references.{number}.exclude", reference.exclude)]
+        return [(key, uri) for key, uris in files for uri in uris]
 
 

@@ -1,5 +1,9 @@
 """The sequence back out of the shards, as FASTA."""
 
+import contextlib
+import gzip
+from typing import IO
+
 from cluster import store
 from data_prep.alphabet import decode
 from data_prep.read import blocks, load_manifest
@@ -11,6 +15,7 @@ def export(uri: str, *, split: str, fasta: str) -> int:
     """Bases written: ``split`` of the dataset at ``uri`` as FASTA at ``fasta``, soft mask in lower case.
 
     A record is a run of contiguous blocks of one contig; its header ``assembly:contig:start-end`` is 0-based half-open.
+    It is compressed where the name ends in .gz.
     """
     manifest = load_manifest(uri)
     if not manifest.shards[split]:
@@ -24,7 +29,7 @@ def export(uri: str, *, split: str, fasta: str) -> int:
             last = (block.assembly, block.contig, block.start)
             ends[last] = block.end
     written, carry = 0, b""
-    with store.publish(fasta) as file:
+    with store.publish(fasta) as plain, _packed(plain, fasta) as file:
         for block, codes, soft_mask in blocks(uri, manifest, split):
             key = (block.assembly, block.contig, block.start)
             if key in ends:
@@ -37,3 +42,9 @@ def export(uri: str, *, split: str, fasta: str) -> int:
             written += block.bp
         file.write(carry and carry + b"\n")
     return written
+
+
+def _packed(file: IO[bytes], name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    if not name.lower().endswith(".gz"):
+        return contextlib.nullcontext(file)
+    return gzip.GzipFile("", "wb", fileobj=file, mtime=0)  # type: ignore[return-value]

@@ -39,7 +39,8 @@ class Output:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """The only build on this machine that writes here. ValueError if there is another."""
-        with open(cache_dir() / f"output-{hashlib.sha256(self.uri.encode()).hexdigest()[:32]}.lock", "w") as file:
+        place = hashlib.sha256(store.identity(self.uri).encode()).hexdigest()[:32]
+        with open(cache_dir() / f"output-{place}.lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as fault:

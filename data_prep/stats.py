@@ -60,6 +60,7 @@ def stats(uri: str, *, workers: int | None = None,
     Raises:
         StoreError, FormatError: it cannot be read, or is damaged.
     """
+    uri = store.absolute(uri)  # workers have another working directory
     manifest = load_manifest(uri)
     shards = [(split, shard) for split in SPLITS for shard in manifest.shards[split]]
     total, done = sum(map(manifest.bp, SPLITS)), 0

@@ -25,6 +25,7 @@ def verify(uri: str, *, workers: int | None = None,
     Raises:
         StoreError, FormatError: there is no manifest to hold it against.
     """
+    uri = store.absolute(uri)  # workers have another working directory
     manifest = load_manifest(uri)
     there = set(store.list_files(uri))
     shards = [shard for split in SPLITS for shard in manifest.shards[split]]

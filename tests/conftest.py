@@ -1,9 +1,14 @@
-"""What the tests share: quiet libraries, a cache of their own, one Ray, and the real data where it is there."""
+"""What the tests share: quiet libraries, a cache of their own, one Ray, and the real data where it is there.
+
+Ray, boto3 and moto are imported by the fixtures that need them: tests/gpu runs on machines that lack them.
+"""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports Ray, MLflow or torch: no reports, one thread each, and no cache outside the tests' own.
 _CACHE = tempfile.TemporaryDirectory(prefix="dna-cache-")  # removed when the tests end
@@ -18,10 +23,8 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("tests.dist.teachers")  # its check() is to show what it found
 
-from cluster import jobs  # noqa: E402
-from data_prep.build import build  # noqa: E402
-from data_prep.config import DataConfig  # noqa: E402
-from tests import s3 as s3_service  # noqa: E402
+if TYPE_CHECKING:
+    from tests import s3 as s3_service
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,15 +39,19 @@ def dna_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_proxy() -> Iterator[s3_service.Proxy]:
+def s3_proxy() -> Iterator["s3_service.Proxy"]:
     """The S3 service of these tests (DNA_TEST_S3, else moto) behind the proxy that injects faults."""
+    from tests import s3 as s3_service
+
     with s3_service.proxy() as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="session")
-def local_ray(s3_proxy: s3_service.Proxy) -> Iterator[int]:
+def local_ray(s3_proxy: "s3_service.Proxy") -> Iterator[int]:
     """One local Ray of 2 CPUs for every test that needs one: each start costs seconds. Its workers can reach ``s3``."""
+    from cluster import jobs
+
     with pytest.MonkeyPatch.context() as patch:
         _reach(s3_proxy, patch)
         with jobs.session(2) as workers:
@@ -53,8 +60,10 @@ def local_ray(s3_proxy: s3_service.Proxy) -> Iterator[int]:
 
 
 @pytest.fixture
-def s3(s3_proxy: s3_service.Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3_service.S3]:
+def s3(s3_proxy: "s3_service.Proxy", monkeypatch: pytest.MonkeyPatch) -> Iterator["s3_service.S3"]:
     """An empty bucket at ``s3.uri``, the environment to reach it, quick retries, and ``s3.fault(...)``."""
+    from tests import s3 as s3_service
+
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     for name, value in s3_service.environment(s3_proxy).items():
@@ -66,12 +75,26 @@ def s3(s3_proxy: s3_service.Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         s3_proxy.clear()
 
 
-def _reach(proxy: s3_service.Proxy, patch: pytest.MonkeyPatch) -> None:
+def _reach(proxy: "s3_service.Proxy", patch: pytest.MonkeyPatch) -> None:
+    from tests import s3 as s3_service
+
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
         patch.delenv(name, raising=False)
     for name, value in s3_service.environment(proxy).items():
         patch.setenv(name, value)
     patch.setenv("DNA_STORE_RETRY_SECONDS", "0.2")
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """As a shell gives them, and afterwards as they were: a suite in the background has Ctrl-C ignored."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 SMALL = {"one": "ACGTTGCAAC" * 700, "two/b": "acgtnNNNNN" * 300 + "ACGTR", "three": "GATTACA"}
@@ -86,6 +109,9 @@ def small_letters() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, local_ray: int) -> Path:
     """A dataset of three small contigs in several shards; copy it before changing it."""
+    from data_prep.build import build
+    from data_prep.config import DataConfig
+
     folder = tmp_path_factory.mktemp("small")
     fasta = "".join(f">{name} of three\n{letters}\n" for name, letters in SMALL.items())
     (folder / "genome.fa").write_text(fasta)

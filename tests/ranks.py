@@ -6,6 +6,7 @@ Also for N = 1: DeepSpeed and torch.distributed leave state behind that must not
 import contextlib
 import gc
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import socket
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -103,6 +105,10 @@ def forkserver() -> Any:
         "trainer.main", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "pytest",
         "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
     ])  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:  # DeepSpeed chooses its accelerator once, when it is imported
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        multiprocessing.forkserver.ensure_running()
     return context
 
 
@@ -119,8 +125,6 @@ def _rank(rank: int, world: int, port: int, answers: Any, task: bytes, gpu: bool
     torch.set_num_threads(1)
     gc.freeze()  # DeepSpeed collects garbage again and again, each time among all that was imported
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # DeepSpeed looks for them
-    if not gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=60))
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"

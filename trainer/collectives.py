@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cluster import compat
 from cluster.heartbeat import heart
 from cluster.process import LOST_PEERS
 
@@ -58,7 +59,7 @@ def all_gather_flat(group: Group, flat: Tensor, shard: Tensor) -> None:
         flat.copy_(shard)
     else:
         with heart.inside("all_gather"):
-            dist.all_gather_single(flat, shard, group=group.handle)
+            compat.all_gather(flat, shard, group=group.handle)
 
 
 class Pending:
@@ -81,7 +82,23 @@ def start_all_gather(group: Group, parts: Sequence[tuple[Tensor, Tensor]]) -> Pe
             if flat.data_ptr() != own.data_ptr():
                 flat.copy_(own)
         return Pending()
-    return Pending([dist.all_gather_single(flat, own, group=group.handle, async_op=True) for flat, own in parts])
+    return Pending([compat.all_gather(flat, own, group=group.handle, async_op=True) for flat, own in parts])
+
+
+class _Event:
+    """What the current stream of ``device`` has been given so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
+def written(device: torch.device) -> Pending:
+    """Pending until all that this process has asked of ``device`` is done, for those who read on another stream."""
+    return Pending([_Event(device)] if device.type == "cuda" else ())
 
 
 def from_first(group: Group, tensor: Tensor) -> Tensor:

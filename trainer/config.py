@@ -1,25 +1,28 @@
 """The training config: every key of ``configs/train/*.yaml``, its type, its default, and what is accepted."""
 
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
 
+from cluster import paths
 from cluster.process import cache_root
 from configs import Section
-from trainer import zero
+from trainer import names, zero
 from trainer.method_config import MIN_LENGTH, Fraction, Loss, Positive, Views
 from trainer.models import MODELS
 from trainer.models.chordmixer import Norm
 
 OnCorrupt = Literal["fail", "skip"]
+_DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)\b")  # MLflow without a server: its artifacts go where it runs
 
 
 class Run(Section):
     dir: str
-    name: str = "findna"
+    name: Annotated[str, AfterValidator(names.run)] = "findna"
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
 
@@ -102,7 +105,7 @@ class Data(Section):
     @property
     def cache_folder(self) -> Path:
         if self.cache_dir:
-            return Path(self.cache_dir)
+            return Path(paths.expand(self.cache_dir, what="data.cache_dir")).absolute()
         return cache_root() / "blocks"
 
 
@@ -192,18 +195,25 @@ class Checkpoint(Section):
 
 def default_tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else an SQLite file in the working folder, which a bare ``mlflow ui`` shows."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return paths.expand_uri(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
 
 
 class Track(Section):
     """``wait_s``: a run that is finished waits so long for an MLflow that is away."""
 
-    uri: str = Field(default_factory=default_tracking_uri)
+    uri: Annotated[str, AfterValidator(names.tracking)] = Field(
+        default_factory=default_tracking_uri, validate_default=True
+    )
     artifact_uri: str | None = None
-    experiment: str = "findna"
-    registered_model: str | None = "findna"
+    experiment: Annotated[str, AfterValidator(names.experiment)] = "findna"
+    registered_model: Annotated[str, AfterValidator(names.model)] | None = "findna"
     every: Positive = 50
     wait_s: Annotated[float, Field(ge=0)] = 60.0
+
+    @field_validator("uri", "artifact_uri")
+    @classmethod
+    def _expanded(cls, uri: str | None) -> str | None:
+        return uri and paths.expand_uri(uri)
 
 
 class TrainConfig(Section):
@@ -235,9 +245,25 @@ class TrainConfig(Section):
             raise ValueError("\n".join(faults))
         return self
 
+    def refuse_lost(self) -> None:
+        """ConfigError where what the run writes would lie in a folder that Ray deletes, or its data are not there."""
+        track = self.track
+        artifacts = track.artifact_uri or ("./mlruns" if _DATABASE.match(track.uri) else None)  # MLflow's own default
+        outputs = {"run.dir": self.run.dir, "track.uri": track.uri, "track.artifact_uri": artifacts}
+        paths.refuse_lost(outputs=outputs, inputs=[("data.uri", part.uri) for part in self.data.uri])
+
     @property
     def schedule_steps(self) -> int:
         return self.train.schedule_steps or self.train.steps
+
+    def bp(self, first: int, last: int) -> int:
+        """What the steps ``first`` … ``last`` - 1, counted from 0, read: bp of the source windows of all ranks."""
+        parts = self.data.length
+        ends = [*(part.from_step for part in parts[1:]), last]
+        return self.train.global_batch * sum(
+            part.length * max(0, min(end, last) - max(part.from_step, first))
+            for part, end in zip(parts, ends, strict=True)
+        )
 
     def micro_batch(self, world: int) -> int:
         """Rows a rank reads at once; by default its whole share of the global batch."""

@@ -11,6 +11,7 @@ Shapes: B rows of a rank, S = L + 2·flank source positions.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch import Tensor
 from cluster import store
 from cluster.retry import TransientError
 from data_prep import shards
-from trainer import collectives
 from trainer.blocks import LATER, NOW, SOON, Blocks, Workers, warn
 from trainer.collectives import Group
 from trainer.config import OnCorrupt, TrainConfig
@@ -36,10 +36,14 @@ _Place = tuple[int, int, OpenSet, int]  # dataset, lane, the lane's open set, pl
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one rank for one step, in sample order; ``ids_B4`` are (dataset, epoch, block, window)."""
+    """Rows of one rank for one step, in sample order; ``ids_B4`` are (dataset, epoch, block, window).
+
+    ``skipped``: (dataset, epoch, block) of the damaged blocks that rows should have come from.
+    """
 
     windows: Windows
     ids_B4: Tensor
+    skipped: frozenset[tuple[int, int, int]] = frozenset()
 
     def split(self, rows: int) -> list[Windows]:
         """Micro-batches of ``rows`` rows."""
@@ -48,9 +52,10 @@ class Batch:
 
 
 def open_reader(
-    config: TrainConfig, datasets: Sequence[Dataset], *, flank: int, group: Group, say: Callable[[str], None] = warn
-) -> "Reader":
-    """The reader that ``config`` describes, of the train split of its datasets.
+    config: TrainConfig, datasets: Sequence[Dataset], *, flank: int, group: Group, say: Callable[[str], None] = warn,
+    device: torch.device | None = None,
+) -> "Reader":  # fmt: skip
+    """The reader that ``config`` describes, of the train split of its datasets, for a student on ``device``.
 
     Raises:
         ValueError: windows and their flanks are longer than a dataset's blocks, so that all would be padded.
@@ -66,7 +71,7 @@ def open_reader(
     return Reader(datasets, weights=[part.weight for part in data.uri], seed=config.run.seed,
                   phases=[Phase(part.from_step, part.length) for part in data.length], flank=flank, lanes=data.lanes,
                   global_batch=config.train.global_batch, group=group, on_corrupt=data.on_corrupt, say=say,
-                  soft=config.loss.needs_soft_mask,
+                  soft=config.loss.needs_soft_mask, device=device,
                   workers=_REMOTE_WORKERS * remote if data.workers is None else data.workers)  # fmt: skip
 
 
@@ -95,17 +100,19 @@ class Reader:
         on_corrupt: OnCorrupt = "fail",
         soft: bool = False,
         say: Callable[[str], None] = warn,
+        device: torch.device | None = None,
     ) -> None:
         assert lanes % group.size == 0 and global_batch % group.size == 0, "world_faults() should have refused this"
         self.datasets, self.phases, self.group = datasets, phases, group
         self.seed, self.flank, self.lanes, self.global_batch = seed, flank, lanes, global_batch
         self.on_corrupt, self.soft, self._say = on_corrupt, soft, say
+        self._pin_for = torch.cuda.current_device() if device and device.type == "cuda" else None
         self.mixture = Mixture(weights, seed=seed, lanes=lanes)
         self._workers = Workers(workers)
         self._phase = -1
         self._sets: list[dict[int, OpenSet]] = []  # by dataset: lane -> its open set
         self._next: list[dict[int, OpenSet]] = []
-        self._skipped: set[tuple[int, int, int]] = set()
+        self._named: set[tuple[int, int]] = set()  # damaged blocks that were said: dataset, block
         self.samplers: list[Sampler] = []
         self._enter(0)
         mine = lanes // group.size
@@ -113,16 +120,6 @@ class Reader:
             Blocks(dataset.block, capacity=2 * mine * sampler.largest_set, workers=self._workers)
             for dataset, sampler in zip(datasets, self.samplers, strict=True)
         ]
-
-    def skipped(self, device: torch.device) -> dict[str, float]:
-        """``data/skipped_blocks``: damaged blocks that all ranks met so far, once an epoch; empty with "fail".
-
-        A collective. In an epoch a block belongs to one lane, hence to one rank, so none is counted twice.
-        """
-        if self.on_corrupt == "fail":
-            return {}
-        mine = torch.tensor(len(self._skipped), device=device)
-        return {"data/skipped_blocks": float(collectives.sum_over_ranks(self.group, mine))}
 
     def worker_of(self, lane: int) -> int:
         """The worker that fetches all blocks of ``lane``, a lane of this rank."""
@@ -168,7 +165,9 @@ class Reader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps ``start`` … ``stop`` - 1."""
-        with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+        # Pinned memory belongs to a device: without a word from us, a thread's is the first of the host.
+        begin = None if self._pin_for is None else partial(torch.cuda.set_device, self._pin_for)
+        with ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=begin) as pool:
             coming = pool.submit(self.batch, start)
             for step in range(start, stop):
                 current = coming.result()
@@ -215,6 +214,7 @@ class Reader:
     def _cut(self, places: list[_Place]) -> Batch:
         cut = WindowRows(len(places), self.phases[self._phase].length, self.flank, soft=self.soft)
         ids, keys = [], []
+        skipped: set[tuple[int, int, int]] = set()
         for row, (dataset, lane, current, at) in enumerate(places):
             number, window, start, end, key = current.samples_M5[at].tolist()
             ids.append((dataset, current.epoch, number, window))
@@ -223,8 +223,12 @@ class Reader:
                 block = self._blocks[dataset].get(number, worker=self.worker_of(lane))
             except (store.StoreError, shards.FormatError) as fault:
                 block, number, start, end = self._instead(fault, places[row])
+                skipped.add(ids[-1][:3])
             cut.fill(row, block, start, end, locus=self.datasets[dataset].locus(number))
-        return Batch(cut.windows(torch.from_numpy(np.array(keys))), torch.from_numpy(np.array(ids)))
+        windows = cut.windows(torch.from_numpy(np.array(keys)))
+        if self._pin_for is not None:  # only from there does a copy to the GPU run beside the step
+            windows = windows.each(torch.Tensor.pin_memory)
+        return Batch(windows, torch.from_numpy(np.array(ids)), frozenset(skipped))
 
     def _instead(self, fault: Exception, place: _Place) -> tuple[shards.PackedBlock, int, int, int]:
         """Block, its number, start and end of what is read instead of ``place``, whose block has the ``fault``."""
@@ -232,9 +236,9 @@ class Reader:
             raise fault
         dataset, lane, current, at = place
         number = int(current.samples_M5[at, 0])
-        if not any(known[0] == dataset and known[2] == number for known in self._skipped):
+        if (dataset, number) not in self._named:
+            self._named.add((dataset, number))
             self._say(f"skipped {self.datasets[dataset].where(number)}: {fault}")
-        self._skipped.add((dataset, current.epoch, number))
         for other, start, end in self.samplers[dataset].replacements(current, at):
             try:
                 return self._blocks[dataset].get(other, worker=self.worker_of(lane)), other, start, end

@@ -15,9 +15,10 @@ from typing import Any
 
 from cluster.store import StoreError
 from configs import redact
+from trainer.mlflow_client import TrackError
 from trainer.progress import say
 from trainer.spool import Entry, Spool
-from trainer.track import Point, Tracker, TrackError, shown
+from trainer.track import Point, Tracker
 
 _EVERY_S = 5.0  # between two calls, unless much waits
 _MANY = 1 << 15  # bytes that are sent before that time
@@ -41,18 +42,20 @@ class Delivery:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         folder: Path,
+        model: str | None = None,
         after: int | None = None,
         tail: bytes = b"",
     ) -> None:
-        """``key`` tells the run from others; ``folder``, local, keeps the queue. ``after``: the step that the run goes
-        on after: what waits of later steps is told again and is forgotten. ``tail`` waited where it ran before.
+        """``key`` tells the run from others; ``model``: that it will be published as. ``folder``, local, keeps the
+        queue. ``after``: the step that the run goes on after: what waits of later steps is told again and is forgotten.
+        ``tail`` waited where it ran before.
 
         Raises:
             TrackError, ValueError: MLflow refuses, as it always will. Where it does not answer, the run goes on.
         """
         self.uri, self._tracker = uri, Tracker(uri)
         self._opening: dict[str, Any] = {"experiment": experiment, "name": name, "artifact_uri": artifact_uri,
-                                         "key": key, "params": params, "tags": tags}  # fmt: skip
+                                         "key": key, "params": params, "tags": tags, "model": model}  # fmt: skip
         self._spool = Spool(folder)
         if after is not None or tail:
             self._spool.keep(lambda entry: after is None or entry.get("step", 0) <= after, before=tail,
@@ -69,7 +72,7 @@ class Delivery:
         self._thread.start()
         limit = _FIRST_S if uri.startswith("http") else _LOCAL_FIRST_S
         if not first.come(limit):
-            self._tell(TrackError(f"MLflow at {shown(uri)} does not answer within {limit:g} s", passes=True))
+            self._tell(TrackError(f"MLflow at {redact(uri)} does not answer within {limit:g} s", passes=True))
         elif first.refusal:
             self._spool.close()
             raise first.refusal
@@ -184,9 +187,9 @@ class Delivery:
             return fault
         except Exception as fault:  # nothing that a library raises may end the delivery
             text = redact(" ".join(str(fault).split()))
-            return TrackError(f"MLflow at {shown(self.uri)}: {type(fault).__name__}: {text}")
+            return TrackError(f"MLflow at {redact(self.uri)}: {type(fault).__name__}: {text}")
         if self._said:
-            say(f"MLflow at {shown(self.uri)} answers again; all that waited is delivered")
+            say(f"MLflow at {redact(self.uri)} answers again; all that waited is delivered")
         self._fault, self._said = None, ""
         return None
 
@@ -228,11 +231,11 @@ class Delivery:
         how = "does not answer" if passes else "refuses"
         if self._said != how:
             self._said = how
-            say(f"warning: MLflow at {shown(self.uri)} {how} ({fault}); metrics wait in {self._spool.path}, and "
+            say(f"warning: MLflow at {redact(self.uri)} {how} ({fault}); metrics wait in {self._spool.path}, and "
                 "training goes on")  # fmt: skip
 
     def _reason(self) -> str:
-        return str(self._fault or f"MLflow at {shown(self.uri)} was too slow")
+        return str(self._fault or f"MLflow at {redact(self.uri)} was too slow")
 
 
 class _First:

@@ -10,16 +10,24 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import process, store
+import torch
+
+import configs
+from cluster import paths, process, store
+from configs import ConfigError, redact
 from data_prep import shards
+from trainer import names, rundir
+from trainer.config import TrainConfig
 from trainer.finetune import past_results
 from trainer.registry import Registry
 from trainer.tasks.results import as_text, summarise
 
 TRACKING = "sqlite:///mlflow.db"  # whatever the environment says: the demo needs no server
+TRAIN_CONFIG = "configs/train/demo.yaml"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--genome-bp", type=int, default=6_000_000, help="size of the generated genome")
     parser.add_argument("--rows", type=int, default=3000, help="labelled rows that fine-tuning learns from")
     parser.add_argument("--folder", help="a new folder for the results, default runs/demo-TIME")
-    parser.add_argument("--processes", type=int, default=2, help="ranks of the pretraining")
+    parser.add_argument("--processes", type=int, help="ranks of the pretraining, default 2; 1 on one GPU")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of configs/train/demo.yaml")
     args = parser.parse_args(arguments)
@@ -40,8 +48,15 @@ def demo(args: argparse.Namespace) -> int:
     """Run it all; 0, or the exit code of the first command that failed."""
     start = time.monotonic()
     folder = Path(args.folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
+    dataset = folder / "dataset"
+    where = [f"data.uri={dataset}", f"run.dir={folder / 'pretrain'}", f"run.name={folder.name}",
+             f"track.uri={TRACKING}"]  # fmt: skip
+    processes = args.processes or _ranks()
+    if args.rows < 1:
+        raise ConfigError(f"--rows: {args.rows} must be at least 1")
+    config = _checked([*where, *args.overrides], dataset=dataset, processes=processes)
     folder.mkdir(parents=True)
-    data = Path(os.environ.get("DNA_DATA") or ROOT.parent / "shared" / "data")
+    data = Path(paths.expand(os.environ.get("DNA_DATA") or str(ROOT.parent / "shared" / "data"), what="DNA_DATA"))
     real = (data / "genomes" / "sacCer_R64.fa.gz").is_file()
     python = [sys.executable, "-m"]
     environment: dict[str, str] = {}
@@ -56,10 +71,7 @@ def demo(args: argparse.Namespace) -> int:
         environment["DNA_SYNTH"] = str(folder / "genome")
         commands.append([*python, "data_prep", "synth", "--output", environment["DNA_SYNTH"],
                          "--bp", str(args.genome_bp)])  # fmt: skip
-    dataset = folder / "dataset"
-    pretrain = folder / "pretrain"
-    where = [f"data.uri={dataset}", f"run.dir={pretrain}", f"run.name={folder.name}", f"track.uri={TRACKING}"]
-    train = [*_deepspeed(args.processes), str(ROOT / "trainer/main.py"), "--config", "configs/train/demo.yaml"]
+    train = [*_deepspeed(processes), str(ROOT / "trainer/main.py"), "--config", TRAIN_CONFIG]
     commands += [
         [*python, "data_prep", "build", "--config", data_config, f"output={dataset}", "workers=2"],
         [*train, *where, *args.overrides],
@@ -67,9 +79,9 @@ def demo(args: argparse.Namespace) -> int:
     for command in commands:
         if code := _run(command, environment):
             return code
-    registry = Registry(TRACKING)
-    version = _registered(registry, folder.name)
-    tracking = ["--track-uri", TRACKING]
+    registry = Registry(config.track.uri)
+    version = _registered(registry, config)
+    tracking = ["--track-uri", config.track.uri]
     model = f"models:/{version.name}/{version.version}"
     for command in (
         [*python, "trainer.finetune", "--model", model, "--task", task, *tracking,
@@ -79,9 +91,37 @@ def demo(args: argparse.Namespace) -> int:
         if code := _run(command, environment):
             return code
     print(_table(registry, dataset, version))
-    print(f"\nReport: {folder / 'report'}/index.html   Runs: mlflow ui --backend-store-uri {TRACKING}")
+    uri = redact(config.track.uri)
+    runs = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    print(f"\nReport: {folder / 'report'}/index.html   Runs: {runs}")
     print(f"The whole job took {time.monotonic() - start:.0f} s.")
     return process.EXIT_OK
+
+
+def _checked(overrides: Sequence[str], *, dataset: Path, processes: int) -> TrainConfig:
+    """The config of the pretraining, looked at before any work.
+
+    Raises:
+        ConfigError: it is wrong, or no demo. TrackError, StoreError: MLflow or run.dir take no run of it.
+    """
+    config = configs.load(TrainConfig, TRAIN_CONFIG, overrides)
+    faults = config.world_faults(processes)
+    if [part.uri for part in config.data.uri] != [str(dataset)]:
+        faults.append("data.uri: the demo trains on the dataset that it makes; for another one use trainer/main.py")
+    if config.track.registered_model is None:
+        faults.append("track.registered_model: the demo fine-tunes the model that it registers, so that needs a name")
+    if faults:
+        raise ConfigError("\n  ".join(faults))
+    rundir.look(config)
+    database = names.database_file(config.track.uri)
+    if database is None or database.exists():
+        Registry(config.track.uri).usable(config.track.experiment)
+    return config
+
+
+def _ranks() -> int:
+    """Two, which shows that ranks agree; but no more than there are GPUs, if any: two ranks cannot share one."""
+    return min(2, torch.cuda.device_count()) or 2
 
 
 def _deepspeed(processes: int) -> list[str]:
@@ -94,15 +134,17 @@ def _deepspeed(processes: int) -> list[str]:
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
     shown = [Path(command[0]).name, *command[1:]]
-    print(f"\n$ {shlex.join(shown)}", flush=True)
+    print(f"\n$ {redact(shlex.join(shown))}", flush=True)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(command, env={**os.environ, **environment, "PYTHONPATH": path}, check=False).returncode
 
 
-def _registered(registry: Registry, run_name: str) -> Any:
-    """The version that the demo's own run registered."""
-    (run,) = registry.tagged("findna", {"mlflow.runName": run_name}, finished=True)
-    return registry.version(f"models:/findna/{run.data.tags['model.version']}")
+def _registered(registry: Registry, config: TrainConfig) -> Any:
+    """The version that the demo's own run registered, found by what that left in run.dir."""
+    key = rundir.read_key(config.run.dir)
+    assert key, "a run that ended well has a key"
+    (run,) = registry.tagged(config.track.experiment, {"run.key": key}, finished=True)
+    return registry.version(f"models:/{config.track.registered_model}/{run.data.tags['model.version']}")
 
 
 def _table(registry: Registry, dataset: Path, version: Any) -> str:
@@ -116,10 +158,10 @@ def _table(registry: Registry, dataset: Path, version: Any) -> str:
     error = (accuracy[-1] * (1 - accuracy[-1]) / metrics["val/scored_positions"]) ** 0.5
     majority, markov = metrics["val/mlm_accuracy_majority"], metrics["val/mlm_accuracy_markov"]
     steps = len(registry.history(run_id, "loss/total"))
-    speed = registry.history(run_id, "throughput/bp_per_s")["value"].median()
+    speeds = registry.history(run_id, "throughput/bp_per_s")["value"]  # none of fewer steps than track.every
     lines = [
         ("genome", f"{bp:,} bp in {len(written)} shards, {sum(s.bytes for s in written) / bp:.4f} bytes per bp"),
-        ("pretraining", f"{steps} steps, {speed:,.0f} bp/s"),
+        ("pretraining", f"{steps} steps" + (f", {speeds.median():,.0f} bp/s" if len(speeds) else "")),
         ("masked accuracy", f"{accuracy[-1]:.4f} ± {error:.4f} (before training {accuracy[0]:.4f}), held out"),
         ("  majority letter", f"{majority:.4f}: {(accuracy[-1] - majority) / error:+.1f} standard errors"),
         ("  4+4 Markov", f"{markov:.4f}: {(accuracy[-1] - markov) / error:+.1f} standard errors"),

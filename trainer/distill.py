@@ -91,7 +91,7 @@ class _Step:
         self.coupled = coupled_names(config.loss)
         self.directions = len(shown[0].pairs)
         self.rows_total = config.train.global_batch
-        self.taught = _teach(teacher.module, shown, config) if _needs_teacher(config) else []
+        self.taught = _teach(teacher.module, shown, config) if needs_teacher(config) else []
         # With one micro-batch the pass that gives the features is also the one that learns.
         self.live = _learn(engine.forward, shown[0]) if self.coupled and len(shown) == 1 else None
         device = shown[0].pairs[0].student.codes_BL.device
@@ -253,7 +253,7 @@ class _Step:
         return found
 
 
-def _needs_teacher(config: TrainConfig) -> bool:
+def needs_teacher(config: TrainConfig) -> bool:
     """Whether any loss in use reads the teacher."""
     return any(name not in WITHOUT_TEACHER and (name != "contrastive" or config.loss.contrastive.keys == "teacher")
                for name in config.loss.weights())  # fmt: skip

@@ -1,9 +1,10 @@
 """The teacher: the student's exponential moving average, each rank holding the fp32 average of its own partition only.
 
 θ are the student's fp32 masters after a step, φ the teacher: φ₀ = θ₀, φ ← lerp(φ, θ, 1 - m). The update is elementwise
-and uses one formula, so the sharded teacher equals an unsharded one bit for bit, at any shard boundary. For its forward
-the teacher has weights of its own in the compute dtype (Weights), which follow φ after every update: full copies under
-ZeRO 0-2, as the student's own are, and partitions under ZeRO-3.
+and uses one formula, so the sharded teacher equals an unsharded one bit for bit, at any shard boundary, where all ranks
+have one kind of processor (one that fuses multiply and add rounds once less). For its forward the teacher has weights
+of its own in the compute dtype (Weights), which follow φ after every update: full copies under ZeRO 0-2, as the
+student's own are, and partitions under ZeRO-3.
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,11 +6,10 @@ Shapes: N sequences, B rows of a batch, L letters, D hidden, 2 strands.
 """
 
 import argparse
-import gzip
+import contextlib
 import sys
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +19,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cluster import process, store
+from cluster import paths, process, store
+from configs import ConfigError
 from data_prep import alphabet
-from trainer import export
+from trainer import export, records, vectors
 from trainer.heads import Network, mean_pool
 from trainer.registry import Registry
 
@@ -30,32 +30,48 @@ Precision = Literal["auto", "fp32", "bf16"]
 BATCH_BP = 8192  # letters of a batch: enough to fill two cores, small enough to stay near the cache
 CHUNK_WINDOWS = 4096  # windows of a FASTA that are held at once
 DEFAULT_LENGTH = 1000
-_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Sequences as both strands' codes: ``codes_2NL`` uint8 with PAD behind each row's letters, ``length_N``."""
+    """Sequences end to end in ``codes_M``, uint8 [M letters]; row i is ``length_N[i]`` of them from ``start_N[i]``."""
 
-    codes_2NL: Tensor
+    codes_M: alphabet.Codes
+    start_N: Tensor
     length_N: Tensor
 
     @classmethod
     def of(cls, codes: Sequence[alphabet.Codes]) -> "Rows":
-        """Rows of ``codes``, uint8 [n] each; the second strand is read 5' to 3' too."""
+        """Rows of ``codes``, uint8 [n] each."""
         length_N = torch.tensor([len(row) for row in codes])
-        padded_2NL = np.full((2, len(codes), int(length_N.max())), alphabet.PAD, np.uint8)
-        for i, row in enumerate(codes):
-            padded_2NL[0, i, : len(row)] = row
-            padded_2NL[1, i, : len(row)] = alphabet.reverse_complement(row)
-        return cls(torch.from_numpy(padded_2NL), length_N)
+        return cls(np.concatenate(codes), length_N.cumsum(0) - length_N, length_N)
 
     def batch(self, index_B: Tensor, strand_B: Tensor | int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """(codes_BL, length_B) of some rows, no longer than the longest of them; None if all are as long."""
-        length_B = self.length_N[index_B]
+        """(codes_BL, length_B) of some rows on a strand (0, or 1: the other, read 5' to 3' too), with PAD behind the
+        letters up to the longest of them; None for length_B if all are as long."""
+        length_B, start_B = self.length_N[index_B], self.start_N[index_B]
         longest = int(length_B.max())
-        codes_BL = self.codes_2NL[strand_B, index_B][:, :longest].to(device)
-        return codes_BL, length_B.to(device) if int(length_B.min()) < longest else None
+        codes_BL = np.full((len(index_B), longest), alphabet.PAD, np.uint8)
+        strands = torch.as_tensor(strand_B).expand(len(index_B))
+        for row, (start, length, strand) in enumerate(zip(start_B.tolist(), length_B.tolist(), strands.tolist(),
+                                                          strict=True)):  # fmt: skip
+            letters = self.codes_M[start : start + length]
+            codes_BL[row, :length] = alphabet.reverse_complement(letters) if strand else letters
+        even = int(length_B.min()) == longest
+        return torch.from_numpy(codes_BL).to(device), None if even else length_B.to(device)
+
+    def alike(self, index_B: Tensor) -> list[Tensor]:
+        """Places in a batch in parts, such that padding no more than doubles the letters of a part; few parts."""
+        length_B = self.length_N[index_B]
+        if len(index_B) * int(length_B.max()) <= 2 * int(length_B.sum()):
+            return [torch.arange(len(index_B))]
+        order_B = torch.argsort(length_B, descending=True, stable=True)
+        parts = []
+        while len(order_B):
+            near = int((2 * length_B[order_B] >= length_B[order_B[0]]).sum())
+            parts.append(order_B[:near])
+            order_B = order_B[near:]
+        return parts
 
     def by_length(self) -> Iterator[Tensor]:
         """Indices of batches of at most BATCH_BP letters (or one row), similar lengths together."""
@@ -108,12 +124,26 @@ def computing_in(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+@contextlib.contextmanager
+def memory_for(length_B: Tensor) -> Iterator[None]:
+    """Where the block asks for more memory than there is: MemoryError, a sentence that says how long the rows are."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if isinstance(fault, RuntimeError) and not isinstance(fault, torch.OutOfMemoryError) and (
+                "allocate memory" not in str(fault)):  # torch's words for it on a CPU
+            raise
+        raise MemoryError(f"{len(length_B)} sequence{'s' * (len(length_B) != 1)} at once, the longest of "
+                          f"{int(length_B.max()):,} letters; leave it out or cut it") from fault  # fmt: skip
+
+
 @torch.no_grad()
 def both_strands(rows: Rows, function: Callable[[Tensor, Tensor | None], Tensor], *, device: torch.device) -> Tensor:
     """fp32 [N, …] on CPU: ``function(codes_BL, length_B)`` of every row, averaged over its two strands, in order."""
     parts, order = [], []
     for index_B in rows.by_length():
-        strands = [function(*rows.batch(index_B, strand, device)).float() for strand in (0, 1)]
+        with memory_for(rows.length_N[index_B]):
+            strands = [function(*rows.batch(index_B, strand, device)).float() for strand in (0, 1)]
         parts.append((strands[0] + strands[1]).cpu() / 2)
         order.append(index_B)
     stacked = torch.cat(parts)
@@ -139,23 +169,12 @@ def embed(network: Network, rows: Rows, *, device: torch.device, precision: str 
     return both[:, :hidden], both[:, hidden:]
 
 
-def read_fasta(uri: str) -> Iterator[tuple[str, alphabet.Codes]]:
-    """(name, codes) of each record of a FASTA, plain or gzip. ValueError naming file and record if it is not one."""
-    with store.open_read(uri) as raw:
-        packed = raw.read(2) == _GZIP
-        raw.seek(0)
-        try:
-            yield from _records(gzip.GzipFile(fileobj=raw) if packed else raw, uri)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as fault:
-            raise ValueError(f"{uri} is a damaged gzip file: {fault}") from fault
-
-
 def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device) -> pd.DataFrame:
     """Columns name, length, e0 … e(D-1): mean over the letters, both strands, of every record of a FASTA.
 
     A record longer than ``length`` is read in windows of it; their means are averaged by their lengths.
     """
-    names, lengths, vectors = [], [], []
+    names, lengths, means = [], [], []
     pending: list[alphabet.Codes] = []
 
     def flush() -> None:
@@ -168,11 +187,11 @@ def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device
         mean_ND = embed(network, rows, device=device)[0].numpy()
         total = np.zeros((len(pending), mean_ND.shape[1]))
         np.add.at(total, owner_N, mean_ND * weight_N[:, None])
-        vectors.append(total.astype(np.float32))
+        means.append(total.astype(np.float32))
         pending.clear()
 
     waiting = 0
-    for name, codes in read_fasta(uri):
+    for name, codes, _ in records.read(uri):
         names.append(name)
         lengths.append(len(codes))
         pending.append(codes)
@@ -181,71 +200,51 @@ def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device
             flush()
             waiting = 0
     flush()
-    if not names:
-        raise ValueError(f"{uri} holds no FASTA record")
-    values = np.concatenate(vectors)
+    values = np.concatenate(means)
     table = pd.DataFrame(values, columns=[f"e{i}" for i in range(values.shape[1])])
     table.insert(0, "length", lengths)
     table.insert(0, "name", names)
     return table
 
 
-def _records(lines: Iterable[bytes], uri: str) -> Iterator[tuple[str, alphabet.Codes]]:
-    name: str | None = None
-    parts: list[bytes] = []
-    for number, line in enumerate(lines, 1):
-        line = line.strip()
-        if line.startswith(b">"):
-            if name is not None:
-                yield name, _encode(name, parts, uri)
-            words = line[1:].split()
-            name, parts = words[0].decode("utf-8", "replace") if words else "", []
-        elif line and name is None:
-            raise ValueError(f"{uri} is no FASTA: line {number} comes before any '>' header")
-        else:
-            parts.append(line)
-    if name is not None:
-        yield name, _encode(name, parts, uri)
-
-
-def _encode(name: str, parts: list[bytes], uri: str) -> alphabet.Codes:
-    letters = b"".join(parts)
-    if not letters:
-        raise ValueError(f"{uri}: record {name!r} has no letters")
-    try:
-        return alphabet.encode(letters)[0]
-    except ValueError as fault:
-        raise ValueError(f"{uri}: record {name!r}: {fault}") from fault
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.embed", description="Embed every record of a FASTA.")
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
-    parser.add_argument("--input", required=True, help="FASTA, plain or gzip, any URI")
-    parser.add_argument("--output", required=True, help="Parquet file to write, any URI: name, length, e0, e1, …")
+    parser.add_argument("--input", required=True, help="FASTA, plain or compressed, any URI")
+    parser.add_argument("--output", required=True, help=f"file to write, any URI: name, length, e0, e1, ...; its name "
+                        f"ends in {', '.join(vectors.FORMATS)}")  # fmt: skip
     parser.add_argument("--length", type=int, help="window of longer records; default: the pretraining length")
     parser.add_argument("--track-uri", help="MLflow; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(arguments)
 
     def run() -> int:
+        paths.refuse_lost(outputs={"--output": args.output}, inputs=[("--input", args.input)])
         torch.set_num_threads(process.threads_per_process(1))
+        end = vectors.format_of(args.output)
         if args.length is not None and args.length < 1:
-            raise ValueError(f"--length {args.length} must be at least 1")
+            raise ConfigError(f"--length {args.length} must be at least 1")
         registry = Registry(args.track_uri)
+        registry.version(args.model)
+        ambiguous = sum(record.ambiguous for record in records.read(args.input))  # all of it is looked at before work
         model = open_model(registry, args.model)
-        source = model.version.run_id
+        version, source = model.version, model.version.run_id
         length = args.length or int(registry.run(source).data.params.get("data.length", DEFAULT_LENGTH) if source
                                     else DEFAULT_LENGTH)  # fmt: skip
         device = best_device()
         table = embed_fasta(model.network.to(device), args.input, length=length, device=device)
         with store.publish(args.output) as file:
-            table.to_parquet(file, index=False)
+            vectors.write(table, file, end=end)
         print(f"{args.output}: {len(table):,} sequences, {table['length'].sum():,} bp, {table.shape[1] - 2} numbers "
-              f"each ({model.version.name} version {model.version.version}, windows of {length} bp)")
+              f"each ({vectors.FORMATS[end]}; {version.name} version {version.version}, windows of {length} bp)")
+        if ambiguous:
+            print(f"{ambiguous:,} ambiguous letters (IUPAC codes such as R or Y) were read as N")
+        if end == ".npy":
+            print("an .npy holds no names: row i is record i of the FASTA")
         return process.EXIT_OK
 
-    return process.exit_code(run, debug=args.debug)
+    return process.exit_code(run, debug=args.debug, resumable=True,
+                             interrupted="no part of a file is left; the same command starts again")  # fmt: skip
 
 
 if __name__ == "__main__":

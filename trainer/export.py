@@ -106,7 +106,8 @@ def fresh(config: dict[str, Any]) -> Network:
 
 
 def parameter_count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Entries of all parameters; of whole ones under ZeRO-3, where a rank holds a part of each."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
 def projection_heads(losses: Any, hidden_size: int) -> dict[str, nn.Module]:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import torch
 
 import configs
-from cluster import process, store
+from cluster import paths, process, store
+from trainer import vectors
+from trainer.config import default_tracking_uri
 from trainer.embed import RegisteredModel, best_device, open_model
 from trainer.progress import say
 from trainer.registry import Registry
@@ -52,11 +54,12 @@ def finetune(
     Raises: StoreError, ValueError, TrackError, RuntimeError, each one sentence.
     """
     model = open_model(registry, model_uri)
+    experiment = task.track.experiment or registry.experiment_of(model.version.run_id) or _EXPERIMENT
+    registry.usable(experiment)  # before the work, not after it
     data = load(task)
     _tell_rows(task, data)
     bench = Workbench(model.network, model.config, task, device or best_device())
     settings = _settings(task, data, bench)
-    experiment = registry.experiment_of(model.version.run_id) or _EXPERIMENT
     parent = _parent(registry, model, experiment)
     session = _Session(registry, model, task, data, bench, settings, experiment, parent)
     results = [_one(session, mode, seed) for mode in task.modes for seed in task.seeds]
@@ -114,12 +117,10 @@ def settle_champion(
 
 
 def past_results(registry: Registry, model: str, version: str) -> list[Result]:
-    """Every finished fine-tuning result of a model version, oldest first."""
-    run_id = registry.version(f"models:/{model}/{version}").run_id
-    experiment = registry.experiment_of(run_id) or _EXPERIMENT
+    """Every finished fine-tuning result of a model version, in whatever experiment, oldest first."""
     tags = {"model.version": version, "model.name": model, "finetune": "child"}
     results = []
-    for run in registry.tagged(experiment, tags, finished=True):
+    for run in registry.tagged(None, tags, finished=True):
         metrics, params, tags_ = run.data.metrics, run.data.params, run.data.tags
         val, test = ({name: metrics[f"{split}/{name}"] for name in METRICS} for split in ("val", "test"))
         results.append(Result(model, version, params["task"], params["mode"], int(params["seed"]), val, test,
@@ -175,6 +176,8 @@ def _tell_rows(task: TaskConfig, data: TaskData) -> None:
     rows = ", ".join(f"{split.role} {len(split):,}" for split in (data.train, data.dev, data.test))
     leaks = ", ".join(f"{count} of {role}" for role, count in data.dropped.items() if count)
     say(f"{task.name}: {rows} rows" + (f"; left out, as dev or test holds the same sequence: {leaks}" if leaks else ""))
+    for remark in data.remarks:
+        say(f"{task.name}: {remark}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -189,15 +192,21 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> int:
         task = configs.load(TaskConfig, args.task, args.overrides)
+        paths.refuse_lost(outputs={"--json": args.json, "--track-uri": args.track_uri or default_tracking_uri()},
+                          inputs=[(role, uri) for role in ROLES if (uri := getattr(task, role))])
+        if args.json:
+            vectors.refuse_folder(args.json, "rows.json")
         torch.set_num_threads(process.threads_per_process(1))
         results = finetune(Registry(args.track_uri), args.model, task)
+        print(as_text(summarise(results)), flush=True)
         if args.json:
             rows = [result.flat() for result in results]
             store.write_bytes(args.json, json.dumps(rows, indent=1).encode() + b"\n")
-        print(as_text(summarise(results)))
         return process.EXIT_OK
 
-    return process.exit_code(run, debug=args.debug)
+    return process.exit_code(run, debug=args.debug, resumable=True,
+                             interrupted="results that were told are in MLflow; the same command starts all of them "
+                                         "again (modes=... and seeds=... choose)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     def run() -> None:
         if args.at_most < 1:
             raise ConfigError(f"--at-most: {args.at_most} must be at least 1")
-        print(largest(configs.load(TrainConfig, args.config, args.overrides), args.at_most))
+        config = configs.load(TrainConfig, args.config, args.overrides)
+        config.refuse_lost()  # the supervisor asks here before it starts a rank
+        print(largest(config, args.at_most))
 
     return process.exit_code(run, debug=args.debug)
 

@@ -1,12 +1,12 @@
 """The training run: set up or taken up again, step by step, validate, save, export, register."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import cache
 from typing import get_args
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cluster import store
 from cluster.heartbeat import heart
@@ -23,13 +23,14 @@ from trainer.dataset import open_datasets
 from trainer.distill import train_step
 from trainer.ema import ShardedEMA
 from trainer.engine.student import Engine
+from trainer.flops import step_flops
 from trainer.heads import Network
 from trainer.meter import Meter
+from trainer.mlflow_client import TrackError
 from trainer.progress import Progress, say
 from trainer.record import Record, export_to_run_dir
 from trainer.rundir import Looked, Status
-from trainer.state import State, apply, end_if_stuck, first_state, judge
-from trainer.track import TrackError
+from trainer.state import State, apply, count_skipped_blocks, end_if_stuck, first_state, judge
 from trainer.validate import Validator
 
 
@@ -58,25 +59,42 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
-        with closing(open_reader(config, datasets, flank=flank, group=group, say=say)) as reader:
+        with closing(open_reader(config, datasets, flank=flank, group=group, say=say, device=device)) as reader:
             if resumed:
                 assert reader.step_of(resumed.position) == state.step, "the position is the step's"
-            if group.rank > 0:
-                saver = Saver(config, engine, datasets=digests)
-                code = _train(config, state, engine, reader, validator, saver, None, stops)
-                return _finish(config, state, group, None, code)
-            for uri in validator.left_out:
-                say(f"{uri} has no val split: it is trained on, and left out of validation")
-            if resumed:
-                say(f"going on after step {state.step}, from {resumed.uri}")
+            if group.rank == 0:
+                for uri in validator.left_out:
+                    say(f"{uri} has no val split: it is trained on, and left out of validation")
+                if resumed:
+                    say(f"going on after step {state.step}, from {resumed.uri}")
             tags = {"world_size": str(group.size), "zero_stage": str(engine.zero_stage)}
-            with Record(config, again=again, resumed=resumed, parameters=export.parameter_count(engine.network),
-                        digests=list(digests.values()), tags=tags) as run:  # fmt: skip
-                assert lock, "rank 0 holds it"
-                rundir.write(config)
-                saver = Saver(config, engine, datasets=digests, hooks=run.hooks(lock.check))
+            with _recorded(group, device, lambda: Record(
+                config, again=again, resumed=resumed, parameters=export.parameter_count(engine.network),
+                digests=list(digests.values()), tags=tags,
+            )) as run:  # fmt: skip
+                hooks = None
+                if run:
+                    assert lock, "rank 0 holds it"
+                    rundir.write(config)
+                    hooks = run.hooks(lock.check)
+                saver = Saver(config, engine, datasets=digests, hooks=hooks)
                 code = _train(config, state, engine, reader, validator, saver, run, stops)
                 return _finish(config, state, group, run, code)
+
+
+@contextmanager
+def _recorded(group: Group, device: torch.device, begin: Callable[[], Record]) -> Iterator[Record | None]:
+    """The record that rank 0 begins. EverywhereError, before any rank has trained, if that is refused."""
+    with ExitStack() as begun:
+        run, fault = None, ""
+        if group.rank == 0:
+            try:
+                run = begun.enter_context(begin())
+            except (TrackError, ValueError, store.StoreError) as refusal:
+                fault = str(refusal)
+        if text := collectives.text_from_first(group, fault, device=device):
+            raise EverywhereError(text)
+        yield run
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
@@ -109,7 +127,8 @@ def _train(
     if state.step == 0:
         _validate(config, state, engine, validator, run, baselines)
     meter = Meter(device=device, dtype=engine.compute_dtype)
-    progress = Progress(last, done=state.step, shown=run is not None)
+    flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
+    progress = Progress(last, done=state.step, shown=run is not None, bp_left=config.bp(state.step, last))
     batches = reader.batches(state.step, last)
     if stops:
         stops.between_steps()
@@ -117,16 +136,15 @@ def _train(
         heart.step(state.step + 1)
         with meter.waiting():
             batch = next(batches)
-        meter.expect(bp_per_step=config.train.global_batch * batch.windows.length)
-        counter = FlopCounterMode(display=False) if meter.flops_per_step == 0 else nullcontext()
-        with counter:
-            micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
-            result = train_step(engine, state.teacher, micro_batches, config=config, centres=state.centres,
-                                group=group, measure=_due(state.step + 1, config.health.every),
-                                told=lambda: stops.code if stops else 0)  # fmt: skip
-        if isinstance(counter, FlopCounterMode):
-            meter.flops_per_step = float(counter.get_total_flops())
+        length = batch.windows.length
+        meter.expect(bp_per_step=config.train.global_batch * length, flops_per_step=flops(length))
+        micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
+        result = train_step(engine, state.teacher, micro_batches, config=config, centres=state.centres,
+                            group=group, measure=_due(state.step + 1, config.health.every),
+                            told=lambda: stops.code if stops else 0)  # fmt: skip
         metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
+        if state.skipped_blocks is not None:
+            state.skipped_blocks.add(batch.skipped)
         meter.step()
         collapse = None
         if result.health and result.finite:
@@ -136,10 +154,10 @@ def _train(
             say(f"step {state.step} is skipped: loss or gradient is not finite, {result.losses}")
         tracked = _due(state.step, config.track.every)
         if tracked or state.step == last:
-            metrics |= reader.skipped(device)
+            metrics |= count_skipped_blocks(state, group, device=device)
         if run:
             run.log(metrics | (meter.read() if tracked else {}), step=state.step)
-            progress.advance(f"loss {result.losses['total']:.4f}")
+            progress.advance(f"loss {result.losses['total']:.4f}", bp=config.train.global_batch * length)
         end_if_stuck(config, state, group)
         if collapse and config.health.on_collapse == "stop":
             raise RuntimeError(f"{collapse}; with health.on_collapse=warn the run would go on")
@@ -148,12 +166,15 @@ def _train(
         if _due(state.step, config.val.every) or state.step == last:
             _validate(config, state, engine, validator, run, baselines)
             meter.restart()
+            progress.restart()
         if _due(state.step, config.checkpoint.every) or result.stop or (config.checkpoint.every and state.step == last):
             stalled = saver.save(state, reader.position(state.step))
             if run:
                 run.log({"checkpoint/stall_ms": stalled * 1e3}, step=state.step)
             meter.restart()
+            progress.restart()
         if result.stop and state.step < last:
+            progress.close()
             saver.wait()
             if saver.newest != state.step:
                 raise EverywhereError(f"told to stop, but step {state.step} could not be saved; the same command goes "

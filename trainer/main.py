@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> int:
         config = configs.load(TrainConfig, args.config, args.overrides)
+        config.refuse_lost()
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size)
         device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":

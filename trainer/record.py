@@ -1,7 +1,6 @@
 """What rank 0 leaves of a run: its MLflow run with points and tags, the export in run.dir, the registered model."""
 
 import hashlib
-import json
 import shutil
 import subprocess
 import tempfile
@@ -23,7 +22,6 @@ from trainer.delivery import Delivery
 from trainer.progress import say
 from trainer.state import State
 
-_KEY = f"{rundir.TRACK}/key.json"  # in run.dir: which MLflow run is this run's
 _STOPPED_S = 5.0  # that a run which is told to stop waits for MLflow
 
 
@@ -41,12 +39,12 @@ class Record:
         """
         self._config, run_dir = config, config.run.dir
         local = store.is_local(run_dir)
-        key = _read_key(run_dir) if again else None
+        key = rundir.read_key(run_dir) if again else None
         if key is None:
             if local:  # of another run, which left nothing else here
                 shutil.rmtree(store.local_path(run_dir) / rundir.TRACK, ignore_errors=True)
             key = uuid.uuid4().hex
-            store.write_bytes(store.join(run_dir, _KEY), json.dumps({"key": key}).encode() + b"\n")
+            rundir.write_key(run_dir, key)
         folder = store.local_path(run_dir) / rundir.TRACK if local else cache_root() / "track" / key
         self._saves_metrics = not local
         resolved = configs.dump(config)
@@ -56,7 +54,7 @@ class Record:
             params=_params(config, resolved) | {"parameters": parameters} if parameters else {},
             tags={**({"dataset.manifest_sha256": ",".join(digests), "git.commit": _git_commit()} if digests else {}),
                   **(tags or {})},
-            folder=folder, after=resumed.step if resumed else 0 if parameters else None,
+            folder=folder, model=track.registered_model, after=resumed.step if resumed else 0 if parameters else None,
             tail=resumed.metrics if resumed else b"",
         )  # fmt: skip
         self._delivery.attach_dict(resolved, "config.yaml")
@@ -117,13 +115,6 @@ def export_to_run_dir(config: TrainConfig, state: State, group: Group) -> None:
     if group.rank == 0:
         export.write(config.run.dir, state.teacher.module, tensors, card=_card(config, state))
         rundir.tell_finished(config, delivered=False)
-
-
-def _read_key(run_dir: str) -> str | None:
-    try:
-        return str(json.loads(store.read_bytes(store.join(run_dir, _KEY)))["key"])
-    except (store.StoreError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:

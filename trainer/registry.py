@@ -1,46 +1,53 @@
 """The reading side of MLflow: registered models, their files, runs and what they logged."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from cluster.paths import expand_uri
+from configs import ConfigError, redact
+from trainer import mlflow_client, names
 from trainer.config import default_tracking_uri
-from trainer.track import TrackError, sentence, shown  # before mlflow, which reads the environment that it sets
-
-import mlflow  # isort: skip
-from mlflow.exceptions import MlflowException  # isort: skip
+from trainer.mlflow_client import TrackError, library, sentence
 
 
 class Registry:
     """Reading side: registered models, runs, and their metrics."""
 
     def __init__(self, uri: str | None = None) -> None:
-        self.uri = uri or default_tracking_uri()
-        local = self.uri.removeprefix("sqlite:///")
-        if local != self.uri and not Path(local).exists():  # MLflow would make one, only to find it empty
-            raise TrackError(f"no MLflow database at {Path(local).absolute()}; run from the folder of your runs, or "
+        """ConfigError: ``uri`` is none of MLflow's. TrackError: it has no database, or does not answer."""
+        self.uri = expand_uri(uri) if uri else default_tracking_uri()
+        try:
+            names.tracking(self.uri)
+        except ValueError as fault:
+            raise ConfigError(redact(f"the tracking URI {self.uri} {fault}")) from fault
+        local = names.database_file(self.uri)
+        if local and not local.exists():  # MLflow would make one, only to find it empty
+            raise TrackError(f"no MLflow database at {local.absolute()}; run from the folder of your runs, or "
                              "name the database")  # fmt: skip
-        with sentence(f"MLflow at {shown(self.uri)}"):
-            self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        self.client = mlflow_client.connect(self.uri, writes=False)
 
     def version(self, model_uri: str) -> Any:
-        """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means (name, version, run_id, source)."""
-        reference = model_uri.removeprefix("models:/")
-        name, at, alias = reference.partition("@")
-        bare, _, number = reference.rpartition("/")
-        if reference == model_uri or not (at or bare):
-            raise ValueError(f"{model_uri} is no registered model; write models:/NAME@ALIAS or models:/NAME/VERSION")
-        with sentence(f"registered model {model_uri} at {shown(self.uri)}"):
-            if at:
+        """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means (name, version, run_id, source).
+
+        Raises:
+            ConfigError: it is written otherwise. TrackError: there is none.
+        """
+        try:
+            name, alias, number = names.model_reference(model_uri)
+        except ValueError as fault:
+            raise ConfigError(str(fault)) from fault
+        with sentence(f"registered model {model_uri} at {redact(self.uri)}"):
+            if alias:
                 return self.client.get_model_version_by_alias(name, alias)
-            return self.client.get_model_version(bare, number)
+            return self.client.get_model_version(name, number)
 
     def download(self, version: Any, into: Path) -> Path:
         """The version's files in a local folder below ``into``."""
         with sentence(f"files of {version.name} version {version.version}"):
-            found = mlflow.artifacts.download_artifacts(
+            found = library().artifacts.download_artifacts(
                 artifact_uri=version.source, dst_path=str(into), tracking_uri=self.uri
             )
             return Path(found)
@@ -51,17 +58,17 @@ class Registry:
 
     def champion(self, name: str) -> Any | None:
         """The version with alias champion, or None."""
-        with sentence(f"registered model {name} at {shown(self.uri)}"):
+        with sentence(f"registered model {name} at {redact(self.uri)}"):
             aliases = self.client.get_registered_model(name).aliases
             return self.client.get_model_version(name, aliases["champion"]) if "champion" in aliases else None
 
     def run(self, run_id: str) -> Any:
-        with sentence(f"run {run_id} at {shown(self.uri)}"):
+        with sentence(f"run {run_id} at {redact(self.uri)}"):
             return self.client.get_run(run_id)
 
     def history(self, run_id: str, metric: str) -> pd.DataFrame:
         """Columns step and value, every point ever logged, by step."""
-        with sentence(f"run {run_id} at {shown(self.uri)}"):
+        with sentence(f"run {run_id} at {redact(self.uri)}"):
             points = self.client.get_metric_history(run_id, metric)
         return pd.DataFrame({"step": [p.step for p in points], "value": [p.value for p in points]}).sort_values("step")
 
@@ -69,24 +76,51 @@ class Registry:
         """The name of a run's experiment; None if there is no such run any more."""
         try:
             return self.client.get_experiment(self.client.get_run(run_id).info.experiment_id).name if run_id else None
-        except MlflowException:
+        except library().exceptions.MlflowException:
             return None
 
-    def tagged(self, experiment: str, tags: Mapping[str, str], *, finished: bool = False) -> list[Any]:
-        """Runs of an experiment, by its name, that carry all ``tags``, oldest first."""
-        with sentence(f"MLflow at {shown(self.uri)}"):
-            found = self.client.get_experiment_by_name(experiment)
-        where = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
-        where += ["attributes.status = 'FINISHED'"] * finished
-        return self.runs(found.experiment_id, " and ".join(where)) if found else []
+    def usable(self, experiment: str) -> None:
+        """TrackError, if no run can be added to the experiment of this name, for it was deleted."""
+        with sentence(f"MLflow at {redact(self.uri)}"):
+            mlflow_client.refuse_deleted(self.client.get_experiment_by_name(experiment), uri=self.uri)
 
-    def runs(self, experiment_id: str, where: str) -> list[Any]:
-        """Runs of an experiment that match an MLflow filter, oldest first."""
-        with sentence(f"MLflow at {shown(self.uri)}"):
+    def tagged(self, experiment: str | None, tags: Mapping[str, str], *, finished: bool = False) -> list[Any]:
+        """Runs of an experiment, by its name, or of all there are, that carry all ``tags``, oldest first."""
+        wanted = {key: str(value) for key, value in tags.items()}  # the number of a version may be an int
+        where = [f"tags.`{key}` = {quoted}" for key, value in wanted.items() if (quoted := _quoted(value))]
+        where += ["attributes.status = 'FINISHED'"] * finished
+        found = self.runs(self._experiments(experiment), " and ".join(where))
+        return [run for run in found if wanted.items() <= run.data.tags.items()]
+
+    def _experiments(self, name: str | None) -> list[str]:
+        """The id of the experiment of this name, or those of all."""
+        with sentence(f"MLflow at {redact(self.uri)}"):
+            if name is not None:
+                found = self.client.get_experiment_by_name(name)
+                return [found.experiment_id] if found else []
+            identifiers, token = [], None
+            while True:
+                page = self.client.search_experiments(page_token=token)
+                identifiers += [experiment.experiment_id for experiment in page]
+                token = page.token
+                if not token:
+                    return identifiers
+
+    def runs(self, experiments: str | Sequence[str], where: str) -> list[Any]:
+        """Runs of one experiment or of several, by their ids, that match an MLflow filter, oldest first."""
+        identifiers = [experiments] if isinstance(experiments, str) else list(experiments)
+        if not identifiers:
+            return []
+        with sentence(f"MLflow at {redact(self.uri)}"):
             found, token = [], None
             while True:
-                page = self.client.search_runs([experiment_id], where, order_by=["start_time ASC"], page_token=token)
+                page = self.client.search_runs(identifiers, where, order_by=["start_time ASC"], page_token=token)
                 found += list(page)
                 token = page.token
                 if not token:
                     return found
+
+
+def _quoted(value: str) -> str:
+    """``value`` for an MLflow filter, which knows two quotes and no way to escape them; "" if it has both."""
+    return next((f"{quote}{value}{quote}" for quote in "'\"" if quote not in value), "")

@@ -18,6 +18,7 @@ RESOLVED = "train_config.json"
 _MAY_DIFFER = ("run.dir", "train.steps", "train.micro_batch", "data.workers", "data.cache_dir", "data.cache_bytes")
 _SECTIONS = ("checkpoint.", "track.")
 FINISHED, LOCK, TRACK = "finished.json", "run.lock", "track"
+_KEY = f"{TRACK}/key.json"  # which MLflow run is this run's
 _OURS = (RESOLVED, FINISHED, LOCK, f"{TRACK}/", NOT_FINITE, f"{layout.FOLDER}/")
 
 Status = Literal["new", "unfinished", "undelivered", "finished"]
@@ -113,6 +114,18 @@ def tell_finished(config: TrainConfig, *, delivered: bool) -> None:
     """Leave the note that the run is finished, its export being in run.dir; ``delivered``: and MLflow has all of it."""
     note = {"steps": config.train.steps, "delivered": delivered}
     store.write_bytes(store.join(config.run.dir, FINISHED), json.dumps(note).encode() + b"\n")
+
+
+def read_key(run_dir: str) -> str | None:
+    """The tag ``run.key`` of this run's MLflow run; None if none was begun."""
+    try:
+        return str(json.loads(store.read_bytes(store.join(run_dir, _KEY)))["key"])
+    except (store.StoreError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_key(run_dir: str, key: str) -> None:
+    store.write_bytes(store.join(run_dir, _KEY), json.dumps({"key": key}).encode() + b"\n")
 
 
 def _finished_steps(run_dir: str, there: Container[str], begun: Mapping[str, Any] | None, step: int) -> int:

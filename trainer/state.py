@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,36 @@ from trainer.heads import Network
 NOT_FINITE = "not_finite.json"
 
 
+class SkippedBlocks:
+    """The damaged blocks that the steps up to now met, as (dataset, epoch, block): each counts once an epoch."""
+
+    def __init__(self) -> None:
+        self._everywhere: set[tuple[int, ...]] = set()
+        self._mine: set[tuple[int, ...]] = set()  # met by this rank since the ranks last told each other
+
+    def add(self, blocks: Iterable[tuple[int, int, int]]) -> None:
+        """This rank's step met them."""
+        self._mine |= set(blocks) - self._everywhere
+
+    def everywhere(self, group: Group, *, device: torch.device) -> Tensor:
+        """Those of all ranks, int64 [N, 3], in order; a collective."""
+        mine_N3 = torch.tensor(sorted(self._mine), dtype=torch.int64, device=device).view(-1, 3)
+        if int(collectives.sum_over_ranks(group, torch.tensor(len(mine_N3), device=device))):
+            self._everywhere |= set(map(tuple, collectives.gather_rows(group, mine_N3).tolist()))
+            self._mine.clear()
+        return torch.tensor(sorted(self._everywhere), dtype=torch.int64).view(-1, 3)
+
+    def restore(self, blocks_N3: Tensor) -> None:
+        """As ``everywhere`` gave it, at the step that the run goes on after."""
+        self._everywhere, self._mine = set(map(tuple, blocks_N3.tolist())), set()
+
+
 @dataclass
 class State:
     """All that changes from step to step besides the student's own optimiser.
 
     ``step`` counts batches, applied or not. ``skipped_ids``: step -> (losses, this rank's sample ids [B, 4]) of the
-    steps skipped in a row up to now.
+    steps skipped in a row up to now. ``skipped_blocks``: None where a damaged block ends the run.
     """
 
     step: int
@@ -36,6 +61,7 @@ class State:
     skipped: int = 0
     skipped_ids: dict[int, tuple[dict[str, float], Tensor]] = field(default_factory=dict)
     read_centre_PK: Tensor | None = None  # as it was at the last health reading
+    skipped_blocks: SkippedBlocks | None = None
 
 
 def first_state(config: TrainConfig, teacher: ShardedEMA[Network], *, device: torch.device) -> State:
@@ -45,7 +71,8 @@ def first_state(config: TrainConfig, teacher: ShardedEMA[Network], *, device: to
                if head.weight and head.balance == "centring"}  # fmt: skip
     prototypes, patch = (head.prototypes if head.weight else None for head, _ in heads.values())
     guard = CollapseGuard(prototypes=prototypes, patch_prototypes=patch, patience=config.health.patience)
-    return State(0, teacher, centres, guard)
+    blocks = SkippedBlocks() if config.data.on_corrupt == "skip" else None
+    return State(0, teacher, centres, guard, skipped_blocks=blocks)
 
 
 def apply(
@@ -83,6 +110,13 @@ def apply(
     state.skipped_ids.clear()
     losses = {f"loss/{name}": value for name, value in result.losses.items()}
     return losses | {"lr": rate, "ema/momentum": momentum, "grad_norm": norm}
+
+
+def count_skipped_blocks(state: State, group: Group, *, device: torch.device) -> dict[str, float]:
+    """``data/skipped_blocks`` of all ranks up to now; nothing where a damaged block ends the run. A collective."""
+    if state.skipped_blocks is None:
+        return {}
+    return {"data/skipped_blocks": float(len(state.skipped_blocks.everywhere(group, device=device)))}
 
 
 def end_if_stuck(config: TrainConfig, state: State, group: Group) -> None:

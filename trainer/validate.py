@@ -32,6 +32,9 @@ Place = tuple[int, int, int, int]  # dataset, block, start, end
 
 @dataclass(frozen=True)
 class _Rows:
+    """``real``: how many of the first rows are windows to be counted; a batch of 0 keeps step with the other ranks."""
+
+    real: int
     windows: Windows
     codes_BL: Tensor  # the letters
     visible_BL: Tensor  # the letters, MASK where scored
@@ -46,15 +49,19 @@ class Validator:
     Of a mixture, each dataset gives windows by its weight; ``left_out`` are the URIs of those without a val split.
     Windows have the length that the run ends with. A damaged block in a val split is fatal whatever data.on_corrupt
     says, since all runs are to be measured on the same windows.
+
+    Every rank has as many batches as the others, for under ZeRO-3 each forward gathers the weights from all of them: a
+    rank that has no window left for a batch calls the network with one that counts for nothing.
     """
 
     def __init__(self, config: TrainConfig, *, flank: int, device: torch.device, group: Group) -> None:
         self.config, self.group, self.device = config, group, device
         datasets = open_datasets(config, "val", some_empty=True)
         self.left_out = [part.uri for number, part in enumerate(config.data.uri) if number not in datasets]
-        mine = _places(config, datasets)[group.rank :: group.size]
-        size = config.val.batch
-        self._batches = [self._rows(datasets, mine[i : i + size], flank) for i in range(0, len(mine), size)]
+        places = _places(config, datasets)
+        mine, size = places[group.rank :: group.size], config.val.batch
+        self._batches = [self._rows(datasets, mine[first : first + size], flank, spare=places[0])
+                         for first in range(0, -(-len(places) // group.size), size)]  # fmt: skip
         self.scored = int(self._sum([sum(float(rows.scored_BL.sum()) for rows in self._batches)])[0])
         if not self.scored:
             uris = ", ".join(dataset.uri for dataset in datasets.values())
@@ -101,18 +108,22 @@ class Validator:
 
     @torch.no_grad()
     def health(self, teacher: Network, centre_PK: Tensor | None) -> dict[str, float]:
-        """Health of the teacher's embeddings of two views of (at most 256 of) the windows."""
+        """Health of the teacher's embeddings of two views of the first (at most 256) windows."""
         firsts: list[Tensor] = []
         seconds: list[Tensor] = []
         entropies: list[Tensor] = []
-        for rows in self._batches[: -(-HEALTH_WINDOWS // (self.config.val.batch * self.group.size))]:
+        size, ranks = self.config.val.batch, self.group.size
+        for number, rows in enumerate(self._batches[: -(-HEALTH_WINDOWS // (size * ranks))]):
+            # Row i of this batch is window (number * size + i) * ranks + rank of all.
+            wanted = -(-(HEALTH_WINDOWS - self.group.rank) // ranks) - number * size
+            counted = slice(max(0, min(rows.real, wanted)))
             pair = make_pairs(rows.windows, self.config.views)[0]
             for view, into in ((pair.student, firsts), (pair.teacher, seconds)):
                 outputs = teacher(view.codes_BL, length_B=lengths(view), nucleotides=False)
-                into.append(torch.nn.functional.normalize(outputs.embedding, dim=-1))
+                into.append(torch.nn.functional.normalize(outputs.embedding[counted], dim=-1))
                 if outputs.summary is not None:
                     temperature = self.config.loss.distill.teacher_temperature
-                    probability_BPK = centred_probabilities(outputs.summary.cosines, centre_PK, temperature)
+                    probability_BPK = centred_probabilities(outputs.summary.cosines[counted], centre_PK, temperature)
                     entropies.append(health.entropy(probability_BPK).mean(1, keepdim=True))
         empty = torch.zeros(0, teacher.embedding_size, device=self.device)
         first, second = (collectives.gather_rows(self.group, torch.cat([empty, *part])) for part in (firsts, seconds))
@@ -146,8 +157,10 @@ class Validator:
                     raise
                 # With "skip" it is not counted here; the reader names it when it comes to it.
 
-    def _rows(self, datasets: Mapping[int, Dataset], places: list[Place], flank: int) -> _Rows:
-        length = self.config.data.last_length
+    def _rows(self, datasets: Mapping[int, Dataset], places: list[Place], flank: int, *, spare: Place) -> _Rows:
+        """The windows of ``places``; of none, ``spare`` without a scored position."""
+        real, length = len(places), self.config.data.last_length
+        places = places or [spare]
         rows, near = (WindowRows(len(places), length, reach) for reach in (flank, baselines.REACH))
         for row, (number, block, start, end) in enumerate(places):
             packed = datasets[number].block(block)
@@ -162,12 +175,13 @@ class Validator:
         codes_BL[torch.arange(length) >= length_B[:, None]] = alphabet.PAD
         draws_BL = counter.words(key_B, "validation mask", length)
         scored_BL = (codes_BL < alphabet.BASES) & counter.below(draws_BL, 0, self.config.views.masking.rate)
+        scored_BL[real:] = False
         visible_BL = torch.where(scored_BL, alphabet.MASK, codes_BL)
         around_BM[:, baselines.REACH : -baselines.REACH][scored_BL.numpy()] = alphabet.MASK
         context_BL8 = np.stack([baselines.contexts(row) for row in around_BM])
         ragged = bool((length_B != length).any())
         device = self.device
-        return _Rows(windows.to(device), codes_BL.to(device), visible_BL.to(device), scored_BL.to(device),
+        return _Rows(real, windows.to(device), codes_BL.to(device), visible_BL.to(device), scored_BL.to(device),
                      length_B.to(device) if ragged else None, context_BL8)  # fmt: skip
 
     def _sum(self, values: list[float]) -> list[float]:

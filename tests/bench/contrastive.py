@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.compat import ALL_GATHER
 from tests.bench.harness import Row, rate
 from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import counted_collectives, coupled_config
@@ -77,7 +78,7 @@ def collectives_of_a_step() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         uri = write_dataset(Path(folder), {"train": [markov_sequence(30_000, seed=1)]}, block_bp=1024, soft=True)
         counts = on_ranks(2, counted_collectives, coupled_config(uri, train__micro_batch=4))[0]
-    gathers = counts["forward"]["all_gather_single"]
+    gathers = counts["forward"][ALL_GATHER]
     backward = sum(counts["backward"].values())
     return [
         Row("gathers a step, student's keys, 3 micro-batches", gathers, 2, gathers / 2, "calls", "1 + 1 scalar",

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import configs
+from cluster import compat
 from tests.bench.harness import Row
 from tests.bench.views import make_windows
 from tests.dist.teachers import forward_differs, make_engine, masters, same, train
@@ -151,7 +152,7 @@ def seconds() -> dict[str, float]:
     found |= in_turns({"update": lambda: local.update(MOMENTUM), "loop": whole_loop}, TURNS, apart=True)
     found |= in_turns({
         "refresh": lambda: weights.write(teacher.shards).wait(),
-        "bare": lambda: dist.all_gather_single(everyone, mine),
+        "bare": lambda: compat.all_gather(everyone, mine),
         "both": update_and_refresh,
     }, TURNS)  # fmt: skip
 

@@ -20,7 +20,8 @@ DATASETS = {"toy": "0" * 64}
 
 
 def stretch(
-    values: dict[str, Any], *, until: int, resumed: bool = False, save_at: tuple[int, ...] = (), look_at: int = 0
+    values: dict[str, Any], *, until: int, resumed: bool = False, save_at: tuple[int, ...] = (), look_at: int = 0,
+    tracked: int = 1,
 ) -> dict[str, Any]:
     """Train up to step ``until``, from the newest checkpoint in run.dir on if ``resumed``; save after some steps.
 
@@ -42,6 +43,10 @@ def stretch(
         result = train_step(engine, now.teacher, micro, config=config, centres=now.centres, group=group,
                             measure=now.step % 2 == 0)  # fmt: skip
         metrics = state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        if now.skipped_blocks is not None:
+            now.skipped_blocks.add(batch.skipped)
+        if now.step % tracked == 0:
+            metrics |= state.count_skipped_blocks(now, group, device=engine.device)
         if result.health:
             metrics |= state.judge(now, result.health, group=group)[0]
         ids = collectives.gather_packed(group, {"ids": batch.ids_B4})["ids"].transpose(0, 1).flatten(0, 1)

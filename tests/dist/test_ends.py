@@ -91,3 +91,14 @@ def test_steps_that_are_not_finite_end_the_run_which_can_be_started_again(said: 
     saved = json.loads(path.read_text())
     assert [step["step"] for step in saved["steps"]] == [2, 3, 4]
     assert all(len(step["samples"]) == 24 for step in saved["steps"])
+
+
+def test_what_mlflow_refuses_ends_all_ranks_before_the_first_step(said: dict[str, str], folder: Path) -> None:
+    client = Registry(f"sqlite:///{folder}/mlflow.db").client
+    client.delete_experiment(client.create_experiment("gone"))
+    values = small_config(str(folder / "data"), val__windows=8, val__every=1000, run__dir=str(folder / "refused"),
+                          track={"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "gone"})  # fmt: skip
+    both = on_ranks(2, endings, [values])
+    assert both[0] == both[1]
+    assert both[0][0].startswith(f"experiment gone at sqlite:///{folder}/mlflow.db was deleted; restore it")
+    assert not (folder / "refused" / "checkpoints").exists()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.compat import ALL_GATHER
 from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import counted_cases, coupled_config, poisoned_cases, small_config
 from tests.ranks import on_ranks
@@ -87,12 +88,12 @@ def test_one_gather_a_step_and_none_in_backward(counts: list[dict[str, Any]], mi
     """Besides DeepSpeed's own: the packed gather, the all-reduce of losses and the verdict, one scalar gather where
     the student's own keys have a gradient."""
     for by_case in counts:
-        assert by_case[f"teacher keys{micro}"] == {"forward": {"all_gather_single": 1, "all_reduce": 1}, "backward": {}}
-        assert by_case[f"student keys{micro}"] == {"forward": {"all_gather_single": 2, "all_reduce": 1}, "backward": {}}
+        assert by_case[f"teacher keys{micro}"] == {"forward": {ALL_GATHER: 1, "all_reduce": 1}, "backward": {}}
+        assert by_case[f"student keys{micro}"] == {"forward": {ALL_GATHER: 2, "all_reduce": 1}, "backward": {}}
 
 
 def test_the_ring_passes_keys_on_instead_and_nothing_in_backward(counts: list[dict[str, Any]]) -> None:
     for by_case in counts:
         assert by_case["ring"]["backward"] == {}
-        assert by_case["ring"]["forward"]["all_gather_single"] == 1  # of all that is not keys
-        assert by_case["ring"]["forward"].keys() > {"all_gather_single", "all_reduce"}
+        assert by_case["ring"]["forward"][ALL_GATHER] == 1  # of all that is not keys
+        assert by_case["ring"]["forward"].keys() > {ALL_GATHER, "all_reduce"}

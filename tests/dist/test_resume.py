@@ -12,6 +12,7 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.dist.runs import names, stretches
 from tests.dist.steps import coupled_config, small_config
 from tests.ranks import on_ranks
+from trainer.dataset import Dataset
 
 SAVED, LAST = 2, 5
 CASES = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"]))
@@ -22,6 +23,18 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Small enough that step 2 of 24 windows of 48 bp is in the middle of the first epoch and step 5 in another."""
     contigs = {"train": [markov_sequence(4_000, seed=1)], "val": [markov_sequence(1_000, seed=2)]}
     return write_dataset(tmp_path_factory.mktemp("toy"), contigs, block_bp=512, soft=True)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Four of sixteen blocks are."""
+    folder = tmp_path_factory.mktemp("damaged")
+    uri = write_dataset(folder, {"train": [markov_sequence(4_000, seed=1)]}, block_bp=256)
+    for shard, entry in Dataset(uri, "train").blocks[2:6]:
+        content = bytearray((folder / shard.name).read_bytes())
+        content[entry.offset + entry.size - 1] ^= 1
+        (folder / shard.name).write_bytes(content)
+    return uri
 
 
 def config(uri: str, folder: Path, stage: int, precision: str, world: int, **more: Any) -> dict[str, Any]:
@@ -60,15 +73,26 @@ def test_the_same_number_of_ranks_goes_on_bit_for_bit(
     assert len(epochs) > 1, "the run goes on in the middle of an epoch and ends in another"
 
 
-def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(uri: str, tmp_path: Path) -> None:
-    """4 -> 2 -> 1 -> 3, a step each, from the checkpoint of the one before, against four steps of 2 ranks."""
+def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(
+    uri: str, damaged: str, tmp_path: Path
+) -> None:
+    """4 -> 2 -> 1 -> 3, a step each, from the checkpoint of the one before, against four steps of 2 ranks.
+
+    So does the number of damaged blocks that were skipped, which is only asked for at the last step.
+    """
     worlds, stages = [4, 2, 1, 3], [0, 1, 3]
     values = config(uri, tmp_path / "straight", 2, "fp32", 2) | {"loss": config(uri, tmp_path, 0, "fp32", 1)["loss"]}
-    straight = on_ranks(2, stretches, {"": {"values": values, "until": len(worlds), "look_at": 99}})[0][""]
-    before: dict[int, dict[str, Any]] = {}
+    skips: dict[str, Any] = {"data__on_corrupt": "skip", "loss__mlm__soft_weight": 1.0}
+    whole = config(damaged, tmp_path / "skips straight", 0, "fp32", 2, **skips)
+    both = on_ranks(2, stretches, {"": {"values": values, "until": len(worlds), "look_at": 99},
+                                   "skips": {"values": whole, "until": len(worlds), "look_at": 99}})[0]  # fmt: skip
+    straight = both[""]
+    before: dict[Any, dict[str, Any]] = {}
     for last, world in enumerate(worlds, start=1):
-        cases = {stage: {"values": config(uri, tmp_path / str(stage), stage, "fp32", world), "until": last,
+        cases: dict[Any, dict[str, Any]] = {stage: {"values": config(uri, tmp_path / str(stage), stage, "fp32", world), "until": last,
                          "save_at": (last,), "resumed": True} for stage in stages}  # fmt: skip
+        cases["skips"] = {"values": config(damaged, tmp_path / "skips", 0, "fp32", world, **skips), "until": last,
+                          "save_at": (last,), "resumed": True, "tracked": len(worlds)}  # fmt: skip
         found = on_ranks(world, stretches, cases)[0]
         for stage in stages:
             one = found[stage]
@@ -81,6 +105,9 @@ def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(uri: st
                 if not key.startswith("batch_health/"):
                     assert value == pytest.approx(wanted["metrics"][key], rel=1e-4 if key == "grad_norm" else 1e-5), key
         before = found
+    counts = [trained["metrics"]["data/skipped_blocks"] for trained in both["skips"]["trained"].values()]
+    assert counts[0] > 0 and counts[-1] > counts[0] and counts == sorted(counts), counts
+    assert before["skips"]["trained"][len(worlds)]["metrics"]["data/skipped_blocks"] == counts[-1]
     for stage in stages:
         assert before[stage]["applied"] == len(worlds)
         for kind in ("exp_avg", "exp_avg_sq", "master", "teacher"):

@@ -16,7 +16,7 @@ import pytest
 import s3fs
 from botocore.exceptions import ClientError
 
-from cluster import lock, store
+from cluster import lease, store
 from cluster.lock import LockedError, LockLostError, hold
 from tests.s3 import S3
 
@@ -42,7 +42,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, chosen: Callable[[Any], bool]) -> None:
         self.met, self.open = threading.Event(), threading.Event()
-        real = lock._write
+        real = lease._write
 
         def write(path: str, lease: Any, *args: Any, **more: Any) -> Any:
             if chosen(lease):
@@ -50,12 +50,12 @@ class Gate:
                 assert self.open.wait(LIMIT_S)
             return real(path, lease, *args, **more)
 
-        monkeypatch.setattr(lock, "_write", write)
+        monkeypatch.setattr(lease, "_write", write)
 
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    return lambda: monkeypatch.setattr(lock.socket, "gethostname", lambda: "elsewhere")
+    return lambda: monkeypatch.setattr(lease.socket, "gethostname", lambda: "elsewhere")
 
 
 def wait_for(condition: Callable[[], Any]) -> None:

@@ -365,3 +365,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.02)
+
+
+def test_a_server_says_that_an_experiment_is_deleted_and_a_name_a_prompts(
+    service: str, begin: Callable[..., Delivery]
+) -> None:
+    client = MlflowClient(service, service)
+    gone = client.create_experiment("gone")
+    client.delete_experiment(gone)
+    for make in (lambda: begin(experiment="gone"), lambda: Run(uri=service, experiment="gone", name="n")):
+        with pytest.raises(TrackError, match=rf"^experiment gone at http://.* was deleted; restore it .* {gone}\) or"):
+            make()
+    client.register_prompt("words", template="x")
+    with pytest.raises(TrackError, match=r"^words is the name of a prompt at http://.*; give another track\."):
+        begin(model="words")

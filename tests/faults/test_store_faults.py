@@ -37,7 +37,7 @@ OPERATIONS: dict[str, tuple[str, str, str, Callable[[str], Any], Any]] = {
     "version": ("look up", "HEAD", "/a/x", lambda uri: len(store.version(uri)) > 32, True),
     "list": ("list", "GET", "list-type", lambda uri: store.sizes(uri.removesuffix("/x")), {"x": len(DATA)}),
     "write": ("write", "PUT", "/a/x", lambda uri: store.write_bytes(uri, DATA[:1000]), None),
-    "remove": ("remove", "POST", "delete", store.remove, None),
+    "remove": ("remove", "DELETE", "/a/x", store.remove, None),
 }
 
 

@@ -1,38 +1,25 @@
-"""Contrastive losses under nccl on one GPU: the float64 gradients and a row's bits; then time and peak memory.
+"""Contrastive losses under nccl on one GPU: the float64 gradients and a row's bits, and memory as the batch grows.
 
 Shapes: G rows of the global batch, which are all on this rank, E embedding.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from tests.gpu import where
+from tests.gpu.contrastive_cost import TASKS, batch, cost
+from tests.gpu.where import DEVICE, few
 from tests.ranks import on_ranks
 from trainer.collectives import Group
-from trainer.loci import Loci, same_place
+from trainer.loci import same_place
 from trainer.losses.contrastive import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
 from trainer.losses.ring import RingContrast, RingSymmetricContrast, ring_info_nce, ring_symmetric_info_nce
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
-]
-EMBEDDING = 128
-
-
-def batch(rows: int, device: str) -> tuple[Tensor, Tensor, Loci]:
-    """(first views, second views, loci)."""
-    generator = torch.Generator().manual_seed(rows)
-    first_GE, noise_GE = torch.randn(2, rows, EMBEDDING, generator=generator)
-    start_G = torch.randint(0, 40 * rows, (rows,), generator=generator)
-    places = torch.stack([start_G % 3, start_G, start_G + 100, 2 * torch.arange(rows) + 1], 1)
-    first_GE, second_GE = (F.normalize(x, dim=1).to(device) for x in (first_GE, first_GE + 2 * noise_GE))
-    return first_GE, second_GE, Loci(places.to(device))
+pytestmark = where.marks
 
 
 def gradients_of_all(rows: int, device: str) -> dict[str, Any]:
@@ -63,9 +50,9 @@ def gradients_of_all(rows: int, device: str) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("rows", [156, 2500])
+@pytest.mark.parametrize("rows", few([156, 2500]))
 def test_gradients_are_those_of_float64_and_of_the_same_bits_in_pieces(rows: int) -> None:
-    (results,) = on_ranks(1, gradients_of_all, rows, "cuda", gpu=True)
+    (results,) = on_ranks(1, gradients_of_all, rows, DEVICE, gpu=not where.REHEARSE)
     first_GE, second_GE, loci = batch(rows, "cpu")
     leaves = [first_GE.double().requires_grad_(), second_GE.double().requires_grad_(),
               torch.tensor(30.0, dtype=torch.float64, requires_grad=True)]  # fmt: skip
@@ -83,68 +70,10 @@ def test_gradients_are_those_of_float64_and_of_the_same_bits_in_pieces(rows: int
     assert all(torch.equal(piece, results["teacher lse"][0]) for piece in pieces)
 
 
-def naive_two_views(first_GE: Tensor, second_GE: Tensor, scale: Tensor) -> Tensor:
-    logits_GG, own_G = scale * first_GE @ second_GE.T, torch.arange(len(first_GE), device=first_GE.device)
-    return (F.cross_entropy(logits_GG, own_G) + F.cross_entropy(logits_GG.T, own_G)) / 2
-
-
-def naive_teacher(first_GE: Tensor, second_GE: Tensor, scale: Tensor) -> Tensor:
-    own_G = torch.arange(len(first_GE), device=first_GE.device)
-    return F.cross_entropy(scale * first_GE @ second_GE.detach().T, own_G)
-
-
-def our_two_views(first_GE: Tensor, second_GE: Tensor, scale: Tensor) -> Tensor:
-    return symmetric_info_nce(SymmetricContrast(
-        first_GE, second_GE, first_GE.detach(), second_GE.detach(), 0, scale, Group(0, 1), len(first_GE)))
-
-
-def our_teacher(first_GE: Tensor, second_GE: Tensor, scale: Tensor) -> Tensor:
-    own_G = torch.arange(len(first_GE), device=first_GE.device)
-    return info_nce(Contrast(first_GE, second_GE, own_G, scale, len(first_GE)))
-
-
-def cost(loss: Callable[..., Tensor], rows: int) -> tuple[float, int] | None:
-    """(ms, peak bytes beyond the inputs) of forward and backward, the best of three; None: it does not fit."""
-    first_GE, second_GE, _ = batch(rows, "cuda")
-    scale = torch.tensor(30.0, device="cuda", requires_grad=True)
-    leaves = [first_GE.requires_grad_(), second_GE.requires_grad_(), scale]
-    best = math.inf
-    try:
-        for turn in range(4):
-            for leaf in leaves:
-                leaf.grad = None
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            loss(*leaves).backward()
-            end.record()
-            torch.cuda.synchronize()
-            if turn:
-                best = min(best, start.elapsed_time(end))
-        return best, torch.cuda.max_memory_allocated() - before
-    except torch.OutOfMemoryError:
-        return None
-    finally:
-        del leaves, scale
-        torch.cuda.empty_cache()
-
-
-@pytest.mark.timeout(900)
-def test_time_and_peak_memory_as_the_batch_grows(capsys: pytest.CaptureFixture[str]) -> None:
-    """Prints a table; memory of ours grows with the batch and not with its square."""
-    tasks = {"teacher's keys": (our_teacher, naive_teacher), "two views": (our_two_views, naive_two_views)}
-    with capsys.disabled():
-        print(f"\n{torch.cuda.get_device_name()}, E = {EMBEDDING}, fp32, one rank, forward and backward")
-        print(f"{'':<16}{'G':>8}{'lse':>20}{'naive':>20}{'naive, compiled':>20}")
-        for task, (ours, naive) in tasks.items():
-            peaks = {}
-            for rows in (1 << 12, 1 << 14, 1 << 16, 1 << 18):
-                cells = [cost(loss, rows) for loss in (ours, naive, torch.compile(naive, dynamic=False))]
-                print(f"{task:<16}{rows:>8}" + "".join(
-                    f"{'does not fit':>20}" if cell is None else f"{cell[0]:>9.1f} ms {cell[1] / 2**20:>5.0f} MiB"
-                    for cell in cells), flush=True)  # fmt: skip
-                assert cells[0] is not None, f"{task}: {rows} rows do not fit"
-                peaks[rows] = cells[0][1]
-            assert math.log(peaks[1 << 18] / peaks[1 << 16]) / math.log(4) <= 1.1, f"{task}: {peaks}"
+@pytest.mark.skipif(where.REHEARSE, reason="memory is counted on a GPU only")
+@pytest.mark.parametrize("task", TASKS)
+def test_memory_grows_with_the_batch_and_not_with_its_square(task: str) -> None:
+    ours, _ = TASKS[task]
+    found = [cost(ours, rows, DEVICE) for rows in (1 << 14, 1 << 16)]
+    assert found[0] and found[1], "they fit"
+    assert math.log(found[1].peak_bytes / found[0].peak_bytes) / math.log(4) <= 1.1

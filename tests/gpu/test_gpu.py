@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import coupled_config, run_steps, small_config
+from tests.dist.steps import coupled_config, run_steps, set_up, small_config
+from tests.gpu import where
+from tests.gpu.where import DEVICE, few
 from tests.ranks import on_ranks
 from trainer import counter
 from trainer.align import align
@@ -15,12 +17,8 @@ from trainer.crops import local_windows
 from trainer.loci import loci, same_place
 from trainer.views import Windows, make_view, mask
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
-    pytest.mark.timeout(900),  # processes are started afresh, and several runs share one
-]
-STEPS = 10
+pytestmark = where.marks
+STEPS = 2 if where.REHEARSE else 10
 Changes = dict[str, Any]
 CONFIGS = {"plain": small_config, "coupled": coupled_config}
 # name: (config, changes of it); each has the losses of its config on CPU.
@@ -37,26 +35,38 @@ FP32: dict[str, tuple[str, Changes]] = {
 BF16 = [(kind, stage, micro) for kind in CONFIGS for stage in range(4) for micro in (24, 8) if stage or micro == 24]
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder: Path = tmp_path_factory.mktemp("toy")
+NAMES = few(list(FP32))
+BF16 = few(BF16)
+
+
+def write_toy(folder: Path) -> str:
     contigs = [markov_sequence(30_000, seed=1), markov_sequence(40, seed=2)]
     return write_dataset(folder, {"train": contigs}, block_bp=1024, soft=True)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_toy(tmp_path_factory.mktemp("toy"))
 
 
 def run_all(cases: dict[Any, Changes], device: str) -> dict[Any, dict[str, Any]]:
     return {name: run_steps(values, STEPS, device) for name, values in cases.items()}
 
 
-@pytest.fixture(scope="module")
-def cpu(toy: str) -> dict[str, dict[str, Any]]:
+def on_cpu(toy: str) -> dict[str, dict[str, Any]]:
+    """The runs that those on the GPU are held against."""
     return on_ranks(1, run_all, {kind: make(toy) for kind, make in CONFIGS.items()}, "cpu", timeout_s=600)[0]
 
 
 @pytest.fixture(scope="module")
+def cpu(toy: str) -> dict[str, dict[str, Any]]:
+    return where.reference("steps", lambda: on_cpu(toy))
+
+
+@pytest.fixture(scope="module")
 def fp32(toy: str) -> dict[str, dict[str, Any]]:
-    cases = {name: CONFIGS[kind](toy, **changes) for name, (kind, changes) in FP32.items()}
-    return on_ranks(1, run_all, cases, "cuda", timeout_s=600, gpu=True)[0]
+    cases = {name: CONFIGS[FP32[name][0]](toy, **FP32[name][1]) for name in NAMES}
+    return on_ranks(1, run_all, cases, DEVICE, timeout_s=600, gpu=not where.REHEARSE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +74,23 @@ def bf16(toy: str) -> dict[tuple[str, int, int], dict[str, Any]]:
     cases = {(kind, stage, micro): CONFIGS[kind](toy, train__precision="bf16", train__zero_stage=stage,
                                                  train__micro_batch=micro, ema__momentum=0.999)
              for kind, stage, micro in BF16}  # fmt: skip
-    return on_ranks(1, run_all, cases, "cuda", timeout_s=600, gpu=True)[0]
+    return on_ranks(1, run_all, cases, DEVICE, timeout_s=600, gpu=not where.REHEARSE)[0]
 
 
-@pytest.mark.parametrize("name", FP32)
+@pytest.mark.parametrize("name", NAMES)
 def test_fp32_losses_are_those_of_the_cpu(cpu: Any, fp32: Any, name: str) -> None:
     theirs, ours = cpu[FP32[name][0]], fp32[name]
     assert ours["mismatches"] == 0
-    for at_step, expected in zip(ours["losses"], theirs["losses"], strict=True):
-        assert at_step == pytest.approx(expected, rel=1e-4)
+    same_losses(ours["losses"], theirs["losses"])
     # Letters and masks are integers and must be the same; noise goes through libm and may differ in the last bit.
-    assert {k: v[:3] for k, v in ours["samples"].items()} == {k: v[:3] for k, v in theirs["samples"].items()}
+    assert {k: v[:3] for k, v in ours["samples"].items()} == {k: theirs["samples"][k][:3] for k in ours["samples"]}
+
+
+def same_losses(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    """A reference may have more steps than a rehearsal."""
+    assert len(ours) == STEPS
+    for at_step, expected in zip(ours, theirs[:STEPS], strict=True):
+        assert at_step == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("case", BF16, ids=str)
@@ -84,7 +100,29 @@ def test_bf16_teacher_is_the_average_of_the_fp32_masters(cpu: Any, bf16: Any, ca
     assert bf16[case]["first_update"] == pytest.approx(cpu[case[0]]["first_update"], rel=0.02)
 
 
-@pytest.mark.parametrize("seed", range(20))
+def test_cpu_ranks_beside_a_gpu_compute_on_the_cpu(cpu: Any, toy: str) -> None:
+    """DeepSpeed takes a network to any GPU that it sees, also one that a rank did not ask for."""
+    (here,) = on_ranks(1, run_all, {"plain": small_config(toy, train__zero_stage=1)}, "cpu", timeout_s=600)
+    assert here["plain"]["mismatches"] == 0
+    same_losses(here["plain"]["losses"], cpu["plain"]["losses"])
+
+
+def read_ahead(values: dict[str, Any], device: str) -> list[tuple[bool, bool]]:
+    """Of three batches read ahead: whether the letters are pinned, and whether they come to the device whole."""
+    reader, found = set_up(values, device)[3], []
+    for step, batch in enumerate(reader.batches(0, 3)):
+        there = batch.windows.to(torch.device(device))
+        plain = reader.batch(step).windows.codes_BS
+        found.append((batch.windows.codes_BS.is_pinned(), torch.equal(there.codes_BS.cpu(), plain)))
+    return found
+
+
+def test_windows_wait_in_pinned_memory(toy: str) -> None:
+    (found,) = on_ranks(1, read_ahead, small_config(toy), DEVICE, gpu=not where.REHEARSE)
+    assert found == [(not where.REHEARSE, True)] * 3
+
+
+@pytest.mark.parametrize("seed", few(range(20)))
 def test_views_and_masks_are_the_same_bits_as_on_the_cpu(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows, length, flank = 33, 211 + seed, 60
@@ -94,7 +132,7 @@ def test_views_and_masks_are_the_same_bits_as_on_the_cpu(seed: int) -> None:
     place_B3 = torch.stack([torch.zeros(rows).long(), 150 * torch.arange(rows), 150 * torch.arange(rows) + length], 1)
     windows = Windows(codes_BS, low_B, high_B, counter.fold(seed, torch.arange(rows)), place_B3, flank)
     results = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", DEVICE):
         here = windows.to(torch.device(device))
         view = make_view(here, name="v", operations={"insertion": 20, "shift": 20, "deletion": 20}, substitution=0.1,
                          reverse_complement=0.5)  # fmt: skip

@@ -1,6 +1,7 @@
 """data_prep.build: same input, same bytes; a manifest over all of it or none."""
 
 import gzip
+import hashlib
 import http.server
 import json
 import os
@@ -15,13 +16,17 @@ import pytest
 
 from cluster import store
 from configs import load, redact
+from data_prep.__main__ import main
 from data_prep.build import BuildStoppedError, Built, build
 from data_prep.config import DataConfig
 from data_prep.export import export
 from data_prep.intervals import read_bed
+from data_prep.output import Output
 from data_prep.read import load_manifest
 from data_prep.shards import SPLITS
+from data_prep.stats import stats
 from data_prep.verify import verify
+from tests.s3 import S3
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -282,6 +287,55 @@ def test_two_builds_of_one_machine_do_not_write_to_one_place(fasta: str, tmp_pat
                                      "output": str(tmp_path / "o")}), on_progress=again)
     assert seen
     assert not made(fasta, tmp_path / "o", block_bp=262_144, shard_bp=64 << 20, split={}).fresh, "the lock is gone"
+
+
+def test_one_place_by_any_of_its_names_is_one_build(fasta: str, tmp_path: Path, s3: S3) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    config = DataConfig.model_validate({"references": [{"name": "toy", "uri": fasta}], "output": "x"})
+    for ways in ((f"{tmp_path}/o", f"{tmp_path}/o/", f"{tmp_path}/link/o", f"file://{tmp_path}/link/../{tmp_path.name}/o"),
+                 (f"{s3.uri}/o", f"{s3.uri}/o/", f"s3a://{s3.bucket}/o")):
+        with Output(ways[0], overwrite=False).alone():
+            for way in ways:
+                with pytest.raises(ValueError, match=r"another build on this machine is writing to .*/o/?; wait"):
+                    build(config.model_copy(update={"output": way}))
+    with Output(f"{s3.uri}/o", overwrite=False).alone(), Output(f"{s3.uri}/o2", overwrite=False).alone():
+        pass
+
+
+def test_what_is_beside_the_output_stays_and_markers_of_folders_are_no_files(fasta: str, s3: S3) -> None:
+    """``overwrite`` of ``exp[1]`` once deleted what lies in ``exp1``, which it means as a pattern."""
+    theirs = ["exp1/train-000000.tar", "exp1/manifest.json", "exp1/build.json", "exp/manifest.json"]
+    for key in (*theirs, "exp[1]/"):
+        s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"" if key.endswith("/") else b"theirs")
+    output = f"{s3.uri}/exp[1]"
+    assert made(fasta, output).fresh
+    first = s3.objects()
+    assert made(fasta, output + "/", block_bp=2048, overwrite=True).fresh
+    assert verify(output) == []
+    assert {key: s3.objects()[key] for key in theirs} == dict.fromkeys(theirs, 6) and first.keys() > set(theirs)
+
+
+def test_relative_paths_mean_the_same_on_workers(
+    fasta: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray's workers run in the folder that it was started in; a file of the same name may lie there."""
+    monkeypatch.chdir(tmp_path)
+    letters = Path(fasta).read_text()
+    Path("in").mkdir()
+    Path("in/a.fa").write_text(letters)
+    Path("in/b.fa").write_text(letters.replace("A", "C"))
+    Path("in/keep.bed").write_text("one\t0\t4096\n")
+    references = [{"name": name, "uri": [f"in/{name}.fa"], "include": ["in/keep.bed"]} for name in ("a", "b")]
+    built = build(DataConfig.model_validate({"references": references, "output": "out", "block_bp": 1024, "workers": 2,
+                                             "shard_bp": 2048, "split": {"val": ["a:one"]}}))
+    assert (built.manifest.bp("train"), built.manifest.bp("val")) == (4096, 4096)
+    assert [source.sha256 for source in built.manifest.sources] == [
+        hashlib.sha256(Path(f"in/{name}.fa").read_bytes()).hexdigest() for name in "ab"]
+    for uri in ("out", "./out/", f"file://{tmp_path}/out"):
+        assert verify(uri, workers=2) == []
+        assert stats(uri, workers=2)[0].bp == 2 * 4096
+        assert main(["leakage", uri, "--workers", "2"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_shards_of_other_letters_are_not_taken_for_ours(small: Path, fasta: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from cluster import doctor, store
+from cluster import cores, doctor, store
 from cluster.doctor import Finding
 from tests.s3 import S3
 
@@ -62,8 +62,8 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, str]], None]:
     """A function that puts this process into control groups: lines of /proc/self/cgroup, and files below the mount."""
-    monkeypatch.setattr(doctor, "_OWN_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(doctor, "_CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(cores, "_OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(cores, "_CGROUPS", tmp_path / "fs")
 
     def make(lines: str, files: dict[str, str]) -> None:
         (tmp_path / "cgroup").write_text(lines)
@@ -264,7 +264,7 @@ def test_a_store_that_works(s3: S3, tmp_path: Path) -> None:
     ("PUT", "", ["write"], "s3:PutObject and s3:GetObject, by"),
     ("GET", "/object", ["read"], "s3:GetObject"),
     ("GET", "list-type", ["list", "remove"], "s3:ListBucket"),
-    ("POST", "delete", ["remove"], "s3:DeleteObject and s3:ListBucket; then remove s3://"),
+    ("DELETE", "/object", ["remove"], "s3:DeleteObject and s3:ListBucket; then remove s3://"),
 ])  # fmt: skip
 def test_a_right_that_is_missing(s3: S3, method: str, key: str, steps: list[str], right: str) -> None:
     s3.fault("denied", method, key)

@@ -1,16 +1,25 @@
 """trainer.embed: vectors that do not change with padding, batch or strand, and a table that comes back whole."""
 
+import bz2
 import gzip
+import lzma
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from cluster import process
 from data_prep import alphabet
 from tests.registered import CANDIDATE, registered, tiny_network
-from trainer.embed import Rows, embed, embed_fasta, main, read_fasta, resolve_precision
+from trainer import records, unpack, vectors
+from trainer.embed import Rows, both_strands, embed, embed_fasta, main, memory_for, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -47,6 +56,39 @@ def test_batches_hold_similar_lengths_and_every_row_once() -> None:
     assert batches[-1] == [3]
 
 
+def test_a_long_row_pads_no_other() -> None:
+    codes = sequences([30, 200_000, 31, 32, 33, 34, 35, 36])
+    rows = Rows.of(codes)
+    assert rows.codes_M.nbytes == sum(len(row) for row in codes)
+    everywhere = torch.arange(len(codes))
+    parts = rows.alike(everywhere)
+    assert [part.tolist() for part in parts] == [[1], [7, 6, 5, 4, 3, 2, 0]]
+    assert [rows.batch(part, 0, CPU)[0].numel() for part in parts] == [200_000, 7 * 36]
+    assert [part.tolist() for part in rows.alike(everywhere[2:])] == [[0, 1, 2, 3, 4, 5]], "as it comes, where it may"
+    strand_B = torch.tensor([0, 1, 1])
+    codes_BL, length_B = rows.batch(torch.tensor([0, 2, 3]), strand_B, CPU)
+    assert length_B is not None and length_B.tolist() == [30, 31, 32]
+    for row, (i, strand) in enumerate(zip((0, 2, 3), strand_B.tolist(), strict=True)):
+        wanted = alphabet.reverse_complement(codes[i]) if strand else codes[i]
+        assert codes_BL[row].tolist() == [*wanted.tolist(), *[alphabet.PAD] * (32 - len(wanted))]
+
+
+@pytest.mark.parametrize("fault", [
+    MemoryError("Unable to allocate 9 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+])  # fmt: skip
+def test_rows_that_do_not_fit_are_named(fault: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(codes_BL: torch.Tensor, length_B: torch.Tensor | None) -> torch.Tensor:
+        raise fault
+
+    assert process.exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
+    err = capsys.readouterr().err
+    assert err == "error: out of memory: 1 sequence at once, the longest of 9,000 letters; leave it out or cut it\n"
+    with pytest.raises(RuntimeError, match="a bug"), memory_for(torch.tensor([1])):
+        raise RuntimeError("a bug")
+
+
 def test_precision() -> None:
     assert resolve_precision("bf16", CPU) == "bf16"
     assert resolve_precision("auto", CPU) in ("fp32", "bf16")
@@ -57,17 +99,124 @@ def test_precision() -> None:
     (">a\nACGT\n>b\n>c\nA\n", "record 'b' has no letters"),
     (">a\nACGT\nAC*T\n", r"record 'a': byte b'\*' at position 6"),
     ("", "holds no FASTA record"),
+    ("> seq 0\nACGT\n> seq 1\nACGT\n", "line 3: 'seq' is the name of records 1 and 2; the name is the first word"),
+    (">a\nACGT\n>\nACGT\n", "line 3: record 2 has no name"),
+    (">a\nACGT\n>\x01\nACGT\n", r"line 3: record 2: its name, b'\\x01', is not readable"),
+    (">a\nAC>GT\n", "record 'a': byte b'>' at position 2"),
+    ("; of old\n>a\nACGT\n", "line 1 comes before any '>' header"),
 ])  # fmt: skip
 def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.fa").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         embed_fasta(tiny_network(), str(tmp_path / "x.fa"), length=16, device=CPU)
+    assert "x.fa" in str(caught.value)
 
 
 def test_a_cut_gzip_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.fa.gz").write_bytes(gzip.compress(b">a\n" + b"ACGTTGCA" * 500)[:-12])
     with pytest.raises(ValueError, match=r"x.fa.gz is a damaged gzip file"):
-        list(read_fasta(str(tmp_path / "x.fa.gz")))
+        list(records.read(str(tmp_path / "x.fa.gz")))
+
+
+FASTA = ">one of two\nACGTR\nAC\n>two\nGGTTAACC\n"
+READ = [("one", "ACGTNAC"), ("two", "GGTTAACC")]
+
+
+def letters(path: Path) -> list[tuple[str, str]]:
+    return [(name, alphabet.decode(codes).decode()) for name, codes, _ in records.read(str(path))]
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_mangled_fasta_has_the_same_records_or_is_refused(tmp_path: Path, data: st.DataObject) -> None:
+    text = FASTA.encode()
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(text)))
+        what = data.draw(st.sampled_from(["put", "mark", "ends", "lead", "utf-16", "blank"]))
+        if what == "put":
+            text = text[:at] + data.draw(st.sampled_from([b"\n", b"\r", b"\0", b";", b"*", b"-", b"\xff"])) + text[at:]
+        elif what == "mark":
+            text = b"\xef\xbb\xbf" + text
+        elif what == "ends":
+            text = text.replace(b"\n", data.draw(st.sampled_from([b"\r\n", b"\r"])))
+        elif what == "lead":
+            text = text.replace(b"\n>", b"\n >") if at % 2 else b" \n " + text
+        elif what == "utf-16":
+            text = text.decode("latin-1").encode("utf-16")
+        else:
+            text = text[:at] + data.draw(st.sampled_from([b" ", b"\t"])) + text[at:]
+    path = tmp_path / "x.fa"
+    pack = data.draw(st.sampled_from([bytes, gzip.compress, bz2.compress, lzma.compress]))
+    path.write_bytes(pack(text))
+    found = attempt(path)
+    # A mark may have become part of a name, which then is another right one.
+    assert found is None or [each for _, each in found] == [each for _, each in READ], text
+
+
+def attempt(path: Path) -> list[tuple[str, str]] | None:
+    """The records, or None where they are refused in a sentence that names the file."""
+    try:
+        return letters(path)
+    except ValueError as fault:
+        said = str(fault)
+    assert str(path) in said
+    assert "\n" not in said
+    return None
+
+
+@given(st.integers(0, 200), st.sampled_from([gzip.compress, bz2.compress, lzma.compress]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_cut_fasta_that_was_compressed_is_refused(tmp_path: Path, at: int, pack: Callable[[bytes], bytes]) -> None:
+    whole = pack(FASTA.encode())
+    (tmp_path / "x.fa").write_bytes(whole[: at % len(whole)])
+    assert attempt(tmp_path / "x.fa") is None
+
+
+def test_lines_end_as_they_like_also_where_pieces_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = FASTA.replace("\n", "\r\n").encode()
+    for size in range(1, 9):
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        monkeypatch.setattr(unpack.store, "chunks", lambda uri, pieces=pieces: iter(pieces))
+        assert letters(tmp_path / "x.fa") == READ
+
+
+@pytest.mark.parametrize("end", ["csv", "TSV", "csv.gz", "tsv.gz", "npy", "parquet", "pq", ""])
+def test_the_end_of_the_name_says_the_format(tmp_path: Path, end: str) -> None:
+    table = pd.DataFrame({"name": ["a", "b,c"], "length": [3, 4], "e0": np.float32([0.1, -3e-9]),
+                          "e1": np.float32([1 / 3, 2])})  # fmt: skip
+    path = tmp_path / (f"e.{end}" if end else "e")
+    with open(path, "wb") as file:
+        vectors.write(table, file, end=vectors.format_of(str(path)))
+    first = path.read_bytes()[:4]
+    if end == "npy":
+        np.testing.assert_array_equal(np.load(path), table[["e0", "e1"]].to_numpy())
+        assert np.load(path).dtype == np.float32
+        return
+    if end in ("parquet", "pq", ""):
+        assert first == b"PAR1"
+        found = pd.read_parquet(path)
+    else:
+        assert first[:2] == b"\x1f\x8b" if end.endswith("gz") else first == b"name"
+        found = pd.read_csv(path, sep="\t" if end.lower().startswith("tsv") else ",",
+                            compression="gzip" if end.endswith("gz") else None, dtype=dict(table.dtypes))  # fmt: skip
+    pd.testing.assert_frame_equal(found, table, check_exact=True)
+
+
+@pytest.mark.parametrize(("output", "message"), [
+    ("e.xlsx", "e.xlsx ends in .xlsx, which is no format here; the end of the name says the format: .parquet"),
+    ("e.parquet.gz", "ends in .parquet.gz, which is no format"),
+    ("e.txt", "ends in .txt"),
+    ("s3://b/e.h5?versionId=x.csv", "ends in .h5"),
+    ("new/", "new/ is a folder; give the name of a file in it, such as new/embeddings.parquet"),
+    (".", ". is a folder"),
+])  # fmt: skip
+def test_another_name_is_refused_before_any_work(output: str, message: str, capsys: pytest.CaptureFixture[str],
+                                                 tmp_path: Path) -> None:  # fmt: skip
+    arguments = ["--model", "models:/none@x", "--input", "none.fa", "--track-uri", f"sqlite:///{tmp_path}/none.db"]
+    assert main([*arguments, "--output", output]) == 2
+    assert message in capsys.readouterr().err
+    assert main([*arguments, "--output", "e.csv", "--length", "0"]) == 2
+    assert "--length 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_table_round_trip_through_the_registry(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
@@ -94,3 +243,31 @@ def test_table_round_trip_through_the_registry(tmp_path: Path, tmp_path_factory:
     assert main([*arguments, "--track-uri", where.uri]) == 1
     assert "none.fa: no such file" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == [], "nothing half-written"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_told_to_stop_it_leaves_no_half_of_a_file(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, number: int,
+                                                  code: int, monkeypatch: pytest.MonkeyPatch, signal_handlers: None,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    where = registered(tmp_path_factory)
+    (tmp_path / "x.fa").write_text(FASTA)
+    (tmp_path / "e.csv").write_text("of yesterday")
+    arguments = ["--model", CANDIDATE, "--input", str(tmp_path / "x.fa"), "--output", str(tmp_path / "e.csv"),
+                 "--track-uri", where.uri]  # fmt: skip
+    write = vectors.write
+
+    def stopped(table: pd.DataFrame, file: IO[bytes], *, end: str) -> None:
+        write(table, file, end=end)
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors, "write", stopped)
+        assert main(arguments) == code
+    assert "no part of a file is left; the same command starts again" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv", "x.fa"]
+    assert (tmp_path / "e.csv").read_text() == "of yesterday"
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "e.csv: 2 sequences, 15 bp, 24 numbers each (CSV; toy version" in out
+    assert "1 ambiguous letters (IUPAC codes such as R or Y) were read as N" in out
+    assert pd.read_csv(tmp_path / "e.csv")["name"].tolist() == ["one", "two"]

@@ -2,19 +2,25 @@
 
 import json
 import re
+import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import matthews_corrcoef
 
 import configs
 from tests.registered import CANDIDATE, NAME, TASK_ROWS, Registered, register, registered, registry
+from trainer.embed import Rows
 from trainer.finetune import finetune, main, past_results
+from trainer.registry import Registry
+from trainer.tasks import supervised
 from trainer.tasks.classification import Classification
 from trainer.tasks.config import TaskConfig
 
@@ -78,6 +84,29 @@ def test_all_modes_end_to_end(where: Registered, monkeypatch: pytest.MonkeyPatch
     assert len([result for result in past_results(reader, NAME, "1") if result.task == "motif"]) == 8
 
 
+def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_before_the_work(
+    where: Registered, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{shutil.copy(where.uri.removeprefix('sqlite:///'), tmp_path / 'mlflow.db')}"
+    reader = Registry(uri)
+    toys = reader.client.get_experiment_by_name("toys").experiment_id
+    command = ["--model", CANDIDATE, "--task", str(where.task), "--track-uri", uri, "modes=kmer", "name=moved"]
+    reader.client.delete_experiment(toys)
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert err == (f"error: experiment toys at {uri} was deleted; restore it (MLFLOW_TRACKING_URI={uri} mlflow "
+                   f"experiments restore --experiment-id {toys}) or give another track.experiment\n")  # fmt: skip
+    assert main([*command, "track.experiment=elsewhere"]) == 0
+    assert "champion of toy: unchanged, neither" in capsys.readouterr().err
+    (child,) = reader.tagged("elsewhere", {"finetune": "child"})
+    assert child.data.params["task"] == "moved"
+    reader.client.restore_experiment(toys)
+    version = reader.version(CANDIDATE).version  # an int, of a database
+    assert "moved" in {result.task for result in past_results(reader, NAME, version)}, "wherever they lie"
+    assert main([*command, "track.experiment=''"]) == 2
+    assert "track.experiment: an experiment needs a name (given '')" in capsys.readouterr().err
+
+
 def _kmer_mcc(where: Registered, c: float) -> float:
     train, test = (pd.read_csv(where.folder / f"{role}.csv") for role in ("train", "test"))
     counter = CountVectorizer(analyzer="char", ngram_range=(3, 3), lowercase=False)
@@ -114,11 +143,55 @@ def test_champion_falls_only_to_a_better_dev_score(where: Registered, monkeypatc
     reader.set_alias(NAME, "candidate", "1")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_told_to_stop_it_ends_its_run(where: Registered, number: int, code: int, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str], signal_handlers: None) -> None:  # fmt: skip
+    """In the middle of training: the run that is under way is KILLED, the one before it stays FINISHED."""
+    trained = supervised._Trial.epoch
+
+    def stopped(trial: supervised._Trial, *given: object) -> bool:
+        signal.raise_signal(number)
+        return trained(trial, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(supervised._Trial, "epoch", stopped)
+    mode = {"modes": "[kmer,finetune]", "name": f"stopped{number}"}
+    assert main(["--model", CANDIDATE, "--task", str(where.task), "--track-uri", where.uri,
+                 *(f"{key}={value}" for key, value in mode.items())]) == code  # fmt: skip
+    err = capsys.readouterr().err
+    assert re.search("error: (told to stop|interrupted); results that were told are in MLflow; the same command", err)
+    runs = registry(where).runs(registry(where).client.get_experiment_by_name("toys").experiment_id, "")
+    of_task = {run.data.params["mode"]: run.info.status for run in runs if run.data.params.get("task") == mode["name"]}
+    assert of_task == {"kmer": "FINISHED", "finetune": "KILLED"}
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+
+
+def test_a_long_row_among_short_ones_needs_its_own_memory_alone(where: Registered, tmp_path: Path) -> None:
+    """Padded to it, a batch of training would hold 20 x 40,000 letters."""
+    widest = 0
+    rows = (where.folder / "train.csv").read_text() + "ACGT" * 10_000 + ",a\n"
+    (tmp_path / "train.csv").write_text(rows)
+    made = Rows.batch
+
+    def watched(rows: Rows, index_B: torch.Tensor, *given: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+        nonlocal widest
+        codes_BL, length_B = made(rows, index_B, *given)  # type: ignore[arg-type]
+        widest = max(widest, codes_BL.numel())
+        return codes_BL, length_B
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rows, "batch", watched)
+        task = load_task(where, f"train={tmp_path / 'train.csv'}", "name=long", "modes=[probe,finetune,scratch]",
+                         "finetune.epochs=1")  # fmt: skip
+        finetune(registry(where), CANDIDATE, task)
+    assert widest == 40_000
+
+
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["--model", "models:/nobody@candidate"], 1, "registered model models:/nobody@candidate"),
     (["--model", f"models:/{NAME}/99"], 1, f"models:/{NAME}/99"),
-    (["--model", "runs/x"], 1, "runs/x is no registered model; write models:/NAME@ALIAS"),
+    (["--model", "runs/x"], 2, "runs/x is no registered model; write models:/NAME@ALIAS"),
     (["--model", CANDIDATE, "test=/nowhere/test.csv"], 1, "/nowhere/test.csv: no such file"),
+    (["--model", CANDIDATE, "--json", "/"], 2, "output / is a folder; give the name of a file in it, such"),
     (["--model", CANDIDATE, "finetune.epoch=3"], 2, "did you mean 'epochs'"),
     (["--model", CANDIDATE, "label_column=class"], 1, "train.csv has no column 'class'"),
 ])  # fmt: skip

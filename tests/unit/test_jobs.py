@@ -1,5 +1,6 @@
 """cluster.jobs: results in order, faults as themselves, dead workers replaced."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -63,6 +64,15 @@ def out_of_reach(task: tuple[str, int]) -> int:
 
 def total(task: int, shared: tuple[np.ndarray, str]) -> tuple[int, str, bool]:
     return int(shared[0][:task].sum()), shared[1], shared[0].flags.writeable
+
+
+def meet(task: tuple[str, str]) -> str:
+    """Its name, once another task is there too."""
+    folder, name = task
+    (Path(folder) / name).touch()
+    while len(list(Path(folder).iterdir())) < 2:
+        time.sleep(0.01)
+    return name
 
 
 def where(_: int) -> int:
@@ -148,3 +158,57 @@ def test_a_session_inside_a_session_is_the_same_one(local_ray: int) -> None:
         assert workers == 1
     with jobs.session() as workers:
         assert workers == local_ray
+
+
+def test_nodes_that_join_later_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head without CPUs counts as one worker, until nodes are there."""
+    clock, there = [100.0], {"CPU": 0.0}
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(jobs.ray, "cluster_resources", lambda: there)
+    room = jobs._Room(None)
+    for after, cpus, now, missing in ((0, 0, 1, False), (9, 0, 1, False), (11, 0, 1, True), (17, 0, 1, False),
+                                      (18, 24, 1, False), (23, 24, 24, False), (60, 32, 32, False), (90, 3, 3, False)):
+        clock[0], there["CPU"] = 100.0 + after, cpus
+        assert (room.now(), room.is_missing()) == (now, missing), after
+    there.clear()  # as Ray has it where no node has any
+    clock[0] += 10
+    assert room.now() == 1
+    assert jobs._Room(5).now() == 5
+
+
+def test_tasks_that_run_at_once_grow_with_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first task ends only once the second runs beside it, which needs a second look at the cluster."""
+    seen = iter([0.0, 2.0])
+    last = [0.0]
+
+    def resources() -> dict[str, float]:
+        last[0] = next(seen, last[0])
+        return {"CPU": last[0]}
+
+    monkeypatch.setattr("cluster.jobs._LOOK", 0.1)
+    monkeypatch.setattr(jobs.ray, "cluster_resources", resources)
+    assert jobs.run(meet, [(str(tmp_path), "a"), (str(tmp_path), "b")]) == ["a", "b"]
+
+
+def test_a_long_folder_for_temporary_files_has_a_short_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("slurm_jobdir" * 6) / "4711001.scratch"
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for variable in ("TMPDIR", "RAY_TMPDIR"):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, str(long))
+            with jobs.short_folder() as way:
+                assert way and len(way) < 30 and os.path.realpath(way) == f"{long}/ray"
+                Path(way, "session").mkdir()
+            assert not os.path.lexists(os.path.dirname(way)) and (long / "ray" / "session").is_dir()
+            (long / "ray" / "session").rmdir()
+            patch.setattr(jobs.tempfile, "mkdtemp", refuse_folder)
+            with pytest.raises(RuntimeError, match=f"^cannot start a local Ray: {variable}={long} is too long for its "
+                                                   r"sockets, .*\(\[Errno 30\] Read-only.*; set RAY_TMPDIR to a short"):
+                jobs.short_folder().__enter__()
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    with jobs.short_folder() as way:
+        assert way is None
+
+
+def refuse_folder(**_: str) -> str:
+    raise OSError(errno.EROFS, "Read-only file system", "/tmp")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster import lock, store
+from cluster import lease, store
 from cluster.lock import LockedError, LockLostError, hold
 from tests.s3 import S3
 
@@ -56,7 +56,7 @@ def holders() -> Any:
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process is on another host from now on."""
-    monkeypatch.setattr(lock.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(lease.socket, "gethostname", lambda: "elsewhere")
 
 
 def test_the_second_is_refused_and_a_killed_holder_leaves_the_folder_free(
@@ -160,8 +160,8 @@ def test_a_lease_that_is_not_renewed_in_time_is_lost_for_good_and_left_to_whoeve
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, clock = f"{s3.uri}/run", [0.0]
-    real = lock._now
-    monkeypatch.setattr(lock, "_now", lambda: real() + clock[0])
+    real = lease._now
+    monkeypatch.setattr(lease, "_now", lambda: real() + clock[0])
     with hold(uri, ttl_s=600) as held:
         held.check()
         clock[0] = 500.0
@@ -191,7 +191,7 @@ def test_what_is_no_lease_is_watched_and_taken_once_it_is_still(s3: S3, monkeypa
     with hold(f"{s3.uri}/run", ttl_s=1) as held:
         held.check()
     store.write_bytes(path, b'{"of": "a later version"}')
-    monkeypatch.setattr(lock.time, "sleep", lambda _: store.write_bytes(path, b"renewed"))
+    monkeypatch.setattr(lease.time, "sleep", lambda _: store.write_bytes(path, b"renewed"))
     with pytest.raises(LockedError, match="/run is in use by another process; end"):
         hold(f"{s3.uri}/run", ttl_s=60).__enter__()
 
@@ -234,7 +234,7 @@ def test_a_lease_where_the_store_knows_no_conditions() -> None:
 
 
 def test_a_pid_that_another_process_has_now_is_no_holder() -> None:
-    mine = lock._Lease.of_this_process("secret", 1)
+    mine = lease.Lease.of_this_process("secret", 1)
     assert mine.is_dead_here() is False
     assert replace(mine, started="1").is_dead_here() is True
     assert replace(mine, host="elsewhere").is_dead_here() is None

@@ -10,13 +10,11 @@ from trainer.meter import Meter
 def test_bp_and_flops_are_summed_over_steps_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(meter.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(meter, "_matmul_flops_per_s", lambda *_: 50.0)
+    monkeypatch.setattr(meter, "matmul_flops_per_s", lambda *_: 50.0)
+    monkeypatch.setattr(meter, "nominal_flops_per_s", lambda *_: 200.0)
     measured = Meter(device=torch.device("cpu"), dtype=torch.float32)
     for bp, flops in ((64, 10.0), (64, 10.0), (256, 90.0)):
-        measured.expect(bp_per_step=bp)
-        if measured.flops_per_step == 0:
-            measured.flops_per_step = flops
-        assert measured.flops_per_step == flops, "counted anew when the length changes, and only then"
+        measured.expect(bp_per_step=bp, flops_per_step=flops)
         with measured.waiting():
             now[0] += 0.5
         now[0] += 0.5
@@ -26,5 +24,21 @@ def test_bp_and_flops_are_summed_over_steps_of_any_length(monkeypatch: pytest.Mo
     assert found["throughput/step_ms"] == 1000
     assert found["throughput/data_wait_fraction"] == 0.5
     assert found["throughput/mfu"] == 110 / 3 / 50
+    assert found["throughput/mfu_nominal"] == 110 / 3 / 200
     now[0] += 1
     assert measured.read()["throughput/bp_per_s"] == 0
+
+
+@pytest.mark.parametrize(("name", "rate"), [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L40S", 362e12), ("Some other chip", None),
+])  # fmt: skip
+def test_the_nominal_rate_is_that_of_the_chip(monkeypatch: pytest.MonkeyPatch, name: str, rate: float | None) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert meter.nominal_flops_per_s(torch.device("cuda", 0)) == rate
+
+
+def test_a_processor_has_a_measured_peak_and_no_nominal_one() -> None:
+    measured = Meter(device=torch.device("cpu"), dtype=torch.float32)
+    assert measured.measured_peak > 1e8
+    assert "throughput/mfu_nominal" not in measured.read()

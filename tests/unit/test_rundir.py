@@ -263,3 +263,14 @@ def test_no_secret_is_shown_or_saved(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(store, "list_files", lambda uri: ["genome.fa"])
     with pytest.raises(ConfigError, match=r"^run.dir: s3://\*\*\*@bucket/x holds files of something else"):
         look(config("s3://key:SECRET@bucket/x"))
+
+
+def test_an_object_that_stands_for_a_folder_is_no_file(s3: S3) -> None:
+    """A console makes it with the folder; a new run begins there, and goes on there."""
+    for key in ("run/", f"run/{layout.FOLDER}/"):
+        s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"")
+    saved = config(f"{s3.uri}/run")
+    assert look(saved).status == "new"
+    rundir.write(saved)
+    checkpoint(saved, 10)
+    assert (look(saved).status, look(saved).step) == ("unfinished", 10)

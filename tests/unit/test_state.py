@@ -192,3 +192,16 @@ def test_the_drift_of_the_centre_is_measured_from_reading_to_reading() -> None:
     assert judge(now, HEALTHY)[0]["batch_health/centre_drift"] == pytest.approx(2)
     balanced = config(loss={"distill": {"balance": "sinkhorn"}})
     assert "batch_health/centre_drift" not in judge(start(balanced, Told()), HEALTHY)[0]
+
+
+def test_a_skipped_block_counts_once_an_epoch_also_after_the_run_was_taken_up_again() -> None:
+    now, alone, cpu = start(config(data={"uri": "d", "on_corrupt": "skip"}), Told()), Group(0, 1), torch.device("cpu")
+    assert now.skipped_blocks is not None
+    now.skipped_blocks.add({(0, 0, 7), (0, 0, 8)})
+    assert state.count_skipped_blocks(now, alone, device=cpu) == {"data/skipped_blocks": 2.0}
+    saved = now.skipped_blocks.everywhere(alone, device=cpu)
+    now.skipped_blocks.add({(0, 1, 7)})  # of a step after the checkpoint, which is made again
+    now.skipped_blocks.restore(saved)
+    now.skipped_blocks.add({(0, 0, 8), (0, 1, 7)})
+    assert state.count_skipped_blocks(now, alone, device=cpu) == {"data/skipped_blocks": 3.0}
+    assert state.count_skipped_blocks(start(config(), Told()), alone, device=cpu) == {}

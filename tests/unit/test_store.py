@@ -3,10 +3,12 @@
 import errno
 import os
 import pickle
+import re
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +195,7 @@ def test_a_store_that_keeps_less_than_it_was_sent(monkeypatch: pytest.MonkeyPatc
 def test_a_store_that_deletes_less_than_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
     store.write_bytes("memory://kept/x", b"1")
     with monkeypatch.context() as patch:
-        patch.setattr(type(fsspec.filesystem("memory")), "rm", lambda fs, path, recursive: None)
+        patch.setattr(type(fsspec.filesystem("memory")), "rm_file", lambda fs, path: None)
         with pytest.raises(store.StoreError, match="cannot remove memory://kept: the store kept some of it"):
             store.remove("memory://kept")
     store.remove("memory://kept")
@@ -242,6 +244,75 @@ def test_what_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caught.value is untouched and len(flaky.faults) == 1
 
 
+def like(name: str, module: str, base: type[Exception] = Exception, **values: Any) -> Exception:
+    """A fault as a library that is not installed here would raise it: of that name and module, with its attributes."""
+    words = values.pop("words", "")
+    fault = type(name, (base,), {"__module__": module})(words)
+    for attribute, value in values.items():
+        setattr(fault, attribute, value)
+    return fault
+
+
+def gcs(code: int | str, message: str) -> Exception:
+    return like("HttpError", "gcsfs.retry", words=f"{message}, {code}", code=code, message=f"{message}, {code}")
+
+
+def azure(status: int | None, message: str, name: str = "HttpResponseError") -> Exception:
+    words = f"{message}\nRequestId:1-2\nTime:2026\nErrorCode:X\nContent: <xml>"
+    return like(name, "azure.core.exceptions", words=words, message=words, status_code=status)
+
+
+@pytest.mark.parametrize(("fault", "reason", "passes"), [
+    (gcs(503, "Backend Error"), r"Backend Error \(503\)", True),
+    (gcs("429", "Slow down"), r"Slow down \(429\)", True),
+    (gcs(401, "Invalid Credentials"), r"Invalid Credentials \(401\)", False),
+    (gcs(400, ""), r"Bad Request \(400\)", False),
+    (like("ServiceUnavailable", "google.api_core.exceptions", code=HTTPStatus.SERVICE_UNAVAILABLE, message="busy"),
+     r"busy \(503\)", True),
+    (like("Forbidden", "google.api_core.exceptions", code=HTTPStatus.FORBIDDEN, message="no right"),
+     r"no right \(403\)", False),
+    (like("NotFound", "google.api_core.exceptions", code=404, message="no object"), "no such file or bucket", False),
+    (like("ChecksumError", "gcsfs.retry", words="checksums differ"), "checksums differ", True),
+    (like("RefreshError", "google.auth.exceptions", words="no token", retryable=True), "no token", True),
+    (like("DefaultCredentialsError", "google.auth.exceptions", words="none", retryable=False), "none", False),
+    (ValueError("Bad Request: b/o\nInvalid bucket name"), "Bad Request: b/o Invalid bucket name", False),
+    (azure(503, "The server is busy."), r"The server is busy. \(503\)", True),
+    (azure(500, "Internal error."), r"Internal error. \(500\)", True),
+    (azure(403, "This request is not authorized."), r"This request is not authorized. \(403\)", False),
+    (azure(404, "The specified container does not exist.", "ResourceNotFoundError"), "no such file or bucket", False),
+    (azure(None, "Cannot connect to host", "ServiceRequestError"), "Cannot connect to host RequestId.*", True),
+    (azure(None, "Connection lost", "ServiceResponseError"), "Connection lost RequestId.*", True),
+    (like("ProxyError", "requests.exceptions", ConnectionError, words="bad gateway"), "bad gateway", True),
+])  # fmt: skip
+def test_faults_of_google_and_azure_are_sentences_and_tried_again_where_they_may_pass(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str, passes: bool
+) -> None:
+    monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "0")
+    flaky = _Flaky(*[fault] * 4)
+    if passes:
+        assert retry.attempt("gs://b/x", "read", flaky) == "done"
+    flaky = _Flaky(*[fault] * 9)
+    with pytest.raises(store.StoreError) as caught:
+        retry.attempt("gs://b/x", "read", flaky)
+    assert re.fullmatch(f"cannot read gs://b/x: {reason}" + r"; gave up after 5 tries over 0.0 s" * passes,
+                        str(caught.value))
+    assert isinstance(caught.value, store.TransientError) == passes
+    assert len(flaky.faults) == (4 if passes else 8)
+
+
+def test_a_fault_inside_one_that_says_only_that_it_failed() -> None:
+    def upload() -> None:
+        try:
+            raise azure(503, "The server is busy.")
+        except Exception as fault:
+            raise RuntimeError("Failed to upload block!") from fault
+
+    with pytest.raises(store.TransientError, match=r"^cannot write az://c/x: The server is busy. \(503\); gave up"):
+        retry.attempt("az://c/x", "write", upload, tries=1)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        retry.attempt("az://c/x", "write", _Flaky(RuntimeError("a mistake")))
+
+
 def test_local_files_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flaky = _Flaky(*[TimeoutError(errno.ETIMEDOUT, "")] * 3)
     monkeypatch.setattr(os, "walk", lambda *args, **kwargs: flaky())
@@ -269,6 +340,42 @@ def test_no_secret_of_a_url_is_shown(tail: str, scheme: str) -> None:
     assert redact("cannot read /data/what?.fa: a@b") == "cannot read /data/what?.fa: a@b"
 
 
+@pytest.mark.parametrize(("uri", "shown"), [
+    ("sqlite:////home/me@work/mlflow.db", None), ("sqlite:////me@work/mlflow.db", None), ("sqlite:///a@b.db", None),
+    ("http://host:5000/me@work", None), ("s3://bucket/me@work/x", None), ("/data/me@work//x@y", None),
+    ("https://me:word@host/me@work", "https://***@host/me@work"), ("https://token@host/x", "https://***@host/x"),
+    ("postgresql://me:wo/r?d@host/db?password=word", "postgresql://***@host/db?..."),
+    ("mysql+pymysql://me:wo:rd@host/me@work", "mysql+pymysql://***@host/me@work"),
+    ("postgresql://host:5432/db", None), ("postgresql://me@host/db", "postgresql://***@host/db"),
+])  # fmt: skip
+def test_an_at_sign_in_a_path_is_left_and_a_password_is_not(uri: str, shown: str | None) -> None:
+    assert redact(f"MLflow at {uri} says no") == f"MLflow at {shown or uri} says no"
+    assert redact(redact(uri)) == redact(uri)
+
+
 def test_a_host_that_does_not_resolve_is_said_so() -> None:
     fault = failure(socket.gaierror(-2, "Name or service not known"), "https://host/x", "read")
     assert str(fault) == "cannot read https://host/x: [Errno -2] Name or service not known"
+
+
+def test_a_file_gets_the_mode_of_the_users_umask_and_no_other_thread_sees_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("umask and mode belong to the whole process, or to a file that others may see already")
+
+    old = os.umask(0)
+    try:
+        for mask, mode in ((0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0, 0o666)):
+            os.umask(mask)
+            with monkeypatch.context() as patch:
+                for name in ("umask", "chmod", "fchmod"):
+                    patch.setattr(os, name, never)
+                store.write_bytes(str(tmp_path / "x"), b"1")  # from the second time on in the place of another
+                with store.publish(str(tmp_path / "y")) as file:
+                    (temporary,) = (path for path in tmp_path.iterdir() if path.name.startswith(".y."))
+                    assert temporary.stat().st_mode & 0o777 == mode
+                    file.write(b"1")
+            assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+    finally:
+        os.umask(old)

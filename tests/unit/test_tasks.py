@@ -60,10 +60,29 @@ def test_shipped_tasks_hold_the_rows_they_say(dna_data: Path, monkeypatch: pytes
     ({"test": "x", "finetune": {"lr": []}}, "at least 1 item"),
     ({"test": "x", "modes": ["kmers"]}, "'kmer'"),
     ({"test": "x", "max_train_row": 5}, "did you mean 'max_train_rows'"),
+    ({"test": "x", "labels": [False, True]}, r'text in quotes, .* such as "true", not \[False, True\]'),
+    ({"test": "x", "labels": [None, "a"]}, r'text in quotes, .* not \[None\]'),
+    ({"test": "x", "labels": ["a", " "]}, "one of them is empty"),
 ])  # fmt: skip
 def test_config_faults(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         task(**values)
+
+
+@pytest.mark.parametrize(("written", "labels"), [
+    ("[no, yes]", ("no", "yes")), ("[1.0, 0]", ("1.0", "0")), ("[01, 1]", ("01", "1")), ('["null", a]', ("null", "a")),
+    ("[on, 1_000]", ("on", "1_000")), ('["0", a b]', ("0", "a b")), ("[0x1F, 12:30]", ("0x1F", "12:30")),
+])  # fmt: skip
+def test_labels_are_the_words_of_the_file(tmp_path: Path, written: str, labels: tuple[str, ...]) -> None:
+    (tmp_path / "t.yaml").write_text(f"name: 7\nlabels: {written}\ntest: x\nlabel_column: on\n")
+    config = load(TaskConfig, tmp_path / "t.yaml")
+    assert (config.labels, config.name, config.label_column) == (labels, "7", "on")
+    (tmp_path / "t.yaml").write_text("name: t\nlabels: [a, b]\ntest: x\n")
+    assert load(TaskConfig, tmp_path / "t.yaml", [f"labels={written}"]).labels == labels
+    rows = "".join(f"{s},{label}\n" for label in labels for s in random_letters(60, seed=len(label) + ord(label[0])))
+    (tmp_path / "t.csv").write_text(f"sequence,label\n{rows}")
+    data = load_data(load(TaskConfig, tmp_path / "t.yaml", [f"labels={written}", f"test={tmp_path / 't.csv'}"]))
+    assert len(data.train) + len(data.dev) + len(data.test) == 120
 
 
 def test_one_file_is_split_by_hash_the_same_in_any_order(tmp_path: Path) -> None:
@@ -120,7 +139,7 @@ def test_subsample_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     ("sequence,label\nACGT,a\nAC!T,b\n", r"bad.csv, line 3: byte b'!' at position 2 is no nucleotide letter"),
     ("sequence,label\n,a\n", r"bad.csv, line 2: the sequence is empty"),
     ("sequence,label\n", r"bad.csv has a header and no rows"),
-    ("", r"bad.csv is not a CSV file"),
+    ("", r"bad.csv is empty"),
     ("sequence,label\nACGT,a\nACGA,a\n", r"its test split of 2 rows has none with label 'b'"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
@@ -128,6 +147,23 @@ def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, text: str, me
     good = {role: write_csv(tmp_path / role, random_letters(20, seed=i)) for i, role in enumerate(("train", "dev"))}
     with pytest.raises(ValueError, match=message):
         load_data(task(test=str(tmp_path / "bad.csv"), **good))
+
+
+def test_what_may_not_be_meant_is_told(tmp_path: Path) -> None:
+    first, second, third = (random_letters(60, seed=i) for i in range(3))
+    other = alphabet.decode(alphabet.reverse_complement(alphabet.encode(second[0].encode())[0])).decode()
+    labels = [*(["a", "b"] * 30), "b", "b"]
+    uris = {"train": write_csv(tmp_path / "1.csv", [*first, first[4], other], labels),
+            "dev": write_csv(tmp_path / "2.csv", second), "test": write_csv(tmp_path / "3.csv", third)}  # fmt: skip
+    assert load_data(task(**uris)).remarks == (
+        "2 sequences (or the reverse complement) with more than one label; the first: "
+        f"{tmp_path}/1.csv, line 6 has it with label 'a', {tmp_path}/1.csv, line 62 with 'b'",)  # fmt: skip
+    (tmp_path / "3.csv").write_text((tmp_path / "3.csv").read_text() + "ACGTR,a")
+    remarks = load_data(task(**uris)).remarks
+    assert remarks[0] == f"{tmp_path}/3.csv: its last line has no end; if the file was cut short, get it again"
+    assert remarks[1] == f"{tmp_path}/3.csv: 1 ambiguous letters (IUPAC codes such as R or Y) are read as N"
+    with pytest.raises(ValueError, match=r"train split of 0 rows \(60 rows were left out, as dev or test holds"):
+        load_data(task(train=uris["dev"], dev=uris["test"], test=uris["dev"]))
 
 
 def test_missing_file_names_it(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """MLflow's side: every point arrives, aliases, and one sentence for what goes wrong."""
 
+import signal
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 
+from cluster import process
 from trainer.registry import Registry
 from trainer.track import Run, TrackError
 
@@ -44,6 +48,43 @@ def test_a_run_that_raises_is_marked_failed(uri: str, artifacts: Path) -> None:
         fail()
     assert Registry(uri).run(run.id).info.status == "FAILED"
     assert Registry(uri).history(run.id, "x")["value"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, process.Preempted])
+def test_a_run_that_is_stopped_is_marked_killed(uri: str, artifacts: Path, stop: type[BaseException]) -> None:
+    with pytest.raises(stop), new_run(uri, artifacts) as run:
+        raise stop
+    assert Registry(uri).run(run.id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_no_signal_leaves_a_run_running(uri: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch, number: int,
+                                        code: int, signal_handlers: None) -> None:  # fmt: skip
+    """It comes while the server has made the run and the client does not know it, and again while the run is ended."""
+    create_run, set_terminated = mlflow.MlflowClient.create_run, mlflow.MlflowClient.set_terminated
+    made = []
+
+    def create(client: mlflow.MlflowClient, *given: Any, **more: Any) -> Any:
+        run = create_run(client, *given, **more)
+        made.append(run.info.run_id)
+        signal.raise_signal(number)
+        return run
+
+    def end(client: mlflow.MlflowClient, *given: Any, **more: Any) -> None:
+        signal.raise_signal(number)
+        set_terminated(client, *given, **more)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", create)
+    monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", end)
+    assert process.exit_code(lambda: new_run(uri, artifacts) and 0, resumable=True) == code
+    assert [Registry(uri).run(each).info.status for each in made] == ["KILLED"]
+
+
+def test_a_run_whose_params_are_refused_does_not_stay_running(uri: str, artifacts: Path) -> None:
+    with pytest.raises(TrackError, match="p"):
+        new_run(uri, artifacts, params={"not/a param?": 1, "p" * 300: 2}, tags={"which": "refused"})
+    (run,) = Registry(uri).tagged("e", {"which": "refused"})
+    assert run.info.status == "FAILED"
 
 
 def test_candidate_moves_to_the_newest_version(uri: str, artifacts: Path, tmp_path: Path) -> None:

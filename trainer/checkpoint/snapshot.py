@@ -1,7 +1,7 @@
 """A run's state at the end of a step, as tensors by name: copied while the step waits, and put back.
 
 A rank has fragments of the teacher and of the student's masters and moments, named KIND/PARAMETER; what all ranks have
-alike (centres, buffers, ids of skipped samples) is rank 0's to write.
+alike (centres, buffers, ids of skipped samples, skipped blocks) is rank 0's to write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from trainer.fragments import FlatGroup
 from trainer.state import State
 
 TEACHER = "teacher"
+_BLOCKS = "skipped_blocks"
 
 
 class Snapshot:
@@ -59,7 +60,7 @@ class Snapshot:
 
 
 def shared(state: State, engine: Engine) -> dict[str, Tensor]:
-    """What all ranks have alike, copied to the CPU; a collective where steps are being skipped."""
+    """What all ranks have alike, copied to the CPU; a collective where steps or blocks are being skipped."""
     found = {f"centre/{name}": centre for name, centre in state.centres.items()}
     if state.read_centre_PK is not None:
         found["read_centre"] = state.read_centre_PK
@@ -68,6 +69,9 @@ def shared(state: State, engine: Engine) -> dict[str, Tensor]:
         mine = {str(step): ids_B4.to(engine.device) for step, (_, ids_B4) in state.skipped_ids.items()}
         everywhere = collectives.gather_packed(engine.group, mine)
         found |= {f"skipped/{step}": in_order(ids_WB4) for step, ids_WB4 in everywhere.items()}
+    if state.skipped_blocks is not None:
+        blocks_N3 = state.skipped_blocks.everywhere(engine.group, device=engine.device)
+        found |= {_BLOCKS: blocks_N3} if len(blocks_N3) else {}
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in found.items()}
 
 
@@ -119,7 +123,7 @@ def put_back(
 
 
 def put_back_shared(tensors: Mapping[str, Tensor], engine: Engine, state: State) -> None:
-    """Centres, buffers and the ids of skipped samples.
+    """Centres, buffers, the ids of skipped samples, and skipped blocks, of which older checkpoints say nothing.
 
     Raises:
         ValueError: the run has other centres or buffers than those that were saved.
@@ -142,3 +146,5 @@ def put_back_shared(tensors: Mapping[str, Tensor], engine: Engine, state: State)
         int(name.removeprefix("skipped/")): ({}, tensors[name][group.rank :: group.size])
         for name in sorted(tensors) if name.startswith("skipped/")
     }  # fmt: skip
+    if state.skipped_blocks is not None:
+        state.skipped_blocks.restore(tensors.get(_BLOCKS, torch.empty(0, 3, dtype=torch.int64)))

@@ -163,7 +163,7 @@ class _Zero3(Adapter):
     def write_weights(self) -> None:
         groups = self.groups()
         weights = PartitionedWeights(self.network, groups, self.optimizer.persistent_parameters)
-        weights.write([flat_group.shard(self.group) for flat_group in groups])
+        weights.write([flat_group.shard(self.group) for flat_group in groups]).wait()
 
 
 def _flattened(by_group: Mapping[int, Sequence[Tensor] | None]) -> list[Tensor]:
@@ -202,4 +202,5 @@ class PartitionedWeights:
         if self._persistent:  # DeepSpeed would go on reading the whole copies that it made at first
             self._persistent[0].partition(self._persistent)
             self._persistent[0].all_gather(self._persistent)
-        return Pending()
+        # DeepSpeed gathers partitions on a stream of its own, which does not wait for the one that wrote them.
+        return collectives.written(self._parts[0].device)

@@ -3,16 +3,17 @@
 Logits, and m with them, are in units of log 2 here: exp2 takes a fifth of exp's time on a CPU, whose exp (MKL) moreover
 slows down thirtyfold where results are denormal, as at a high scale they are.
 
-Products have one shape whatever B is: tiles of rows, the last one padded. How a matrix product rounds depends on its
-shape, and a row's gradient must be the same bits on any number of ranks.
+Products have one shape whatever B is, tiles of rows, the last one padded, and on a CPU one thread each. How a matrix
+product rounds depends on both, and a row's gradient must be the same bits on any number of ranks, which share out the
+threads of their machine.
 
 Notation as in contrastive.py. Shapes: B rows, R rows padded to whole tiles, T rows of a tile, N keys, M of a block of
 them, E embedding.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.loci import Loci, same_place
+from trainer.losses.tiles import aligned, each_alone, one_thread
 
 # Rows of a tile, keys of a block. On a CPU core the logits stay in its cache; on a GPU a product must fill it.
 _CPU_SHAPE, _GPU_SHAPE = (64, 1024), (1024, 8192)
 # Keys and features are padded to multiples of these, or MKL rounds by a row's place in the tile, where features are odd
-# and keys few, and by the number of threads, which changes with the ranks of a machine.
+# and keys few.
 _KEYS, _FEATURES = 64, 16
 _LOW = -1e30  # below every logit, and finite: from minus infinity it is no distance to itself
 
@@ -51,16 +53,20 @@ class Rows:
         self, keys_NE: Tensor, positive_B: Tensor | None, locus_B: Loci | None = None, locus_N: Loci | None = None
     ) -> None:
         """Carry all on over these keys. ``positive_B``: the row of each positive in them; None: none is there."""
-        for tile, keys_ME, logits_TM, found_T, _ in self._logits(keys_NE, positive_B, locus_B, locus_N):
-            if found_T is not None:
-                self.positive_R[tile] += found_T
-            top_T = torch.maximum(self.top_R[tile], logits_TM.amax(1))
-            decay_T = (self.top_R[tile] - top_T).exp2_()
-            self.top_R[tile] = top_T
-            weight_TM = logits_TM.sub_(top_T[:, None]).exp2_()
-            self.total_R[tile].mul_(decay_T).add_(weight_TM.sum(1))
-            if self.weighted_RE is not None:
-                self.weighted_RE[tile].mul_(decay_T[:, None]).addmm_(weight_TM, keys_ME)
+
+        def read_tile(tile: slice, blocks: Iterator[_Block]) -> None:
+            for _, keys_ME, logits_TM, found_T in blocks:
+                if found_T is not None:
+                    self.positive_R[tile] += found_T
+                top_T = torch.maximum(self.top_R[tile], logits_TM.amax(1))
+                decay_T = (self.top_R[tile] - top_T).exp2_()
+                self.top_R[tile] = top_T
+                weight_TM = logits_TM.sub_(top_T[:, None]).exp2_()
+                self.total_R[tile].mul_(decay_T).add_(weight_TM.sum(1))
+                if self.weighted_RE is not None:
+                    self.weighted_RE[tile].mul_(decay_T[:, None]).addmm_(weight_TM, keys_ME)
+
+        self._each_tile(read_tile, keys_NE, positive_B, locus_B, locus_N)
 
     def read_both_ways(
         self, keys_NE: Tensor, columns_N2: Tensor, positive_B: Tensor | None, locus_B: Loci | None = None,
@@ -73,10 +79,15 @@ class Rows:
             self.weighted_RE = torch.zeros_like(self.scaled_RE)
         top_R1, inverse_R1 = self._softmax().split(1, 1)
         top_1N, inverse_1N = F.pad(columns_N2.T, (0, -len(keys_NE) % _KEYS)).split(1, 0)
-        for tile, keys_ME, logits_TM, _, block in self._logits(keys_NE, positive_B, locus_B, locus_N):
-            weight_TM = (logits_TM - top_R1[tile]).exp2_().mul_(inverse_R1[tile])
-            weight_TM.addcmul_(logits_TM.sub_(top_1N[:, block]).exp2_(), inverse_1N[:, block])
-            self.weighted_RE[tile].addmm_(weight_TM, keys_ME)
+        weighted_RE = self.weighted_RE
+
+        def read_tile(tile: slice, blocks: Iterator[_Block]) -> None:
+            for block, keys_ME, logits_TM, _ in blocks:
+                weight_TM = (logits_TM - top_R1[tile]).exp2_().mul_(inverse_R1[tile])
+                weight_TM.addcmul_(logits_TM.sub_(top_1N[:, block]).exp2_(), inverse_1N[:, block])
+                weighted_RE[tile].addmm_(weight_TM, keys_ME)
+
+        self._each_tile(read_tile, keys_NE, positive_B, locus_B, locus_N)
 
     def loss(self) -> Tensor:
         """Σ log(1 + exp δ) over the rows."""
@@ -84,7 +95,8 @@ class Rows:
 
     def miss(self) -> Tensor:
         """σ(δ) [B, 1], which is 1 - P of the positive."""
-        return torch.sigmoid(self._gap())[: len(self.query_BE), None]
+        with one_thread(self.query_BE.device):
+            return torch.sigmoid(self._gap())[: len(self.query_BE), None]
 
     def mean_key(self) -> Tensor:
         """Σ 2^(l - m) k / t [B, E], zero where there is no negative."""
@@ -100,28 +112,29 @@ class Rows:
         return self._softmax()[: len(self.query_BE)]
 
     def _gap(self) -> Tensor:
-        # Of whole tiles: functions of a vector's last few elements round differently.
+        # Of whole tiles: functions of a vector's last few elements round differently. Each thread's part has some, too.
         return (self.top_R - self.positive_R) * math.log(2) + self.total_R.log()
 
     def _softmax(self) -> Tensor:
-        top_R = torch.maximum(self.top_R, self.positive_R)
-        total_R = self.total_R * (self.top_R - top_R).exp2() + (self.positive_R - top_R).exp2()
-        return torch.stack([top_R, 1 / total_R], 1)
+        with one_thread(self.query_BE.device):
+            top_R = torch.maximum(self.top_R, self.positive_R)
+            total_R = self.total_R * (self.top_R - top_R).exp2() + (self.positive_R - top_R).exp2()
+            return torch.stack([top_R, 1 / total_R], 1)
 
-    def _logits(
-        self, keys_NE: Tensor, positive_B: Tensor | None, locus_B: Loci | None, locus_N: Loci | None
-    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None, slice]]:
-        """(rows, keys, logits, positives' logits, which keys) of each tile and block, positives and the same place
-        taken out. A positive that is in another block counts 0.
-        """
+    def _each_tile(
+        self, read: "Callable[[slice, Iterator[_Block]], None]", keys_NE: Tensor, positive_B: Tensor | None,
+        locus_B: Loci | None, locus_N: Loci | None,
+    ) -> None:  # fmt: skip
+        """``read`` of each tile of rows and its blocks of keys, positives and the same place taken out."""
         count = len(keys_NE)
         if any(padding := (0, -keys_NE.shape[1] % _FEATURES, 0, -count % _KEYS)):
             keys_NE = F.pad(keys_NE, padding)
+        keys_NE = aligned(keys_NE)
         positive_R = None
         if positive_B is not None:
             positive_R = F.pad(positive_B, (0, len(self.scaled_RE) - len(positive_B)), value=-1)
-        for start in range(0, len(self.scaled_RE), self.tile):
-            tile = slice(start, start + self.tile)
+
+        def blocks(tile: slice) -> Iterator[_Block]:
             for first in range(0, count, self.block):
                 block = slice(first, first + self.block)
                 logits_TM = self.scaled_RE[tile] @ keys_NE[block].T
@@ -130,7 +143,19 @@ class Rows:
                 if locus_B is not None and locus_N is not None:
                     same_TM = same_place(locus_B.rows(tile), locus_N.rows(block))
                     logits_TM[: same_TM.shape[0], : same_TM.shape[1]].masked_fill_(same_TM, -torch.inf)
-                yield tile, keys_NE[block], logits_TM, found_T, block
+                yield _Block(block, keys_NE[block], logits_TM, found_T)
+
+        tiles = [slice(start, start + self.tile) for start in range(0, len(self.scaled_RE), self.tile)]
+        each_alone(lambda tile: read(tile, blocks(tile)), tiles, device=keys_NE.device)
+
+
+class _Block(NamedTuple):
+    """Keys against a tile of rows."""
+
+    keys: slice
+    keys_ME: Tensor
+    logits_TM: Tensor
+    found_T: Tensor | None  # the positives' logits, 0 where the positive is in another block; None: none is there
 
 
 def _take_out(logits_TM: Tensor, column_T: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: B rows of this rank, G of all ranks, D features.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.losses.share import among_all, as_share, full_precision
@@ -38,11 +39,13 @@ def koleo(spread: Spread) -> Tensor:
         raise ValueError(f"KoLeo needs a neighbour for each row, and the global batch has {len(spread.all_GD)} row(s); "
                          "use a global batch of at least 2, or weight 0 for this loss")  # fmt: skip
     epsilon = max(torch.finfo(dtype).eps for dtype in (spread.rows_BD.dtype, spread.all_GD.dtype, torch.float32))
-    # The search sees what was gathered, the same bits on all ranks, which so agree on who is whose neighbour.
+    # The search sees what was gathered, the same bits on all ranks, which so agree on who is whose neighbour (but for
+    # near ties, where processors or threads of the ranks differ).
     neighbour_G = _nearest(_unit(spread.all_GD.float()), spread.block)
     unit_GD = _unit(among_all(spread.rows_BD, spread.all_GD, spread.first_row))
     # Not from the cosine, whose square root has no gradient at 0; the norm's is 0 there.
-    distance_G = torch.linalg.vector_norm(unit_GD - unit_GD[neighbour_G], dim=-1)
+    # Rows by F.embedding and not by indexing, whose backward has several threads add to a row in the order they come.
+    distance_G = torch.linalg.vector_norm(unit_GD - F.embedding(neighbour_G, unit_GD), dim=-1)
     return as_share(-(distance_G + epsilon).log().mean(), spread.ranks)
 
 

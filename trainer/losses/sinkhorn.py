@@ -1,7 +1,8 @@
 """The teacher's probabilities balanced over the global batch: log-space Sinkhorn-Knopp that communicates nothing.
 
 Each rank has the bottleneck vectors of all ranks and recomputes the cosines block by block, so that no [N, K] exists:
-memory is O(N + K + block · K). A block is the same rows whoever asks, and all ranks get the same bits.
+memory is O(N + K + block · K). A block is the same rows whoever asks, and all ranks get the same bits if they have the
+same processor and number of threads; otherwise they agree to the rounding of a cosine over the temperature.
 
 Shapes: N rows of the global batch, M of a block, n wanted rows, C bottleneck, K prototypes.
 """

@@ -2,7 +2,7 @@
 
 Channels come in groups; group i of every layer's update is rolled by a fixed number of positions (0, 1, 2, 4, …), so
 that log₂(length) layers connect any two positions. Each row is a circle of its own length: summary positions, then
-letters. Padding lies outside the circle, so no logit depends on it.
+letters. Padding lies outside the circle, so no logit depends on it but for rounding.
 
 Shapes: B rows, L letters, P summary positions, T = P + L, D = G·C channels in G groups.
 """

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from cluster import process, store
+from cluster import paths, process, store
 from trainer.registry import Registry
 from trainer.report import facts, figures
 from trainer.report.page import Section, render
@@ -25,6 +25,7 @@ def report(registry: Registry, run_id: str, *, output: str | None = None) -> str
     if "run.dir" not in run.data.params:
         raise ValueError(f"run {run_id} at {registry.uri} is no pretraining run: it has no parameter run.dir")
     folder = output or store.join(run.data.params["run.dir"], "report")
+    paths.refuse_lost(outputs={"--output" if output else "run.dir": folder})
     sections = _sections(registry, run)
     for section in sections:
         for name, _, data in section.pictures:

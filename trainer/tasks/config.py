@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from configs import Section
+from trainer import names
 from trainer.embed import Precision
 from trainer.tasks import KINDS
 
@@ -48,6 +49,12 @@ class Kmer(Section):
     C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
 
 
+class Track(Section):
+    """``experiment``: that MLflow keeps the results in; by default the one of the model's own run."""
+
+    experiment: Annotated[str, AfterValidator(names.experiment)] | None = None
+
+
 class TaskConfig(Section):
     """A labelled task. A role without a file is split off by sha256 of the sequence, as tasks/data.py says."""
 
@@ -65,6 +72,7 @@ class TaskConfig(Section):
     finetune: Finetune = Finetune()
     probe: Probe = Probe()
     kmer: Kmer = Kmer()
+    track: Track = Track()
 
     @field_validator("kind")
     @classmethod
@@ -76,7 +84,15 @@ class TaskConfig(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _as_text(cls, labels: Any) -> Any:
-        return [str(label) for label in labels] if isinstance(labels, list | tuple) else labels
+        """Numbers as they are written. Of true, false and null nobody can tell how the files write them."""
+        if not isinstance(labels, list | tuple):
+            return labels
+        odd = [label for label in labels if not isinstance(label, int | float | str) or isinstance(label, bool)]
+        if odd:
+            raise ValueError(f"each must be text in quotes, as the files have it, such as \"true\", not {odd}")
+        if any(isinstance(label, str) and not label.strip() for label in labels):
+            raise ValueError("one of them is empty")
+        return [str(label).strip() for label in labels]
 
     @field_validator("labels", "seeds", "modes")
     @classmethod

@@ -5,19 +5,17 @@ sha256("0:" + sequence in upper case). From one file: u < 0.1 is test, u < 0.2 d
 missing role takes u < 0.1 (train: u ≥ 0.1) of train if there is one, else of dev; a given test file is left whole.
 """
 
-import gzip
 import hashlib
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from cluster import store
 from data_prep import alphabet
+from trainer.tasks import table
 from trainer.tasks.config import ROLES, TaskConfig
+from trainer.tasks.table import Table
 
 _SPLIT_SALT, _SUBSAMPLE_SALT = 0, 1
 
@@ -44,12 +42,16 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Three splits, and how many rows each lost because its sequence (or reverse complement) is in a later one."""
+    """Three splits, and how many rows each lost because its sequence (or reverse complement) is in a later one.
+
+    ``remarks``: sentences on what stands in the files and may not be meant.
+    """
 
     train: Split
     dev: Split
     test: Split
     dropped: Mapping[str, int]
+    remarks: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """Of the sequences and labels that are used, so that results on different rows are never mixed."""
@@ -63,11 +65,17 @@ class TaskData:
 def load(config: TaskConfig) -> TaskData:
     """The task's splits: read, checked, split where a file is missing, freed of leaks, subsampled.
 
-    Raises: StoreError (a file cannot be read); ValueError naming the file and line (a column is missing, a label is
-    unknown, a letter is no nucleotide) or the split that is left without a label.
+    Raises: StoreError (a file cannot be read); ValueError naming the file and line (see table.py), or the split that is
+    left without a label.
     """
     uris = {role: uri for role in ROLES if (uri := getattr(config, role))}
-    found = _fill({role: _read(uri, role, config) for role, uri in uris.items()})
+    tables = {role: table.read(uri, sequence_column=config.sequence_column, label_column=config.label_column,
+                               labels=config.labels) for role, uri in uris.items()}  # fmt: skip
+    number_of = {label: i for i, label in enumerate(config.labels)}
+    found = _fill({
+        role: Split(role, rows.letters, np.array([number_of[label] for label in rows.labels], dtype=np.int64))
+        for role, rows in tables.items()
+    })  # fmt: skip
     test_keys = {_strandless(letters) for letters in found["test"].letters}
     dev = found["dev"].take(lambda _, letters: _strandless(letters) not in test_keys)
     held_keys = test_keys | {_strandless(letters) for letters in dev.letters}
@@ -80,9 +88,31 @@ def load(config: TaskConfig) -> TaskData:
     for split in (train, dev, found["test"]):
         for number, label in enumerate(config.labels):
             if not (split.truth_N == number).any():
-                raise ValueError(f"task {config.name}: its {split.role} split of {len(split)} rows has none with "
+                left = dropped.get(split.role, 0)
+                why = f" ({left} rows were left out, as dev or test holds the same sequence)" if left else ""
+                raise ValueError(f"task {config.name}: its {split.role} split of {len(split)} rows{why} has none with "
                                  f"label {label!r}; every split needs every label")  # fmt: skip
-    return TaskData(train, dev, found["test"], dropped)
+    return TaskData(train, dev, found["test"], dropped, tuple(_remarks(list(tables.values()))))
+
+
+def _remarks(tables: list[Table]) -> Iterator[str]:
+    for rows in tables:
+        if rows.cut:
+            yield f"{rows.uri}: its last line has no end; if the file was cut short, get it again"
+        if rows.ambiguous:
+            yield f"{rows.uri}: {rows.ambiguous:,} ambiguous letters (IUPAC codes such as R or Y) are read as N"
+    first: dict[str, tuple[Table, int]] = {}
+    differ: dict[str, str] = {}
+    for rows in tables:
+        for row, letters in enumerate(rows.letters):
+            key = _strandless(letters)
+            earlier, at = first.setdefault(key, (rows, row))
+            if rows.labels[row] != earlier.labels[at] and key not in differ:
+                differ[key] = (f"{earlier.at(at)} has it with label {earlier.labels[at]!r}, {rows.at(row)} with "
+                               f"{rows.labels[row]!r}")  # fmt: skip
+    if differ:
+        yield (f"{len(differ):,} sequence{'s' * (len(differ) != 1)} (or the reverse complement) with more than one "
+               f"label; the first: {next(iter(differ.values()))}")  # fmt: skip
 
 
 def _fill(found: dict[str, Split]) -> dict[str, Split]:
@@ -113,39 +143,3 @@ def _strandless(letters: str) -> str:
     """The same text for a sequence and its reverse complement."""
     other = alphabet.decode(alphabet.reverse_complement(alphabet.encode(letters.encode())[0])).decode()
     return min(letters, other)
-
-
-def _read(uri: str, role: str, config: TaskConfig) -> Split:
-    with store.open_read(uri) as file:
-        try:
-            lines = gzip.GzipFile(fileobj=file) if uri.endswith(".gz") else file
-            table = pd.read_csv(lines, dtype=str, keep_default_na=False)
-        except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as fault:  # pandas' own errors are ValueErrors
-            raise ValueError(f"{uri} is not a CSV file: {' '.join(str(fault).split())}") from fault
-    for column in (config.sequence_column, config.label_column):
-        if column not in table.columns:
-            raise ValueError(f"{uri} has no column {column!r}, its columns are {', '.join(map(repr, table.columns))}")
-    if table.empty:
-        raise ValueError(f"{uri} has a header and no rows")
-    number_of = {label: i for i, label in enumerate(config.labels)}
-    labels = table[config.label_column].str.strip()
-    unknown = ~labels.isin(list(number_of))
-    if unknown.any():
-        row = int(unknown.to_numpy().argmax())
-        raise ValueError(f"{uri}, line {row + 2}: label {labels.iloc[row]!r} is not among the task's labels "
-                         f"{list(config.labels)}")  # fmt: skip
-    letters = tuple(
-        _normalise(text, f"{uri}, line {row + 2}") for row, text in enumerate(table[config.sequence_column])
-    )
-    return Split(role, letters, labels.map(number_of).to_numpy(dtype=np.int64))
-
-
-def _normalise(text: str, where: str) -> str:
-    """A, C, G, T, N alone, upper case."""
-    try:
-        codes, _, _ = alphabet.encode(text.strip().encode())
-    except ValueError as fault:
-        raise ValueError(f"{where}: {fault}") from fault
-    if not codes.size:
-        raise ValueError(f"{where}: the sequence is empty")
-    return alphabet.decode(codes).decode()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import schedule
-from trainer.embed import Rows, both_strands, computing_in
+from trainer.embed import Rows, both_strands, computing_in, memory_for
 from trainer.heads import Network
 from trainer.tasks.classification import Array, Classification
 from trainer.tasks.config import Finetune
@@ -36,7 +36,14 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
-        pooled_BD = self.network(codes_BL, length_B=length_B, nucleotides=False).pooled_BD
+        return self.classify(self.pool(codes_BL, length_B))
+
+    def pool(self, codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
+        pooled_BD: Tensor = self.network(codes_BL, length_B=length_B, nucleotides=False).pooled_BD
+        return pooled_BD
+
+    def classify(self, pooled_BD: Tensor) -> Tensor:
+        """Of a whole batch in training, which the statistics of ``standardise`` are those of."""
         logits_BK: Tensor = self.head(self.standardise(pooled_BD))
         return logits_BK.float()
 
@@ -122,13 +129,16 @@ class _Trial:
             )
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            with computing_in(self.precision, self.device):
-                logits_BK = self.classifier(*rows.batch(index_B, strand_N[index_B], self.device))
-            loss = self.kind.loss(logits_BK, truth_N[index_B].to(self.device))
-            if not math.isfinite(loss.item()):
-                return False
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            parts = [index_B[part] for part in rows.alike(index_B)]  # a long row does not pad the short ones
+            with memory_for(rows.length_N[index_B]):
+                with computing_in(self.precision, self.device):
+                    pooled = [self.classifier.pool(*rows.batch(part, strand_N[part], self.device)) for part in parts]
+                    logits_BK = self.classifier.classify(torch.cat(pooled))
+                loss = self.kind.loss(logits_BK, truth_N[torch.cat(parts)].to(self.device))
+                if not math.isfinite(loss.item()):
+                    return False
+                self.optimiser.zero_grad(set_to_none=True)
+                loss.backward()
             nn.utils.clip_grad_norm_(self.trained, self.config.grad_clip)
             self.optimiser.step()
         return True

@@ -1,0 +1,69 @@
+"""Validation is the same numbers on any number of ranks and at any ZeRO stage, however few windows a rank has."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep import alphabet
+from tests.datasets import markov_sequence, write_dataset
+from tests.dist.steps import small_config
+from tests.ranks import on_ranks
+from trainer import loop, state
+from trainer.collectives import Group
+from trainer.config import TrainConfig
+from trainer.dataset import open_datasets
+from trainer.engine.student import init_distributed
+from trainer.validate import Validator
+
+STAGES = (0, 3)
+VAL = {  # windows, rows of a batch; of (9, 4) one of two ranks has a batch more than the other
+    "a batch more": (9, 4),
+    "fewer windows than ranks": (1, 4),
+    "a row each": (5, 1),
+    "more than health looks at": (300, 48),
+}
+
+
+def measured(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What validation says of the first weights, of each case at each stage."""
+    device, found = torch.device("cpu"), {}
+    init_distributed(device)
+    group = Group.of()
+    for stage in STAGES:
+        first = TrainConfig.model_validate({**next(iter(cases.values())), "train": {"steps": 1, "zero_stage": stage,
+                                                                                    "global_batch": 24}})  # fmt: skip
+        engine, teacher = loop.build(first, device=device, group=group)
+        centre_PK = state.first_state(first, teacher, device=device).centres["distill"]
+        for name, values in cases.items():
+            config = TrainConfig.model_validate(values)
+            validator = Validator(config, flank=config.views.flank, device=device, group=group)
+            train = list(open_datasets(config, "train").values())
+            found[f"{name}, ZeRO-{stage}"] = (
+                validator.masked(teacher.module) | validator.masked(engine.network, "val/student_")
+                | validator.health(teacher.module, centre_PK) | validator.baselines(train))  # fmt: skip
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_every_rank_calls_the_network_equally_often_and_the_numbers_stay(tmp_path: Path) -> None:
+    one = write_dataset(tmp_path / "one", {
+        "train": [markov_sequence(9_000, seed=1)],
+        "val": [markov_sequence(30_000, seed=2), markov_sequence(40, seed=3), np.full(90, alphabet.N, np.uint8)]})
+    two = write_dataset(tmp_path / "two", {"train": [markov_sequence(9_000, seed=4)],
+                                           "val": [markov_sequence(200, seed=5)]})  # fmt: skip
+    cases = {name: small_config(one, val={"windows": windows, "batch": batch})
+             for name, (windows, batch) in VAL.items()}  # fmt: skip
+    mixture = [{"uri": one, "weight": 3.0}, {"uri": two, "weight": 1.0}]
+    cases["a mixture"] = small_config(one, data__uri=mixture, val={"windows": 3, "batch": 2})
+    by_world = {world: on_ranks(world, measured, cases, timeout_s=300) for world in (1, 2, 4)}
+    alone = by_world[1][0]
+    for name in cases:
+        assert alone[f"{name}, ZeRO-0"]["val/mlm_loss"] > 0.5
+    for world, ranks in by_world.items():
+        for rank, found in enumerate(ranks):
+            for name, values in found.items():
+                expected = alone[f"{name.rpartition(',')[0]}, ZeRO-0"]
+                assert values == pytest.approx(expected, rel=1e-4, abs=1e-5), f"{name}, rank {rank} of {world}"

@@ -29,7 +29,8 @@ def test_demo_goes_from_a_generated_genome_to_a_report(
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     done = run_demo(tmp_path, "--folder", "demo", "--genome-bp", "1000000", "--rows", "100", "train.steps=60",
                     "model.num_layers=4", "val.every=30", "val.windows=256", "run.name=bob's",
-                    "track.experiment=bob's runs", "track.registered_model=bob's model", "track.uri=sqlite:///me@work.db", "run.dir=mine")  # fmt: skip
+                    "track.experiment=bob's runs", "track.registered_model=bob's model",
+                    "track.uri=sqlite:///me@work.db", "run.dir=mine")  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Genome: generated, since" in done.stdout
     table = done.stdout[done.stdout.index("\ngenome  "):]

@@ -1,10 +1,11 @@
 """``python -m cluster.agent``: starts the ranks of one node for the supervisor, and never outlives it.
 
 It speaks lines of JSON. Orders on stdin: ``start`` (command, env, first, local, world, address, port, silence),
-``signal`` (number), ``kill``, ``reach`` (address, port), ``here``. Events on stdout: ``ready`` (host, port), ``reach``
-(fault, refused), ``line`` (rank, text), ``exited`` (rank, code), ``beats`` (rank -> what its heartbeat says, and for
-how long), ``fault`` (text). When stdin ends the supervisor is gone: every rank is killed, and the agent ends. So it
-does when it has heard nothing for ``silence`` seconds: a network that is cut does not end stdin, for hours.
+``signal`` (number), ``show`` (what ranks do), ``kill``, ``reach`` (address, port), ``here``. Events on stdout:
+``ready`` (host, port), ``reach`` (fault, refused), ``line`` (rank, text), ``exited`` (rank, code), ``beats`` (rank ->
+what its heartbeat says, and for how long), ``fault`` (text). When stdin ends the supervisor is gone: every rank is
+killed, and the agent ends. So it does when it has heard nothing for ``silence`` seconds: a network that is cut does not
+end stdin, for hours.
 
 No rank outlives the agent either: the kernel kills them (PR_SET_PDEATHSIG), also if the agent dies by SIGKILL.
 """
@@ -27,7 +28,7 @@ from typing import IO, Any
 
 import psutil
 
-from cluster import heartbeat
+from cluster import evidence, heartbeat
 from cluster.process import state_of
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -36,6 +37,7 @@ _BEATS_EVERY_S = 0.5
 _REACH_S = 5.0
 _OPEN_S = 2.0  # how long what a rank has left behind may hold its output open
 _LINE = 1 << 16  # bytes; a longer line is passed on in parts
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that the supervisor passes on to the ranks as it wants
 
 
 @dataclass
@@ -139,6 +141,11 @@ class Agent:
             if rank.process.poll() is None:
                 rank.process.send_signal(number)
 
+    def _do_show(self) -> None:
+        for rank in self._ranks.values():
+            if rank.process.poll() is None and heartbeat.read(rank.path).at:  # others would be killed by the signal
+                evidence.ask(rank.process.pid, str(rank.path))
+
     def _do_kill(self) -> None:
         self._kill()
 
@@ -190,7 +197,8 @@ class Agent:
             if beat != rank.beat:
                 rank.beat, rank.moved = beat, now
             beats[rank.number] = {"step": beat.step, "saved": beat.saved, "collectives": beat.collectives,
-                                  "inside": beat.inside, "label": beat.label, "still_s": now - rank.moved,
+                                  "inside": beat.inside, "label": beat.label, "steps": beat.steps,
+                                  "issued": beat.issued, "slow": beat.slow, "still_s": now - rank.moved,
                                   "stopped": state_of(rank.process.pid) in ("T", "t")}  # fmt: skip
         tell("beats", beats=beats)
 
@@ -231,7 +239,7 @@ def _die_with(parent: int) -> Any:
     """To be called in the child: the kernel kills it when ``parent`` ends, and it hears the signals that we do not."""
 
     def prepare() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOPS:
             signal.signal(number, signal.SIG_DFL)
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -241,7 +249,7 @@ def _die_with(parent: int) -> Any:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the supervisor says when to stop
+    for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="dna-agent-") as folder:
         agent = Agent(Path(folder))

@@ -1,15 +1,17 @@
-"""One attempt to run the ranks on given nodes: start, watch, stop; and why it ended, in a sentence."""
+"""One attempt to run the ranks on given nodes: start, watch, stop; and how it ended."""
 
+import re
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cluster import blame
 from cluster.config import ClusterConfig
+from cluster.evidence import END
 from cluster.nodes import Member, NodeLost, Nodes, Place, close_all, reach
 from cluster.process import EXIT_OK, EXIT_PREEMPTED, EXIT_USAGE, LOST_PEERS
 
@@ -19,6 +21,7 @@ _HERE_S = 5.0  # between words to the agents, so that they know of us
 _FORSAKEN_S = 60.0  # without a word of us, an agent on another host ends its ranks
 _ASLEEP_S = 1.0  # after which we, and not an agent, were silent: Ctrl-Z, for one
 _KILLED_S = 30.0  # for the kernel to end what was killed
+_SHOW_S, _QUIET_S = 10.0, 2.0  # for ranks to show what they do: in all, and without a word
 _ENDS = {EXIT_OK, EXIT_PREEMPTED}  # of ranks to which nothing happened
 Stop = Literal["", "save", "now"]  # whether ranks are to go on, to save and end, or to end
 
@@ -82,6 +85,7 @@ class Attempt:
         self._deadline: float | None = None
         self._killed: set[int] = set()  # ranks that we have ended
         self._cause: tuple[str, str | None] | None = None  # found by us, while they ran
+        self._shown: dict[int, list[str]] | None = None  # while ranks show what they do: the lines of each
 
     def run(self, command: Sequence[str], env: dict[str, str], stop: Callable[[], Stop]) -> Outcome:
         """Start the ranks and stay until all have ended; ``stop`` is asked all the time."""
@@ -113,12 +117,18 @@ class Attempt:
                 self._deadline = 0.0
             if any(code != EXIT_OK for code in self._codes.values()):
                 self._limit(self._config.grace_s)
-            if not alone and not set(self._codes.values()) <= _ENDS:
+            if not alone and not set(self._codes.values()) <= _ENDS and not self._may_agree():
                 alone = True  # a rank is missing: no checkpoint can be finished any more
                 self._limit(self._config.survivor_s)
-            if self._deadline is None and (hang := self._hang()):
-                self._cause, self._deadline = hang, 0.0
+            if self._deadline is None and blame.still(running := self._running(), self._config):
+                cause, node, behind = blame.hanging(running, self._members)
+                self._cause = cause, node
+                self._show(behind)
+                self._deadline = 0.0
             if self._deadline is not None and time.monotonic() > self._deadline:
+                left = set(self._of) - set(self._codes)
+                if left and told and wish != "now" and not alone:  # they have not saved in time
+                    self._show(min(left))
                 self._kill()
             time.sleep(_PAUSE_S)
         return self._outcome(told)
@@ -166,53 +176,57 @@ class Attempt:
 
     def _pass_on(self, rank: int, text: str) -> None:
         """A line of a rank; what several ranks say of one fault is told once."""
-        if text.startswith("error:") or not self._words.get(rank, "").startswith("error:"):
+        if self._shown is not None:
+            self._shown[rank].append(text)
+            return
+        if blame.is_error(text) or not blame.is_error(self._words.get(rank, "")):
             self._words[rank] = text
-        if text.startswith("error:"):
-            if text in self._said:
+        if blame.is_error(text):
+            # Of those that lose the same peer, each has another address and step.
+            once = LOST_PEERS if text.startswith(f"error: {LOST_PEERS}") else text
+            if once in self._said:
                 return
-            self._said.add(text)
+            self._said.add(once)
         print(text if rank == 0 else f"[rank {rank}] {text}", file=sys.stderr, flush=True)
 
-    def _hang(self) -> tuple[str, str | None] | None:
-        """(what hangs and how, its node), once a rank is stopped, or none has moved, for too long.
+    def _running(self) -> blame.Beats:
+        return {rank: beat for rank, beat in self._beats.items() if rank not in self._codes}
 
-        As long as one moves, the others may be waiting for it.
-        """
-        limits = self._config.start_timeout_s, self._config.hang_timeout_s
-        running = {rank: beat for rank, beat in self._beats.items() if rank not in self._codes}
-        still = {rank for rank, beat in running.items() if beat["still_s"] > limits[beat["step"] > 0]}
-        if not still or (len(still) < len(running) and not any(running[rank]["stopped"] for rank in still)):
-            return None
-        behind = min(running, key=lambda rank: (not running[rank]["stopped"], running[rank]["collectives"],
-                                                running[rank]["inside"], rank))  # fmt: skip
-        beat, node = running[behind], self._of[behind].place.name
-        alike = {(other["collectives"], other["inside"], other["label"]) for other in running.values()}
-        if len(self._members) > 1 and not beat["stopped"] and (cut := self._cut_off()):
-            return f"no rank has moved for {beat['still_s']:.0f} s: {'; '.join(cut.values())}", self._cut_node(cut)
-        if len(running) > 1 and len(alike) == 1 and beat["inside"] and not beat["stopped"]:
-            return (f"all {len(running)} ranks wait in {beat['label']} (collective {beat['collectives']}): step "
-                    f"{beat['step']}, no move for {beat['still_s']:.0f} s"), None  # fmt: skip
-        where = f"{'inside' if beat['inside'] else 'after'} {beat['label'] or 'nothing'}"
-        waiting = Counter(other["label"] for rank, other in running.items() if rank != behind and other["inside"])
-        how = "is stopped (SIGSTOP)" if beat["stopped"] else "hangs"
-        what = (f"rank {behind} on {node} {how}: step {beat['step']}, {where} (collective {beat['collectives']}), no "
-                f"move for {beat['still_s']:.0f} s")  # fmt: skip
-        for label, count in waiting.most_common(1):
-            what += f"; {count} of {len(running)} ranks wait in {label}"
-        return what, node
+    def _may_agree(self) -> bool:
+        """Whether those that have ended call the config wrong, and others have not come so far as to say it, too."""
+        ended = set(self._codes.values()) - _ENDS
+        starting = [rank for rank in self._of if rank not in self._codes
+                    and not self._beats.get(rank, {}).get("collectives")]  # fmt: skip
+        return ended == {EXIT_USAGE} and bool(starting)
 
-    def _cut_off(self) -> dict[str, str]:
-        """Nodes that do not reach the first one, and why."""
-        head, *others = self._members
-        with ThreadPoolExecutor(len(others)) as pool:
-            faults = list(pool.map(lambda member: reach(member, head, listens=False), others))
-        return {member.place.name: fault for fault, member in zip(faults, others, strict=True) if fault}
-
-    def _cut_node(self, cut: Container[str]) -> str:
-        """The node to put it down to: the first one, where several others do not reach it, and none does."""
-        head, *others = (member.place.name for member in self._members)
-        return head if len(others) > 1 and all(name in cut for name in others) else next(n for n in others if n in cut)
+    def _show(self, first: int) -> None:
+        """Have the ranks that run show their stacks and last collectives, ``first`` first; alike ones once."""
+        running = self._running()
+        asked = [rank for rank, beat in running.items() if beat["collectives"] or beat["step"]]
+        self._shown = {rank: [] for rank in self._of}
+        for member in self._members:
+            self._tell(member, "show")
+        begin = news = time.monotonic()
+        count = 0
+        while time.monotonic() - begin < _SHOW_S and time.monotonic() - news < _QUIET_S:
+            for member in self._members:
+                self._hear(member)
+            if count != (count := sum(map(len, self._shown.values()))):
+                news = time.monotonic()
+            if all(END in self._shown[rank] for rank in asked if not running[rank]["stopped"]):
+                break
+            time.sleep(_PAUSE_S)
+        shown, self._shown, alike = self._shown, None, dict[str, list[int]]()
+        for rank in sorted(running, key=lambda rank: (rank != first, rank)):
+            text = "\n".join(line for line in shown[rank] if line != END)
+            alike.setdefault(re.sub(r"0x[0-9a-f]+|\d+ s$", "", text, flags=re.MULTILINE), []).append(rank)
+        for ranks in alike.values():
+            names = ", ".join(map(str, ranks))
+            lines = [line for line in shown[ranks[0]] if line != END]
+            if not lines:
+                lines = ["nothing: it is stopped, or the interpreter is"]
+            self._say(f"rank{'s' * (len(ranks) > 1)} {names}, before being killed:")
+            print("\n".join(f"[rank {ranks[0]}] {line}" for line in lines), file=sys.stderr, flush=True)
 
     def _kill(self) -> None:
         running = set(self._of) - set(self._codes)
@@ -236,41 +250,16 @@ class Attempt:
         codes = set(self._codes.values())
         if codes == {EXIT_OK}:
             return Outcome("done", saved=saved)
-        if EXIT_USAGE in codes:
-            self._tell_of_quiet_usage()
+        if blame.is_usage(self._codes, self._words):
             return Outcome("usage", saved=saved)
         if codes <= _ENDS:
             return Outcome("stopped", saved=saved)
         own = [rank for rank, code in self._codes.items() if rank not in self._killed and code not in _ENDS]
         if told and not own and not self._cause:
             return Outcome("fault", f"{len(self._killed)} ranks had to be killed", saved=saved)
-        cause, node = self._cause or self._first_fault(own)
+        steps = {rank: self._step(rank) for rank in self._of}
+        cause, node = self._cause or blame.first_fault(own, self._codes, self._words, steps, self._members)
         return Outcome("fault", cause, node, saved)
-
-    def _tell_of_quiet_usage(self) -> None:
-        """Ranks leave it to rank 0 to say what is wrong with the config; where that one finds nothing, nobody does."""
-        rank = next(rank for rank, code in self._codes.items() if code == EXIT_USAGE)
-        if self._codes[0] != EXIT_USAGE and not self._words.get(rank, "").startswith("error:"):
-            self._say(f"rank {rank} on {self._of[rank].place.name} ended with code {EXIT_USAGE}, without a word: its "
-                      "config or its files are not those of rank 0")  # fmt: skip
 
     def _step(self, rank: int) -> int:
         return int(self._beats.get(rank, {}).get("step", 0))
-
-    def _first_fault(self, own: Sequence[int]) -> tuple[str, str | None]:
-        """What the rank that ended first for a reason of its own says, and its node; ``own``: those that may be it."""
-        if not own:
-            first = next(iter(self._codes))
-            name = self._of[first].place.name
-            return f"rank {first} on {name} ended by itself, and others had to be killed", name
-        # Not those that lost the others; some libraries end a process for that, by SIGABRT.
-        alone = [rank for rank in own if self._codes[rank] != -signal.SIGABRT
-                 and not self._words.get(rank, "").startswith(f"error: {LOST_PEERS}")]  # fmt: skip
-        by_signal = [rank for rank in alone if self._codes[rank] < 0]
-        rank = (by_signal or alone or own)[0]
-        code, step, name = self._codes[rank], self._step(rank), self._of[rank].place.name
-        if code < 0:
-            why = f"was killed by signal {-code}" + ", by hand or for want of memory" * (-code == signal.SIGKILL)
-        else:
-            why = f"ended with code {code}: {self._words.get(rank, 'without a word').removeprefix('error: ')}"
-        return f"rank {rank} on {name} {why} (step {step})", name

@@ -87,7 +87,7 @@ def _tell(world: process.World) -> int:
         try:
             join(world)
         except (OSError, ValueError, RuntimeError) as fault:
-            raise RuntimeError(f"rank {world.rank}: {' '.join(str(fault).split())[:300]}") from fault
+            raise RuntimeError(f"rank {world.rank}: {process.brief(str(fault), 300)}") from fault
 
     return process.exit_code(run)
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import queue
-import re
 import shlex
 import signal
 import socket
@@ -17,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from configs import ConfigError
+from cluster.hostfile import read_hostfile
 
-_HOST = re.compile(r"(?P<name>\w[\w.:-]*)(\s+slots=(?P<slots>\d+))?")  # no option of the remote command
 AGENT = ("-m", "cluster.agent")
 _PATIENCE = 15.0  # seconds that an agent gets to end its ranks and itself
 _NO_PATIENCE = 1.0  # and one that has never answered, and has no ranks
@@ -178,38 +176,6 @@ def close_all(members: Iterable[Member]) -> None:
     links = [member.link for member in members]
     with ThreadPoolExecutor(max(1, len(links))) as pool:
         list(pool.map(lambda link: link.close(), links))
-
-
-def read_hostfile(path: str) -> dict[str, int]:
-    """Host -> ranks, in the order of the file: DeepSpeed's format, ``NAME slots=RANKS``, # begins a comment.
-
-    Raises:
-        ConfigError: the file, every line that is wrong, or a host twice.
-    """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as fault:
-        raise ConfigError(f"launch.hostfile: cannot read {path}: {fault.strerror}") from fault
-    except UnicodeDecodeError as fault:
-        raise ConfigError(f"launch.hostfile: cannot read {path}: it is not UTF-8") from fault
-    hosts: dict[str, int] = {}
-    faults = []
-    for number, line in enumerate(lines, start=1):
-        text = line.partition("#")[0].strip()
-        if not text:
-            continue
-        found = _HOST.fullmatch(text)
-        if not found or int(found["slots"] or 1) == 0:
-            faults.append(f"{path}, line {number}: {text!r} must be NAME slots=RANKS")
-        elif found["name"] in hosts:
-            faults.append(f"{path}, line {number}: {found['name']} is there already")
-        else:
-            hosts[found["name"]] = int(found["slots"] or 1)
-    if not hosts and not faults:
-        faults.append(f"{path} lists no host")
-    if faults:
-        raise ConfigError("launch.hostfile: " + "\n  ".join(faults))
-    return hosts
 
 
 class _ProcessLink:

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import jobs
 from cluster.nodes import AGENT, Link, NodeLost, Place
+from cluster.process import brief
 from configs import ConfigError
 
 _POLL = 2.0  # seconds, at most, that a launcher waits for a line before it answers with none
@@ -224,7 +225,7 @@ def _reason(fault: RayError) -> str:
     cause = fault.cause if isinstance(fault, RayTaskError) else fault
     if isinstance(cause, ActorUnavailableError):  # its words are of connections and ids
         return "Ray does not reach its worker there any more"
-    return f"{type(cause).__name__}: {' '.join(str(cause).split()).partition('. ')[0][:200]}"
+    return f"{type(cause).__name__}: {brief(' '.join(str(cause).split()).partition('. ')[0])}"
 
 
 class _Launcher:
@@ -266,7 +267,7 @@ class _Launcher:
             thread.join(timeout=2)  # a rank that outlives its agent may hold them open
         how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
         with self._news:
-            self._ended = f"{how} ({self._last_error[-200:]})" if self._last_error else how
+            self._ended = f"{how} ({brief(self._last_error)})" if self._last_error else how
             self._news.notify_all()
 
     @ray.method(concurrency_group="read")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+from cluster.heartbeat import heart
 from cluster.retry import ShortError, attempt, failure
 
 T = TypeVar("T")
@@ -216,6 +217,7 @@ def _upload_parts(fs: Any, uri: str, temporary: str, path: str, step: int) -> No
 
     def send(number: int, part: bytes) -> dict[str, Any]:
         answer = attempt(uri, "write", lambda: call("upload_part", UploadId=name, PartNumber=number, Body=part))
+        heart.advance()
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     try:

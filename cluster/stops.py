@@ -28,9 +28,9 @@ def wait() -> Iterator[None]:
             old[number](number, frame)
         noted.append(number)
 
-    for number in _STOPS:
-        if callable(signal.getsignal(number)):  # what is ignored stays so; by default it ends the process at once
-            old[number] = signal.signal(number, hear)
+    for stop in _STOPS:
+        if callable(signal.getsignal(stop)):  # what is ignored stays so; by default it ends the process at once
+            old[stop] = signal.signal(stop, hear)
     try:
         yield
     finally:

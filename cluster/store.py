@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from cluster import remote, retry, tree
+from cluster.heartbeat import heart
 from cluster.remote import speaks
 from cluster.retry import StoreError, TransientError, named
 from cluster.uri import Buffered, absolute, basename, identity, is_local, join, local_path, resolve
@@ -146,7 +147,7 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
     """
     fs, path = resolve(uri)
     if speaks(fs, "file"):
-        with _beside(uri, path) as file:
+        with heart.advancing(), _beside(uri, path) as file:
             yield file
         return
     via = f"{uri} by way of {tempfile.gettempdir()}"
@@ -218,4 +219,5 @@ def swap(uri: str, data: bytes | None, tag: str | None, *, tries: int = retry.TR
 
 
 def _attempt(fs: Any, uri: str, what: str, operation: Callable[[], T]) -> T:
-    return retry.attempt(uri, what, operation, tries=1 if speaks(fs, "file") else retry.TRIES)
+    with heart.advancing():
+        return retry.attempt(uri, what, operation, tries=1 if speaks(fs, "file") else retry.TRIES)

@@ -2,7 +2,8 @@
 
     python -m cluster train --config configs/cluster/local.yaml [key=value ...] -- --config configs/train/demo.yaml ...
 
-What stands behind -- goes to the training command. SIGTERM and Ctrl-C make the ranks save and end (exit codes 75, 130).
+What stands behind -- goes to the training command. SIGTERM, SIGHUP (exit code 75) and Ctrl-C (130) make the ranks save
+and end.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 import configs
-from cluster import process
+from cluster import console, process
 from cluster.attempt import READY_S, Attempt, Outcome, Stop, muster
 from cluster.config import ClusterConfig, Launch
 from cluster.nodes import HostNodes, LocalNodes, Member, NodeLost, Nodes, Place, close_all, reach
@@ -40,7 +41,7 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code. ConfigError, RuntimeError: it cannot go on."""
-        old = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        old = {number: signal.signal(number, self._hear) for number in process.stop_signals()}
         try:
             return self._attempts()
         finally:
@@ -50,7 +51,9 @@ class Supervisor:
 
     def _hear(self, number: int, _: object) -> None:
         self._now = self._code == process.EXIT_INTERRUPTED and number == signal.SIGINT
-        self._code = process.EXIT_PREEMPTED if number == signal.SIGTERM else process.EXIT_INTERRUPTED
+        self._code = process.EXIT_INTERRUPTED if number == signal.SIGINT else process.EXIT_PREEMPTED
+        if number == signal.SIGHUP:
+            process.leave_terminal()
 
     def _attempts(self) -> int:
         faults, newest, blamed = 0, 0, ""
@@ -246,7 +249,8 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"min_nodes: {config.min_nodes} is more than the {there} of {where}")
         return Supervisor(config, rest, nodes).run()
 
-    return process.exit_code(run, debug=args.debug)
+    with console.unblocked():
+        return process.exit_code(run, debug=args.debug)
 
 
 def _say(text: str) -> None:

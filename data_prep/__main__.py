@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,23 +29,27 @@ _PER_LINE = 60.0  # seconds between lines where there is no terminal
 
 
 class Progress:
-    """A bar on a terminal, else a line a minute: how much is done, how fast, and how long it will take."""
+    """A bar on a terminal, from the start on and with a clock that runs, else a line a minute: how much of a stage is
+    done, how fast, and how long the rest will take. Call it as ``(stage, done, total or 0)`` and close it."""
 
     def __init__(self) -> None:
+        self._stage, self._began, self._heard, self._told = "", *[time.monotonic()] * 3
         self._bar: tqdm | None = None
-        self._stage, self._began, self._told = "", 0.0, 0.0
+        self._lock, self._over = threading.Lock(), threading.Event()
+        if sys.stderr.isatty():
+            self._bar = tqdm(desc="starting", bar_format="{desc} [{elapsed}]", leave=False)
+            self._clock = threading.Thread(target=self._run_clock, daemon=True)
+            self._clock.start()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != self._stage:
-            self.close()
-            self._stage, self._began, self._told = stage, now, now
-        if sys.stderr.isatty():
-            self._bar = self._bar or tqdm(total=total or None, unit="bp", unit_scale=True, desc=stage, leave=False)
-            self._bar.total = total or None
-            self._bar.update(done - self._bar.n)
+        if new := stage != self._stage:  # what was done before its first word took the time since the last one
+            self._stage, self._began = stage, self._heard if done else now
+        self._heard = now
+        if self._bar is not None:
+            self._draw(stage, done, total, age=now - self._began if new else None)
         elif now - self._told >= _PER_LINE:
-            speed = done / (now - self._began)
+            speed = done / (now - self._began or 1.0)
             if total:
                 left = tqdm.format_interval((total - done) / speed) if speed else "?"
                 self.say(f"{stage}: {done:,} of {total:,} bp, {speed / 1e6:.1f} Mbp/s, {left} left")
@@ -56,9 +61,29 @@ class Progress:
         tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
-        if self._bar:
+        self._over.set()
+        if self._bar is not None:
+            self._clock.join()
             self._bar.close()
             self._bar = None
+
+    def _draw(self, stage: str, done: int, total: int, *, age: float | None) -> None:
+        """The bar, moved on; one of its own for a stage that is new, ``age`` seconds old."""
+        with self._lock:
+            assert self._bar is not None
+            if age is not None:
+                self._bar.close()
+                self._bar = tqdm(total=total or None, unit="bp", unit_scale=True, desc=stage, leave=False)
+                self._bar.start_t -= age
+                self._bar.last_print_t = self._bar.start_t
+            self._bar.total = total or None
+            self._bar.update(done - self._bar.n)
+
+    def _run_clock(self) -> None:
+        while not self._over.wait(1):
+            with self._lock:
+                if self._bar is not None:
+                    self._bar.refresh()
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -70,6 +95,8 @@ def _build(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     manifest = built.manifest
+    for warning in built.warnings:
+        print(f"warning: {warning}")
     if not built.fresh:
         print(f"{config.output} holds this very dataset already; nothing to do")
         return EXIT_OK
@@ -85,10 +112,13 @@ def _build(args: argparse.Namespace) -> int:
     if built.dropped_blocks or built.empty_records:
         print(f"left out: {built.dropped_blocks} blocks with more N than max_n_fraction {config.max_n_fraction:g}, "
               f"{built.empty_records} empty records")
+    if ambiguous := sum(source.iupac_to_n for source in manifest.sources):
+        print(f"{ambiguous:,} IUPAC ambiguity letters became N")
     if built.leakage:
         print(leakage.table(built.leakage))
     if built.dropped_bp:
-        print(f"dropped from val and test: {built.dropped_bp:,} bp, with split.leakage drop")
+        held_out = manifest.bp("val") + manifest.bp("test") + built.dropped_bp
+        print(f"dropped from val and test: {built.dropped_bp:,} of {held_out:,} bp, with split.leakage drop")
     return EXIT_OK
 
 

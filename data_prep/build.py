@@ -15,7 +15,7 @@ from data_prep.intervals import Span
 from data_prep.leakage import Leakage, leakage, passes_bp, without
 from data_prep.output import Output
 from data_prep.plan import Chunk, Plan, make_plan, with_parts
-from data_prep.reference import Handle, Progress, fetch
+from data_prep.reference import Handle, Progress, changed, fetch
 from data_prep.shards import SPLITS, Manifest, Shard, pack
 from data_prep.survey import Reference, prepare
 from data_prep.write import keep_or_write_shard, write_shard
@@ -37,6 +37,7 @@ class Built:
     dropped_bp: int = 0  # of val and test, because they also stand in train
     empty_records: int = 0
     leakage: Leakage | None = None
+    warnings: tuple[str, ...] = ()  # as in Plan
 
 
 class BuildStoppedError(RuntimeError):
@@ -62,12 +63,12 @@ def build(config: DataConfig, *, on_progress: Progress | None = None,
         references = _prepare(config, progress, retry)
         plan = make_plan(config, references)
         if manifest := output.finished(plan, report=_looks_for_leakage(plan, config.split)):
-            return Built(manifest, False, time.monotonic() - began)
+            return Built(manifest, False, time.monotonic() - began, warnings=plan.warnings)
         with jobs.session(config.workers) as workers:
             run = _Run(references, config.workers, progress, retry)
             plan, report, leaked_bp = run.look_for_leakage(plan, config.split)
             if manifest := output.finished(plan, report=bool(report)):  # by a build elsewhere, while we read
-                return Built(manifest, False, time.monotonic() - began)
+                return Built(manifest, False, time.monotonic() - began, warnings=plan.warnings)
             info = {"config": dump(config), "output": output.uri, "uris": [r.handle.uri for r in references.values()],
                     "workers": workers, "host": socket.gethostname(), "started": _now()}
             shards = run.write(plan, output, output.claim(plan, info))
@@ -76,7 +77,7 @@ def build(config: DataConfig, *, on_progress: Progress | None = None,
         info |= {"finished": _now(), "seconds": round(seconds, 3)}
         manifest = output.finish(plan, shards, report, info)
     return Built(manifest, True, seconds, run.found, plan.dropped, leaked_bp,
-                 sum(r.empty_records for r in references.values()), report)
+                 sum(r.empty_records for r in references.values()), report, plan.warnings)
 
 
 def _looks_for_leakage(plan: Plan, split: SplitConfig) -> bool:
@@ -115,6 +116,9 @@ class _Run:
             return plan, report, 0
         parts = plan.parts | {name: without(plan.parts[name], report.stretches[name], min_bp=split.min_bp)
                               for name in HELD_OUT}
+        for name in HELD_OUT:
+            if plan.parts[name] and not parts[name]:
+                raise ValueError(_all_leaks(name, report, split.min_bp))
         left = sum(span.bp for name in HELD_OUT for span in parts[name])
         return with_parts(plan, parts, self.references), report, sum(span.bp for span in held_out) - left
 
@@ -141,6 +145,14 @@ class _Run:
 
     def _task(self, chunk: Chunk) -> Task:
         return self.references[chunk.spans[0].assembly].handle, chunk.spans
+
+
+def _all_leaks(name: str, report: Leakage, min_bp: int) -> str:
+    pair = next(pair for pair in report.pairs if (pair.of, pair.within) == (name, "train"))
+    several = "; of assemblies that are alike hold out the same contigs, which names without an assembly do"
+    return (f"split.leakage drop leaves nothing of {name}: {pair.shared_bases:,} of its {pair.bases:,} bp "
+            f"({pair.share:.2%}) also stand in train, and no piece of split.min_bp {min_bp} is left; hold out what is "
+            f"less alike, or set leakage to report{several if len(report.assemblies) > 1 else ''}")
 
 
 def read_codes(task: Task) -> Iterator[tuple[Span, Codes]]:
@@ -184,10 +196,9 @@ def _first_there(reference: ReferenceConfig) -> str:
 
 def _refuse_changed(references: dict[str, Reference]) -> None:
     for reference in references.values():
-        uri = reference.handle.uri
-        if store.version(uri) != reference.version:
-            raise BuildStoppedError(f"{uri} changed while it was read, so no manifest was written; build again with "
-                                    "overwrite=true")
+        if changed(reference):
+            raise BuildStoppedError(f"{reference.handle.uri} changed while it was read, so no manifest was written; "
+                                    "build again with overwrite=true")
 
 
 def _shard(task: tuple[Task, str, bool]) -> tuple[Shard, bool]:

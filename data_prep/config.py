@@ -45,7 +45,7 @@ Strings = Annotated[Names, BeforeValidator(_strings)]
 
 
 class BedSplit(Section):
-    """What is held out, as BED files (URIs), which ``intervals.read_zones`` reads."""
+    """What is held out, as BED files (URIs), which ``bed.read_zones`` reads."""
 
     bed: Annotated[Strings, _some("BED file")]
 
@@ -82,7 +82,7 @@ class ReferenceConfig(Section):
     name: str
     # FASTA (plain, gzip, bgzip) or .2bit; of several, which are alternatives, the first that exists is used.
     uri: Annotated[Strings, _some("FASTA or .2bit")]
-    contigs: Annotated[Strings, _some("contig; leave the key out for all")] | None = None  # names or globs
+    contigs: Annotated[Strings, _some("contig; leave the key out for all")] | None = None  # names, globs, !globs
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
     weight: float = Field(default=1.0, gt=0)

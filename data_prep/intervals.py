@@ -1,17 +1,15 @@
-"""Which stretch of which contig goes to which split: BED files, filters, blocks. Pure, but for read_bed."""
+"""Which stretch of which contig goes to which split: filters, blocks, splits. Pure."""
 
-import gzip
 import hashlib
-import zlib
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
-from cluster import store
 from data_prep.config import Names
 from data_prep.shards import SPLITS
 
@@ -34,75 +32,6 @@ class Span:
     @property
     def bp(self) -> int:
         return self.end - self.start
-
-
-def read_bed(uri: str) -> dict[str, Intervals]:
-    """contig -> merged intervals of the BED file (plain or gzip) at ``uri``.
-
-    Raises:
-        ValueError: a line that is no interval, with its number.
-    """
-    found: dict[str, Intervals] = {}
-    for contig, start, end, _ in _bed_lines(uri):
-        found.setdefault(contig, []).append((start, end))
-    return {contig: merge(intervals) for contig, intervals in found.items()}
-
-
-def read_zones(uris: Sequence[str], places: Mapping[Place, int], *, where: str) -> Zones:
-    """What the BED files at ``uris`` cover of ``places`` (with their bp): a line counts for every assembly that has its
-    contig. In a file of which some line names an assembly of ``places`` in its fourth column, as those that a build
-    writes do, a line with a name counts for the assembly of that name alone.
-
-    Raises:
-        ValueError: a line that is no interval or lies beyond its contig, or a file that names no contig of ``places``.
-    """
-    by_contig: dict[str, list[Place]] = {}
-    for place in places:
-        by_contig.setdefault(place[1], []).append(place)
-    assemblies = {assembly for there in by_contig.values() for assembly, _ in there}
-    zones: Zones = {}
-    for uri in uris:
-        lines = list(_bed_lines(uri))
-        labelled = any(name in assemblies for *_, name in lines)
-        hit = False
-        for contig, start, end, name in lines:
-            for place in by_contig.get(contig, ()):
-                if not labelled or name in ("", place[0]):
-                    refuse_beyond([(start, end)], contig, places[place], uri=uri)
-                    zones.setdefault(place, []).append((start, end))
-                    hit = True
-        if not hit:
-            names = _some(line[0] for line in lines) or "nothing"
-            raise ValueError(f"{where}: {uri} names no contig of the references (the BED has {names}; "
-                             f"they have {_some(by_contig)})")
-    return {place: merge(intervals) for place, intervals in zones.items()}
-
-
-def refuse_beyond(intervals: Iterable[tuple[int, int]], contig: str, bp: int, *, uri: str) -> None:
-    """ValueError for an interval that starts past the end of its contig: the BED is of another version, most likely."""
-    for start, end in intervals:
-        if start >= bp and end > start:
-            raise ValueError(f"{uri}: {contig}:{start}-{end} lies beyond the contig's {bp} bp; is the BED of another "
-                             "version of the genome?")
-
-
-def _bed_lines(uri: str) -> Iterator[tuple[str, int, int, str]]:
-    data = store.read_bytes(uri)
-    try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as fault:
-        raise ValueError(f"{uri} is not a BED file: {fault}") from fault
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or line.startswith("#") or line.split()[0] in ("track", "browser"):
-            continue
-        try:
-            contig, start, end = words[0], int(words[1]), int(words[2])
-        except (IndexError, ValueError):
-            raise ValueError(f"{uri}, line {number}: needs contig, start and end, not {line[:60]!r}") from None
-        if not 0 <= start <= end:
-            raise ValueError(f"{uri}, line {number}: [{start}, {end}) is no interval; BED counts from 0, half-open")
-        yield contig, start, end, words[3] if len(words) > 3 else ""
 
 
 def bed_bytes(spans: Iterable[Span]) -> bytes:
@@ -145,13 +74,43 @@ def subtract(left: Intervals, right: Intervals) -> Intervals:
 
 
 def choose_contigs(contigs: Mapping[str, int], patterns: Names | None, *, where: str) -> dict[str, int]:
-    """The ``contigs`` that some pattern matches, in their order. ValueError for a pattern that matches none."""
-    if patterns is None:
-        return dict(contigs)
-    for pattern in patterns:
+    """The ``contigs`` that some pattern matches and no pattern that begins with "!", in their order: those of ["chr*",
+    "!*_*"] are UCSC's primary ones. Patterns of the second kind alone take from all. ValueError for one of the first
+    kind that matches none, or where nothing is left."""
+    patterns = patterns or ()
+    wanted, unwanted = ([p.removeprefix("!") for p in patterns if p.startswith("!") == no] for no in (False, True))
+    for pattern in wanted:
         if not any(fnmatchcase(contig, pattern) for contig in contigs):
-            raise ValueError(f"{where}: no contig matches {pattern!r}; there are {_some(contigs)}")
-    return {contig: bp for contig, bp in contigs.items() if any(fnmatchcase(contig, p) for p in patterns)}
+            raise ValueError(f"{where}: no contig matches {pattern!r}; there are {some(contigs)}")
+    chosen = {contig: bp for contig, bp in contigs.items() if not any(fnmatchcase(contig, p) for p in unwanted)
+              and (not wanted or any(fnmatchcase(contig, p) for p in wanted))}
+    if not chosen:
+        raise ValueError(f"{where}: contigs {list(patterns)} leave nothing; there are {some(contigs)}")
+    return chosen
+
+
+_CHROMOSOME = re.compile(r"(chr)?(?P<own>\d{1,2}[LRAB]?|[XYZWM]|MT|[IVX]+)(_.+)?|(CHR_)?HSCHR(?P<patch>\w+?)_.+", re.I)
+
+
+def copies(parts: Mapping[str, Sequence[Span]]) -> tuple[list[str], list[str]]:
+    """Contigs of train that by their names (UCSC's, Ensembl's) are other copies or loose pieces of a contig that val or
+    test hold out, as chr8_KI270821v1_alt is of chr8; and those contigs that are held out. Sorted."""
+    held_out: dict[Place, set[str]] = {}
+    for span in [*parts["val"], *parts["test"]]:
+        if chromosome := _chromosome(span.contig):
+            held_out.setdefault((span.assembly, chromosome), set()).add(span.contig)
+    train, of = set(), set()
+    for assembly, contig in {(span.assembly, span.contig) for span in parts["train"]}:
+        if others := held_out.get((assembly, _chromosome(contig)), set()) - {contig}:
+            train.add(contig)
+            of |= others
+    return sorted(train), sorted(of)
+
+
+def _chromosome(contig: str) -> str:
+    """8 of chr8, chr8_KI270821v1_alt and CHR_HSCHR8_1_CTG1; "" of a name that is none of a chromosome."""
+    found = _CHROMOSOME.fullmatch(contig)
+    return (found["own"] or found["patch"]).casefold() if found else ""
 
 
 def tile(assembly: str, contigs: Mapping[str, int], *, block_bp: int, include: Sequence[Mapping[str, Intervals]] = (),
@@ -181,8 +140,12 @@ def assign(spans: Sequence[Span], *, val: Names | float | Zones, test: Names | f
     places = {(span.assembly, span.contig) for span in spans}
     named = {split: _match(places, wanted, split) for split, wanted in (("val", val), ("test", test))}
     if both := sorted(named["val"] & named["test"]):
-        raise ValueError(f"split: {_some(f'{a}:{c}' for a, c in both)} in both val and test")
+        raise ValueError(f"split: {some(f'{a}:{c}' for a, c in both)} in both val and test")
     val_zones, test_zones = (wanted if isinstance(wanted, dict) else {} for wanted in (val, test))
+    for whole, zones, split in ((named["val"], test_zones, "test"), (named["test"], val_zones, "val")):
+        if both := sorted(place for place in whole & zones.keys() if zones[place]):
+            raise ValueError(f"split: {some(f'{a}:{c}' for a, c in both)} in both val and test: held out whole by name,"
+                             f" and the BED of {split} has intervals there")
     for place in sorted(val_zones.keys() & test_zones.keys()):
         if twice := intersect(val_zones[place], test_zones[place]):
             raise ValueError(f"split: {':'.join(place)}:{twice[0][0]}-{twice[0][1]} in both val and test")
@@ -268,11 +231,12 @@ def _match(places: set[Place], wanted: Names | float | Zones, split: str) -> set
     for pattern in wanted if isinstance(wanted, tuple) else ():
         hits = {(a, c) for a, c in places if fnmatchcase(c, pattern) or fnmatchcase(f"{a}:{c}", pattern)}
         if not hits:
-            raise ValueError(f"split.{split}: no contig matches {pattern!r}; there are {_some(c for _, c in places)}")
+            raise ValueError(f"split.{split}: no contig matches {pattern!r}; there are {some(c for _, c in places)}")
         found |= hits
     return found
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first names in order, for a sentence."""
     ordered = sorted(set(names))
     return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")

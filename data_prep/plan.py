@@ -6,18 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster import store
-from data_prep.config import BedSplit, DataConfig, HeldOut, Names, ReferenceConfig
+from data_prep.bed import Warn, read_filter, read_zones
+from data_prep.config import BedSplit, DataConfig, ReferenceConfig
 from data_prep.intervals import (
     Place,
     Span,
-    Zones,
     assign,
     choose_contigs,
+    copies,
     count_covered,
     group,
-    read_bed,
-    read_zones,
-    refuse_beyond,
+    some,
     tile,
 )
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
@@ -39,11 +38,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """The manifest without its shards, and the blocks of every split. ``dropped``: blocks left out for their N."""
+    """The manifest without its shards, and the blocks of every split. ``dropped``: blocks left out for their N.
+
+    ``warnings``: a sentence each on what of the input counts for nothing, or may not be meant.
+    """
 
     manifest: Manifest
     parts: dict[str, list[Span]]
     dropped: int
+    warnings: tuple[str, ...] = ()
 
     def chunks(self) -> list[Chunk]:
         """The shards to be, in the order of the manifest."""
@@ -55,31 +58,47 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
     """The plan of ``config`` over its ``references`` (by name), whose letters were all looked at.
 
     Raises:
-        ValueError: a filter or a split that matches nothing, or no block is left to train on.
+        ValueError: a filter or a split that matches nothing, one that was asked for and is empty, something held out
+            twice, or no block is left to train on.
     """
     sources: list[Source] = []
     spans: list[Span] = []
+    warnings: dict[str, None] = {}  # in order, each once
     for wanted in config.references:
-        reference = references[wanted.name]
-        source, blocks = _source(wanted, reference, block_bp=config.block_bp)
+        source, blocks = _source(wanted, references[wanted.name], block_bp=config.block_bp, warn=warnings.setdefault)
         sources.append(source)
         spans += blocks
     places = {(source.name, contig): bp for source in sources for contig, bp in source.contigs.items()}
-    split = config.split
-    val, test = (_held_out(value, places, where=f"split.{name}") for name, value in (("val", split.val),
-                                                                                    ("test", split.test)))
-    parts = assign(spans, val=val, test=test, seed=config.seed, gap=split.gap)
+    known = {name: reference.contigs for name, reference in references.items()}
+    held_out = {name: read_zones(value.bed, places, known=known, where=f"split.{name}", warn=warnings.setdefault)
+                if isinstance(value, BedSplit) else value
+                for name, value in (("val", config.split.val), ("test", config.split.test))}
+    parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)
     n_runs: dict[Place, Any] = {(name, c): runs for name, r in references.items() for c, runs in r.n_runs.items()}
     kept = {}
     for name, there in parts.items():
         n_counts = count_covered(there, n_runs).tolist()
         kept[name] = [s for s, n in zip(there, n_counts, strict=True) if n <= config.max_n_fraction * s.bp]
+    for name, value in held_out.items():
+        if value != 0 and not kept[name]:
+            if parts[name]:
+                why = f"all of its {len(parts[name])} blocks have more N than max_n_fraction {config.max_n_fraction:g}"
+            elif isinstance(value, float):
+                why = (f"a share of {value:g} draws none of {len(spans)} blocks; a larger share, a smaller block_bp or "
+                       "another seed draws some")
+            else:
+                why = "the filters leave nothing of its intervals"
+            raise ValueError(f"split.{name} is asked for and would be empty: {why}")
     if not kept["train"]:
         raise ValueError("nothing is left to train on: the filters, max_n_fraction, or the split take every block; "
                          f"of {sum(map(len, parts.values()))} blocks {len(parts['train'])} were meant for train")
+    train, of = copies(kept)
+    if train:
+        warnings.setdefault(f"train has {some(train)}: by name other copies or pieces of {some(of)}, held out; hold "
+                            'them out, too, or leave them out (contigs: ["chr*", "!*_*"] takes UCSC\'s primary ones)')
     manifest = Manifest(FORMAT_VERSION, tuple(sources), config.block_bp, config.shard_bp, config.max_n_fraction,
                         _split_settings(config), config.seed, dict.fromkeys(SPLITS, ()))
-    plan = with_parts(Plan(manifest, parts, 0), kept, references)
+    plan = with_parts(Plan(manifest, parts, 0, tuple(warnings)), kept, references)
     return replace(plan, dropped=sum(map(len, parts.values())) - sum(map(len, kept.values())))
 
 
@@ -94,24 +113,15 @@ def with_parts(plan: Plan, parts: dict[str, list[Span]], references: Mapping[str
     return replace(plan, manifest=replace(plan.manifest, sources=sources), parts=parts)
 
 
-def _source(wanted: ReferenceConfig, reference: Reference, *, block_bp: int) -> tuple[Source, list[Span]]:
+def _source(wanted: ReferenceConfig, reference: Reference, *, block_bp: int, warn: Warn) -> tuple[Source, list[Span]]:
     where = f"reference {wanted.name}"
     contigs = choose_contigs(reference.contigs, wanted.contigs, where=where)
-    include, exclude = ([read_bed(uri) for uri in uris] for uris in (wanted.include, wanted.exclude))
-    for uri, bed in zip(wanted.include + wanted.exclude, include + exclude, strict=True):
-        if not reference.contigs.keys() & bed.keys():
-            theirs, ours = (", ".join(list(names)[:4]) for names in (bed, reference.contigs))
-            raise ValueError(f"{where}: {uri} names no contig of it (the BED has {theirs}; the reference {ours})")
-        for contig in reference.contigs.keys() & bed.keys():
-            refuse_beyond(bed[contig], contig, reference.contigs[contig], uri=uri)
+    include, exclude = ([read_filter(uri, reference.contigs, where=where, strict=strict, warn=warn) for uri in uris]
+                        for uris, strict in ((wanted.include, True), (wanted.exclude, False)))
     filters = {"contigs": wanted.contigs and list(wanted.contigs), "include": _digests(wanted.include),
                "exclude": _digests(wanted.exclude)}
     source = Source(wanted.name, reference.handle.sha256, contigs, 0, filters, wanted.weight)
     return source, tile(wanted.name, contigs, block_bp=block_bp, include=include, exclude=exclude)
-
-
-def _held_out(value: HeldOut, places: Mapping[Place, int], *, where: str) -> Names | float | Zones:
-    return read_zones(value.bed, places, where=where) if isinstance(value, BedSplit) else value
 
 
 def _split_settings(config: DataConfig) -> dict[str, Any]:

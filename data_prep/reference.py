@@ -16,7 +16,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,16 @@ class Handle:
 
 @dataclass(frozen=True)
 class Located:
-    """A handle, the contigs in file order (empty ones left out), and the source's version when it was read."""
+    """A handle, the contigs in file order (empty ones left out), and the source's version when it was read.
+
+    ``looks``: size and time of a source on this machine, which show a change of its bytes alone; "" of a remote one.
+    """
 
     handle: Handle
     contigs: dict[str, int]
     empty_records: int
     version: str
+    looks: str
 
 
 def cache_dir(cache: Path | None = None) -> Path:
@@ -87,9 +91,26 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None 
             located = Located(**known | {"handle": Handle(**known["handle"])})
             if _is_here(located.handle):
                 return located
+        looks = _looks(uri)
         located = _index(uri, version, cache / key, on_progress or (lambda stage, done, total: None))
+        located = replace(located, looks=looks)
         store.write_bytes(str(record), json.dumps(asdict(located)).encode())
     return located
+
+
+def changed(reference: Located) -> bool:
+    """Whether the source is no longer what was read. Another mode, owner, name or link of the file changes nothing, and
+    where its time or version differs, it is read again and its digest decides."""
+    handle = reference.handle
+    if store.version(handle.uri) == reference.version or (reference.looks and _looks(handle.uri) == reference.looks):
+        return False
+    digest = hashlib.sha256()
+    text = store.chunks(handle.uri) if not handle.index else _text(handle.uri, lambda stage, done, total: None)
+    try:
+        collections.deque(_hashed(text, digest), maxlen=0)
+    except ValueError:  # it was whole
+        return True
+    return digest.hexdigest() != handle.sha256
 
 
 def fetch(handle: Handle, contig: str, start: int, end: int) -> bytes:
@@ -124,6 +145,10 @@ def _open(handle: Handle) -> _Fasta | twobit.TwoBit:
 
 def _is_here(handle: Handle) -> bool:
     return _stamp(handle.path) == handle.stamp and (not handle.index or Path(handle.index).is_file())
+
+
+def _looks(uri: str) -> str:
+    return _stamp(str(store.local_path(uri))) if store.is_local(uri) else ""
 
 
 def _stamp(path: str) -> str:
@@ -168,6 +193,7 @@ def _index_twobit(uri: str, version: str, stem: Path) -> Located:
         path = f"{stem}.2bit"
         with store.publish(path) as target:
             target.writelines(chunks)
+    path = twobit.readable(path, f"{stem}.le.2bit", uri=uri)
     lengths = twobit.TwoBit(path, uri=uri).contigs()
     return _located(uri, Handle(uri, path, "", digest.hexdigest(), _stamp(path)), lengths, version)
 
@@ -176,7 +202,7 @@ def _located(uri: str, handle: Handle, lengths: dict[str, int], version: str) ->
     contigs = {name: length for name, length in lengths.items() if length}
     if not contigs:
         raise ValueError(f"{uri}: no sequence in its {len(lengths)} record{'s' * (len(lengths) != 1)}")
-    return Located(handle, contigs, len(lengths) - len(contigs), version)
+    return Located(handle, contigs, len(lengths) - len(contigs), version, "")
 
 
 def _read_index(uri: str, path: str, index: Path, sha256: str, version: str) -> Located:
@@ -188,10 +214,13 @@ def _read_index(uri: str, path: str, index: Path, sha256: str, version: str) -> 
             if isinstance(fault, UnicodeDecodeError) or not str(fault).startswith("Duplicate key"):
                 raise
             name = str(fault).removeprefix("Duplicate key ")
-            raise ValueError(f"{uri}: contig name {name} stands there twice; rename or remove one") from fault
+            raise ValueError(f"{uri}: contig name {name} stands there twice (a name is the first word of its line); "
+                             "rename or remove one") from fault
         entries = faidx.index
         faidx.close()
         _check_index(path, list(entries.values()))
+        if odd := next((name for name in entries if not name.isprintable()), ""):
+            raise ValueError(f"{uri}: the name of a record, {odd!r}, is not readable text")
         os.replace(fresh, index)
     lengths = {name: int(entry.rlen) for name, entry in entries.items()}
     return _located(uri, Handle(uri, path, str(index), sha256, _stamp(path)), lengths, version)
@@ -221,8 +250,7 @@ def _text(uri: str, progress: Progress) -> Iterator[bytes]:
     start = next(text, b"")
     if not start:
         raise ValueError(f"{uri} is empty, not a FASTA")
-    if not start.lstrip().startswith((b">", b";")):
-        raise ValueError(f"{uri} is not a FASTA: it starts with {start[:12]!r}, not with '>'")
+    fasta.refuse_other(start, uri=uri)
     done = 0
     for chunk in itertools.chain([start], text):
         done += len(chunk)

@@ -37,7 +37,7 @@ def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None
     cache = cache_dir(cache)
     progress = on_progress or (lambda stage, done, total: None)
     located = locate(uri, cache=cache, on_progress=progress)
-    scan = cache / f"{located.handle.sha256}.scan.npz"
+    scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
     with locked(cache / f"{located.handle.sha256}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
             return _with_runs(located, scan)
@@ -91,4 +91,4 @@ def _with_runs(located: Located, scan: Path) -> Reference:
             numbers, firsts = np.unique(rows[:, 0], return_index=True)
             parts.append({names[i]: part[:, 1:] for i, part in zip(numbers, np.split(rows, firsts[1:]), strict=True)}
                          if len(rows) else {})
-    return Reference(located.handle, located.contigs, located.empty_records, located.version, *parts)
+    return Reference(located.handle, located.contigs, located.empty_records, located.version, located.looks, *parts)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +29,10 @@ class Peers:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._first, self._size, self._lost, self._sockets = rank == 0, size, lost, list[socket.socket]()
         self._server = socket.create_server(("", port)) if self._first else None
+        with heart.inside("meeting the others", phase=True):
+            self._meet(address, port, world)
+
+    def _meet(self, address: str, port: int, world: int) -> None:
         while len(self._sockets) < (world - 1 if self._first else 1):
             if self._server:
                 peer = self._server.accept()[0]
@@ -62,6 +67,12 @@ class Peers:
         return found[:1] == b"1"
 
 
+def advance(seconds: float) -> None:
+    for _ in range(30):
+        time.sleep(seconds / 30)
+        heart.advance()
+
+
 def befall(what: str) -> None:
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -72,6 +83,9 @@ def befall(what: str) -> None:
     elif what == "fail":
         print("error: the data are wrong in row 7", file=sys.stderr, flush=True)
         sys.exit(1)
+    elif what == "missing":  # as Python itself does where a file is not there
+        print("python: can't open file '/x/trainer/main.py': [Errno 2] No such file or directory", file=sys.stderr)
+        sys.exit(2)
     elif what == "usage":
         print("error: train.lr: missing", file=sys.stderr, flush=True)
         sys.exit(2)
@@ -85,6 +99,11 @@ def befall(what: str) -> None:
             time.sleep(0.1)
             with heart.inside("phase"):
                 pass
+    elif what in ("upload", "stall"):  # a checkpoint that a thread writes, piece by piece, or not
+        thread = threading.Thread(target=advance if what == "upload" else time.sleep, args=(3,), daemon=True)
+        thread.start()
+        with heart.inside("waiting for the checkpoint", phase=True):
+            thread.join()
     elif what == "slow":
         time.sleep(0.7)
     elif what == "deaf":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cluster import compat
 from cluster.heartbeat import heart
-from cluster.process import LOST_PEERS
+from cluster.process import LOST_PEERS, ElsewhereError, brief
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,24 @@ def sum_over_ranks(group: Group, tensor: Tensor) -> Tensor:
 
 
 def raise_together(group: Group, fault: str | None, *, device: torch.device) -> None:
-    """ValueError on every rank if any has a ``fault``: its own, or that another has one. A collective."""
+    """If any rank has a ``fault``: ValueError there (on the first rank, if all have one), on the others ElsewhereError.
+
+    A collective.
+    """
     faults = int(sum_over_ranks(group, torch.tensor(int(fault is not None), device=device)))
+    if fault is not None and (group.rank == 0 or faults < group.size):
+        raise ValueError(fault)
     if faults:
-        raise ValueError(fault or f"{faults} of the other ranks cannot go on, and say why")
+        raise ElsewhereError(fault or f"{faults} of the other ranks cannot go on, and say why")
 
 
 def lost_peers(fault: BaseException) -> str | None:
     """A sentence, if ``fault`` means that other ranks are gone or do not answer; None for any other."""
-    text = " ".join(str(fault).split())
+    text = str(fault)
     gloo = "gloo" in text and any(word in text for word in ("onnection", "imed out", "Broken pipe"))
     if not (gloo or isinstance(fault, dist.DistError)):
         return None
-    return f"{LOST_PEERS} in {heart.read().told()}: {text[:200]}"
+    return f"{LOST_PEERS} in {heart.read().told()}: {brief(text)}"
 
 
 def gather_rows(group: Group, rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from cluster import store
 from cluster.heartbeat import heart
 from cluster.lock import Lock, LockedError, hold
-from cluster.process import EXIT_OK, EverywhereError, StopSignals
+from cluster.process import EXIT_OK, EverywhereError, StopSignals, after_launcher
 from configs import ConfigError
 from trainer import collectives, export, rundir
 from trainer.checkpoint.resume import resume
@@ -134,7 +134,7 @@ def _train(
         stops.between_steps()
     while state.step < last:
         heart.step(state.step + 1)
-        with meter.waiting():
+        with meter.waiting(), heart.inside("waiting for data", phase=True):
             batch = next(batches)
         length = batch.windows.length
         meter.expect(bp_per_step=config.train.global_batch * length, flops_per_step=flops(length))
@@ -180,7 +180,8 @@ def _train(
                 raise EverywhereError(f"told to stop, but step {state.step} could not be saved; the same command goes "
                                       "on from the checkpoint before")  # fmt: skip
             if run:
-                say(f"told to stop: step {state.step} is saved, and the same command goes on from there")
+                whose = after_launcher() if stops and stops.interrupted else ""
+                say(f"told to stop: step {state.step} is saved, and the same command goes on from there{whose}")
             return result.stop
     progress.close()
     saver.wait()
@@ -223,8 +224,9 @@ def _validate(
     baselines: dict[str, float],
 ) -> None:
     teacher = state.teacher.module
-    metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
-    metrics |= validator.health(teacher, state.centres.get("distill"))
+    with heart.inside("validation", phase=True):
+        metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
+        metrics |= validator.health(teacher, state.centres.get("distill"))
     if run:
         run.log(metrics, step=state.step)
         accuracy = metrics["val/mlm_accuracy"]

@@ -21,6 +21,7 @@ import torch  # noqa: E402
 
 import configs  # noqa: E402
 from cluster import process  # noqa: E402
+from cluster.heartbeat import heart  # noqa: E402
 from trainer import collectives  # noqa: E402
 from trainer.collectives import Group  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
@@ -46,15 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
             torch.cuda.set_device(device)
         else:
             torch.set_num_threads(process.threads_per_process(local_size))
-        init_distributed(device)
+        with heart.inside("meeting the other ranks", phase=True):
+            init_distributed(device)
         group = Group.of()
-        stops, done = process.StopSignals(peers=_of_this_host(group, device)), False
+        stops = process.StopSignals(peers=_of_this_host(group, device), supervised=heart.watched)
+        done = False
         try:
             code = train(config, device=device, group=group, stops=stops)
             done = True
         except RuntimeError as fault:
             if (lost := collectives.lost_peers(fault)) and not args.debug:
-                raise RuntimeError(lost) from fault
+                raise (RuntimeError if stops.is_first_left() else process.ElsewhereError)(lost) from fault
             raise
         finally:
             stops.close()

@@ -86,7 +86,7 @@ class Record:
         weights = store.read_bytes(store.join(run_dir, export.WEIGHTS))
         checkpoint = store.join(store.absolute(run_dir), export.WEIGHTS)
         self._delivery.tag({"checkpoint.uri": checkpoint, "checkpoint.sha256": hashlib.sha256(weights).hexdigest()})
-        with heart.inside("telling MLflow"):
+        with heart.inside("telling MLflow", phase=True, slow=True):
             self._delivery.drain(self._config.track.wait_s)
             with tempfile.TemporaryDirectory() as folder:
                 for name in export.FILES:

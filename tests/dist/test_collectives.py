@@ -1,10 +1,12 @@
 """Collectives against what each rank put in, and the teacher's refusal of groups that do not cover it."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
+from cluster import evidence
 from tests.ranks import on_ranks
 from trainer import collectives
 from trainer.collectives import Group
@@ -52,6 +54,23 @@ def test_collectives_bring_every_ranks_part_in_rank_order(world: int) -> None:
         assert got["total"].tolist() == [sum(range(world)), world]
         assert got["untouched"].tolist() == [rank, 1]
         assert got["flat"].tolist() == [sign * float(r) for r in range(world) for sign in (1, -1)]
+
+
+def what_torch_recorded() -> list[str]:
+    for _ in range(10):
+        collectives.sum_over_ranks(Group.of(), torch.zeros(3))
+    return evidence.recorded()
+
+
+def test_the_last_collectives_are_had_from_torchs_flight_recorder() -> None:
+    """Of gloo, too; a rank that hangs shows them before it is killed."""
+    for said in on_ranks(2, what_torch_recorded):
+        assert said[0] == "collectives by torch's flight recorder, newest first:"
+        assert len(said) == 9
+        numbers = [re.fullmatch(r"  gloo:all_reduce (\d+) of group 0, Float \[\[3\]\]: (?:done|scheduled, under way for "
+                                r"\d+ s)", line) for line in said[1:]]  # fmt: skip
+        found = [int(number[1]) for number in numbers if number]
+        assert found == list(range(found[0], found[0] - 8, -1))
 
 
 def odd_teacher(momenta: list[float]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster import heartbeat
 from cluster.heartbeat import Beat
+from tests import signals
 from trainer import export
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,8 @@ class Supervised:
 
     def start(self) -> "Supervised":
         environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "5000", **self._env}
-        self._process = subprocess.Popen(self._command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(self._command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+                                         preexec_fn=signals.hear)  # fmt: skip
         threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True).start()
         return self
 

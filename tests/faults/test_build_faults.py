@@ -26,6 +26,7 @@ from data_prep.config import DataConfig
 from data_prep.read import load_manifest
 from data_prep.survey import prepare
 from data_prep.verify import verify
+from tests import signals
 from tests.s3 import S3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +128,7 @@ def own_build(genome: Path, output: Path, cache: Path, *, workers: int = 1) -> I
     environment = os.environ | {"DNA_CACHE": str(cache)}
     process = subprocess.Popen([sys.executable, "-m", "data_prep", "build", "--config", str(config)], cwd=ROOT,
                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+                               start_new_session=True, preexec_fn=signals.hear)
     try:
         yield process
     finally:
@@ -159,7 +160,7 @@ def test_a_killed_driver_leaves_no_worker_and_the_next_one_goes_on(
     assert contents(output) == undisturbed
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 def test_a_build_that_is_told_to_stop_says_what_stays(
         genome: Path, tmp_path: Path, stop: signal.Signals, code: int) -> None:
     output = tmp_path / "o"

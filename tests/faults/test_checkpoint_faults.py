@@ -464,7 +464,7 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
 
     for name in ("before", "manifest"):
         assert first[name] == "RuntimeError: run.dir is held by another run now"
-        assert second[name] == "RuntimeError: rank 0 cannot go on, and says why"
+        assert second[name] == "ElsewhereError: rank 0 cannot go on, and says why"
     assert names(before) == ["latest.json", step_name(1)], "nothing was written"
     assert json.loads((before / layout.FOLDER / layout.POINTER).read_bytes())["step"] == 1
 
@@ -476,7 +476,7 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
     assert names(manifest) == ["latest.json", *map(step_name, (1, 2))]
 
     assert first["pointer"] == "RuntimeError: killed"
-    assert second["pointer"] == "RuntimeError: rank 0 cannot go on, and says why"
+    assert second["pointer"] == "ElsewhereError: rank 0 cannot go on, and says why"
     assert names(pointed) == [step_name(1)], "renamed, and not pointed to"
     assert found[0]["pointer again"]["hashes"] == {1: hashes[1]}
 

@@ -81,7 +81,8 @@ class Run:
             assert not faults, f"{faults[0]!r}\n{self.said}"
 
     def interrupt(self, number: int = signal.SIGINT) -> None:
-        if signal.getsignal(number) not in (signal.default_int_handler, signal.SIG_DFL):  # and not this process
+        nobodys = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN)
+        if signal.getsignal(number) not in nobodys:  # and not this process
             before = self.supervisor and self.supervisor._code
             os.kill(os.getpid(), number)
             deadline = time.monotonic() + 5

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests import signals
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,7 +26,8 @@ class Agent:
         folder.mkdir(exist_ok=True)
         self.temporary = folder
         self.process = subprocess.Popen([sys.executable, "-m", "cluster.agent"], cwd=ROOT, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(folder)})
+                                        stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(folder)},
+                                        preexec_fn=signals.hear)  # fmt: skip
         self.ready = self.event("ready")
 
     def order(self, do: str, **more: Any) -> None:
@@ -185,7 +188,7 @@ def test_the_signals_of_the_supervisor_reach_the_ranks_and_not_the_agent(agent: 
                 "print('ready', flush=True)\n"
                 "time.sleep(600)", local=2)
     assert [agent.text(), agent.text()] == ["ready", "ready"]
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.STOPS:
         agent.process.send_signal(number)
     agent.order("signal", number=int(signal.SIGTERM))
     assert [agent.event("exited")["code"] for _ in range(2)] == [75, 75]

@@ -9,17 +9,19 @@ import pytest
 
 from cluster.attempt import Attempt, Outcome
 from cluster.config import ClusterConfig
+from cluster.evidence import END
 from cluster.nodes import Member, NodeLost, Place
 
 BEAT = {"step": 8, "saved": 5, "collectives": 20, "inside": False, "label": "all_reduce", "still_s": 0.0,
-        "stopped": False}
+        "stopped": False, "steps": 3, "issued": "all_reduce", "slow": False}
 
 
 class Scripted:
     """The link of a node: the ranks' events once they are started, and answers to orders."""
 
     def __init__(self, *events: dict[str, Any], on_signal: tuple[dict[str, Any], ...] = (), reach: str | None = None,
-                 refused: bool = False, lost: str | None = None) -> None:
+                 refused: bool = False, lost: str | None = None, on_show: tuple[dict[str, Any], ...] = ()) -> None:
+        self.on_show = on_show
         self.events, self.on_signal, self.reach, self.refused, self.lost = events, on_signal, reach, refused, lost
         self.waiting, self.orders, self.left = list[dict[str, Any]](), list[str](), set[int]()
 
@@ -31,6 +33,8 @@ class Scripted:
             self.waiting += self.events
         elif order["do"] == "signal":
             self.waiting += self.on_signal
+        elif order["do"] == "show":
+            self.waiting += self.on_show or [{"event": "line", "rank": rank, "text": END} for rank in sorted(self.left)]
         elif order["do"] == "reach":
             self.waiting.append({"event": "reach", "fault": self.reach, "refused": self.refused})
         elif order["do"] == "kill":
@@ -124,8 +128,45 @@ def test_ranks_that_another_told_to_stop_get_the_time_to_save() -> None:
     assert "kill" not in link.orders
 
 
-def test_a_wrong_config_ends_it_at_once() -> None:
-    assert attempt(Scripted(ended(1, 2)), local=2) == Outcome("usage")
+MISSING = "python: can't open file '/x/trainer/main.py': [Errno 2] No such file or directory"
+
+
+@pytest.mark.parametrize("events", [
+    (ended(1, 2), ended(0, 2)),  # all ranks, though the others leave it to rank 0 to say why
+    (line(0, MISSING), ended(0, 2), line(1, MISSING), ended(1, 2)),
+    (line(0, "error: train.lr: missing"), ended(0, 2)),  # in our words; the other had not come so far
+    (line(1, "error: train.lr: missing"), ended(1, 2), line(0, "error: lost its peers in broadcast"), ended(0, 1)),
+])
+def test_a_wrong_config_ends_it(events: tuple[dict[str, Any], ...]) -> None:
+    assert attempt(Scripted(*events), local=2, grace_s=0.2) == Outcome("usage")
+
+
+@pytest.mark.parametrize(("events", "word"), [
+    ((line(1, MISSING), ended(1, 2)), MISSING), ((ended(1, 2),), "without a word"),
+    ((line(0, "error: lost its peers in broadcast"), ended(0, 1), line(1, MISSING), ended(1, 2)), MISSING),
+    ((line(1, "main.py: error: unrecognized arguments: --new"), ended(1, 2)),
+     "main.py: error: unrecognized arguments: --new"),  # of other code on that node
+])
+def test_one_rank_alone_does_not_make_the_config_wrong(events: tuple[dict[str, Any], ...], word: str) -> None:
+    """Python itself ends with 2 where a file is not there: the node's fault, which may do without it."""
+    outcome = attempt(Scripted(*(event for event in events if event["rank"] == 0)),
+                      Scripted(*(event for event in events if event["rank"] == 1)), grace_s=0.2)
+    assert outcome == Outcome("fault", "rank 1 on b ended with code 2, its config, files or code are not those of the "
+                              f"others: {word} (step 0)", "b")
+
+
+def test_ranks_that_come_later_have_the_time_to_agree_that_the_config_is_wrong() -> None:
+    """Imports take long on one node; rank 0, which alone says what is wrong, is not killed after survivor_s."""
+    link = Scripted(ended(1, 2))
+
+    def stop() -> str:
+        if time.monotonic() > begin + 0.5 and 0 in link.left:
+            link.waiting += [line(0, "error: train.lr: missing"), ended(0, 2)]
+        return ""
+
+    begin = time.monotonic()
+    assert attempt(link, local=2, stop=stop, survivor_s=0.1) == Outcome("usage")
+    assert "kill" not in link.orders
 
 
 @pytest.mark.parametrize(("links", "cause", "node"), [
@@ -162,10 +203,72 @@ def test_who_hangs(links: tuple[Scripted, ...], cause: str, node: str | None) ->
 
 
 def test_before_its_first_step_a_rank_has_more_time() -> None:
-    early = beats(0, step=0, still_s=99)
+    early = beats(0, step=0, steps=0, still_s=99)
     assert attempt(Scripted(early, ended(0, 0)), start_timeout_s=100).kind == "done"
     outcome = attempt(Scripted(early), start_timeout_s=98)
     assert outcome.cause.startswith("rank 0 on a hangs: step 0, after all_reduce (collective 20), no move for 99 s")
+
+
+def test_the_first_step_has_the_time_of_a_start() -> None:
+    """It compiles and fetches the first blocks; of a run that goes on it has any number. So has an unseen upload."""
+    for more in ({"steps": 1}, {"slow": True}):
+        long = beats(0, step=1001, still_s=99, **more)
+        assert attempt(Scripted(long, ended(0, 0)), start_timeout_s=100).kind == "done"
+        assert attempt(Scripted(long), start_timeout_s=98).cause.startswith("rank 0 on a hangs: step 1001, after")
+    assert attempt(Scripted(beats(0, step=1002, steps=2, still_s=99)), start_timeout_s=999).kind == "fault"
+
+
+def test_ranks_whose_host_is_past_the_collective_that_hangs() -> None:
+    """As with nccl: the host waits for the value, not in the collective. Nobody is blamed for what all wait for."""
+    both = beats(0, 1, still_s=99, inside=True, label="backward", issued="all_gather")
+    assert attempt(Scripted(both), local=2).cause == (
+        "all 2 ranks wait in backward (collective 20, last issued all_gather): step 8, no move for 99 s")
+    assert attempt(Scripted(beats(0, 1, still_s=99)), local=2).cause == (
+        "all 2 ranks hang after all_reduce (collective 20): step 8, no move for 99 s")
+
+
+def test_before_a_hang_is_ended_the_ranks_show_what_they_do(capfd: pytest.CaptureFixture[str]) -> None:
+    """The one to blame first, those that do the same once."""
+    stack, under_way = 'File "x.py", line 7 in teach', "all_reduce 21: scheduled, under way for 98 s"
+    first = Scripted(beats(0, 1, collectives=21, inside=True, still_s=99), on_show=(
+        line(0, "Thread 0x7f01:"), line(1, "Thread 0x7f02:"), line(0, stack), line(1, stack),
+        line(0, under_way), line(1, under_way.replace("98", "99")),
+        line(0, END), line(1, END)))  # fmt: skip
+    second = Scripted(beats(2, 3, still_s=99), beats(3, still_s=99, stopped=True), on_show=(
+        line(2, "in the reader"), line(2, END)))  # fmt: skip
+    outcome = attempt(first, second, local=2)
+    assert outcome.cause.startswith("rank 3 on b is stopped (SIGSTOP): step 8")
+    assert [link.orders[:3] for link in (first, second)] == [["start", "show", "kill"]] * 2
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [  # of the supervisor
+        "rank 3, before being killed:", "ranks 0, 1, before being killed:", "rank 2, before being killed:"]
+    assert err.splitlines() == [
+        "[rank 3] nothing: it is stopped, or the interpreter is", "[rank 0] Thread 0x7f01:", f"[rank 0] {stack}",
+        f"[rank 0] {under_way}", "[rank 2] in the reader"]
+
+
+def test_ranks_that_have_not_saved_in_time_show_what_they_do() -> None:
+    link = Scripted(beats(0, 1), on_signal=(ended(0, 75),))
+    attempt(link, local=2, stop=lambda: "save", grace_s=0.2)
+    assert link.orders == ["start", "signal", "show", "kill"]
+    for stop, more in (("now", {}), ("save", {"survivor_s": 0.1})):  # at once, or for want of a rank that is gone
+        link = Scripted(beats(0, 1), on_signal=(ended(0, 1),) if more else ())
+        attempt(link, local=2, stop=lambda stop=stop: stop, **more)
+        assert link.orders == ["start", "signal", "kill"]
+
+
+def test_of_ranks_that_lose_the_same_peer_one_is_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    """Each has another address in its words; of each the supervisor knows that it is not the one to blame."""
+    words = [f"error: lost its peers in step 8: Connection closed by peer [127.0.0.1]:{port}" for port in (41, 42)]
+    outcome = attempt(Scripted(line(0, words[0]), line(2, words[1]), ended(0, 1), ended(2, 1), ended(1, -9)), local=3)
+    assert outcome.cause == "rank 1 on a was killed by signal 9, by hand or for want of memory (step 0)"
+    assert capfd.readouterr().err == f"{words[0]}\n"
+
+
+def test_the_rank_that_says_why_is_heard_before_those_that_leave_it_to_it() -> None:
+    link = Scripted(line(0, "step 8: fine"), ended(0, 1), line(1, "error: no space left"), ended(1, 1))
+    outcome = attempt(link, local=2)
+    assert outcome.cause == "rank 1 on a ended with code 1: no space left (step 0)"
 
 
 def test_a_node_that_is_lost_takes_its_ranks_with_it() -> None:

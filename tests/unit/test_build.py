@@ -17,10 +17,10 @@ import pytest
 from cluster import store
 from configs import load, redact
 from data_prep.__main__ import main
+from data_prep.bed import read_bed
 from data_prep.build import BuildStoppedError, Built, build
 from data_prep.config import DataConfig
 from data_prep.export import export
-from data_prep.intervals import read_bed
 from data_prep.output import Output
 from data_prep.read import load_manifest
 from data_prep.shards import SPLITS
@@ -124,10 +124,13 @@ def test_filters_and_n_share(fasta: str, tmp_path: Path) -> None:
     one = {"name": "toy", "uri": fasta, "include": str(tmp_path / "in.bed"), "exclude": [str(tmp_path / "out.bed")]}
     made(fasta, tmp_path / "a", references=[one], split={})
     assert read_bed(str(tmp_path / "a" / "train.bed")) == {"one": [(1000, 2000), (2500, 5000)]}
-    built = made(fasta, tmp_path / "b", max_n_fraction=0.4)
+    built = made(fasta, tmp_path / "b", max_n_fraction=0.4, split={"val": ["three"]})
     assert built.dropped_blocks == 3, "every block of two/b has 60 % N"
+    with pytest.raises(ValueError, match=r"split.val is asked for and would be empty: all of its 3 blocks have more N"):
+        made(fasta, tmp_path / "c", max_n_fraction=0.4)
+    assert not (tmp_path / "c").exists()
     (tmp_path / "out.bed").write_text("chr1\t2000\t2500\n")
-    with pytest.raises(ValueError, match=r"out.bed names no contig of it \(the BED has chr1; the reference one, two/b"):
+    with pytest.raises(ValueError, match=r"out.bed names no contig of it \(the BED has chr1; the reference one, three"):
         made(fasta, tmp_path / "c", references=[one])
 
 
@@ -216,12 +219,13 @@ def test_a_source_that_changes_meanwhile_gets_no_manifest(fasta: str, tmp_path: 
     mine = tmp_path / "mine.fa"
     shutil.copy(fasta, mine)
 
-    def touch(stage: str, done: int, total: int) -> None:
+    def change(stage: str, done: int, total: int) -> None:
+        mine.write_bytes(mine.read_bytes().replace(b"GATTACA", b"GATTATA"))
         os.utime(mine, ns=(1, 1))
 
     with pytest.raises(BuildStoppedError, match=r"mine.fa changed while it was read, so no manifest was written"):
         build(DataConfig.model_validate({"references": [{"name": "toy", "uri": str(mine)}], "max_n_fraction": 1,
-                                         "output": str(tmp_path / "o")}), on_progress=touch)
+                                         "output": str(tmp_path / "o")}), on_progress=change)
     assert "manifest.json" not in os.listdir(tmp_path / "o")
 
 
@@ -433,7 +437,7 @@ def test_several_assemblies_and_bed_splits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"split.val: .*empty.bed names no contig .* \(the BED has nothing; they have"):
         made("", tmp_path / "q", references=references, split={"val": {"bed": str(tmp_path / "empty.bed")}})
     (tmp_path / "far.bed").write_text("chr2\t2900\t3100\nchr2\t3000\t4000\n")
-    said = r"far.bed: chr2:3000-4000 lies beyond the contig's 3000 bp; is the BED of another version of the genome\?"
+    said = r"far.bed, line \d: chr2:3000-4000 lies beyond the contig's 3000 bp; is the BED of another version of the"
     with pytest.raises(ValueError, match=said):
         made("", tmp_path / "q", references=references, split={"val": {"bed": str(tmp_path / "far.bed")}})
     (tmp_path / "far.bed").write_text("chr2\t3000\t4000\n")
@@ -474,6 +478,25 @@ def test_what_leaks_is_reported_and_dropped(tmp_path: Path) -> None:
     off = made(str(tmp_path / "g.fa"), tmp_path / "r", split={"val": ["b"], "leakage": "off"}, block_bp=8192)
     assert off.leakage is None
     assert contents(tmp_path / "r") == {n: c for n, c in contents(tmp_path / "o").items() if n != "leakage.json"}
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_split_of_which_all_leaks_is_not_dropped_without_a_word(tmp_path: Path, name: str) -> None:
+    """Two strains that are nearly alike: nothing of chr2 of the one would be left, since it stands in the other."""
+    rng = np.random.default_rng(0)
+    one, two = ("".join("ACGT"[i] for i in rng.integers(0, 4, 6000)) for _ in range(2))
+    for strain in "xy":
+        (tmp_path / f"{strain}.fa").write_text(f">chr1\n{one}\n>chr2\n{two}\n")
+        two = two[:2990] + "ACGT"["ACGT".index(two[2990]) - 1] + two[2991:]
+    references = [{"name": strain, "uri": str(tmp_path / f"{strain}.fa")} for strain in "xy"]
+    said = (rf"split.leakage drop leaves nothing of {name}: [\d,]+ of its 6,000 bp \(9\d.\d\d%\) also stand in train, "
+            "and no piece of split.min_bp 100 is left; hold out what is less alike, or set leakage to report; of "
+            "assemblies that are alike hold out the same contigs, which names without an assembly do")
+    drop = {"leakage": "drop", "min_bp": 100}
+    with pytest.raises(ValueError, match=said):
+        made("", tmp_path / "o", references=references, split={name: ["x:chr2"]} | drop)
+    assert not (tmp_path / "o").exists()
+    assert made("", tmp_path / "o", references=references, split={name: ["chr2"]} | drop).dropped_bp == 0
 
 
 def test_credentials_of_a_uri_reach_no_file(fasta: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cluster import store
+from cluster.heartbeat import heart
 from tests.s3 import S3
 from trainer.checkpoint import files, layout
 from trainer.checkpoint.layout import DamagedError, File, Found, Manifest
@@ -66,6 +68,24 @@ def test_what_is_written_is_read_back_bit_for_bit(named: dict[str, Tensor]) -> N
     assert {name: bits(t) for name, t in files.read("f", data).items()} == {name: bits(t) for name, t in named.items()}
     assert int.from_bytes(data[:8], "little") % 8 == 0, "the tensors are aligned"
     assert written(dict(reversed(named.items())))[0] == data, "the bytes depend on the tensors alone"
+
+
+def test_each_piece_of_a_large_tensor_is_progress_and_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk does not take the whole of a checkpoint in silence, which would look like a hang."""
+    synced: list[int] = []
+    monkeypatch.setattr(files, "_PIECE", 1000)
+    monkeypatch.setattr(files.os, "fdatasync", lambda handle: synced.append(os.fstat(handle).st_size))
+    before, tensors = heart.read().moves, {"a": torch.arange(900.0), "b": torch.arange(10.0)}
+    with open(tmp_path / "x", "wb") as file:
+        written = files.write(file, tensors, lasting=True)
+    assert heart.read().moves == before + 2 + 4 + 1  # length, header, 3,600 bytes, 40 bytes
+    assert len(synced) == 3
+    assert synced[2] - synced[0] == 2000
+    read = files.read("x", (tmp_path / "x").read_bytes())
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert written.size == (tmp_path / "x").stat().st_size
 
 
 def test_a_file_of_nothing() -> None:

@@ -33,6 +33,7 @@ from ray.scripts.scripts import start as ray_start
 import configs
 from cluster.config import ClusterConfig
 from configs import Section
+from tests import signals
 from tests.faults.test_cluster_build import answers, free_port, wait_for
 from trainer.config import TrainConfig
 
@@ -516,7 +517,8 @@ def run_slurm(folder: Path, script: str, *, term: bool = True, **environment: st
     log = folder / "log"
     with open(log, "w") as out:
         process = subprocess.Popen(["bash", "slurm.sh", "--config", "configs/train/findna.yaml", "run.dir=s3://b/a b"],
-                                   cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True)
+                                   cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True,
+                                   preexec_fn=signals.hear)
     try:
         if term:
             wait_for(lambda: (folder / "ready").exists() or process.poll() is not None, f"it: {log.read_text()}")

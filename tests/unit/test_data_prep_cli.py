@@ -1,14 +1,21 @@
 """python -m data_prep: exit codes and what a user reads."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.__main__ import Progress, main
+from data_prep.build import Built
+from data_prep.read import load_manifest
+from tests.datasets import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 YEAST = str(ROOT / "configs" / "data" / "yeast.yaml")
@@ -88,6 +95,46 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     ]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar before the first word; then the share, how much, the speed and the time left; nothing is left behind."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    progress = Progress()
+    try:
+        assert "starting [00:00]" in terminal.getvalue()
+        progress._heard -= 10  # as if the first stage had taken 10 seconds to its first word
+        progress("write", 20_000_000, 80_000_000)
+        assert progress._bar is not None
+        progress._bar.refresh()
+        drawn = terminal.getvalue().split("\r")[-1]
+        assert re.search(r"write:  25%\|.*\| 20.0M/80.0M \[00:1\d<00:3\d, (2.00M|1.9\dM)bp/s\]", drawn), drawn
+        progress.say("trying again: x")
+        assert "trying again: x\n" in terminal.getvalue()
+    finally:
+        progress.close()
+    assert terminal.getvalue().split("\r")[-1].strip() == ""
+
+
+def test_stages_shorter_than_a_minute_are_told_of_too(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("data_prep.__main__.time.monotonic", lambda: now[0])
+    progress = Progress()
+    for stage, seconds in (("read", 30), ("leakage", 40), ("write", 65), ("write", 80)):
+        now[0] = 1000 + seconds
+        progress(stage, 50_000_000, 100_000_000)
+    now[0] = 1200
+    progress("verify", 0, 100)
+    progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "write: 50,000,000 of 100,000,000 bp, 2.0 Mbp/s, 00:25 left", "verify: 0 of 100 bp, 0.0 Mbp/s, ? left"]
+
+
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["build", "--config", YEAST, "blok_bp=1", "split.vall=0"], 2, "2 faults"),
     (["build", "--config", YEAST, "blok_bp=1"], 2, "blok_bp: unknown key, did you mean 'block_bp'?"),
@@ -118,6 +165,25 @@ def test_a_mistake_is_one_sentence(arguments: list[str], code: int, message: str
     assert printed.err.startswith("error: ")
     assert "Traceback" not in printed.err
     assert os.listdir(tmp_path) == [], "nothing half-written"
+
+
+def test_what_a_build_tells(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings first, also where nothing was to be done; what was counted; and no advice on a split that is there."""
+    manifest = load_manifest(write_dataset(tmp_path / "d", {"train": [np.zeros(900, np.uint8)],
+                                                            "val": [np.zeros(100, np.uint8)]}))
+    manifest = replace(manifest, sources=(replace(manifest.sources[0], iupac_to_n=1234),))
+    built = Built(manifest, True, 1.0, dropped_bp=300, warnings=("x.bed: 1 line of length 0",))
+    monkeypatch.setattr("data_prep.__main__.build", lambda *_, **__: built)
+    assert main(["build", "--config", YEAST, "output=o"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "warning: x.bed: 1 line of length 0"
+    assert said[2:] == ["1,234 IUPAC ambiguity letters became N",
+                        "dropped from val and test: 300 of 400 bp, with split.leakage drop"]
+    built = replace(built, fresh=False)
+    assert main(["build", "--config", YEAST, "output=run #2"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: x.bed: 1 line of length 0", "run #2 holds this very dataset already; nothing to do"]
 
 
 def test_not_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,9 @@ def test_what_is_no_gzip_after_a_member() -> None:
 
 @pytest.mark.parametrize(("text", "regular"), [
     (b">a b\nACGT\nAC\n", True), (b">a\r\nAC\r\n", True), (b">a\r\nAC\n", False), (b">a\nA C\n", False),
-    (b">a\nAC\t\n>b\nG\n", False), (b";c d\n>a\nAC\n", True), (">é\nAC\n".encode(), False),
+    (b">a\nAC\t\n>b\nG\n", False), (b";c d\n>a\nAC\n", False), (b"\n>a\nAC\n", False),
+    (b">a\rAC\n>b\rGG\n", False), (b">a\n\rAC\n\r", False), (b"\xef\xbb\xbf>a\nAC\n", False), (b">a\x1cb\nAC\n", False),
+    (b">a\nAC\n >b\nAC\n", False), (">é\nAC\n".encode(), False),
     (b">a\n" + b"A" * (fasta.LONGEST_LINE + 1), False), (b">a\n" + b"A" * fasta.LONGEST_LINE + b"\nA\n", True),
 ])
 def test_what_can_be_indexed_in_place(text: bytes, regular: bool) -> None:

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import heartbeat
+from cluster import heartbeat, store
 from cluster.heartbeat import SIZE, Beat, Heart, read
+from cluster.retry import StoreError
 
 RANK = """
 import sys
@@ -50,7 +51,7 @@ def test_labels_within_labels(tmp_path: Path) -> None:
     heart = Heart(tmp_path / "x")
     told = [heart.read().told()]
     heart.step(3)
-    with heart.inside("backward"):
+    with heart.inside("backward", phase=True):
         told.append(heart.read().told())
         with heart.inside("all_gather"):
             told.append(heart.read().told())
@@ -61,8 +62,9 @@ def test_labels_within_labels(tmp_path: Path) -> None:
     told.append(heart.read().told())
     assert told == [
         "step 0, before any collective (collective 0)", "step 3, inside backward (collective 1)",
-        "step 3, inside all_gather (collective 2)", "step 3, inside backward (collective 2)",
-        "step 3, after backward (collective 2)", "step 3, after broadcast (collective 3)"]  # fmt: skip
+        "step 3, inside all_gather (collective 2)", "step 3, inside backward (collective 2, last issued all_gather)",
+        "step 3, after backward (collective 2, last issued all_gather)",
+        "step 3, after broadcast (collective 3)"]  # fmt: skip
     assert read(tmp_path / "x") == heart.read()
 
 
@@ -76,7 +78,30 @@ def test_everything_that_is_told_moves(tmp_path: Path) -> None:
     moves.append(heart.read().moves)
     heart.saved(1)
     moves.append(heart.read().moves)
+    thread = threading.Thread(target=heart.advance)  # of work in the background, too
+    thread.start()
+    thread.join()
+    moves.append(heart.read().moves)
     assert moves == sorted(set(moves)), "a launcher that sees no move takes the rank for one that hangs"
+
+
+@pytest.mark.parametrize("base", ["memory://beats", ""])
+def test_each_answer_of_a_store_is_progress_but_what_keeps_a_lease_is_not(base: str, tmp_path: Path) -> None:
+    """Uploads, downloads, listings and removals; a lease is renewed for as long as the process lives, hang or not."""
+    uri = f"{base or tmp_path}/x"
+    for work in (lambda: store.write_bytes(uri, b"abc"), lambda: store.read_bytes(uri), lambda: store.sizes(uri),
+                 lambda: store.exists(uri), lambda: store.remove(uri)):  # fmt: skip
+        before = heartbeat.heart.read().moves
+        work()
+        assert heartbeat.heart.read().moves > before
+    before = heartbeat.heart.read().moves
+    with pytest.raises(StoreError):
+        store.read_bytes(uri)
+    if base:
+        tag = store.swap(uri, b"a lease", None)
+        assert store.read_tagged(uri) == (b"a lease", tag)
+        assert store.swap(uri, None, tag) == ""
+    assert heartbeat.heart.read().moves == before
 
 
 def test_other_threads_do_not_say_where_the_rank_is(tmp_path: Path) -> None:
@@ -96,6 +121,26 @@ def test_other_threads_do_not_say_where_the_rank_is(tmp_path: Path) -> None:
         thread.start()
         thread.join()
     assert (heart.read().saved, heart.read().label) == (4, "backward")
+
+
+def test_steps_of_this_process_are_counted() -> None:
+    """The first one takes longer, whatever its number: a run that goes on begins with step 1001."""
+    heart = Heart()
+    counts = [heart.read().steps]
+    for step in (1001, 1002):
+        heart.step(step)
+        counts.append(heart.read().steps)
+    assert counts == [0, 1, 2]
+
+
+def test_the_last_collectives_are_kept_for_when_the_rank_hangs() -> None:
+    heart = Heart()
+    heart.step(3)
+    for number in range(20):
+        with heart.inside(f"all_reduce of {number}"):
+            pass
+    assert heart.recent()[0] == "  20 all_reduce of 19, in step 3"
+    assert len(heart.recent()) == 8
 
 
 def test_telling_costs_one_write_to_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

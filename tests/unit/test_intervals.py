@@ -1,8 +1,6 @@
-"""data_prep.intervals: BED, filters, blocks, splits."""
+"""data_prep.intervals: filters, blocks, splits."""
 
-import gzip
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +11,12 @@ from data_prep.intervals import (
     Intervals,
     Span,
     assign,
-    bed_bytes,
     choose_contigs,
+    copies,
     count_covered,
     group,
     intersect,
     merge,
-    read_bed,
     subtract,
     tile,
 )
@@ -40,36 +37,47 @@ def test_interval_arithmetic_against_sets(left: Intervals, right: Intervals) -> 
     assert covered(subtract(a, b)) == covered(left) - covered(right)
 
 
-def test_bed_round_trip(tmp_path: Path) -> None:
-    spans = [Span("s", "c/1", 0, 10), Span("s", "c/1", 20, 30), Span("t", "d", 5, 6)]
-    (tmp_path / "x.bed").write_bytes(bed_bytes(spans))
-    assert read_bed(str(tmp_path / "x.bed")) == {"c/1": [(0, 10), (20, 30)], "d": [(5, 6)]}
-    (tmp_path / "z.bed").write_text("track_12\t5\t6\nbrowserA\t1\t2\nbrowser position chr7\ntrack\n")
-    assert read_bed(str(tmp_path / "z.bed")) == {"track_12": [(5, 6)], "browserA": [(1, 2)]}
-    messy = b"#c\r\ntrack name=x\r\n\r\nd 5 6 name 0 +\r\nd\t6\t9\r\nd\t7\t7\r\n"
-    (tmp_path / "y.bed.gz").write_bytes(gzip.compress(messy))
-    assert read_bed(str(tmp_path / "y.bed.gz")) == {"d": [(5, 9)]}
-
-
-@pytest.mark.parametrize(("content", "message"), [
-    (b"a\t1\t2\na\t5\n", "line 2: needs contig, start and end, not 'a\\\\t5'"),
-    (b"a\tx\t2\n", "line 1: needs contig, start and end"),
-    (b"a\t5\t2\n", r"line 1: \[5, 2\) is no interval"),
-    (b"\xff\xfe", "is not a BED file"),
-])
-def test_bed_faults(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "x.bed").write_bytes(content)
-    with pytest.raises(ValueError, match=message) as fault:
-        read_bed(str(tmp_path / "x.bed"))
-    assert str(tmp_path / "x.bed") in str(fault.value)
-
-
 def test_contigs_by_glob_keep_their_order() -> None:
     contigs = {"chr2": 2, "chr1": 1, "chrUn_7": 7}
     assert choose_contigs(contigs, None, where="r") == contigs
     assert list(choose_contigs(contigs, ("chr1", "chr?"), where="r")) == ["chr2", "chr1"]
     with pytest.raises(ValueError, match="reference r: no contig matches 'IV'; there are chr1, chr2, chrUn_7"):
         choose_contigs(contigs, ("chr1", "IV"), where="reference r")
+
+
+def test_contigs_that_are_not_wanted() -> None:
+    contigs = dict.fromkeys(["chr1", "chr10", "chr8_KI270821v1_alt", "chrX", "chrUn_7", "chrEBV"], 5)
+    assert list(choose_contigs(contigs, ("chr*", "!*_*", "!chrEBV"), where="r")) == ["chr1", "chr10", "chrX"]
+    assert list(choose_contigs(contigs, ("!*_*",), where="r")) == ["chr1", "chr10", "chrX", "chrEBV"]
+    assert list(choose_contigs(contigs, ("chr[0-9]", "chr[0-9][0-9]"), where="r")) == ["chr1", "chr10"]
+    assert list(choose_contigs(contigs, ("chr1", "!*_fix"), where="r")) == ["chr1"], "there may be nothing to leave out"
+    with pytest.raises(ValueError, match=r"r: contigs \['chr1', '!chr\*'\] leave nothing; there are chr1, chr10"):
+        choose_contigs(contigs, ("chr1", "!chr*"), where="r")
+
+
+@pytest.mark.parametrize(("held_out", "train", "found"), [
+    ("chr8", ["chr8_KI270821v1_alt", "chr8_KZ208915v1_fix", "chr8_random", "chr1_KI270706v1_random", "chr9", "chr18"],
+     ["chr8_KI270821v1_alt", "chr8_KZ208915v1_fix", "chr8_random"]),
+    ("8", ["CHR_HSCHR8_1_CTG1", "HSCHR8_2_CTG1", "CHR_HSCHR18_1_CTG1", "9"], ["CHR_HSCHR8_1_CTG1", "HSCHR8_2_CTG1"]),
+    ("chr8_hap1", ["chr8_hap2", "chr7_hap1"], ["chr8_hap2"]),
+    ("chr2L", ["chr2L_x_random", "chr2R", "chr2"], ["chr2L_x_random"]),
+    ("scaffold_1", ["scaffold_2", "scaffold_11"], []), ("IV", ["I", "V", "VI", "Mito"], []), ("chrM", ["chrUn_1"], []),
+])
+def test_copies_of_what_is_held_out_are_known_by_their_names(held_out: str, train: list[str], found: list[str]) -> None:
+    parts = {"train": [Span("s", c, 0, 9) for c in train], "val": [Span("s", held_out, 0, 9)],
+             "test": [Span("t", "chr9", 0, 9)]}
+    assert copies(parts) == (sorted(found), [held_out] if found else [])
+
+
+@pytest.mark.parametrize("whole", ["val", "test"])
+def test_a_contig_held_out_by_name_and_by_bed_is_refused(whole: str) -> None:
+    spans = tile("s", {"I": 20, "II": 20}, block_bp=10)
+    other = {"val": "test", "test": "val"}[whole]
+    said = f"split: s:I in both val and test: held out whole by name, and the BED of {other} has intervals there"
+    with pytest.raises(ValueError, match=said):
+        assign(spans, **{whole: ("I",), other: {("s", "I"): [(5, 6)], ("s", "II"): [(1, 2)]}}, seed=0, gap=0)
+    parts = assign(spans, **{whole: ("I",), other: {("s", "II"): [(1, 2)]}}, seed=0, gap=0)
+    assert [(s.contig, s.start, s.end) for s in parts[other]] == [("II", 1, 2)]
 
 
 def test_tiles_cover_every_base_once() -> None:

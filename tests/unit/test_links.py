@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster import nodes
-from cluster.nodes import HostNodes, Link, LocalNodes, Member, NodeLost, Place, close_all, read_hostfile
+from cluster.hostfile import read_hostfile
+from cluster.nodes import HostNodes, Link, LocalNodes, Member, NodeLost, Place, close_all
 from configs import ConfigError
 
 LIMIT_S = 30.0

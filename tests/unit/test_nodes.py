@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster import nodes
-from cluster.nodes import HostNodes, LocalNodes, Member, NodeLost, Place, close_all, reach, read_hostfile
+from cluster.hostfile import read_hostfile
+from cluster.nodes import HostNodes, LocalNodes, Member, NodeLost, Place, close_all, reach
 from configs import ConfigError
 
 

@@ -1,16 +1,31 @@
 """Exit codes and the one sentence of a failed command."""
 
 import contextlib
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cluster import process
 from configs import ConfigError
+from tests import signals
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def hup() -> Iterator[None]:
+    """SIGHUP as a process has it that nohup did not start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def failing(fault: BaseException) -> int:
@@ -40,6 +55,113 @@ def test_sigterm_is_heard_where_the_work_can_be_taken_up_again(capsys: pytest.Ca
     assert (code, capsys.readouterr().err) == (75, "error: told to stop; go on\n")
 
 
+def test_sighup_is_heard_as_sigterm_but_not_under_nohup(capsys: pytest.CaptureFixture[str], hup: None) -> None:
+    def command() -> None:
+        signal.raise_signal(signal.SIGHUP)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert process.exit_code(command, resumable=True, interrupted="go on") == 75
+        assert capsys.readouterr().err == "error: told to stop; go on\n"
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert process.exit_code(command, resumable=True) == 0
+        stops = process.StopSignals()
+        stops.between_steps()
+        command()
+        stops.close()
+        assert stops.code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Its terminal is closed, as by a connection that is cut: SIGHUP comes, and whatever is written there fails.
+HUNG_UP = """
+import os, signal, sys, time
+from cluster import process
+stops = process.StopSignals()
+stops.between_steps()
+print("ready", flush=True)
+while not stops.code:
+    time.sleep(0.01)
+print("saving", file=sys.stderr, flush=True)
+print("saving", flush=True)
+with open(sys.argv[1], "w") as file:
+    file.write(f"{stops.code}")
+"""
+
+
+def test_work_is_finished_after_the_terminal_is_gone(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+
+    def own_terminal() -> None:
+        signals.hear()
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    command = [sys.executable, "-c", HUNG_UP, str(tmp_path / "told")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+                          preexec_fn=own_terminal) as one:  # fmt: skip
+        os.close(theirs)
+        assert os.read(ours, 100) == b"ready\r\n"
+        os.close(ours)
+        assert one.wait(30) == 0
+    assert (tmp_path / "told").read_text() == "75"
+
+
+def test_words_are_whole_however_long_the_text_is() -> None:
+    text = "Connection closed by peer [127.0.0.1]:4711. " * 9
+    said = process.brief(text)
+    assert len(said) <= 200
+    assert said.endswith(" ...")
+    assert text.startswith(said.removesuffix(" ...") + " ")
+    assert process.brief(" two\n words ") == "two words"
+    assert process.brief("x" * 300) == "x" * 200
+
+
+def test_of_those_that_are_left_the_first_says_it(hup: None) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with subprocess.Popen(["sleep", "600"]) as other:
+        me = os.getpid()
+        for peers, supervised, first in (([me, other.pid], False, True), ([other.pid, me], False, False),
+                                         ([gone.pid, me, other.pid], False, True), ([other.pid, me], True, True)):
+            stops = process.StopSignals(peers=peers, supervised=supervised)
+            assert stops.is_first_left() is first
+            stops.close()
+        other.kill()
+
+
+# DeepSpeed's launcher has two processes: one waits, and ends with a traceback; the other starts the ranks.
+LAUNCHER = """
+import os, subprocess, sys, time
+if len(sys.argv) == 2:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], "deepspeed.launcher.launch", "rank"])
+if "rank" in sys.argv:
+    code = "import sys; from cluster import process; print('ready', flush=True); sys.stdin.readline()\\n" \
+           "print(repr(process.after_launcher()), flush=True)"
+    subprocess.run([sys.executable, "-c", code])
+"""
+
+
+@pytest.mark.parametrize(("ends", "words"), [(True, "; the traceback is the launcher's own"), (False, "")])
+def test_under_deepspeeds_launcher_the_last_sentence_comes_after_its_traceback(ends: bool, words: str) -> None:
+    first = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], sys.argv[1]])"
+    with subprocess.Popen([sys.executable, "-c", first, LAUNCHER], cwd=ROOT, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as one:  # fmt: skip
+        try:
+            assert one.stdin and one.stdout
+            assert one.stdout.readline() == "ready\n"
+            if ends:
+                one.kill()
+                one.wait()
+            one.stdin.write("\n")
+            one.stdin.flush()
+            assert one.stdout.readline().strip() == repr(words)
+        finally:
+            one.kill()
+
+
 def test_debug_shows_the_traceback_and_bugs_are_never_hidden() -> None:
     with pytest.raises(ValueError, match="no such thing"):
         process.exit_code(lambda: failing(ValueError("no such thing")), debug=True)
@@ -52,6 +174,12 @@ def test_a_config_fault_that_every_rank_meets_is_said_once(capsys: pytest.Captur
     assert capsys.readouterr().err == ""
 
 
+def test_what_another_rank_says_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for main in (True, False):
+        assert process.exit_code(lambda: failing(process.ElsewhereError("rank 1 says why")), main=main) == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_what_every_rank_meets_alike_is_said_by_the_main_one(capsys: pytest.CaptureFixture[str]) -> None:
     for fault, said in ((process.EverywhereError("the store is away"), ""), (RuntimeError("mine"), "error: mine\n")):
         assert process.exit_code(lambda fault=fault: failing(fault), main=False) == 1
@@ -61,7 +189,7 @@ def test_what_every_rank_meets_alike_is_said_by_the_main_one(capsys: pytest.Capt
 
 
 @pytest.fixture
-def stops() -> Iterator[process.StopSignals]:
+def stops(hup: None) -> Iterator[process.StopSignals]:
     stops = process.StopSignals()
     yield stops
     with contextlib.suppress(OSError):
@@ -86,6 +214,12 @@ def test_between_steps_a_signal_is_noted_and_a_second_ctrl_c_ends_it(stops: proc
     assert stops.code == 75
     signal.raise_signal(signal.SIGINT)
     assert stops.code == 130
+    signal.raise_signal(signal.SIGHUP)
+    assert stops.code == 75
+    assert not stops.interrupted
+    signal.raise_signal(signal.SIGINT)
+    assert stops.code == 130
+    assert stops.interrupted
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     stops.between_steps(False)
@@ -94,15 +228,15 @@ def test_between_steps_a_signal_is_noted_and_a_second_ctrl_c_ends_it(stops: proc
 
 
 def test_the_handlers_that_were_there_are_back(stops: process.StopSignals) -> None:
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     ours = [signal.getsignal(number) for number in numbers]
     inner = process.StopSignals(peers=[os.getpid()])
     wakeup = signal.set_wakeup_fd(-1)
     assert wakeup == inner._pipe[1]
     signal.set_wakeup_fd(wakeup)
-    assert [signal.getsignal(number) for number in numbers] == [inner._hear] * 2 != ours
+    assert [signal.getsignal(number) for number in numbers] == [inner._hear] * 3 != ours
     inner.close()
-    assert [signal.getsignal(number) for number in numbers] == ours == [stops._hear] * 2
+    assert [signal.getsignal(number) for number in numbers] == ours == [stops._hear] * 3
     assert signal.set_wakeup_fd(stops._pipe[1]) == stops._pipe[1]
 
 
@@ -123,7 +257,8 @@ for _ in range(2):
 def test_a_process_whose_peer_is_gone_ends_by_itself_though_its_main_thread_is_stuck() -> None:
     peer = subprocess.Popen(["sleep", "600"])
     command = [sys.executable, "-c", STUCK, str(peer.pid)]
-    with peer, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
+    with peer, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                preexec_fn=signals.hear) as one:  # fmt: skip
         try:
             assert one.stdout and one.stderr
             assert one.stdout.readline() == "stuck\n"

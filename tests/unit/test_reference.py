@@ -18,11 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster import store
 from cluster.store import StoreError
 from data_prep import fasta
 from data_prep import reference as reference_module
 from data_prep.alphabet import encode
-from data_prep.reference import fetch, locate
+from data_prep.reference import changed, fetch, locate
 from data_prep.survey import Reference, prepare
 
 WELL_FORMED = b">a desc\nACGT\nAC\n>b\nGg\n"
@@ -45,7 +46,15 @@ def letters(reference: Reference) -> dict[str, bytes]:
     (WELL_FORMED, True),
     (WELL_FORMED.replace(b"\n", b"\r\n"), True),
     (WELL_FORMED[:-1], True),
-    (b"; a comment\n" + WELL_FORMED, True),
+    (b"; a comment\n\n;another > one\r\n" + WELL_FORMED, False),
+    (b" " + WELL_FORMED, False),
+    (b"\n\t" + WELL_FORMED, False),
+    (gzip.compress(b"\r\n \t" + WELL_FORMED), False),
+    (WELL_FORMED.replace(b">b", b" \t>b"), False),
+    (b"\xef\xbb\xbf" + WELL_FORMED, False),
+    (b"\xef\xbb\xbf\r\n; x\r\n " + WELL_FORMED, False),
+    (gzip.compress(b"\xef\xbb\xbf" + WELL_FORMED), False),
+    (WELL_FORMED.replace(b"a desc\n", b" a desc\r").replace(b"b\n", b"b\r"), False),
     (WELL_FORMED.replace(b"\n", b"\r"), False),
     (b">a\nACGT\n\nAC\n\n>b\nGg\n\n\n", False),
     (b"\n\n>a\nAC\nACGT\n\n>b\nGg", False),
@@ -54,7 +63,8 @@ def letters(reference: Reference) -> dict[str, bytes]:
     (gzip.compress(WELL_FORMED[:17]) + gzip.compress(WELL_FORMED[17:]) + b"\0" * 9, False),
     (b">a\nAC GT\t\nAC\n>b\nGg\n", False),
     (b">a x\ty\nACGT\nAC\n>b z\nGg\n", True),
-], ids=["plain", "crlf", "no-final-newline", "comment", "cr", "blank", "uneven", "mixed-ends", "gzip", "members",
+], ids=["plain", "crlf", "no-final-newline", "comments", "blank-first", "tab-first", "blank-first-gz", "blank-later",
+        "mark", "mark-and-more", "mark-gz", "cr-after-names", "cr", "blank", "uneven", "mixed-ends", "gzip", "members",
         "white-space", "white-space-in-names"])
 def test_messes_that_are_read(tmp_path: Path, content: bytes, in_place: bool) -> None:
     reference = opened(tmp_path, content)
@@ -94,6 +104,26 @@ TEXT = b">a\n" + b"ACGT" * 5000 + b"\n"
     (b"; only this\n", "is not a FASTA: no line starts with '>'"),
     (b">a\n>b\n", "no sequence in its 2 records"),
     (b">a 1\nAC\n>b\nG\n>a 2\nGG\n", 'contig name "a" stands there twice'),
+    (b"> seq 0\nAC\n> seq 1\nGG\n", 'contig name "seq" stands there twice .a name is the first word of its line.;'),
+    (gzip.compress(b"> seq 0\nAC\n> seq 1\nGG\n"), 'contig name "seq" stands there twice'),
+    (b"ACGT\n>a\nAC\n", "is not a FASTA: it starts with letters of a sequence, not with '>'"),
+    (b"; c\nACGT\n>a\nAC\n", "is not a FASTA: it starts with letters of a sequence"),
+    (gzip.compress(b"\xef\xbb\xbf; c\nACGT\n>a\nAC\n"), "is not a FASTA: it starts with letters"),
+    (b"; one line > without an end", "no line starts with '>'"),
+    (b">a\nAC\n; c\nGG\n", "contig a: byte b';' at position 2 is no nucleotide letter"),
+    (b">a\nAC\n1 GG\n", "contig a: byte b'1' at position 2 is no nucleotide letter"),
+    (b">a\nAC-GG*\n", "contig a: byte b'-' at position 2 is no nucleotide letter"),
+    (b">a\nMKVLEF*\n", "contig a: byte b'L' at position 3 is no nucleotide letter"),
+    (b">a\nACGT\n\x1a", "contig a: byte b'.x1a' at position 4 is no nucleotide letter"),
+    (b">a\nACGT\n\xef\xbb\xbf>b\nGG\n", "contig a: byte b'.xef' at position 4 is no nucleotide letter"),
+    (b"@r1\nACGT\n+\nIIII\n", "it starts with b'@r1.*; it looks like FASTQ or SAM, and is to be converted"),
+    (b"##gff-version 3\nchr1\t.\n", "it looks like GFF"),
+    (gzip.compress(gzip.compress(WELL_FORMED)), "it looks like gzip within gzip"),
+    (b"<!DOCTYPE html>", "it looks like a web page"),
+    (WELL_FORMED.decode().encode("utf-16"), "it looks like UTF-16 text"),
+    (WELL_FORMED.decode().encode("utf-16-le"), "the name of (a record|record 1), .* is not readable text"),
+    (b">a\x01b\nAC\n", "the name of a record, 'a.x01b', is not readable text"),
+    (gzip.compress(WELL_FORMED) + b"trailing", "damaged gzip after 22 bytes of text"),
     (b">a\nAC\n>\nAC\n", "record 2 has no name after its '>'"),
     (">a\nAC\u00e9GT\n".encode(), r"contig a: byte b'\\xc3' at position 2 is no nucleotide letter"),
     (b">a\nACGT\nAC>GT\n", "contig a: byte b'>' at position 6 is no nucleotide letter"),
@@ -124,6 +154,30 @@ def test_the_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:
     assert os.stat(first.handle.path).st_mtime_ns == written, "streamed twice"
     second = opened(tmp_path, gzip.compress(b">a\nTTT\n"))
     assert letters(second) == {"a": b"TTT"}
+
+
+@pytest.mark.parametrize("name", ["x.fa", "x.fa.gz", "x.2bit"])
+def test_what_changes_a_file_and_not_its_bytes_is_no_change(
+        tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"x.fa": WELL_FORMED, "x.fa.gz": gzip.compress(WELL_FORMED), "x.2bit": twobit({"a": b"ACGTAC"})}[name]
+    reference, path = opened(tmp_path, content, name), tmp_path / name
+    assert not changed(reference)
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_module, "_text", None)  # nothing is read again
+        patch.setattr(store, "chunks", None)
+        path.chmod(0o444)
+        os.link(path, tmp_path / "link")
+        os.rename(path, tmp_path / "away")
+        os.rename(tmp_path / "away", path)
+        assert not changed(reference)
+    os.utime(path, ns=(1, 1))
+    assert not changed(reference), "touched: read again, and the same"
+    os.unlink(path)
+    path.write_bytes(content)
+    assert not changed(reference), "another file of the same bytes"
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 32]) + content[-2:])
+    os.utime(path, ns=(1, 1))
+    assert changed(reference), "the size is the same, the time and the bytes are not"
 
 
 def test_a_worker_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,14 +290,16 @@ def test_bgzip(tmp_path: Path) -> None:
         opened(tmp_path, bgzip(text)[:-40], "y.fa.gz")
 
 
-def twobit(sequences: dict[str, bytes]) -> bytes:
+def twobit(sequences: dict[str, bytes], order: str = "<", version: int = 0) -> bytes:
     """A .2bit file as the format's description at UCSC has it: T 0, C 1, A 2, G 3, first base in the high bits."""
+    place = f"{order}{'Q' if version else 'I'}"
+
     def runs(mask: np.ndarray) -> bytes:
         edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
-        return struct.pack(f"<I{2 * len(edges)}I", len(edges), *edges[:, 0], *(edges[:, 1] - edges[:, 0]))
+        return struct.pack(f"{order}I{2 * len(edges)}I", len(edges), *edges[:, 0], *(edges[:, 1] - edges[:, 0]))
 
     index, records = b"", b""
-    at = 16 + sum(1 + len(name) + 4 for name in sequences)
+    at = 16 + sum(1 + len(name) + struct.calcsize(place) for name in sequences)
     for name, letters in sequences.items():
         raw = np.frombuffer(letters, np.uint8)
         upper = np.frombuffer(letters.upper(), np.uint8)
@@ -252,10 +308,11 @@ def twobit(sequences: dict[str, bytes]) -> bytes:
             values[: len(raw)][upper == letter] = value
         quads = values.reshape(-1, 4)
         packed = (quads[:, 0] << 6 | quads[:, 1] << 4 | quads[:, 2] << 2 | quads[:, 3]).astype(np.uint8).tobytes()
-        record = struct.pack("<I", len(raw)) + runs(upper == ord("N")) + runs(raw >= ord("a")) + b"\0" * 4 + packed
-        index += bytes([len(name)]) + name.encode() + struct.pack("<I", at + len(records))
+        masks = runs(upper == ord("N")) + runs(raw >= ord("a"))
+        record = struct.pack(f"{order}I", len(raw)) + masks + b"\0" * 4 + packed
+        index += bytes([len(name)]) + name.encode() + struct.pack(place, at + len(records))
         records += record
-    return struct.pack("<4I", 0x1A412743, 0, len(sequences), 0) + index + records
+    return struct.pack(f"{order}4I", 0x1A412743, version, len(sequences), 0) + index + records
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -271,9 +328,44 @@ def test_twobit_is_read_as_it_was_written(tmp_path: Path, texts: list[bytes]) ->
 def test_a_twobit_cut_short(tmp_path: Path, lost: int) -> None:
     """py2bit itself reads what is missing as T."""
     whole = twobit({"a": b"ACGT" * 100, "b": b"ACgtNN" * 60})
-    said = r"x.2bit: (the .2bit file ends early, after \d+ of \d+ bytes|damaged .2bit file \(its index .*\)); get it"
+    said = r"x.2bit: damaged .2bit file \((it ends early, after \d+ (of \d+ )?bytes|the runs .* do not fit.*)\); get it"
     with pytest.raises(ValueError, match=said):
         opened(tmp_path, whole[:-lost], "x.2bit")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text("ACGTNacgt", max_size=60).map(str.encode), min_size=1, max_size=4).filter(any),
+       order=st.sampled_from("<>"), version=st.integers(0, 1), tail=st.integers(0, 9))
+def test_a_twobit_of_either_byte_order_and_version(
+        tmp_path: Path, texts: list[bytes], order: str, version: int, tail: int) -> None:
+    sequences = {f"c{i}": text for i, text in enumerate(texts)}
+    reference = opened(tmp_path, twobit(sequences, order, version) + b"\0" * tail, "x.2bit")
+    assert letters(reference) == {name: text for name, text in sequences.items() if text}
+    assert (reference.handle.path == str(tmp_path / "x.2bit")) == (order == "<")
+
+
+def test_a_large_twobit_is_turned_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.twobit._PIECE", 16)
+    sequences = {"a": b"ACNNgt" * 50, "b": b"NaNcNgNt" * 9}
+    assert letters(opened(tmp_path, twobit(sequences, ">", 1), "x.2bit")) == sequences
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_twobit_that_says_less_than_it_holds_is_refused(tmp_path: Path, order: str) -> None:
+    whole = bytearray(twobit({"aa": b"NNGT" * 9, "bb": b"GGCC" * 9}, order))
+    one = struct.pack(f"{order}I", 1)
+    first = 16 + 3  # the place of the first sequence, in the index
+    for said, at, new in (("bytes 23 to 30 belong to none of its 1 sequences", 8, one),
+                          ("sequence bb lies where another thing does", first + 7, whole[first : first + 4]),
+                          ("its version is 7, known are 0 and 1", 4, struct.pack(f"{order}I", 7)),
+                          ("the runs of N of aa do not fit into its 36 bases", 38, struct.pack(f"{order}I", 35)),
+                          ("the name of sequence 2, .*, is not readable text", 24, b"\xff"),
+                          ("bytes 152 to 153 belong to none of its 2 sequences", len(whole), b"x")):
+        content = bytes(whole[:at] + new + whole[at + len(new) :])
+        with pytest.raises(ValueError, match=rf"x.2bit: damaged .2bit file \({said}\S*\); get it again"):
+            opened(tmp_path, content, "x.2bit")
+    with pytest.raises(ValueError, match=r"x.2bit: contig name aa stands there twice; rename or remove one"):
+        opened(tmp_path, bytes(whole[:24] + b"aa" + whole[26:]), "x.2bit")
 
 
 def test_a_plain_file_with_the_name_of_a_packed_one(tmp_path: Path) -> None:

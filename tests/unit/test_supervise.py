@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
-from cluster.nodes import HostNodes, LocalNodes, NodeLost, read_hostfile
+from cluster.hostfile import read_hostfile
+from cluster.nodes import HostNodes, LocalNodes, NodeLost
 from configs import ConfigError, validate
+from tests import signals
 
 ROOT = Path(__file__).parents[2]
 MARK = "DNA_TEST_MARK"
@@ -24,7 +26,10 @@ TOY = str(ROOT / "tests/toy.py")
 
 
 class Supervisor:
-    def __init__(self, folder: Path, *toy: str, cluster: tuple[str, ...] = (), config: str = "local") -> None:
+    def __init__(
+        self, folder: Path, *toy: str, cluster: tuple[str, ...] = (), config: str = "local", reads: bool = True
+    ) -> None:
+        """``reads``: whether anybody reads what it says."""
         folder.mkdir(exist_ok=True)
         self.mark, self.lines = uuid.uuid4().hex, []
         command = [sys.executable, "-m", "cluster", "train", "--config", f"configs/cluster/{config}.yaml",
@@ -32,8 +37,9 @@ class Supervisor:
                    "survivor_s=1", "probe_every_s=0.2", "rejoin_after_s=0.1", *cluster, "--", str(folder),
                    *toy]  # fmt: skip
         self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {MARK: self.mark}, text=True,
-                                        stderr=subprocess.PIPE)  # fmt: skip
-        threading.Thread(target=self._read, daemon=True).start()
+                                        stderr=subprocess.PIPE, preexec_fn=signals.hear)  # fmt: skip
+        if reads:
+            threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         assert self.process.stderr
@@ -106,6 +112,39 @@ def test_a_fault_is_named_and_the_run_goes_on_from_its_checkpoint(
     assert re.search(sentence + r".*; starting anew in 0.05 s, from the checkpoint of step 5", run.said), run.said
     assert "world 2 from 5" in run.said
     assert run.left() == []
+    if what in ("stop", "hang"):  # what each does is shown before it is killed
+        assert re.search(r"supervisor: rank 0, before being killed:\n(\[rank 0\] .*\n)*\[rank 0\]   File .* in any\n",
+                         run.said), run.said  # fmt: skip
+        assert re.search(r"\[rank 0\]   10 all_reduce, in step 8\n", run.said), run.said
+        other = r"   File .* in befall" if what == "hang" else " nothing: it is stopped, or the interpreter is"
+        assert re.search(rf"supervisor: rank 1, before being killed:\n(\[rank 1\] .*\n)*\[rank 1\]{other}\n",
+                         run.said), run.said  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["talk", "write"])
+def test_output_that_nobody_reads_holds_nobody_up(
+    supervise: Callable[..., Supervisor], tmp_path: Path, what: str
+) -> None:
+    """As after Ctrl-S; or what reads it is gone, as tee is after a Ctrl-C. The run is told to stop, and saves."""
+    run = supervise("steps=5000", "once=talk:0:2,talk:1:2", reads=False)
+    run.until(lambda: (tmp_path / "run/checkpoint").exists())
+    if what == "write":
+        assert run.process.stderr
+        run.process.stderr.close()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 75
+    assert int((tmp_path / "run/checkpoint").read_text()) >= 5
+    assert run.left() == []
+
+
+def test_a_long_phase_that_advances_is_no_hang_and_one_that_does_not_is(supervise: Callable[..., Supervisor]) -> None:
+    """As at the end of a run, where all wait for the upload of a checkpoint, which a thread does piece by piece."""
+    run = supervise("steps=8", "once=upload:0:7", cluster=("hang_timeout_s=1",))
+    assert run.wait() == 0, run.said
+    assert run.said.count("supervisor: ") == 1, run.said
+    run = supervise("steps=8", "once=upload:0:7,stall:0:8", cluster=("hang_timeout_s=1", "max_faults=1"))
+    assert run.wait() == 1
+    assert re.search(r"rank 0 on localhost hangs: step 8, inside waiting for the checkpoint .*, no move for", run.said)
 
 
 def test_repeated_faults_end_it_with_their_cause(supervise: Callable[..., Supervisor]) -> None:
@@ -142,6 +181,7 @@ def test_the_largest_number_of_ranks_that_fits(supervise: Callable[..., Supervis
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 75, "told to stop"),
+                                                      (signal.SIGHUP, 75, "told to stop"),
                                                       (signal.SIGINT, 130, "interrupted")])  # fmt: skip
 def test_told_to_stop_it_saves_and_the_next_start_goes_on(
     supervise: Callable[..., Supervisor], tmp_path: Path, number: int, code: int, word: str

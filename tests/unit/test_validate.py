@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.heartbeat import heart
 from data_prep import alphabet
 from data_prep.shards import FormatError
 from tests.datasets import markov_sequence, write_dataset
@@ -50,6 +51,13 @@ def copying(codes_BL: torch.Tensor) -> torch.Tensor:
     """Sure of every letter that is visible; says A where none is."""
     letter_BL = torch.where(codes_BL < 4, codes_BL, 0).long()
     return torch.nn.functional.one_hot(letter_BL, 4).float() * 10
+
+
+def test_each_batch_is_progress(config: TrainConfig) -> None:
+    """Validation of many windows is no hang."""
+    ours, before = validator(config), heart.read().moves
+    ours.masked(Fake(copying))  # type: ignore[arg-type]
+    assert heart.read().moves == before + len(ours._batches) == before + 5
 
 
 def test_every_scored_position_is_hidden_and_no_n_is_scored(config: TrainConfig) -> None:

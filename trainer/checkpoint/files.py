@@ -6,6 +6,7 @@ state that is all that a step should wait for. Files are read with safetensors.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -14,19 +15,32 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cluster.heartbeat import heart
 from trainer.checkpoint.layout import DamagedError, File
 
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16", torch.uint8: "U8",
            torch.int32: "I32", torch.bool: "BOOL"}  # fmt: skip
 
 
-def write(file: IO[bytes], tensors: Mapping[str, Tensor]) -> File:
-    """Size and sha256 of ``tensors`` (on the CPU, contiguous) as written to ``file`` in safetensors' format."""
+_PIECE = 64 << 20  # bytes between two signs of progress
+
+
+def write(file: IO[bytes], tensors: Mapping[str, Tensor], *, lasting: bool = False) -> File:
+    """Size and sha256 of ``tensors`` (on the CPU, contiguous) as written to ``file`` in safetensors' format.
+
+    ``lasting``: each piece is on the disk before the next, so that a slow disk does not take all of it in silence.
+    """
     digest, size = hashlib.sha256(), 0
     for part in _parts({name: tensors[name] for name in sorted(tensors)}):
-        digest.update(part)
-        file.write(part)
-        size += len(part)
+        for start in range(0, len(part), _PIECE):
+            piece = part[start : start + _PIECE]
+            digest.update(piece)
+            file.write(piece)
+            size += len(piece)
+            if lasting and len(piece) == _PIECE:
+                file.flush()
+                os.fdatasync(file.fileno())
+            heart.advance()
     return File(size=size, sha256=digest.hexdigest())
 
 

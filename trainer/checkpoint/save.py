@@ -22,6 +22,7 @@ from torch import Tensor
 import configs
 from cluster import store
 from cluster.heartbeat import heart
+from cluster.process import ElsewhereError
 from configs import redact
 from trainer import collectives
 from trainer.checkpoint import files, layout
@@ -90,7 +91,7 @@ class Saver:
         """Come back when no save is under way. RuntimeError as ``save``, or if the other ranks are gone."""
         if self._thread is None:
             return
-        with heart.inside("waiting for the checkpoint"):
+        with heart.inside("waiting for the checkpoint", phase=True):
             self._thread.join()
         self._thread = None
         fault, self._fault = self._fault, None
@@ -165,8 +166,8 @@ class Saver:
         If a store failed, what is in a local ``stage`` goes, for the disk may be full.
 
         Raises:
-            _NotSavedError: on all ranks, if a store failed on any. What else goes wrong is raised where it did, and a
-                RuntimeError on the others.
+            _NotSavedError: on all ranks, if a store failed on any. What else goes wrong is raised where it did, and an
+                ElsewhereError on the others.
         """
         fault: Exception | None = None
         mine, report = None, torch.zeros(_REPORT, dtype=torch.uint8)
@@ -183,7 +184,7 @@ class Saver:
         if fault is not None and code == _ENDS:
             raise fault
         if _ENDS in codes:
-            raise RuntimeError(f"rank {codes.index(_ENDS)} cannot go on, and says why")
+            raise ElsewhereError(f"rank {codes.index(_ENDS)} cannot go on, and says why")
         if _NOT_SAVED in codes:
             rank = self._group.rank if code == _NOT_SAVED else codes.index(_NOT_SAVED)
             reason = fault or f"rank {rank} could not write its part"
@@ -234,7 +235,7 @@ def _own_group(group: Group) -> Group:
 
 def _put(uri: str, tensors: Mapping[str, Tensor]) -> File:
     with store.publish(uri) as file:
-        return files.write(file, tensors)
+        return files.write(file, tensors, lasting=store.is_local(uri))
 
 
 def _sync_folder(path: Path) -> None:

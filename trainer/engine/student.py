@@ -119,13 +119,13 @@ class Engine:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs, with gradient; one call for each ``backward``, since DeepSpeed hooks each call."""
-        with heart.inside("forward"):
+        with heart.inside("forward", phase=True):
             return self._deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss``, this micro-batch's share of a sum over ranks and micro-batches."""
         # DeepSpeed takes the mean over both; the shares are summed, so that no share is weighted by its position.
-        with heart.inside("backward"):
+        with heart.inside("backward", phase=True):
             self._deepspeed.backward(loss * (self.accumulation * self.group.size))
 
     def end_micro_batch(self) -> None:
@@ -149,7 +149,7 @@ class Engine:
         norm: float | None = None
         if isinstance(optimizer, torch.optim.Optimizer):  # ZeRO-0 in fp32 keeps no norm
             norm = float(torch.nn.utils.get_total_norm(self._adapter.gradients()))
-        with heart.inside("the optimiser's step"):
+        with heart.inside("the optimiser's step", phase=True):
             self._deepspeed.step()
         if norm is None:
             norm = float(self._deepspeed.get_global_grad_norm())

@@ -1,4 +1,4 @@
-"""A command as a user gives it, in a process that is forked from one that has imported what it imports."""
+"""A command as a user gives it, on the CPU, in a process that is forked from one that has imported what it imports."""
 
 import gc
 import os
@@ -34,15 +34,16 @@ def run(
     return done
 
 
-def _main(given: tuple[str, ...], cwd: str, environment: Mapping[str, str], out: str, err: str) -> None:
+def _main(given: tuple[str, ...], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
     os.setpgid(0, 0)  # it may have children of its own
     for number, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     os.chdir(cwd)
+    chosen = {name: os.environ[name] for name in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES")}
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment | chosen)
     sys.argv = [*given]
     gc.freeze()  # as in tests/ranks.py
     runpy.run_path(given[0], run_name="__main__")

@@ -52,6 +52,8 @@ def demo(args: argparse.Namespace) -> int:
     where = [f"data.uri={dataset}", f"run.dir={folder / 'pretrain'}", f"run.name={folder.name}",
              f"track.uri={TRACKING}"]  # fmt: skip
     processes = args.processes or _ranks()
+    if args.rows < 1:
+        raise ConfigError(f"--rows: {args.rows} must be at least 1")
     config = _checked([*where, *args.overrides], dataset=dataset, processes=processes)
     folder.mkdir(parents=True)
     data = Path(paths.expand(os.environ.get("DNA_DATA") or str(ROOT.parent / "shared" / "data"), what="DNA_DATA"))

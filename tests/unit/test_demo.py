@@ -2,11 +2,11 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests import commands
 from trainer import demo
 from trainer.demo import main
 from trainer.mlflow_client import connect
@@ -17,17 +17,20 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def run_demo(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DNA_DATA": str(folder / "nothing")}
-    return commands.run(ROOT / "trainer/demo.py", ["--rows", "100", *arguments], cwd=folder, environment=environment,
-                        timeout_s=280)  # fmt: skip
+    return subprocess.run([sys.executable, "-m", "trainer.demo", *arguments], cwd=folder, env=environment,
+                          capture_output=True, text=True, timeout=280, check=False)  # fmt: skip
 
 
 @pytest.mark.timeout(300)
-def test_demo_goes_from_a_generated_genome_to_a_report(tmp_path: Path) -> None:
+def test_demo_goes_from_a_generated_genome_to_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With names and places of the user's own."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    done = run_demo(tmp_path, "--folder", "demo", "--genome-bp", "1000000", "train.steps=60", "model.num_layers=4",
-                    "val.every=30", "val.windows=256", "run.name=bob's", "track.experiment=bob's runs",
-                    "track.registered_model=bob's model", "track.uri=sqlite:///me@work.db", "run.dir=mine")  # fmt: skip
+    done = run_demo(tmp_path, "--folder", "demo", "--genome-bp", "1000000", "--rows", "100", "train.steps=60",
+                    "model.num_layers=4", "val.every=30", "val.windows=256", "run.name=bob's",
+                    "track.experiment=bob's runs", "track.registered_model=bob's model",
+                    "track.uri=sqlite:///me@work.db", "run.dir=mine")  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Genome: generated, since" in done.stdout
     table = done.stdout[done.stdout.index("\ngenome  "):]
@@ -44,17 +47,21 @@ def test_demo_goes_from_a_generated_genome_to_a_report(tmp_path: Path) -> None:
     version = registry.version("models:/bob's model@candidate")
     assert registry.run(version.run_id).info.run_name == "bob's"
     assert registry.experiment_of(version.run_id) == "bob's runs"
-    again = run_demo(tmp_path, "--folder", "demo")
-    assert again.returncode == 1
-    assert again.stderr.strip().endswith("File exists: 'demo'")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--folder", "demo"]) == 1
+    assert capsys.readouterr().err.strip().endswith("File exists: 'demo'")
 
 
-def test_a_failing_command_ends_the_demo_with_its_code(tmp_path: Path) -> None:
+def test_a_failing_command_ends_the_demo_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    done = run_demo(tmp_path, "--folder", "demo", "--genome-bp", "10")
-    assert done.returncode in (1, 2)
-    assert "Traceback" not in done.stderr
-    assert "trainer/main.py" not in done.stdout  # nothing after the command that failed
+    monkeypatch.chdir(tmp_path)
+    assert main(["--folder", "demo", "--generated", "--genome-bp", "10"]) in (1, 2)
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    assert "data_prep synth" in out
+    assert "trainer/main.py" not in out  # nothing after the command that failed
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
@@ -62,6 +69,7 @@ def test_a_failing_command_ends_the_demo_with_its_code(tmp_path: Path) -> None:
     (["track.registered_model=null"], "track.registered_model: the demo fine-tunes the model that it registers"),
     (["track.registered_model=a/b"], "track.registered_model: MLflow takes no / or : in the name of a model"),
     (["train.step=7"], "train.step: unknown key, did you mean 'steps'?"),
+    (["--rows", "0"], "--rows: 0 must be at least 1"),
     (["--processes", "5"], "must both be divisible by the 5 processes"),
     (["run.dir=taken"], "run.dir: taken holds files of something else (notes)"),
 ])  # fmt: skip

@@ -31,7 +31,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def launch(*arguments: str, cwd: Path, by: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
-    """trainer/main.py in ``cwd``; ``by`` what starts it, else in a process that is forked from a prepared one."""
+    """trainer/main.py in ``cwd``; ``by``: what starts it, else it is forked from a prepared process, for the CPU."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     given = ["--config", str(ROOT / "configs/train/demo.yaml"), *arguments]
     if not by:
@@ -102,7 +102,7 @@ def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path:
     held_out: list[dict[str, float]] = []
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2",
                 "--master_port", str(20_000 + os.getpid() % 20_000)]
-    for processes, by in ((0, []), (2, launcher)):
+    for processes, by in ((0, [sys.executable]), (2, launcher)):
         named = [f"run.dir=run{processes}", f"run.name=run{processes}"]
         done = launch(*arguments, *named, cwd=tmp_path, by=by)
         assert done.returncode == 0, done.stdout + done.stderr

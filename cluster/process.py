@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import paths, terminal
+from cluster import cores, paths, terminal
 from configs import ConfigError, redact
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -61,8 +61,8 @@ def cache_root() -> Path:
 
 
 def threads_per_process(local_size: int) -> int:
-    """Cores of this machine shared out over ``local_size`` processes, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, local_size))
+    """Cores that this process may use, shared out over ``local_size`` processes of its kind, at least 1."""
+    return max(1, cores.usable() // max(1, local_size))
 
 
 def brief(text: str, most: int = 200) -> str:

@@ -78,4 +78,4 @@ def test_no_worker_of_a_build_imports_torch() -> None:
     code = ("import importlib.util, sys, data_prep.__main__\n"
             "print('torch' in sys.modules, importlib.util.find_spec('torch') is not None)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
-    assert done.stdout == "False True\n", "it costs each of them seconds and 300 MB; and it can be imported afterwards"
+    assert done.stdout == "False True\n", "it costs each of them 2 s and 180 MB; and it can be imported afterwards"

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes are named by their number: gzip holds the time, and all processes of a run must name a test alike."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def dna_data() -> Path:
     """The folder of real genomes and tasks: DNA_DATA, else ../shared/data beside the repository."""

@@ -60,7 +60,7 @@ def _is_host(name: str) -> bool:
 
 def _advice(entry: str) -> str:
     """What to do about a host as other programs write it."""
-    name = entry.split()[0]
+    name = next(iter(entry.split()), "")  # nothing, if it is of odd blanks alone
     if "@" in name:
         return "; a host's user belongs in launch.remote (ssh -l USER ... {host}) or in ~/.ssh/config"
     if found := re.fullmatch(r"\[?([\w.:-]+?)]?:(\d+)", name):

@@ -17,12 +17,12 @@ from cluster import remote, retry, tree
 from cluster.heartbeat import heart
 from cluster.remote import speaks
 from cluster.retry import StoreError, TransientError, named
-from cluster.uri import Buffered, absolute, basename, identity, is_local, join, local_path, resolve
+from cluster.uri import Buffered, absolute, basename, identity, is_local, join, local_path, refuse_pipe, resolve
 from configs import redact
 
 __all__ = ["StoreError", "TransientError", "absolute", "basename", "chunks", "exists", "identity", "is_local", "join",
-           "list_files", "local_path", "open_read", "publish", "put_file", "read_bytes", "read_tagged", "remove",
-           "sizes", "swap", "version", "write_bytes"]
+           "list_files", "local_path", "open_read", "publish", "put_file", "read_bytes", "read_tagged", "refuse_pipe",
+           "remove", "sizes", "swap", "version", "write_bytes"]
 
 T = TypeVar("T")
 _BUFFER = 4 << 20  # read at a time through open_read

@@ -147,6 +147,13 @@ def test_a_missing_file(tmp_path: Path) -> None:
         prepare(str(tmp_path / "none.fa"), cache=tmp_path)
 
 
+def test_a_pipe_of_which_the_start_would_be_lost_is_refused(tmp_path: Path) -> None:
+    """As <(zcat a.fa.gz) and /dev/stdin are."""
+    os.mkfifo(tmp_path / "x.fa")
+    with pytest.raises(ValueError, match=r"x\.fa is a pipe or a device, and is read more than once; save it as a file"):
+        locate(str(tmp_path / "x.fa"), cache=tmp_path / "cache")
+
+
 def test_the_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:
     first = opened(tmp_path, gzip.compress(WELL_FORMED))
     written = os.stat(first.handle.path).st_mtime_ns

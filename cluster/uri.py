@@ -70,8 +70,8 @@ def resolve(uri: str) -> tuple[Any, str]:
     for a lone -, which means a stream elsewhere."""
     uri = str(uri)
     if uri == "-":
-        raise ConfigError("- is no file; standard input and output are /dev/stdin and /dev/stdout, and ./- is a file of "
-                          "that name")
+        raise ConfigError("- is no file; standard input and output are /dev/stdin and /dev/stdout, and ./- is a file "
+                          "of that name")
     scheme, mark, rest = uri.partition("://")
     if not mark or scheme in ("file", "local"):
         fs = fsspec.filesystem("file")

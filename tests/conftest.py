@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Of what gzip packs, which holds the time: processes that share a suite must find the same names of tests."""
+    return "gzip" if isinstance(val, bytes) and val.startswith(b"\x1f\x8b") else None
+
+
 @pytest.fixture(scope="session")
 def dna_data() -> Path:
     """The folder of real genomes and tasks: DNA_DATA, else ../shared/data beside the repository."""

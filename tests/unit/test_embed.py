@@ -221,8 +221,7 @@ def test_another_name_is_refused_before_any_work(output: str, message: str, caps
     assert "--length 0 must be at least 1" in capsys.readouterr().err
 
 
-def test_a_pipe_which_would_be_empty_the_second_time_is_refused(tmp_path: Path,
-                                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_pipe_that_is_empty_the_second_time_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert main(["--model", "models:/none@x", "--input", str(pipe), "--output", "e.csv"]) == 2

@@ -119,6 +119,7 @@ TEXT = b">a\n" + b"ACGT" * 5000 + b"\n"
     (b"@r1\nACGT\n+\nIIII\n", "it starts with b'@r1.*; it looks like FASTQ or SAM, and is to be converted"),
     (b"##gff-version 3\nchr1\t.\n", "it looks like GFF"),
     (gzip.compress(gzip.compress(WELL_FORMED)), "it looks like gzip within gzip"),
+    (gzip.compress(b"\x43\x27\x41\x1a" + b"\0" * 12), "it looks like .2bit within gzip, and is to be converted"),
     (b"<!DOCTYPE html>", "it looks like a web page"),
     (WELL_FORMED.decode().encode("utf-16"), "it looks like UTF-16 text"),
     (WELL_FORMED.decode().encode("utf-16-le"), "the name of (a record|record 1), .* is not readable text"),

@@ -245,7 +245,8 @@ def _match(places: set[Place], wanted: Names | float | Zones, split: str) -> set
         hits = {(a, c) for a, c in places if pattern in (c, f"{a}:{c}")} or {
             (a, c) for a, c in places if fnmatchcase(c, pattern) or fnmatchcase(f"{a}:{c}", pattern)}
         if not hits:
-            raise ValueError(f"split.{split}: no contig matches {pattern!r}; there are {some(c for _, c in places)}")
+            there = some(c for _, c in places) or "none that contigs, include and exclude leave"
+            raise ValueError(f"split.{split}: no contig matches {pattern!r}; there are {there}")
         found |= hits
     return found
 

@@ -66,6 +66,11 @@ def test_a_name_that_is_written_like_a_glob_is_that_contig() -> None:
             assert like in [span.contig for span in parts["train"]]
 
 
+def test_filters_that_leave_nothing_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no contig matches 'chr1'; there are none that contigs, include and exclude le"):
+        assign([], val=("chr1",), test=0.0, seed=0, gap=0)
+
+
 def test_a_name_to_leave_out_must_be_there() -> None:
     with pytest.raises(ValueError, match=r"r: no contig matches '!chrM'; there are chr1, chrMT"):
         choose_contigs({"chr1": 5, "chrMT": 5}, ("!chrM",), where="r")

@@ -233,7 +233,7 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
     if args.ranks is None and process.world_from_env().local_rank:
         yield from ranks()
         return
-    uri, track = args.store or "", args.track_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri, track = args.store or "", args.track_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     aws = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
     server = {"s3": aws, "s3a": aws, "http": uri, "https": uri}.get(urlsplit(uri).scheme)
     folders = {"working folder": Path.cwd(), "cache": process.cache_root(), "temporary": Path(tempfile.gettempdir())}

@@ -101,7 +101,7 @@ def join(address: str | None = None, *, local_cpus: int | None = None) -> Iterat
             if callable(on_sigterm):
                 on_sigterm(signal.SIGTERM, None)
             raise
-        except (RayError, OSError, RuntimeError, ValueError) as fault:
+        except Exception as fault:  # Ray's own are of any kind: a slow start is an Exception
             at = address if named else f"RAY_ADDRESS={address}"
             where = f"join the Ray cluster at {at}" if address else "start a local Ray"
             # Ray tells a wrong token from a cluster that is not there in its log alone.

@@ -57,7 +57,8 @@ def world_from_env() -> World:
 
 def cache_root() -> Path:
     """Where this machine keeps what can be made again: DNA_CACHE, else ``~/.cache/dna-distill``; an absolute path."""
-    return Path(paths.expand(os.environ.get("DNA_CACHE") or "~/.cache/dna-distill", what="DNA_CACHE")).absolute()
+    path = os.environ.get("DNA_CACHE", "").strip() or "~/.cache/dna-distill"
+    return Path(paths.expand(path, what="DNA_CACHE")).absolute()
 
 
 def threads_per_process(local_size: int) -> int:

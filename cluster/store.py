@@ -17,12 +17,12 @@ from cluster import remote, retry, tree
 from cluster.heartbeat import heart
 from cluster.remote import speaks
 from cluster.retry import StoreError, TransientError, named
-from cluster.uri import Buffered, absolute, basename, identity, is_local, join, local_path, resolve
+from cluster.uri import Buffered, absolute, basename, identity, is_local, join, local_path, refuse_pipe, resolve
 from configs import redact
 
 __all__ = ["StoreError", "TransientError", "absolute", "basename", "chunks", "exists", "identity", "is_local", "join",
-           "list_files", "local_path", "open_read", "publish", "put_file", "read_bytes", "read_tagged", "remove",
-           "sizes", "swap", "version", "write_bytes"]
+           "list_files", "local_path", "open_read", "publish", "put_file", "read_bytes", "read_tagged", "refuse_pipe",
+           "remove", "sizes", "swap", "version", "write_bytes"]
 
 T = TypeVar("T")
 _BUFFER = 4 << 20  # read at a time through open_read
@@ -142,12 +142,14 @@ def put_file(local: Path, uri: str) -> None:
 def publish(uri: str) -> Iterator[IO[bytes]]:
     """A seekable binary file whose content appears at ``uri`` whole when the block ends, and not at all if it raises.
 
-    Local: a temporary file beside the target, fsync, rename. Elsewhere: a temporary local file, then one upload, which
+    Local: a temporary file beside the target, fsync, rename; a link stays a link, and a device, a pipe or standard
+    output takes the bytes at the end and stays what it is. Elsewhere: a temporary local file, then one upload, which
     object stores make visible only when it is complete; it is retried, and the size at the store compared.
     """
     fs, path = resolve(uri)
     if speaks(fs, "file"):
-        with heart.advancing(), _beside(uri, path) as file:
+        stream = _stream(path)
+        with heart.advancing(), _beside(uri, path) if stream is None else _into(uri, stream) as file:
             yield file
         return
     via = f"{uri} by way of {tempfile.gettempdir()}"
@@ -165,9 +167,29 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
                 remote.abort_uploads(fs, path)
 
 
+def _stream(path: str) -> str | int | None:
+    """What takes the bytes where ``path`` is no file: a device or a pipe, or the number of what is open here already
+    (/dev/stdout)."""
+    for folder, name in map(os.path.split, [path, os.readlink(path) if os.path.islink(path) else path]):
+        if name.isdecimal() and os.path.realpath(folder) == f"/proc/{os.getpid()}/fd":
+            return int(name)
+    return path if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path) else None
+
+
+@contextlib.contextmanager
+def _into(uri: str, stream: str | int) -> Iterator[IO[bytes]]:
+    """A temporary file, copied into ``stream`` when the block ends."""
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with named(uri, "write"), open(os.dup(stream) if isinstance(stream, int) else stream, "ab") as target:
+            shutil.copyfileobj(file, target, 1 << 20)
+
+
 @contextlib.contextmanager
 def _beside(uri: str, path: str) -> Iterator[IO[bytes]]:
     """A temporary file beside ``path``, which takes its place when the block ends."""
+    path = os.path.realpath(path) if os.path.islink(path) else path
     with named(uri, "write"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(path).with_name(f".{basename(path)}.{secrets.token_hex(4)}")

@@ -19,7 +19,7 @@ from cluster import remote, retry
 from cluster.paths import expand
 from cluster.remote import speaks
 from cluster.retry import StoreError
-from configs import redact
+from configs import ConfigError, redact
 
 
 def is_local(uri: str) -> bool:
@@ -32,6 +32,13 @@ def local_path(uri: str) -> Path:
     if not speaks(fs, "file"):
         raise ValueError(f"{redact(uri)} is not a local path")
     return Path(path)
+
+
+def refuse_pipe(uri: str) -> None:
+    """ConfigError where ``uri`` is a pipe or a terminal, for what is read more than once."""
+    if is_local(uri) and (path := local_path(uri)).exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{redact(uri)} is a pipe or a device, and is read more than once; save it as a file, and "
+                          "give that")
 
 
 def join(uri: str, *parts: str) -> str:
@@ -59,8 +66,12 @@ def identity(uri: str) -> str:
 
 
 def resolve(uri: str) -> tuple[Any, str]:
-    """The filesystem and the path on it. StoreError for one that cannot be used, ConfigError as ``paths.expand``."""
+    """The filesystem and the path on it. StoreError for one that cannot be used, ConfigError as ``paths.expand`` and
+    for a lone -, which means a stream elsewhere."""
     uri = str(uri)
+    if uri == "-":
+        raise ConfigError("- is no file; standard input and output are /dev/stdin and /dev/stdout, and ./- is a file "
+                          "of that name")
     scheme, mark, rest = uri.partition("://")
     if not mark or scheme in ("file", "local"):
         fs = fsspec.filesystem("file")

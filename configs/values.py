@@ -18,6 +18,9 @@ _MERGE, _TEXT, _WORD = (f"tag:yaml.org,2002:{tag}" for tag in ("merge", "str", "
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
           (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))  # UTF-32's begins with UTF-16's
 
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+           b"PK\3\4": "a zip archive"}
+
 
 class Integer(int):
     """An int that knows how it was written, such as 1_000: ``str`` gives that."""
@@ -63,6 +66,8 @@ def decode(data: bytes) -> str:
     Raises:
         ValueError: other bytes, or NUL, which UTF-16 without a mark is full of.
     """
+    if packed := next((kind for mark, kind in _PACKED.items() if data.startswith(mark)), ""):
+        raise ValueError(f"it is {packed}, not text; unpack it")
     mark, encoding = next(((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     try:
         text = data[len(mark) :].decode(encoding)

@@ -28,6 +28,8 @@ from data_prep.synthetic import synthesise
 from data_prep.verify import verify
 
 _PER_LINE = 60.0  # seconds between lines where there is no terminal
+_NO_FASTA = (".bz2", ".xz", ".zst", ".zip", ".bgz", ".2bit", ".tar", ".tgz", ".fastq", ".fq", ".bed", ".gff", ".gff3",
+             ".gtf", ".vcf", ".sam", ".bam", ".gb", ".gbk", ".csv", ".tsv", ".json", ".parquet", ".npy")
 
 
 class Progress:
@@ -202,9 +204,19 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _no_folder(uri: str) -> None:
+    try:
+        folder = uri.endswith("/") or (store.is_local(uri) and store.local_path(uri).is_dir())
+    except (ValueError, store.StoreError) as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from fault
+    if folder:
+        raise argparse.ArgumentTypeError(f"{uri} is a folder; give the name of a file in it")
+
+
 def _fasta(uri: str) -> str:
     """``uri``, unless its name says what is not written."""
-    if uri.lower().endswith((".bz2", ".xz", ".zst", ".zip", ".bgz", ".2bit")):
+    _no_folder(uri)
+    if uri.lower().removesuffix(".gz").endswith(_NO_FASTA):
         raise argparse.ArgumentTypeError(f"{uri} says another format; a FASTA is written as text, or as gzip to a name "
                                          "that ends in .gz")  # fmt: skip
     return uri
@@ -212,6 +224,7 @@ def _fasta(uri: str) -> str:
 
 def _picture(uri: str) -> str:
     """``uri``, unless its name says what is not written."""
+    _no_folder(uri)
     if "." in store.basename(uri) and not uri.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"{uri} says another format; a PNG is written, to a name that ends in .png")
     return uri

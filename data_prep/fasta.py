@@ -118,6 +118,7 @@ _OTHERS = (
     (b"@", "FASTQ or SAM"), (b"##gff", "GFF"), (b"##fileformat=VCF", "VCF"), (b"LOCUS ", "GenBank"), (b"ID ", "EMBL"),
     (b"<", "a web page"), (b"PK\3\4", "a zip archive"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"BAM\1", "BAM"),
     (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x1f\x8b", "gzip within gzip"), (b"CRAM", "CRAM"),
+    (b"\x43\x27\x41\x1a", ".2bit within gzip"), (b"\x1a\x41\x27\x43", ".2bit within gzip"),
     (codecs.BOM_UTF16_LE, "UTF-16 text"), (codecs.BOM_UTF16_BE, "UTF-16 text"),
 )
 

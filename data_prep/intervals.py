@@ -3,7 +3,7 @@
 import hashlib
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +18,7 @@ _MOST_BLOCKS = 8192  # of a shard: a draft of short contigs makes many, and a wo
 Intervals = list[tuple[int, int]]  # 0-based half-open, sorted, disjoint, not touching
 Place = tuple[str, str]  # assembly, contig
 Zones = dict[Place, Intervals]
+_GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,22 @@ def subtract(left: Intervals, right: Intervals) -> Intervals:
 
 def choose_contigs(contigs: Mapping[str, int], patterns: Names | None, *, where: str) -> dict[str, int]:
     """The ``contigs`` that some pattern matches and no pattern that begins with "!", in their order: those of ["chr*",
-    "!*_*"] are UCSC's primary ones. Patterns of the second kind alone take from all. ValueError for one of the first
-    kind that matches none, or where nothing is left."""
+    "!*_*"] are UCSC's primary ones. Patterns of the second kind alone take from all.
+
+    Raises:
+        ValueError: one of the first kind, or a plain name of the second, that matches none; or nothing is left.
+    """
     patterns = patterns or ()
-    wanted, unwanted = ([p.removeprefix("!") for p in patterns if p.startswith("!") == no] for no in (False, True))
-    for pattern in wanted:
-        if not any(fnmatchcase(contig, pattern) for contig in contigs):
+    wanted, unwanted = set[str](), set[str]()
+    for pattern in patterns:
+        found = _matching(pattern.removeprefix("!"), contigs)
+        if not found and not (pattern.startswith("!") and _GLOB.search(pattern)):
             raise ValueError(f"{where}: no contig matches {pattern!r}; there are {some(contigs)}")
-    chosen = {contig: bp for contig, bp in contigs.items() if not any(fnmatchcase(contig, p) for p in unwanted)
-              and (not wanted or any(fnmatchcase(contig, p) for p in wanted))}
+        (unwanted if pattern.startswith("!") else wanted).update(found)
+    if all(pattern.startswith("!") for pattern in patterns):
+        wanted = set(contigs)
+    left = wanted - unwanted
+    chosen = {contig: bp for contig, bp in contigs.items() if contig in left}
     if not chosen:
         raise ValueError(f"{where}: contigs {list(patterns)} leave nothing; there are {some(contigs)}")
     return chosen
@@ -226,12 +234,19 @@ def _draw(seed: int, span: Span) -> float:
     return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big") / (1 << 56)
 
 
+def _matching(pattern: str, contigs: Collection[str]) -> set[str]:
+    """The contig that is called so, to the letter; else those that the glob matches."""
+    return {pattern} if pattern in contigs else {contig for contig in contigs if fnmatchcase(contig, pattern)}
+
+
 def _match(places: set[Place], wanted: Names | float | Zones, split: str) -> set[Place]:
     found: set[Place] = set()
     for pattern in wanted if isinstance(wanted, tuple) else ():
-        hits = {(a, c) for a, c in places if fnmatchcase(c, pattern) or fnmatchcase(f"{a}:{c}", pattern)}
+        hits = {(a, c) for a, c in places if pattern in (c, f"{a}:{c}")} or {
+            (a, c) for a, c in places if fnmatchcase(c, pattern) or fnmatchcase(f"{a}:{c}", pattern)}
         if not hits:
-            raise ValueError(f"split.{split}: no contig matches {pattern!r}; there are {some(c for _, c in places)}")
+            there = some(c for _, c in places) or "none that contigs, include and exclude leave"
+            raise ValueError(f"split.{split}: no contig matches {pattern!r}; there are {there}")
         found |= hits
     return found
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import store
-from configs import redact
+from configs import ConfigError, redact
 from data_prep.intervals import bed_bytes
 from data_prep.leakage import Leakage
 from data_prep.plan import Plan
@@ -33,6 +33,8 @@ class Output:
     """The dataset, finished or not, at ``uri``."""
 
     def __init__(self, uri: str, *, overwrite: bool) -> None:
+        if store.is_local(uri) and store.exists(uri) and not store.local_path(uri).is_dir():
+            raise ConfigError(f"output {uri} is a file; a dataset is a folder, so give another name")
         self.uri, self._overwrite = uri, overwrite
         self.there = store.sizes(uri)
 

@@ -82,6 +82,7 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None 
         StoreError: it cannot be read, or the cache cannot be written.
     """
     uri, cache = store.absolute(uri), cache_dir(cache)
+    store.refuse_pipe(uri)
     version = store.version(uri)
     key = hashlib.sha256(f"{uri} {version}".encode()).hexdigest()[:32]
     record = cache / f"{key}.json"

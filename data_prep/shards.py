@@ -123,7 +123,8 @@ class Manifest:
             tree = json.loads(data)
             version = tree["format_version"]
         except (ValueError, KeyError, TypeError) as fault:
-            raise FormatError(f"not a dataset manifest: {fault}") from fault
+            missing = " is missing" * isinstance(fault, KeyError)
+            raise FormatError(f"not a dataset manifest: {fault}{missing}") from fault
         if version != FORMAT_VERSION:
             raise FormatError(f"manifest has format version {version}, this code reads {FORMAT_VERSION}; rebuild it")
         try:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cluster import store
+from configs import ConfigError
 from data_prep.alphabet import Codes, Mask, N, decode, encode, reverse_complement
 
 MIN_BP = 100_000
@@ -42,7 +43,7 @@ class Synthetic:
 def synthesise(output: str, *, bp: int = 6_000_000, seed: int = 0) -> Synthetic:
     """A genome of about ``bp`` as ``output``/genome.fa.gz and its task as ``output``/task/{train,dev,test}.csv."""
     if bp < MIN_BP:
-        raise ValueError(f"a generated genome needs at least {MIN_BP:,} bp, not {bp:,}")
+        raise ConfigError(f"a generated genome needs at least {MIN_BP:,} bp, not {bp:,}")
     rng = np.random.default_rng(seed)
     families = [_markov(rng, 1, length, gc=rng.uniform(-0.6, 0.6))[0] for length in rng.integers(250, 2500, _FAMILIES)]
     rows: list[tuple[bytes, int]] = []

@@ -195,7 +195,7 @@ class Checkpoint(Section):
 
 def default_tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else an SQLite file in the working folder, which a bare ``mlflow ui`` shows."""
-    return paths.expand_uri(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+    return paths.expand_uri(os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db")
 
 
 class Track(Section):

@@ -224,6 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
         end = vectors.format_of(args.output)
         if args.length is not None and args.length < 1:
             raise ConfigError(f"--length {args.length} must be at least 1")
+        store.refuse_pipe(args.input)
         registry = Registry(args.track_uri)
         registry.version(args.model)
         ambiguous = sum(record.ambiguous for record in records.read(args.input))  # all of it is looked at before work

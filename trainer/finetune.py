@@ -17,6 +17,7 @@ import torch
 
 import configs
 from cluster import paths, process, store
+from configs import ConfigError
 from trainer import vectors
 from trainer.config import default_tracking_uri
 from trainer.embed import RegisteredModel, best_device, open_model
@@ -196,6 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
                           inputs=[(role, uri) for role in ROLES if (uri := getattr(task, role))])
         if args.json:
             vectors.refuse_folder(args.json, "rows.json")
+            if args.json.lower().endswith(tuple(vectors.FORMATS)):
+                raise ConfigError(f"--json {configs.redact(args.json)} says another format; JSON is written, to a name "
+                                  "that ends in .json")
         torch.set_num_threads(process.threads_per_process(1))
         results = finetune(Registry(args.track_uri), args.model, task)
         print(as_text(summarise(results)), flush=True)

@@ -73,6 +73,8 @@ def tracking(uri: str) -> str:
             raise ValueError("names no file that a run could be kept in; write sqlite:///FILE, with a fourth / where "
                              "FILE is absolute")  # fmt: skip
         return uri
+    if uri and not scheme and (Path(uri).is_file() or uri.endswith((".db", ".sqlite", ".sqlite3"))):
+        raise ValueError(f"is the path of a file, where MLflow takes the URI of a database; write sqlite:///{uri}")
     plugins = {point.name for point in entry_points(group="mlflow.tracking_store")}
     if uri and (scheme in ("", *_OTHERS) or scheme in plugins):
         return uri

@@ -26,7 +26,7 @@ class Registry:
         local = names.database_file(self.uri)
         if local and not local.exists():  # MLflow would make one, only to find it empty
             raise TrackError(f"no MLflow database at {local.absolute()}; run from the folder of your runs, or "
-                             "name the database")  # fmt: skip
+                             "name the database (an absolute path has a fourth /: sqlite:////PATH)")  # fmt: skip
         self.client = mlflow_client.connect(self.uri, writes=False)
 
     def version(self, model_uri: str) -> Any:

@@ -20,7 +20,8 @@ def format_of(uri: str) -> str:
         ConfigError: the name ends otherwise, or is that of a folder.
     """
     refuse_folder(uri, "embeddings.parquet")
-    ends = [end.lower() for end in PurePosixPath(store.basename(redact(uri).partition("?")[0])).suffixes]
+    name = uri if store.is_local(uri) else redact(uri).partition("?")[0]
+    ends = [end.lower() for end in PurePosixPath(store.basename(name)).suffixes]
     end = "".join(ends[-2:] if ends[-1:] == [".gz"] else ends[-1:]) or ".parquet"
     if end not in FORMATS:
         raise ConfigError(f"output {redact(uri)} ends in {end}, which is no format here; the end of the name says the "

@@ -1,5 +1,6 @@
 """data_prep.bed: no line is passed over without a word; and the plan of a build, which is told of all of it."""
 
+import bz2
 import gzip
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_bed_round_trip(tmp_path: Path) -> None:
     (b"a\t1\t2\na\t5\n", "line 2: needs contig, start and end, not 'a\\\\t5'"),
     (b"a\tx\t2\n", "line 1: needs contig, start and end"),
     (b"a\t5\t2\n", r"line 1: \[5, 2\) is no interval"),
+    (bz2.compress(b"a\t1\t2\n"), "is not a BED file: it is bzip2, not text; unpack it"),
     (b"\xff\xfea", "is not a BED file: not text in UTF-16-LE"),
     (b"\xe9\t1\t2\n", "is not a BED file: not text in UTF-8: line 1 has byte"),
     ("a\t1\t2\n".encode("utf-16-le"), "is not a BED file: not text in UTF-8: line 1 has a NUL; save it as UTF-8"),

@@ -1,6 +1,7 @@
 """configs: every fault at once, with its key, the value given, and what is accepted."""
 
 import copy
+import gzip
 import pickle
 from pathlib import Path
 
@@ -140,6 +141,7 @@ def test_a_file_of_any_encoding_and_line_end(tmp_path: Path, encoding: str, end:
 
 @pytest.mark.parametrize(("content", "message"), [
     ("name: x\nother: é\n".encode("latin-1"), r"c.yaml: not text in UTF-8: line 2 has byte b'\\xe9'; save it as UTF-8"),
+    (gzip.compress(b"name: x\n"), "c.yaml: it is gzip, not text; unpack it"),
     ("name: x\n".encode("utf-16-le"), "c.yaml: not text in UTF-8: line 1 has a NUL; save it as UTF-8"),
     ("name: x\n".encode("utf-16")[:-1], "c.yaml: not text in UTF-16-LE: line 1 has byte"),
 ])

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -184,7 +185,7 @@ def test_lines_end_as_they_like_also_where_pieces_do(tmp_path: Path, monkeypatch
 def test_the_end_of_the_name_says_the_format(tmp_path: Path, end: str) -> None:
     table = pd.DataFrame({"name": ["a", "b,c"], "length": [3, 4], "e0": np.float32([0.1, -3e-9]),
                           "e1": np.float32([1 / 3, 2])})  # fmt: skip
-    path = tmp_path / (f"e.{end}" if end else "e")
+    path = tmp_path / (f"e?.{end}" if end else "e?")  # no query: the name of a file here
     with open(path, "wb") as file:
         vectors.write(table, file, end=vectors.format_of(str(path)))
     first = path.read_bytes()[:4]
@@ -209,6 +210,7 @@ def test_the_end_of_the_name_says_the_format(tmp_path: Path, end: str) -> None:
     ("s3://b/e.h5?versionId=x.csv", "ends in .h5"),
     ("new/", "new/ is a folder; give the name of a file in it, such as new/embeddings.parquet"),
     (".", ". is a folder"),
+    ("-", "- is no file; standard input and output are /dev/stdin"),
 ])  # fmt: skip
 def test_another_name_is_refused_before_any_work(output: str, message: str, capsys: pytest.CaptureFixture[str],
                                                  tmp_path: Path) -> None:  # fmt: skip
@@ -217,6 +219,13 @@ def test_another_name_is_refused_before_any_work(output: str, message: str, caps
     assert message in capsys.readouterr().err
     assert main([*arguments, "--output", "e.csv", "--length", "0"]) == 2
     assert "--length 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_empty_the_second_time_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main(["--model", "models:/none@x", "--input", str(pipe), "--output", "e.csv"]) == 2
+    assert f"{pipe} is a pipe or a device, and is read more than once; save it as a file" in capsys.readouterr().err
 
 
 def test_table_round_trip_through_the_registry(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,

@@ -202,3 +202,12 @@ def test_mistakes_are_one_sentence(where: Registered, arguments: list[str], code
     assert message in err
     assert "Traceback" not in err
     assert err.startswith("error: ")
+
+
+def test_json_is_written_to_no_name_of_another_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = tmp_path / "t.yaml"
+    task.write_text("name: t\ntrain: none.csv\nlabels: [a, b]\n")
+    for name in ("r.csv", "R.PARQUET"):
+        assert main(["--model", "models:/none@x", "--task", str(task), "--json", name]) == 2
+        assert f"--json {name} says another format; JSON is written, to a name that ends in .json" in (
+            capsys.readouterr().err)

@@ -55,6 +55,27 @@ def test_contigs_that_are_not_wanted() -> None:
         choose_contigs(contigs, ("chr1", "!chr*"), where="r")
 
 
+def test_a_name_that_is_written_like_a_glob_is_that_contig() -> None:
+    contigs = {"HLA-A*01:01": 5, "HLA-A*24:01:01": 5, "chrX[1]": 5, "chrX1": 5, "chr2": 5}
+    for name, like in (("chrX[1]", "chrX1"), ("HLA-A*01:01", "HLA-A*24:01:01")):
+        assert list(choose_contigs(contigs, (name,), where="r")) == [name]
+        assert list(choose_contigs(contigs, (f"!{name}",), where="r")) == [c for c in contigs if c != name]
+        for pattern in (name, f"a:{name}"):
+            parts = assign([Span("a", contig, 0, 5) for contig in contigs], val=(pattern,), test=0.0, seed=0, gap=0)
+            assert [span.contig for span in parts["val"]] == [name]
+            assert like in [span.contig for span in parts["train"]]
+
+
+def test_filters_that_leave_nothing_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no contig matches 'chr1'; there are none that contigs, include and exclude le"):
+        assign([], val=("chr1",), test=0.0, seed=0, gap=0)
+
+
+def test_a_name_to_leave_out_must_be_there() -> None:
+    with pytest.raises(ValueError, match=r"r: no contig matches '!chrM'; there are chr1, chrMT"):
+        choose_contigs({"chr1": 5, "chrMT": 5}, ("!chrM",), where="r")
+
+
 @pytest.mark.parametrize(("held_out", "train", "found"), [
     ("chr8", ["chr8_KI270821v1_alt", "chr8_KZ208915v1_fix", "chr8_random", "chr1_KI270706v1_random", "chr9", "chr18"],
      ["chr8_KI270821v1_alt", "chr8_KZ208915v1_fix", "chr8_random"]),

@@ -190,6 +190,17 @@ def test_tasks_that_run_at_once_grow_with_the_cluster(tmp_path: Path, monkeypatc
     assert jobs.run(meet, [(str(tmp_path), "a"), (str(tmp_path), "b")]) == ["a", "b"]
 
 
+def test_a_ray_that_does_not_start_in_time_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nSee the logs.")  # of this class
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(jobs.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(jobs.ray, "init", late)
+    with pytest.raises(RuntimeError, match=r"^cannot start a local Ray: The current node timed out during start"):
+        jobs.join().__enter__()
+
+
 def test_a_long_folder_for_temporary_files_has_a_short_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("slurm_jobdir" * 6) / "4711001.scratch"
     monkeypatch.delenv("RAY_TMPDIR", raising=False)

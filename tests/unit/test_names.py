@@ -73,7 +73,8 @@ def test_uris_of_mlflow_are_taken(uri: str) -> None:
     ("localhost:5000", "has no scheme; write http://localhost:5000"), ("h.x-y.org:80/p", "write http://h.x-y.org:80/p"),
     ("postgres://h/db", "write postgresql://"), ("sqlite://mlflow.db", "names no file"), ("sqlite://", "names no file"),
     ("sqlite:///:memory:", "names no file"), ("sqlite:///", "names no file"),
-    ("sqlite:mlflow.db", "is no MLflow server"),
+    ("sqlite:mlflow.db", "is no MLflow server"), ("/a/mlflow.db", "database; write sqlite:////a/mlflow.db"),
+    (__file__, f"is the path of a file, where MLflow takes the URI of a database; write sqlite:///{__file__}"),
 ])  # fmt: skip
 def test_any_other_uri_is_refused_with_what_to_write(uri: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):

@@ -13,7 +13,7 @@ from configs import ConfigError
 from data_prep.config import DataConfig
 from trainer import embed, finetune, fit
 from trainer import main as pretraining
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, default_tracking_uri
 
 COPY = "working_dir_files/_ray_pkg_0123"
 TRAIN = str(Path(__file__).parents[2] / "configs/train/demo.yaml")
@@ -119,13 +119,21 @@ def test_fine_tuning_and_embedding_in_a_job(
 def test_the_cache_is_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for value, where in (("~/dna", "home/dna"), ("c", "c"), ("", "home/.cache/dna-distill")):
+    for value, where in (("~/dna", "home/dna"), ("c", "c"), ("c\r", "c"), ("", "home/.cache/dna-distill"),
+                         (" ", "home/.cache/dna-distill")):
         monkeypatch.setenv("DNA_CACHE", value)
         assert process.cache_root() == tmp_path / where
     for value, words in (("$HOME/dna", r"DNA_CACHE: \$HOME/dna holds \$HOME"), ("~nobody-here", "DNA_CACHE: ~nobody")):
         monkeypatch.setenv("DNA_CACHE", value)
         with pytest.raises(ConfigError, match=words):
             process.cache_root()
+
+
+def test_a_blank_server_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As env files and Compose write a variable that is not set, or end it with a return."""
+    for value, uri in (("", "sqlite:///mlflow.db"), (" ", "sqlite:///mlflow.db"), ("http://h:5000\r", "http://h:5000")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+        assert default_tracking_uri() == uri
 
 
 def test_home_in_the_paths_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

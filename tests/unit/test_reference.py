@@ -119,6 +119,7 @@ TEXT = b">a\n" + b"ACGT" * 5000 + b"\n"
     (b"@r1\nACGT\n+\nIIII\n", "it starts with b'@r1.*; it looks like FASTQ or SAM, and is to be converted"),
     (b"##gff-version 3\nchr1\t.\n", "it looks like GFF"),
     (gzip.compress(gzip.compress(WELL_FORMED)), "it looks like gzip within gzip"),
+    (gzip.compress(b"\x43\x27\x41\x1a" + b"\0" * 12), "it looks like .2bit within gzip, and is to be converted"),
     (b"<!DOCTYPE html>", "it looks like a web page"),
     (WELL_FORMED.decode().encode("utf-16"), "it looks like UTF-16 text"),
     (WELL_FORMED.decode().encode("utf-16-le"), "the name of (a record|record 1), .* is not readable text"),
@@ -145,6 +146,13 @@ def test_messes_that_are_refused(tmp_path: Path, content: bytes, message: str) -
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=f"cannot look up {tmp_path}/none.fa: no such file"):
         prepare(str(tmp_path / "none.fa"), cache=tmp_path)
+
+
+def test_a_pipe_of_which_the_start_would_be_lost_is_refused(tmp_path: Path) -> None:
+    """As <(zcat a.fa.gz) and /dev/stdin are."""
+    os.mkfifo(tmp_path / "x.fa")
+    with pytest.raises(ValueError, match=r"x\.fa is a pipe or a device, and is read more than once; save it as a file"):
+        locate(str(tmp_path / "x.fa"), cache=tmp_path / "cache")
 
 
 def test_the_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:

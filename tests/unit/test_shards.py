@@ -87,7 +87,7 @@ def test_manifest_round_trip() -> None:
     (lambda t: t["shards"].pop("val"), "damaged dataset manifest: 'val'"),
     (lambda t: t["shards"]["train"][0]["blocks"][0].pop("end"), "damaged dataset manifest: Block has keys"),
     (lambda t: t.update(format_version=2), "format version 2, this code reads 1"),
-    (lambda t: t.pop("format_version"), "not a dataset manifest"),
+    (lambda t: t.pop("format_version"), "not a dataset manifest: .format_version. is missing"),
 ])
 def test_damaged_manifests(change, message: str) -> None:  # type: ignore[no-untyped-def]
     tree = json.loads(MANIFEST.to_bytes())

@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -96,6 +98,43 @@ def test_a_folder_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(store.StoreError, match=f"cannot write {tmp_path}/file/x: "):
         store.write_bytes(f"{tmp_path}/file/x", b"")
+
+
+def test_what_a_link_points_to_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    """Results are often linked to a larger disk."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "old.csv").write_text("old")
+    for name in ("old.csv", "new.csv"):
+        link = tmp_path / name
+        link.symlink_to(disk / name)
+        store.write_bytes(str(link), b"new")
+        assert link.is_symlink() and (disk / name).read_bytes() == b"new"
+    assert sorted(p.name for p in disk.iterdir()) == ["new.csv", "old.csv"], "nothing else is left"
+
+
+def test_a_device_or_a_pipe_is_written_into_and_stays_what_it_is(tmp_path: Path) -> None:
+    """As root, ``--json /dev/null`` would else make a file of /dev/null."""
+    null, pipe = tmp_path / "null", tmp_path / "pipe"
+    null.symlink_to("/dev/null")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        store.write_bytes(str(null), b"0123")
+        store.write_bytes(str(pipe), b"0123")
+        assert os.read(reader, 10) == b"0123"
+    finally:
+        os.close(reader)
+    assert null.is_symlink() and null.is_char_device() and pipe.is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["null", "pipe"]
+
+
+def test_standard_output_is_written_into(tmp_path: Path) -> None:
+    """Also where the shell has sent it to a file, which must stay the one that is open."""
+    code = "from cluster import store; store.write_bytes('/dev/fd/1', b'data\\n'); print('told')"
+    with open(tmp_path / "log", "wb") as log:
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True, timeout=60)
+    assert (tmp_path / "log").read_text() == "data\ntold\n"
 
 
 def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,16 @@ def test_a_local_path_is_no_pattern_and_no_chain(tmp_path: Path, monkeypatch: py
     assert store.read_bytes("zip://x.fa::g.zip".replace("g.zip", f"file://{tmp_path}/g.zip")) == b">x\nACGT\n"
 
 
+def test_a_dash_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for use in (store.read_bytes, store.absolute, lambda uri: store.write_bytes(uri, b"1")):
+        with pytest.raises(ConfigError, match=r"^- is no file; standard input and output are /dev/stdin and /dev/std"):
+            use("-")
+    assert list(tmp_path.iterdir()) == []
+    store.write_bytes("./-", b"1")
+    assert store.list_files(".") == ["-"]
+
+
 def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -95,6 +95,8 @@ class Attempt:
             self._tell(member, "start", command=list(command), env=env, first=member.first, local=member.local,
                        world=world, address=head.place.address, port=head.port, silence=silence)  # fmt: skip
         alone, looked, here = False, time.monotonic(), time.monotonic()
+        for member in self._members:  # until now it had nothing to tell, however long the number of ranks took
+            member.heard = looked
         while len(self._codes) < world:
             now = time.monotonic()
             if now - looked > _ASLEEP_S:

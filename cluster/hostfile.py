@@ -30,7 +30,7 @@ def read_hostfile(path: str) -> dict[str, int]:
     known: set[str] = set()
     faults = []
     # Not str.splitlines, for which more marks end a line: what follows one in a comment would be a host.
-    for number, line in enumerate(re.split(r"\r?\n" if "\n" in text else "\r", text), start=1):
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
         entry = _COMMENT.sub("", line).strip(" \t")
         if not entry:
             continue
@@ -60,7 +60,7 @@ def _is_host(name: str) -> bool:
 
 def _advice(entry: str) -> str:
     """What to do about a host as other programs write it."""
-    name = next(iter(entry.split()), "")  # nothing, if it is of odd blanks alone
+    name = re.split(r"[ \t]", entry)[0]  # str.split() knows more blanks, and finds no word in a lone form feed
     if "@" in name:
         return "; a host's user belongs in launch.remote (ssh -l USER ... {host}) or in ~/.ssh/config"
     if found := re.fullmatch(r"\[?([\w.:-]+?)]?:(\d+)", name):

@@ -250,7 +250,8 @@ def main(arguments: list[str]) -> int:
         return Supervisor(config, rest, nodes).run()
 
     with console.unblocked():
-        return process.exit_code(run, debug=args.debug)
+        return process.exit_code(run, debug=args.debug, resumable=True,
+                                 interrupted="nothing was running; the same command goes on")  # fmt: skip
 
 
 def _say(text: str) -> None:

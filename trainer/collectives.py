@@ -1,6 +1,7 @@
 """The few collectives that training uses, each over a given process group; a group of one communicates nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,16 +132,28 @@ def sum_over_ranks(group: Group, tensor: Tensor) -> Tensor:
     return total
 
 
-def raise_together(group: Group, fault: str | None, *, device: torch.device) -> None:
-    """If any rank has a ``fault``: ValueError there (on the first rank, if all have one), on the others ElsewhereError.
+def raise_together(group: Group, fault: str | Exception | None, *, device: torch.device) -> None:
+    """If any rank has a ``fault``: it, or a ValueError of it, there (on the first rank, if all have one), on the others
+    ElsewhereError.
 
     A collective.
     """
     faults = int(sum_over_ranks(group, torch.tensor(int(fault is not None), device=device)))
     if fault is not None and (group.rank == 0 or faults < group.size):
-        raise ValueError(fault)
+        raise fault if isinstance(fault, Exception) else ValueError(fault)
     if faults:
-        raise ElsewhereError(fault or f"{faults} of the other ranks cannot go on, and say why")
+        raise ElsewhereError(str(fault or "") or f"{faults} of the other ranks cannot go on, and say why")
+
+
+@contextmanager
+def together(group: Group, *, device: torch.device) -> Iterator[None]:
+    """What the block, which has no collective in it, raises on any rank ends all, as ``raise_together`` has it."""
+    fault = None
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as caught:
+        fault = caught
+    raise_together(group, fault, device=device)
 
 
 def lost_peers(fault: BaseException) -> str | None:

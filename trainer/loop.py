@@ -47,7 +47,8 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
         raise ConfigError("\n  ".join(faults))
     if _look(config, group, device) is None:
         return EXIT_OK
-    datasets = list(open_datasets(config, "train", say=say).values())
+    with collectives.together(group, device=device):
+        datasets = list(open_datasets(config, "train", say=say).values())
     flank = config.views.flank
     validator = Validator(config, flank=flank, device=device, group=group)
     with _alone(config, group, device) as lock:
@@ -59,7 +60,9 @@ def train(config: TrainConfig, *, device: torch.device, group: Group, stops: Sto
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
-        with closing(open_reader(config, datasets, flank=flank, group=group, say=say, device=device)) as reader:
+        with collectives.together(group, device=device):
+            reader = open_reader(config, datasets, flank=flank, group=group, say=say, device=device)
+        with closing(reader):
             if resumed:
                 assert reader.step_of(resumed.position) == state.step, "the position is the step's"
             if group.rank == 0:

@@ -5,6 +5,7 @@ chip's maker states for dense bf16, and what a product of two matrices of random
 a chip that multiplies ones draws less power and runs faster.
 """
 
+import re
 import resource
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-# Dense bf16 FLOP/s by a part of the name that CUDA gives the chip, from NVIDIA's data sheets; the first that fits.
+# Dense bf16 FLOP/s by words of the name that CUDA gives the chip, from NVIDIA's data sheets; the first that fits.
 _NOMINAL = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
             "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}  # fmt: skip
 
@@ -78,7 +79,8 @@ class Meter:
 def nominal_flops_per_s(device: torch.device) -> float | None:
     """Dense bf16 FLOP/s that the maker states for the chip; None for one that is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((rate for part, rate in _NOMINAL.items() if part in name), None)
+    # Whole words: an L40 is no L4, an RTX A1000 no A100.
+    return next((rate for words, rate in _NOMINAL.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, *, size: int | None = None) -> float:

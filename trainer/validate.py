@@ -57,16 +57,18 @@ class Validator:
 
     def __init__(self, config: TrainConfig, *, flank: int, device: torch.device, group: Group) -> None:
         self.config, self.group, self.device = config, group, device
-        datasets = open_datasets(config, "val", some_empty=True)
-        self.left_out = [part.uri for number, part in enumerate(config.data.uri) if number not in datasets]
-        places = _places(config, datasets)
-        mine, size = places[group.rank :: group.size], config.val.batch
-        self._batches = [self._rows(datasets, mine[first : first + size], flank, spare=places[0])
-                         for first in range(0, -(-len(places) // group.size), size)]  # fmt: skip
+        with collectives.together(group, device=device):
+            datasets = open_datasets(config, "val", some_empty=True)
+            self.left_out = [part.uri for number, part in enumerate(config.data.uri) if number not in datasets]
+            places = _places(config, datasets)
+            mine, size = places[group.rank :: group.size], config.val.batch
+            self._batches = [self._rows(datasets, mine[first : first + size], flank, spare=places[0])
+                             for first in range(0, -(-len(places) // group.size), size)]  # fmt: skip
         self.scored = int(self._sum([sum(float(rows.scored_BL.sum()) for rows in self._batches)])[0])
-        if not self.scored:
-            uris = ", ".join(dataset.uri for dataset in datasets.values())
-            raise ValueError(f"the val split of {uris} has no letter A, C, G or T to score")
+        with collectives.together(group, device=device):
+            if not self.scored:
+                uris = ", ".join(dataset.uri for dataset in datasets.values())
+                raise ValueError(f"the val split of {uris} has no letter A, C, G or T to score")
 
     def baselines(self, train: Sequence[Dataset]) -> dict[str, float]:
         """``val/mlm_accuracy_majority|markov``, ``val/scored_positions``; each rank counts its share of the blocks.

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,18 @@ def endings(runs: list[dict[str, Any]]) -> list[str]:
             said.append("")
         except RuntimeError as fault:
             said.append(str(fault))
+    return said
+
+
+def refusals(runs: list[list[dict[str, Any]]]) -> list[str]:
+    """What this rank raises of each run, whose values are those of its rank."""
+    init_distributed(torch.device("cpu"))
+    said = []
+    for values in runs:
+        group = Group.of()
+        with pytest.raises((ValueError, OSError)) as fault:
+            train(TrainConfig.model_validate(values[group.rank]), device=torch.device("cpu"), group=group)
+        said.append(f"{type(fault.value).__name__}: {fault.value}")
     return said
 
 
@@ -102,3 +115,20 @@ def test_what_mlflow_refuses_ends_all_ranks_before_the_first_step(said: dict[str
     assert both[0] == both[1]
     assert both[0][0].startswith(f"experiment gone at sqlite:///{folder}/mlflow.db was deleted; restore it")
     assert not (folder / "refused" / "checkpoints").exists()
+
+
+def test_data_that_no_run_can_use_end_all_ranks_and_are_told_once(folder: Path) -> None:
+    """Also where they are missing on one node alone, which the others would wait for."""
+    write_dataset(folder / "blank", {"train": [markov_sequence(30_000, seed=1)], "val": [np.full(3_000, 4, np.uint8)]}, soft=True)
+
+    def run(data: str, **changes: Any) -> dict[str, Any]:
+        return small_config(str(folder / data), run__dir=str(folder / "refused"), val__windows=8, **changes)
+
+    good, missing, blank, long = run("data"), run("nowhere"), run("blank"), run("data", data__length=1 << 20)
+    first, second = on_ranks(2, refusals, [[missing] * 2, [good, missing], [blank] * 2, [long] * 2])
+    assert [text.split(":")[0] for text in first] == ["StoreError", "ElsewhereError", "ValueError", "ValueError"]
+    assert [text.split(":")[0] for text in second] == ["ElsewhereError", "StoreError", *["ElsewhereError"] * 2]
+    for text, part in zip([first[0], second[1], first[2], first[3]], [
+        "no dataset at", "no dataset at", "has no letter A, C, G or T to score", "does not fit the blocks of",
+    ], strict=True):  # fmt: skip
+        assert part in text

@@ -53,7 +53,7 @@ def measure(setting: Setting, device_name: str, *, small: bool) -> dict[str, Any
     try:
         return _measure(setting, torch.device(device_name), small)
     except torch.OutOfMemoryError as fault:
-        return {"does_not_fit": True, "fault": str(fault)[:300]}
+        return {"does_not_fit": True, "why": str(fault)[:300]}
 
 
 def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, Any]:

@@ -75,6 +75,24 @@ def test_all_is_well() -> None:
     assert attempt(Scripted(beats(0, 1), ended(0, 0), ended(1, 0)), local=2) == Outcome("done", saved=5)
 
 
+def test_an_agent_had_nothing_to_say_while_the_number_of_ranks_was_found() -> None:
+    """That may take minutes, where a library is read over the network for the first time."""
+
+    class Slow(Scripted):
+        """Its first event comes a moment after the start."""
+
+        looks = 0
+
+        def receive(self) -> list[str]:
+            self.looks += 1
+            return super().receive() if self.looks > 1 else []
+
+    member = Member(Place("a", "10.0.0.1", 1), Slow(beats(0), ended(0, 0)), port=7, first=0, local=1)
+    member.heard -= 100
+    config = ClusterConfig.model_validate({"hang_timeout_s": 60})
+    assert Attempt(config, [member], print).run(["program"], {}, str) == Outcome("done", saved=5)
+
+
 @pytest.mark.parametrize(("events", "cause"), [
     # Who says that it lost the others did not begin it, whatever came first.
     ([line(0, "error: lost its peers in all_reduce"), ended(0, 1), line(1, "error: no space left"), ended(1, 1)],

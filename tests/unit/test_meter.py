@@ -32,6 +32,7 @@ def test_bp_and_flops_are_summed_over_steps_of_any_length(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("name", "rate"), [
     ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("NVIDIA H100 PCIe", 756e12),
     ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L40S", 362e12), ("Some other chip", None),
+    ("NVIDIA L4", 121e12), ("NVIDIA L40", None), ("NVIDIA RTX A1000 Laptop GPU", None), ("NVIDIA A10G", None),
 ])  # fmt: skip
 def test_the_nominal_rate_is_that_of_the_chip(monkeypatch: pytest.MonkeyPatch, name: str, rate: float | None) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cluster import supervise as command
 from cluster.config import ClusterConfig
 from cluster.hostfile import read_hostfile
 from cluster.nodes import HostNodes, LocalNodes, NodeLost
@@ -289,6 +290,20 @@ def test_arguments_that_are_missing_or_wrong() -> None:
     code, words = said("train", "--config", "configs/cluster/local.yaml", "min_nodes=2", "--", "x")
     assert (code, "min_nodes: 2 is more than the 1 of this machine alone" in words) == (2, True)
     assert said("trian")[0] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_stop_while_it_joins_its_nodes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    before = {each: signal.signal(each, lambda *_: pytest.fail("it is not heard")) for each in signals.STOPS}
+    monkeypatch.setattr(command, "open_nodes", lambda _: signal.raise_signal(number))
+    try:
+        assert command.main(["--config", str(ROOT / "configs/cluster/local.yaml"), "--", "x"]) == 75
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert "error: told to stop; nothing was running" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "sentence"), [

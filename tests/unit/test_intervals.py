@@ -67,7 +67,7 @@ def test_a_name_that_is_written_like_a_glob_is_that_contig() -> None:
 
 
 def test_filters_that_leave_nothing_are_named() -> None:
-    with pytest.raises(ValueError, match=r"no contig matches 'chr1'; there are none that contigs, include and exclude"):
+    with pytest.raises(ValueError, match=r"no contig matches 'chr1'; there are none that contigs, include and"):
         assign([], val=("chr1",), test=0.0, seed=0, gap=0)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -137,12 +138,14 @@ def tests(campaign: Campaign) -> dict[str, Any]:
     environment = os.environ | ({"DNA_GPU_REHEARSE": "1"} if campaign.rehearse else {})
     limit_s = min(campaign.limit_s, _TESTS_S)
     with log.open("w") as said:
+        pytest = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=environment,
+                                  start_new_session=True)  # fmt: skip
         try:
-            done = subprocess.run(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, check=False,
-                                  env=environment, timeout=limit_s)  # fmt: skip
+            code = pytest.wait(limit_s)
         except subprocess.TimeoutExpired:
+            os.killpg(pytest.pid, signal.SIGKILL)  # ranks, too, or they go on beside what is timed next
+            pytest.wait()
             return {"fault": "time was up", "log": log.read_text()[-2000:]}
-    code = done.returncode
     if not report.exists():
         return {"fault": f"pytest ended with {code}", "log": log.read_text()[-2000:]}
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))

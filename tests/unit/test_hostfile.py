@@ -29,8 +29,8 @@ def test_marks_blanks_line_ends_and_comments(tmp_path: Path, data: bytes) -> Non
     ("w1 slots = 4", ""), ("w1 slots= 4", ""), ("w1 slot=4", ""), ("w1 Slots=4", ""), ("w1 slots:4", ""),
     ("w1 slots=4 max_slots=8", ""), ("w1 w2", ""), ("w1,w2", ""), ("w1 4", ""), ("'w1' slots=4", ""),
     ("w1 slots=\u0664", ""), ("w\u0131 slots=4", ""), ("w1 slots=4#b", ""), ("w1#b", ""), ("w1\u00a0slots=4", ""),
-    ("\x0c", ""), ("\u2003", ""), ("w1:", ""), ("localhost:", ""), ("w1 slots=-1", ""), ("w1 slots=4.0", ""),
-    ("w1 slots=1e3", ""),
+    ("\x0c", ""), ("\u2003", ""),
+    ("w1:", ""), ("localhost:", ""), ("w1 slots=-1", ""), ("w1 slots=4.0", ""), ("w1 slots=1e3", ""),
 ])  # fmt: skip
 def test_a_line_that_is_not_of_the_format_is_named(tmp_path: Path, line: str, advice: str) -> None:
     path = tmp_path / "hosts"

@@ -369,6 +369,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+def said_by_some(faults: list[str], sentence: str) -> None:
+    """Each rank's fault is ``sentence``, or another rank's: the same, which the first says, or none of its own."""
+    aloud = [fault for fault in faults if not fault.startswith("ElsewhereError")]
+    assert aloud and all(re.match(sentence, fault) for fault in aloud), faults
+    others = "of the other ranks cannot go on, and say why"
+    assert all(others in fault or fault.partition(": ")[2] in aloud[0] for fault in faults), faults
+
+
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.faults), 2])
 def test_what_is_damaged_is_passed_over_and_what_is_another_runs_is_refused(
     uri: str, base: tuple[Path, dict[int, dict[str, str]]], tmp_path: Path, world: int
@@ -397,11 +405,7 @@ def test_what_is_damaged_is_passed_over_and_what_is_another_runs_is_refused(
             assert [[bool(re.match(wanted_of(name), line)) for line in each[name]["said"]] for each in found] == finders
     for name, (_, sentence) in REFUSED.items():
         faults = [each[name].get("fault", "none") for each in found]
-        aloud = [fault for fault in faults if not fault.startswith("ElsewhereError")]
-        assert aloud and all(re.match(sentence, fault) for fault in aloud), (name, faults)
-        # The others say nothing: they have the same fault, which the first says, or none of their own.
-        elsewhere = "of the other ranks cannot go on, and say why"
-        assert all(elsewhere in fault or fault.partition(": ")[2] in aloud[0] for fault in faults), (name, faults)
+        said_by_some(faults, sentence)
     for name, files in before.items():
         assert contents(tmp_path / name.replace(" ", "-")) == files, name
 
@@ -611,6 +615,4 @@ def test_stores_that_stumble_and_stores_that_are_away(
                     for name, step in (("half", 2), ("first", 1), ("away", 2), ("lost", 2))}  # fmt: skip
     for what, sentence in refused.items():
         faults = [each[f"no-{what}"].get("fault", "none") for each in again]
-        mine = [fault for fault in faults if "of the other ranks" not in fault]
-        assert mine and all(re.match(f"{sentence}.*gave up after 5 tries", fault) for fault in mine), faults
-        assert {fault.split(":")[0] for fault in faults} == {sentence.split(":")[0]}, faults
+        said_by_some(faults, f"{sentence}.*gave up after 5 tries")

@@ -92,6 +92,8 @@ def test_marks_say_the_encoding(tmp_path: Path, encoding: str) -> None:
     (PLAIN.replace("GGG", '"GGG'), r"line 3: quotes are not in order"),
     (PLAIN.replace("ACGTACGTAC", '"ACGT"ACGT'), r"line 2: quotes are not in order"),
     (PLAIN.replace("label", '"label'), r"line 1: quotes are not in order"),
+    (",sequence,label\nA,AAA,a\n", r"line 2: column 1 has no name in the header and holds 'A', which is no number"),
+    ("sequence,label,\nACGT,a,\nACG,b,x\n", r"line 3: column 3 has no name .* name it, or remove a comma too many"),
     (PLAIN + PLAIN, "line 5: label 'label' is not among"),
     (PLAIN.replace("GN,b", "GN,b\0"), "line 3: a NUL byte"),
     ("sequence,label\n\n", "has a header and no rows"),

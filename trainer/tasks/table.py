@@ -55,12 +55,17 @@ def read(uri: str, *, sequence_column: str, label_column: str, labels: Sequence[
     number, separator, names = _header(lines, shown, sequence_column, label_column)
     sequence_at, label_at = (_only(names, column, f"{shown}, line {number}")
                              for column in (sequence_column, label_column))  # fmt: skip
+    nameless = [i for i, name in enumerate(names) if not name]  # pandas and R number the rows in one
     rows: list[tuple[str, str, int]] = []
     known, ambiguous = set(labels), 0
     for line, fields in _rows(lines, number, separator, shown):
         where = f"{shown}, line {line}"
         if len(fields) != len(names):
             raise ValueError(_odd_count(where, fields, names, separator))
+        for i in nameless:
+            if (value := fields[i].strip()) and not value.isdecimal():
+                raise ValueError(f"{where}: column {i + 1} has no name in the header and holds {_short(value)}, which "
+                                 f"is no number of a row; name it, or remove a {_SEPARATORS[separator]} too many")
         label = fields[label_at].strip()
         if label not in known:
             raise ValueError(f"{where}: label {_short(label)} is not among the task's labels {list(labels)}")

@@ -22,13 +22,13 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
            b"PK\3\4": "a zip archive"}
 
 
-class Integer(int):
-    """An int that knows how it was written, such as 1_000: ``str`` gives that."""
+class _Written:
+    """A number that knows how it was written, such as 1_000, 1e3 or 1.10: ``str`` gives that."""
 
     text: str
 
     def __new__(cls, text: str) -> Self:
-        number = super().__new__(cls, text)
+        number = super().__new__(cls, text)  # type: ignore[call-arg]  # of the number beside it in the class
         number.text = text
         return number
 
@@ -41,23 +41,12 @@ class Integer(int):
     __repr__ = __str__
 
 
-class Real(float):
-    """A float that knows how it was written, such as 1e3 or 1.10: ``str`` gives that."""
+class Integer(_Written, int):
+    """An int as it was written."""
 
-    text: str
 
-    def __new__(cls, text: str) -> Self:
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.text,)
-
-    def __str__(self) -> str:
-        return self.text
-
-    __repr__ = __str__
+class Real(_Written, float):
+    """A float as it was written."""
 
 
 def decode(data: bytes) -> str:

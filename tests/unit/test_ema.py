@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer import collectives
 from trainer.collectives import Group, Pending
 from trainer.ema import FlatWeights, ShardedEMA
+from trainer.engine.masters import PartitionedWeights
 from trainer.fragments import FlatGroup
 
 ALONE = Group(0, 1)
@@ -355,3 +356,21 @@ def test_each_rank_looks_at_its_own_part_alone_and_speaks_of_the_others() -> Non
         "1 of the other ranks cannot go on, and say why",
         "the saved teacher has two values for 1 entries of w within 4 to 5; load the fragments of one save",
     ]
+
+
+def test_partitions_are_written_before_who_reads_them_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under ZeRO-3 DeepSpeed gathers on a stream of its own: the write is waited for, whatever the library does."""
+    told: list[str] = []
+    event = SimpleNamespace(record=lambda stream: told.append(f"event on {stream}"),
+                            synchronize=lambda: told.append("waited"))  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    data = SimpleNamespace(copy_=lambda shard: told.append("written"))
+    part = SimpleNamespace(data=data, device=torch.device("cuda", 1))
+    module: Any = SimpleNamespace(named_parameters=lambda: [("w", SimpleNamespace(ds_tensor=part))])
+    weights = PartitionedWeights(module, [FlatGroup(4, {"w": (0, torch.Size([4]))}, [])], [])
+    pending = weights.write([torch.zeros(4)])
+    assert told == ["written", "event on the stream of cuda:1"]
+    pending.wait()
+    pending.wait()
+    assert told[2:] == ["waited"]

@@ -39,7 +39,7 @@ def test_every_stage_runs_small_on_a_cpu_and_without_what_a_gpu_machine_lacks(tm
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "out" / RESULT).read_text())
     assert list(found) == ["machine", "peaks", "tests", "steps", "contrastive"]
-    assert found["tests"]["tests/gpu"]["passed"] >= 10
+    assert found["tests"]["tests/gpu"]["passed"] >= 9
     assert found["tests"]["tests/gpu"]["failed"] == 0
     assert found["peaks"]["peaks"]["bf16_tflops"] > 0
     assert {name.split()[0] for name in found["steps"]} == {"findna", "findna-plus"}

@@ -95,7 +95,7 @@ def test_marks_say_the_encoding(tmp_path: Path, encoding: str) -> None:
     (",sequence,label\nA,AAA,a\n", r"line 2: column 1 has no name in the header and holds 'A', which is no number"),
     ("sequence,label,\nACGT,a,\nACG,b,x\n", r"line 3: column 3 has no name .* name it, or remove a comma too many"),
     (PLAIN + PLAIN, "line 5: label 'label' is not among"),
-    (PLAIN.replace("GN,b", "GN,b\0"), "line 3: a NUL byte"),
+    (PLAIN.replace("GN,b", "GN,b\0"), "t.csv: not text in UTF-8: line 3 has a NUL"),
     ("sequence,label\n\n", "has a header and no rows"),
     (" \n", r"t.csv is empty; the first line must name the columns 'sequence' and 'label'"),
     (",".join(f"c{i}" for i in range(5000)) + "\n", "no column 'sequence', its columns are 'c0', .* and 4,980 more"),
@@ -111,7 +111,7 @@ def test_a_wrong_file_is_refused_by_line(tmp_path: Path, text: str, message: str
 
 def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("sequence,label,note\nACGT,a,x\nACGT,b,é\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"t.csv, line 3: byte b'\\xe9' is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"t.csv: not text in UTF-8: line 3 has byte b'\\xe9'"):
         read(tmp_path / "t.csv")
 
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from configs import redact
+from configs.values import decode
 from data_prep import alphabet
 from trainer import unpack
 
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _LINE_END = re.compile("\r\n|\r|\n")  # str.splitlines knows more, which may stand inside a field
-_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _MISSING = {"NA", "NAN"}  # the only ones of pandas' and R's words for a missing value that are nucleotide letters, too
 _SHOWN = 40  # letters of a field in a message
 _COLUMNS_SHOWN = 20
@@ -81,18 +81,10 @@ def read(uri: str, *, sequence_column: str, label_column: str, labels: Sequence[
 def _text(uri: str, shown: str) -> tuple[str, list[str]]:
     """The text without its mark, and its lines without their ends."""
     data = b"".join(unpack.plain(uri))
-    mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
     try:
-        text = data[len(mark) :].decode(_MARKS.get(mark, "utf-8"))
-    except UnicodeDecodeError as fault:
-        at = len(mark) + fault.start
-        line = 1 + data.count(b"\n", 0, at)
-        raise ValueError(f"{shown}, line {line}: byte {data[at : at + 1]!r} is no {fault.encoding.upper()} text; save "
-                         "the file as UTF-8") from fault  # fmt: skip
-    if (at := text.find("\0")) >= 0:
-        line = 1 + text.count("\n", 0, at)
-        raise ValueError(f"{shown}, line {line}: a NUL byte; this is no text, or UTF-16 without its mark; save the "
-                         "file as UTF-8")  # fmt: skip
+        text = decode(data)
+    except ValueError as fault:
+        raise ValueError(f"{shown}: {fault}") from fault
     return text, _LINE_END.split(text)
 
 

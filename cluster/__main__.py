@@ -2,9 +2,10 @@
 
 import sys
 
-from cluster import doctor, supervise
+from cluster.doctor import checks
+from cluster.launch import supervise
 
-COMMANDS = {"train": supervise.main, "doctor": doctor.main}
+COMMANDS = {"train": supervise.main, "doctor": checks.main}
 
 
 def main(arguments: list[str]) -> int:

@@ -14,7 +14,9 @@ from configs.values import argument, decode, parse
 
 _PYDANTIC_MAPPING = re.compile(r"a valid dictionary or (object to extract fields from|instance of \w+)")
 # SQLAlchemy takes any character but @ in a database's password; elsewhere a / ends what may be one.
-_DATABASE_USERINFO = re.compile(r"\b((?:postgresql|mysql|mssql|mariadb|oracle)(?:\+\w+)?://)[^:/\s@]*:[^@\s]*@")
+_DATABASE_USERINFO = re.compile(
+    r"\b((?:postgresql|mysql|mssql|mariadb|oracle)(?:\+\w+)?://)[^:/\s@]*:[^@\s]*@"
+)
 _USERINFO = re.compile(r"://[^/\s?]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")  # of a presigned URL: a signature, a token
 
@@ -36,7 +38,8 @@ M = TypeVar("M", bound=Section)
 
 
 def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
-    """The config at ``path`` as a ``model``, after ``dotted.key=value`` overrides and ``${oc.env:NAME,default}``.
+    """The config at ``path`` as a ``model``, after ``dotted.key=value`` overrides and
+    ``${oc.env:NAME,default}``.
 
     Raises:
         ConfigError: naming every fault at once: its key, the value given, and what is accepted.
@@ -44,7 +47,11 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist (looked in {Path.cwd()})")
-    bad = [item for item in overrides if not item.partition("=")[0].strip() or "=" not in item or item.startswith("-")]
+    bad = [
+        item
+        for item in overrides
+        if not item.partition("=")[0].strip() or "=" not in item or item.startswith("-")
+    ]
     if bad:
         raise ConfigError(f"not an override of the form dotted.key=value: {', '.join(bad)}")
     try:
@@ -86,7 +93,9 @@ def validate(model: type[M], values: dict[Any, Any], *, source: str) -> M:
         return model.model_validate(values)
     except ValidationError as fault:
         lines = [line for error in fault.errors() for line in _describe(model, error)]
-        raise ConfigError(f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from fault
+        raise ConfigError(
+            f"{source}: {len(lines)} fault{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)
+        ) from fault
 
 
 def dump(config: Section) -> dict[str, Any]:
@@ -106,7 +115,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def redact(value: Any) -> Any:
-    """``value`` with user:password@ of any URI in it, at any depth, replaced by ***@, and its query by three dots."""
+    """``value`` with user:password@ of any URI in it, at any depth, replaced by ***@, and its query by three
+    dots."""
     if isinstance(value, dict):
         return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,8 @@
-"""Text -> values: files of any Unicode encoding, YAML, and the VALUE of ``key=VALUE``. Text stays as it is written.
+"""Text -> values: files of any Unicode encoding, YAML, and the VALUE of ``key=VALUE``. Text stays as it is
+written.
 
-YAML 1.1 reads 010 as 8, 12:30 as 750 and no as False. Here only what is plainly a number, true, false or null is one,
-and a number keeps its text, so that a contig called 1e3 or 1.10 is found where a name is wanted.
+YAML 1.1 reads 010 as 8, 12:30 as 750 and no as False. Here only what is plainly a number, true, false or null
+is one, and a number keeps its text, so that a contig called 1e3 or 1.10 is found where a name is wanted.
 """
 
 import codecs
@@ -11,15 +12,29 @@ from typing import Any, Self
 
 import yaml
 
-_TRUE, _FALSE, _NULL = {"true", "True", "TRUE"}, {"false", "False", "FALSE"}, {"", "~", "null", "Null", "NULL"}
+_TRUE, _FALSE, _NULL = (
+    {"true", "True", "TRUE"},
+    {"false", "False", "FALSE"},
+    {"", "~", "null", "Null", "NULL"},
+)
 _INTEGER = re.compile(r"-?(0|[1-9]\d*(_\d+)*)", re.ASCII)
 _REAL = re.compile(r"[-+]?(\d+(_\d+)*\.?|(\d+(_\d+)*)?\.\d+(_\d+)*)([eE][-+]?\d+)?", re.ASCII)
 _MERGE, _TEXT, _WORD = (f"tag:yaml.org,2002:{tag}" for tag in ("merge", "str", "word"))
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
-          (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))  # UTF-32's begins with UTF-16's
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # UTF-32's begins with UTF-16's
 
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
-           b"PK\3\4": "a zip archive"}
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\3\4": "a zip archive",
+}
 
 
 class _Written:
@@ -57,12 +72,16 @@ def decode(data: bytes) -> str:
     """
     if packed := next((kind for mark, kind in _PACKED.items() if data.startswith(mark)), ""):
         raise ValueError(f"it is {packed}, not text; unpack it")
-    mark, encoding = next(((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8"))
+    mark, encoding = next(
+        ((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8")
+    )
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as fault:
         line, byte = data.count(b"\n", 0, fault.start) + 1, fault.object[fault.start : fault.start + 1]
-        raise ValueError(f"not text in {encoding.upper()}: line {line} has byte {byte!r}; save it as UTF-8") from fault
+        raise ValueError(
+            f"not text in {encoding.upper()}: line {line} has byte {byte!r}; save it as UTF-8"
+        ) from fault
     if (at := text.find("\0")) >= 0:
         line = text.count("\n", 0, at) + 1
         raise ValueError(f"not text in {encoding.upper()}: line {line} has a NUL; save it as UTF-8")
@@ -80,7 +99,9 @@ def scalar(text: str) -> Any:
     return Real(text) if _REAL.fullmatch(text) and not text.lstrip("+-").isdecimal() else text
 
 
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's takes tabs between words, the other does not
+_Base: Any = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # libyaml's takes tabs between words, the other does not
 
 
 class _Loader(_Base):
@@ -95,7 +116,8 @@ class _Loader(_Base):
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value} stands there twice", key.start_mark)
+                        None, None, f"key {key.value} stands there twice", key.start_mark
+                    )
                 seen.add(key.value)
                 key.tag = _TEXT
         pairs: dict[Any, Any] = super().construct_mapping(node, deep)
@@ -110,13 +132,14 @@ _Loader.add_constructor(_WORD, _construct_word)
 
 
 def parse(text: str) -> Any:
-    """The values of the one YAML document ``text``. ValueError, one sentence with the line, if it cannot be read."""
+    """The values of the one YAML document ``text``. ValueError, one sentence with the line, if it cannot be
+    read."""
     return _in_a_sentence(lambda: yaml.load(text, _Loader))
 
 
 def argument(word: str) -> Any:
-    """The value in ``key=word``: a list, a mapping or a text in quotes as in YAML; anything else is one plain word,
-    whatever characters it has (``run #2``, ``a: b``, ``@x``). White space around it goes.
+    """The value in ``key=word``: a list, a mapping or a text in quotes as in YAML; anything else is one plain
+    word, whatever characters it has (``run #2``, ``a: b``, ``@x``). White space around it goes.
 
     Raises:
         ValueError: brackets or quotes that do not close, or that something follows.

@@ -1,4 +1,5 @@
-"""`python -m data_prep build|verify|stats|leakage|export|synth`: the commands. Only here is anything printed."""
+"""`python -m data_prep build|verify|stats|leakage|export|synth`: the commands. Only here is anything
+printed."""
 
 import argparse
 import json
@@ -12,29 +13,56 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cluster import jobs, paths, store
-from cluster.process import EXIT_FAILED, EXIT_OK, exit_code
+from cluster.process import paths
+from cluster.process.exits import EXIT_FAILED, EXIT_OK, exit_code
+from cluster.storage import store
+from cluster.tasks import jobs
 from configs import load
-from data_prep import leakage
-from data_prep.build import build
 from data_prep.config import DataConfig
-from data_prep.export import export
-from data_prep.intervals import Span
-from data_prep.picture import picture
-from data_prep.read import load_manifest, shard_codes
+from data_prep.dataset.build import build
+from data_prep.dataset.export import export
+from data_prep.dataset.picture import picture
+from data_prep.dataset.read import load_manifest, shard_codes
+from data_prep.dataset.stats import stats, table
+from data_prep.dataset.verify import verify
 from data_prep.shards import SPLITS
-from data_prep.stats import stats, table
+from data_prep.split import leakage
+from data_prep.split.intervals import Span
 from data_prep.synthetic import synthesise
-from data_prep.verify import verify
 
 _PER_LINE = 60.0  # seconds between lines where there is no terminal
-_NO_FASTA = (".bz2", ".xz", ".zst", ".zip", ".bgz", ".2bit", ".tar", ".tgz", ".fastq", ".fq", ".bed", ".gff", ".gff3",
-             ".gtf", ".vcf", ".sam", ".bam", ".gb", ".gbk", ".csv", ".tsv", ".json", ".parquet", ".npy")
+_NO_FASTA = (
+    ".bz2",
+    ".xz",
+    ".zst",
+    ".zip",
+    ".bgz",
+    ".2bit",
+    ".tar",
+    ".tgz",
+    ".fastq",
+    ".fq",
+    ".bed",
+    ".gff",
+    ".gff3",
+    ".gtf",
+    ".vcf",
+    ".sam",
+    ".bam",
+    ".gb",
+    ".gbk",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".parquet",
+    ".npy",
+)
 
 
 class Progress:
-    """A bar on a terminal, from the start on and with a clock that runs, else a line a minute: how much of a stage is
-    done, how fast, and how long the rest will take. Call it as ``(stage, done, total or 0)`` and close it."""
+    """A bar on a terminal, from the start on and with a clock that runs, else a line a minute: how much of a
+    stage is done, how fast, and how long the rest will take. Call it as ``(stage, done, total or 0)`` and
+    close it."""
 
     def __init__(self) -> None:
         self._stage, self._began, self._heard, self._told = "", *[time.monotonic()] * 3
@@ -47,7 +75,9 @@ class Progress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if new := stage != self._stage:  # what was done before its first word took the time since the last one
+        if (
+            new := stage != self._stage
+        ):  # what was done before its first word took the time since the last one
             self._stage, self._began = stage, self._heard if done else now
         self._heard = now
         if self._bar is not None:
@@ -91,7 +121,8 @@ class Progress:
 
 
 def _bar(**how: Any) -> tqdm:
-    """A bar that goes at the end. tqdm draws nothing on a terminal that tells no width: that gets 80 columns."""
+    """A bar that goes at the end. tqdm draws nothing on a terminal that tells no width: that gets 80
+    columns."""
     return tqdm(**how, leave=False, ncols=shutil.get_terminal_size().columns)
 
 
@@ -100,7 +131,9 @@ def _build(args: argparse.Namespace) -> int:
     paths.refuse_lost(outputs={"output": config.output}, inputs=config.inputs())
     progress = Progress()
     try:
-        built = build(config, on_progress=progress, on_retry=lambda reason: progress.say(f"trying again: {reason}"))
+        built = build(
+            config, on_progress=progress, on_retry=lambda reason: progress.say(f"trying again: {reason}")
+        )
     finally:
         progress.close()
     manifest = built.manifest
@@ -112,15 +145,23 @@ def _build(args: argparse.Namespace) -> int:
     shards = [shard for split in SPLITS for shard in manifest.shards[split]]
     bp, size = sum(map(manifest.bp, SPLITS)), sum(shard.bytes for shard in shards)
     parts = ", ".join(f"{split} {manifest.bp(split):,}" for split in SPLITS)
-    print(f"{config.output}: {bp:,} bp ({parts}) in {len(shards)} shards, {size / bp:.4f} bytes/bp, "
-          f"{built.seconds:.1f} s, {bp / built.seconds / 1e6:.1f} Mbp/s")
+    print(
+        f"{config.output}: {bp:,} bp ({parts}) in {len(shards)} shards, {size / bp:.4f} bytes/bp, "
+        f"{built.seconds:.1f} s, {bp / built.seconds / 1e6:.1f} Mbp/s"
+    )
     if built.found_shards:
         print(f"of these, {built.found_shards} shards of an earlier build were there and whole")
     if not manifest.bp("val"):
-        print("warning: nothing is held out; training needs a val split, so name contigs or a fraction in split.val")
+        print(
+            "warning: nothing is held out; training needs a val split, so name contigs or a fraction in "
+            "split.val"
+        )
     if built.dropped_blocks or built.empty_records:
-        print(f"left out: {built.dropped_blocks} blocks with more N than max_n_fraction {config.max_n_fraction:g}, "
-              f"{built.empty_records} empty records")
+        print(
+            f"left out: {built.dropped_blocks} blocks with more N than max_n_fraction "
+            f"{config.max_n_fraction:g}, "
+            f"{built.empty_records} empty records"
+        )
     if ambiguous := sum(source.iupac_to_n for source in manifest.sources):
         print(f"{ambiguous:,} IUPAC ambiguity letters became N")
     if built.leakage:
@@ -140,8 +181,13 @@ def _verify(args: argparse.Namespace) -> int:
         progress.close()
     for fault in faults:
         print(fault)
-    print(f"{args.uri}: {len(faults)} fault{'s' * (len(faults) != 1)}; remove what is damaged and build again, which "
-          "writes only that" if faults else f"{args.uri} is whole")
+    print(
+        f"{args.uri}: {len(faults)} fault{'s' * (len(faults) != 1)}; remove what is damaged and build "
+        f"again, which "
+        "writes only that"
+        if faults
+        else f"{args.uri} is whole"
+    )
     return EXIT_FAILED if faults else EXIT_OK
 
 
@@ -154,7 +200,9 @@ def _stats(args: argparse.Namespace) -> int:
         progress.close()
     print(json.dumps(asdict(numbers), indent=2) if args.json else table(numbers))
     if args.picture:
-        store.write_bytes(store.absolute(args.picture), picture(numbers, blocks, title=store.basename(args.uri)))
+        store.write_bytes(
+            store.absolute(args.picture), picture(numbers, blocks, title=store.basename(args.uri))
+        )
     return EXIT_OK
 
 
@@ -163,9 +211,13 @@ def _leakage(args: argparse.Namespace) -> int:
     uri = store.absolute(args.uri)  # workers have another working directory
     manifest = load_manifest(uri)
     workers = args.workers or jobs.cpus()
-    chunks = {split: [(store.join(uri, shard.name), shard) for shard in manifest.shards[split]]
-              for split in SPLITS}
-    spans = {split: [Span(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)] for split in SPLITS}
+    chunks = {
+        split: [(store.join(uri, shard.name), shard) for shard in manifest.shards[split]] for split in SPLITS
+    }
+    spans = {
+        split: [Span(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)]
+        for split in SPLITS
+    }
     total, scanned, progress = leakage.passes_bp(spans), 0, Progress()
 
     def on_result(_: int, bp: int) -> None:
@@ -217,8 +269,9 @@ def _fasta(uri: str) -> str:
     """``uri``, unless its name says what is not written."""
     _no_folder(uri)
     if uri.lower().removesuffix(".gz").endswith(_NO_FASTA):
-        raise argparse.ArgumentTypeError(f"{uri} says another format; a FASTA is written as text, or as gzip to a name "
-                                         "that ends in .gz")  # fmt: skip
+        raise argparse.ArgumentTypeError(
+            f"{uri} says another format; a FASTA is written as text, or as gzip to a name that ends in .gz"
+        )
     return uri
 
 
@@ -226,7 +279,9 @@ def _picture(uri: str) -> str:
     """``uri``, unless its name says what is not written."""
     _no_folder(uri)
     if "." in store.basename(uri) and not uri.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"{uri} says another format; a PNG is written, to a name that ends in .png")
+        raise argparse.ArgumentTypeError(
+            f"{uri} says another format; a PNG is written, to a name that ends in .png"
+        )
     return uri
 
 
@@ -238,19 +293,25 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("build", parents=[debug], help="references to shards and a manifest")
     one.add_argument("--config", required=True, help="YAML, such as configs/data/yeast.yaml")
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key, such as output=URI")
+    one.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override of a config key, such as output=URI"
+    )
     one.set_defaults(run=_build)
 
     read = argparse.ArgumentParser(add_help=False)
     read.add_argument("uri", help="the dataset")
-    read.add_argument("--workers", type=_positive, metavar="N",
-                      help="Ray workers (default: all cores for a large dataset)")
+    read.add_argument(
+        "--workers", type=_positive, metavar="N", help="Ray workers (default: all cores for a large dataset)"
+    )
 
-    one = commands.add_parser("verify", parents=[debug, read], help="re-read every shard against the manifest")
+    one = commands.add_parser(
+        "verify", parents=[debug, read], help="re-read every shard against the manifest"
+    )
     one.set_defaults(run=_verify)
 
-    one = commands.add_parser("stats", parents=[debug, read],
-                              help="contigs, bp, N and soft-mask share, splits, bytes per bp")
+    one = commands.add_parser(
+        "stats", parents=[debug, read], help="contigs, bp, N and soft-mask share, splits, bytes per bp"
+    )
     one.add_argument("--json", action="store_true", help="as JSON")
     one.add_argument("--picture", metavar="URI", type=_picture, help="where to write a PNG of it")
     one.set_defaults(run=_stats)
@@ -262,8 +323,13 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("export", parents=[debug], help="the sequence back out of the shards, as FASTA")
     one.add_argument("uri")
     one.add_argument("--split", required=True, choices=SPLITS)
-    one.add_argument("--fasta", required=True, metavar="URI", type=_fasta,
-                     help="where to write it, as text, or gzip where the name ends in .gz")
+    one.add_argument(
+        "--fasta",
+        required=True,
+        metavar="URI",
+        type=_fasta,
+        help="where to write it, as text, or gzip where the name ends in .gz",
+    )
     one.set_defaults(run=_export)
 
     one = commands.add_parser("synth", parents=[debug], help="a generated genome and a labelled task")
@@ -277,8 +343,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command line ``argv``."""
     args = _parser().parse_args(argv)
-    return exit_code(lambda: args.run(args), debug=args.debug, resumable=True,
-                     interrupted="finished shards of a build stay, and the same command goes on from them")
+    return exit_code(
+        lambda: args.run(args),
+        debug=args.debug,
+        resumable=True,
+        interrupted="finished shards of a build stay, and the same command goes on from them",
+    )
 
 
 if __name__ == "__main__":

@@ -29,10 +29,12 @@ _DECODE = np.frombuffer(b"ACGTN???", np.uint8)
 
 
 def encode(letters: bytes, *, origin: int = 0) -> tuple[Codes, Mask, int]:
-    """Codes uint8 [n] (read-only), soft-mask bool [n] (lower case), and how many IUPAC ambiguity letters became N.
+    """Codes uint8 [n] (read-only), soft-mask bool [n] (lower case), and how many IUPAC ambiguity letters
+    became N.
 
     Raises:
-        ValueError: a byte that is no nucleotide letter, with the byte and its 0-based position after ``origin``.
+        ValueError: a byte that is no nucleotide letter, with the byte and its 0-based position after
+        ``origin``.
     """
     codes = np.frombuffer(letters.translate(_ENCODE_TABLE), np.uint8)
     highest = int(codes.max()) if codes.size else 0

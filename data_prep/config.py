@@ -22,13 +22,17 @@ Names = tuple[str, ...]
 
 
 def _strings(value: Any) -> Any:
-    """One string stands for a list of one, so that ``split.val=IV`` and ``uri: a.fa`` need no brackets. Numbers are
-    names as they are written: Ensembl calls its contigs 1, 2, X."""
+    """One string stands for a list of one, so that ``split.val=IV`` and ``uri: a.fa`` need no brackets.
+    Numbers are names as they are written: Ensembl calls its contigs 1, 2, X."""
     values = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(item, str | int | float) and not isinstance(item, bool) and str(item).strip()
-               for item in values):
-        raise ValueError("must be a string or a list of strings, none of them empty; true, false and null need quotes "
-                         "to be names")
+    if not all(
+        isinstance(item, str | int | float) and not isinstance(item, bool) and str(item).strip()
+        for item in values
+    ):
+        raise ValueError(
+            "must be a string or a list of strings, none of them empty; true, false and null need quotes "
+            "to be names"
+        )
     return tuple(map(str, values))
 
 
@@ -61,10 +65,14 @@ def _held_out(value: Any) -> HeldOut:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
         return float(value)
     # A whole number from 1 on is a contig's name; 1.5 alone is more likely a fraction that went wrong.
-    if isinstance(value, str | list | tuple) or (isinstance(value, int) and value >= 1 and not isinstance(value, bool)):
+    if isinstance(value, str | list | tuple) or (
+        isinstance(value, int) and value >= 1 and not isinstance(value, bool)
+    ):
         return tuple(_strings(value))
-    raise ValueError("must be a fraction in [0, 1), a list of contig names, or {bed: URI}; a contig called 1.5 needs "
-                     "brackets, one called true quotes")
+    raise ValueError(
+        "must be a fraction in [0, 1), a list of contig names, or {bed: URI}; a contig called 1.5 needs "
+        "brackets, one called true quotes"
+    )
 
 
 def _plain(value: HeldOut) -> Any:
@@ -82,7 +90,9 @@ class ReferenceConfig(Section):
     name: str
     # FASTA (plain, gzip, bgzip) or .2bit; of several, which are alternatives, the first that exists is used.
     uri: Annotated[Strings, _some("FASTA or .2bit")]
-    contigs: Annotated[Strings, _some("contig; leave the key out for all")] | None = None  # names, globs, !globs
+    contigs: Annotated[Strings, _some("contig; leave the key out for all")] | None = (
+        None  # names, globs, !globs
+    )
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
     weight: float = Field(default=1.0, gt=0)
@@ -91,17 +101,21 @@ class ReferenceConfig(Section):
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError("must be letters, digits, '.', '_', '+' or '-' only: it stands in headers and file names")
+            raise ValueError(
+                "must be letters, digits, '.', '_', '+' or '-' only: it stands in headers and file names"
+            )
         return name
 
 
 class SplitConfig(Section):
-    """What is held out: contigs (names, globs, or ``assembly:glob``), a seeded fraction of the blocks, or BED files."""
+    """What is held out: contigs (names, globs, or ``assembly:glob``), a seeded fraction of the blocks, or BED
+    files."""
 
     val: Part = 0.0
     test: Part = 0.0
     gap: int = Field(default=1024, ge=0)  # bp cut from train on either side of a held-out block
-    # What val and test share with train: reported in leakage.json, also dropped from val and test, or not looked for.
+    # What val and test share with train: reported in leakage.json, also dropped from val and test, or not
+    # looked for.
     leakage: Literal["report", "drop", "off"] = "report"
     min_bp: int = Field(default=1024, ge=1)  # with drop: shorter pieces of held-out blocks go too
 
@@ -111,7 +125,9 @@ class SplitConfig(Section):
             if self.val + self.test >= 1:
                 raise ValueError(f"val {self.val:g} and test {self.test:g} leave nothing to train on")
         elif isinstance(self.val, tuple) and isinstance(self.test, tuple):
-            both = sorted({a for a in self.val for b in self.test if a == b or fnmatchcase(a, b) or fnmatchcase(b, a)})
+            both = sorted(
+                {a for a in self.val for b in self.test if a == b or fnmatchcase(a, b) or fnmatchcase(b, a)}
+            )
             if both:
                 raise ValueError(f"contigs in both val and test: {', '.join(both)}")
         return self
@@ -127,7 +143,9 @@ class DataConfig(Section):
     max_n_fraction: float = Field(default=0.5, ge=0, le=1)
     split: SplitConfig = SplitConfig()
     seed: int = 0
-    workers: int | None = Field(default=None, ge=1)  # default: the CPUs of this machine, or of the Ray cluster joined
+    workers: int | None = Field(
+        default=None, ge=1
+    )  # default: the CPUs of this machine, or of the Ray cluster joined
     overwrite: bool = False
 
     @model_validator(mode="after")
@@ -139,17 +157,23 @@ class DataConfig(Section):
         if twice:
             raise ValueError(f"references: names must differ, given twice: {', '.join(twice)}")
         if self.shard_bp < self.block_bp:
-            raise ValueError(f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks")
+            raise ValueError(
+                f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks"
+            )
         return self
 
     def inputs(self) -> list[tuple[str, str]]:
-        """(key, URI) of every file that a build needs; of a reference's alternatives, which need not exist, none."""
-        files = [(f"split.{name}.bed", part.bed) for name, part in (("val", self.split.val), ("test", self.split.test))
-                 if isinstance(part, BedSplit)]
+        """(key, URI) of every file that a build needs; of a reference's alternatives, which need not exist,
+        none."""
+        files = [
+            (f"split.{name}.bed", part.bed)
+            for name, part in (("val", self.split.val), ("test", self.split.test))
+            if isinstance(part, BedSplit)
+        ]
         for number, reference in enumerate(self.references):
-            files += [(f"references.{number}.uri", reference.uri if len(reference.uri) == 1 else ()),
-                      (f"references.{number}.include", reference.include),
-                      (f"references.{number}.exclude", reference.exclude)]
+            files += [
+                (f"references.{number}.uri", reference.uri if len(reference.uri) == 1 else ()),
+                (f"references.{number}.include", reference.include),
+                (f"references.{number}.exclude", reference.exclude),
+            ]
         return [(key, uri) for key, uris in files for uri in uris]
-
-

@@ -1,13 +1,15 @@
 """The shard format: schema, manifest, and pack/unpack of one block. Standard library and numpy only.
 
 A shard is a WebDataset tar. A sample is one block, a contiguous stretch of one contig, in two members:
-``KEY.json`` (BlockHeader: assembly, contig, start, end) and ``KEY.2bit`` (the payload below, as ``pack`` writes it).
+``KEY.json`` (BlockHeader: assembly, contig, start, end) and ``KEY.2bit`` (the payload below, as ``pack``
+writes it).
 
 Payload, little-endian:
-    4s magic b"DNAB" | u16 format version | u16 zero | u32 bases | u32 count of N deltas | u32 count of soft-mask deltas
-    u32 crc32 of the rest
-    u16[] N deltas | u16[] soft-mask deltas | u8[ceil(bases / 4)] four bases a byte, first base in the low bits
-Deltas are the lengths of alternating runs, the first one of False; a run over 65,535 is written as 65535, 0, rest.
+    4s magic b"DNAB" | u16 format version | u16 zero | u32 bases | u32 count of N deltas | u32 count of
+    soft-mask deltas u32 crc32 of the rest u16[] N deltas | u16[] soft-mask deltas | u8[ceil(bases / 4)] four
+    bases a byte, first base in the low bits
+Deltas are the lengths of alternating runs, the first one of False; a run over 65,535 is written as 65535, 0,
+rest.
 """
 
 import json
@@ -32,10 +34,15 @@ _Runs = np.ndarray[Any, np.dtype[np.int64]]
 _HEAD = struct.Struct("<4sHHIIII")
 _MAGIC = b"DNAB"
 _RUN_MAX = 65535
-# Multiplied with four codes in a uint32, it leaves them side by side in the top byte: c0 | c1 << 2 | c2 << 4 | c3 << 6.
+# Multiplied with four codes in a uint32, it leaves them side by side in the top byte: c0 | c1 << 2 | c2 << 4
+# | c3 << 6.
 _PACK = np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
 # Byte -> its four codes, as one uint32, so that unpacking is a single table look-up.
-_UNPACK = np.ascontiguousarray((np.arange(256)[:, None] >> (2 * np.arange(4))) & 3, np.uint8).view(np.uint32).ravel()
+_UNPACK = (
+    np.ascontiguousarray((np.arange(256)[:, None] >> (2 * np.arange(4))) & 3, np.uint8)
+    .view(np.uint32)
+    .ravel()
+)
 
 
 class FormatError(ValueError):
@@ -58,7 +65,8 @@ class BlockHeader:
 
 @dataclass(frozen=True)
 class Block:
-    """One block in its shard: payload bytes [offset, offset + size) of the tar, interval [start, end) of the contig."""
+    """One block in its shard: payload bytes [offset, offset + size) of the tar, interval [start, end) of the
+    contig."""
 
     offset: int
     size: int
@@ -82,7 +90,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """One reference: ``sha256`` of its decompressed bytes, its contigs' lengths, and the filters applied to it."""
+    """One reference: ``sha256`` of its decompressed bytes, its contigs' lengths, and the filters applied to
+    it."""
 
     name: str
     sha256: str
@@ -94,7 +103,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What determines the dataset's bytes, and where every block stands. Written last: no manifest, no dataset."""
+    """What determines the dataset's bytes, and where every block stands. Written last: no manifest, no
+    dataset."""
 
     format_version: int
     sources: tuple[Source, ...]
@@ -106,7 +116,8 @@ class Manifest:
     shards: dict[str, tuple[Shard, ...]]
 
     def blocks(self, split: str) -> list[tuple[Shard, Block]]:
-        """Every block of ``split`` with its shard, in the order of the manifest; the index is the block's id."""
+        """Every block of ``split`` with its shard, in the order of the manifest; the index is the block's
+        id."""
         return [(shard, block) for shard in self.shards[split] for block in shard.blocks]
 
     def bp(self, split: str) -> int:
@@ -118,7 +129,8 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Manifest":
-        """The manifest in ``data``. FormatError if it is not one, or of a version that this code cannot read."""
+        """The manifest in ``data``. FormatError if it is not one, or of a version that this code cannot
+        read."""
         try:
             tree = json.loads(data)
             version = tree["format_version"]
@@ -126,12 +138,16 @@ class Manifest:
             missing = " is missing" * isinstance(fault, KeyError)
             raise FormatError(f"not a dataset manifest: {fault}{missing}") from fault
         if version != FORMAT_VERSION:
-            raise FormatError(f"manifest has format version {version}, this code reads {FORMAT_VERSION}; rebuild it")
+            raise FormatError(
+                f"manifest has format version {version}, this code reads {FORMAT_VERSION}; rebuild it"
+            )
         try:
             tree["sources"] = tuple(_strict(Source, source) for source in tree["sources"])
             tree["shards"] = {
                 split: tuple(
-                    _strict(Shard, shard | {"blocks": tuple(_strict(Block, block) for block in shard["blocks"])})
+                    _strict(
+                        Shard, shard | {"blocks": tuple(_strict(Block, block) for block in shard["blocks"])}
+                    )
                     for shard in tree["shards"][split]
                 )
                 for split in SPLITS
@@ -150,7 +166,9 @@ def _strict(kind: Any, values: dict[str, Any]) -> Any:
 
 def pack(codes: Codes, soft_mask: Mask) -> bytes:
     """The payload of one block: ``codes`` uint8 [n] of A, C, G, T, N and ``soft_mask`` bool [n]."""
-    assert codes.shape == soft_mask.shape, f"codes {codes.shape} and soft mask {soft_mask.shape} differ in shape"
+    assert codes.shape == soft_mask.shape, (
+        f"codes {codes.shape} and soft mask {soft_mask.shape} differ in shape"
+    )
     assert not codes.size or codes.max() <= N, f"code {codes.max()} has no letter and cannot be packed"
     quads = np.zeros(-(-len(codes) // 4), "<u4")
     quads.view(np.uint8)[: len(codes)] = codes
@@ -158,12 +176,15 @@ def pack(codes: Codes, soft_mask: Mask) -> bytes:
     packed = ((quads * _PACK) >> np.uint32(24)).astype(np.uint8)
     n_deltas, soft_deltas = _to_deltas(codes == N), _to_deltas(soft_mask)
     body = n_deltas.tobytes() + soft_deltas.tobytes() + packed.tobytes()
-    head = _HEAD.pack(_MAGIC, FORMAT_VERSION, 0, len(codes), len(n_deltas), len(soft_deltas), zlib.crc32(body))
+    head = _HEAD.pack(
+        _MAGIC, FORMAT_VERSION, 0, len(codes), len(n_deltas), len(soft_deltas), zlib.crc32(body)
+    )
     return head + body
 
 
 class PackedBlock:
-    """A payload written by ``pack``, checked once, from which any stretch is read without unpacking the rest."""
+    """A payload written by ``pack``, checked once, from which any stretch is read without unpacking the
+    rest."""
 
     def __init__(self, payload: bytes) -> None:
         """FormatError: damaged or foreign bytes (length, magic, version, crc32 and runs are checked)."""
@@ -188,7 +209,9 @@ class PackedBlock:
     def codes(self, start: int, end: int) -> Codes:
         """uint8 [end - start], the codes of [start, end), which must lie inside the block."""
         first = start >> 2
-        codes = _UNPACK[self._packed[first : (end + 3) >> 2]].view(np.uint8)[start - 4 * first : end - 4 * first]
+        codes = _UNPACK[self._packed[first : (end + 3) >> 2]].view(np.uint8)[
+            start - 4 * first : end - 4 * first
+        ]
         _mark(codes, self._n_runs, start, end, N)
         return codes
 

@@ -1,8 +1,10 @@
-"""A generated genome with something to learn in it, and a labelled task to match, for machines without real data.
+"""A generated genome with something to learn in it, and a labelled task to match, for machines without real
+data.
 
-Chromosomes of GC isochores whose letters depend on the five before them, dispersed repeats (families of mutated,
-truncated copies on either strand, soft-masked), N runs, and motif sites. The task asks for a pair of motifs: windows
-with both against windows with one of them or none. All of it is a function of ``bp`` and ``seed``.
+Chromosomes of GC isochores whose letters depend on the five before them, dispersed repeats (families of
+mutated, truncated copies on either strand, soft-masked), N runs, and motif sites. The task asks for a pair of
+motifs: windows with both against windows with one of them or none. All of it is a function of ``bp`` and
+``seed``.
 """
 
 import gzip
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster import store
+from cluster.storage import store
 from configs import ConfigError
 from data_prep.alphabet import Codes, Mask, N, decode, encode, reverse_complement
 
@@ -41,11 +43,14 @@ class Synthetic:
 
 
 def synthesise(output: str, *, bp: int = 6_000_000, seed: int = 0) -> Synthetic:
-    """A genome of about ``bp`` as ``output``/genome.fa.gz and its task as ``output``/task/{train,dev,test}.csv."""
+    """A genome of about ``bp`` as ``output``/genome.fa.gz and its task as
+    ``output``/task/{train,dev,test}.csv."""
     if bp < MIN_BP:
         raise ConfigError(f"a generated genome needs at least {MIN_BP:,} bp, not {bp:,}")
     rng = np.random.default_rng(seed)
-    families = [_markov(rng, 1, length, gc=rng.uniform(-0.6, 0.6))[0] for length in rng.integers(250, 2500, _FAMILIES)]
+    families = [
+        _markov(rng, 1, length, gc=rng.uniform(-0.6, 0.6))[0] for length in rng.integers(250, 2500, _FAMILIES)
+    ]
     rows: list[tuple[bytes, int]] = []
     records, sizes = [], {}
     for name, share in _SHARES.items():
@@ -81,11 +86,14 @@ def _chromosome(rng: Rng, bp: int, families: list[Codes]) -> tuple[Codes, Mask]:
 
 
 def _markov(rng: Rng, lanes: int, length: int, *, gc: Any) -> Codes:
-    """``lanes`` x ``length`` codes; each letter depends on the five before it, tilted to G and C by ``gc`` [lanes]."""
+    """``lanes`` x ``length`` codes; each letter depends on the five before it, tilted to G and C by ``gc``
+    [lanes]."""
     weights = _weights()
     lift = np.multiply.outer(np.broadcast_to(gc, lanes), np.array([-0.5, 0.5, 0.5, -0.5]))
     codes = rng.integers(4, size=(_ORDER + length, lanes)).astype(np.uint8)
-    noise = rng.gumbel(size=(length, lanes, 4)).astype(np.float32)  # argmax of logits and Gumbel noise is a draw
+    noise = rng.gumbel(size=(length, lanes, 4)).astype(
+        np.float32
+    )  # argmax of logits and Gumbel noise is a draw
     for i in range(length):
         logits = lift + noise[i]
         for back in range(_ORDER):
@@ -109,7 +117,8 @@ def _diverged(rng: Rng, family: Codes) -> Codes:
 
 
 def _plant(rng: Rng, codes: Codes) -> list[tuple[bytes, int]]:
-    """(window letters, label) of every slot of ``codes``, into which motifs are planted: half pairs, half not."""
+    """(window letters, label) of every slot of ``codes``, into which motifs are planted: half pairs, half
+    not."""
     first, second = (encode(motif)[0] for motif in MOTIFS)
     rows = []
     for slot in range(0, len(codes) - _SLOT, _SLOT):
@@ -147,7 +156,9 @@ def _write_task(rng: Rng, output: str, rows: list[tuple[bytes, int]]) -> dict[st
         pairs = int(wanted * scale) // 2
         chosen = [balanced[2 * i + label] for i in order[taken : taken + pairs] for label in (0, 1)]
         lines = [f"{letters.decode()},{label}" for letters, label in chosen]
-        store.write_bytes(store.join(output, "task", f"{name}.csv"), "\n".join(["sequence,label", *lines, ""]).encode())
+        store.write_bytes(
+            store.join(output, "task", f"{name}.csv"), "\n".join(["sequence,label", *lines, ""]).encode()
+        )
         taken += pairs
         counts[name] = len(lines)
     return counts

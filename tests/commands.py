@@ -1,4 +1,5 @@
-"""A command as a user gives it, on the CPU, in a process that is forked from one that has imported what it imports."""
+"""A command as a user gives it, on the CPU, in a process that is forked from one that has imported what it
+imports."""
 
 import gc
 import os

@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before anything imports Ray, MLflow or torch: no reports, one thread each, and no cache outside the tests' own.
+# Before anything imports Ray, MLflow or torch: no reports, one thread each, and no cache outside the tests'
+# own.
 _CACHE = tempfile.TemporaryDirectory(prefix="dna-cache-")  # removed when the tests end
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-               "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1",
-               "DNA_CACHE": _CACHE.name,
-               "PYTHONPATH": str(Path(__file__).parents[1])}  # Ray's workers import the functions of test_jobs
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "OMP_NUM_THREADS": "1",
+    "DNA_CACHE": _CACHE.name,
+    "PYTHONPATH": str(Path(__file__).parents[1]),
+}  # Ray's workers import the functions of test_jobs
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(_name, None)
 
@@ -30,7 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Of what gzip packs, which holds the time: processes that share a suite must find the same names of tests."""
+    """Of what gzip packs, which holds the time: processes that share a suite must find the same names of
+    tests."""
     return "gzip" if isinstance(val, bytes) and val.startswith(b"\x1f\x8b") else None
 
 
@@ -54,8 +61,9 @@ def s3_proxy() -> Iterator["s3_service.Proxy"]:
 
 @pytest.fixture(scope="session")
 def local_ray(s3_proxy: "s3_service.Proxy") -> Iterator[int]:
-    """One local Ray of 2 CPUs for every test that needs one: each start costs seconds. Its workers can reach ``s3``."""
-    from cluster import jobs
+    """One local Ray of 2 CPUs for every test that needs one: each start costs seconds. Its workers can reach
+    ``s3``."""
+    from cluster.tasks import jobs
 
     with pytest.MonkeyPatch.context() as patch:
         _reach(s3_proxy, patch)
@@ -114,13 +122,22 @@ def small_letters() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, local_ray: int) -> Path:
     """A dataset of three small contigs in several shards; copy it before changing it."""
-    from data_prep.build import build
     from data_prep.config import DataConfig
+    from data_prep.dataset.build import build
 
     folder = tmp_path_factory.mktemp("small")
     fasta = "".join(f">{name} of three\n{letters}\n" for name, letters in SMALL.items())
     (folder / "genome.fa").write_text(fasta)
-    build(DataConfig.model_validate({
-        "references": [{"name": "toy", "uri": str(folder / "genome.fa")}], "output": str(folder / "dataset"),
-        "block_bp": 1024, "shard_bp": 3000, "max_n_fraction": 1, "split": {"val": ["two/b"]}}))
+    build(
+        DataConfig.model_validate(
+            {
+                "references": [{"name": "toy", "uri": str(folder / "genome.fa")}],
+                "output": str(folder / "dataset"),
+                "block_bp": 1024,
+                "shard_bp": 3000,
+                "max_n_fraction": 1,
+                "split": {"val": ["two/b"]},
+            }
+        )
+    )
     return folder / "dataset"

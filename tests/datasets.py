@@ -5,17 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster import store
+from cluster.storage import store
 from data_prep import shards
 from data_prep.alphabet import Codes
-from data_prep.intervals import Span
-from data_prep.write import write_shard
+from data_prep.dataset.write import write_shard
+from data_prep.split.intervals import Span
 
 
 def write_dataset(
     folder: Path, contigs: Mapping[str, Sequence[Codes]], *, block_bp: int = 4096, soft: bool = False
 ) -> str:
-    """The URI of a dataset of ``contigs`` (split -> contigs), cut into blocks of ``block_bp``, one shard a split.
+    """The URI of a dataset of ``contigs`` (split -> contigs), cut into blocks of ``block_bp``, one shard a
+    split.
 
     With ``soft`` the first 4 of every 10 letters of a block are soft-masked.
     """

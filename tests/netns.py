@@ -1,6 +1,7 @@
 """Hosts on one machine: network namespaces on a bridge, whose links can be cut, slowed and mended.
 
-A host's name is its address, so that ``ip netns exec {host}`` runs a command on it and others reach it by its name.
+A host's name is its address, so that ``ip netns exec {host}`` runs a command on it and others reach it by its
+name.
 """
 
 import contextlib
@@ -31,7 +32,21 @@ class Hosts:
         """What goes to the host passes at ``rate``, such as 2mbit; None ends it."""
         link = self.link(name)
         if rate:
-            _run("tc", "qdisc", "add", "dev", link, "root", "tbf", "rate", rate, "burst", "32kbit", "latency", "400ms")
+            _run(
+                "tc",
+                "qdisc",
+                "add",
+                "dev",
+                link,
+                "root",
+                "tbf",
+                "rate",
+                rate,
+                "burst",
+                "32kbit",
+                "latency",
+                "400ms",
+            )
         else:
             _run("tc", "qdisc", "del", "dev", link, "root")
 
@@ -66,7 +81,9 @@ def hosts(count: int) -> Iterator[Hosts]:
             _ip("-n", name, "link", "set", "lo", "up")
         yield made
     finally:
-        for name in made.names:  # the link first: a namespace lives on while a socket in it has something to send
+        for (
+            name
+        ) in made.names:  # the link first: a namespace lives on while a socket in it has something to send
             _ip("link", "del", made.link(name), check=False)
             _ip("netns", "del", name, check=False)
         _ip("link", "del", bridge, check=False)

@@ -24,7 +24,8 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Ending:
-    """How a rank ended: what its function gave, or the traceback of what it raised; ``code`` as a process has it."""
+    """How a rank ended: what its function gave, or the traceback of what it raised; ``code`` as a process has
+    it."""
 
     value: Any
     fault: str
@@ -36,8 +37,8 @@ def on_ranks(
 ) -> list[Any]:
     """[function(*args) of rank 0, of rank 1, ...]; the function is called with the process group initialised.
 
-    ``gpu``: the ranks see the GPU, and the group is of nccl for tensors on it beside gloo. Else they do not, since
-    DeepSpeed takes any network to a GPU that it sees.
+    ``gpu``: the ranks see the GPU, and the group is of nccl for tensors on it beside gloo. Else they do not,
+    since DeepSpeed takes any network to a GPU that it sees.
 
     A failing rank fails the test with its traceback. Every process started here has ended on return.
     """
@@ -60,13 +61,17 @@ def endings(world: int, function: Callable[..., Any], *args: Any, timeout_s: flo
         found: dict[int, tuple[Any, str | None]] = {}
         deadline = time.monotonic() + timeout_s
         while any(process.is_alive() for process in processes) or not answers.empty():
-            assert time.monotonic() < deadline, f"{world} ranks have not ended in {timeout_s} s; heard of {found}"
+            assert time.monotonic() < deadline, (
+                f"{world} ranks have not ended in {timeout_s} s; heard of {found}"
+            )
             if answers._reader.poll(0.05):
                 rank, result, fault = pickle.loads(answers.get())
                 found.setdefault(rank, (result, fault))  # what comes after is of the group that others left
         codes = [process.exitcode for process in processes]
     nothing = (None, None)
-    return [Ending(found.get(r, nothing)[0], found.get(r, nothing)[1] or "", code) for r, code in enumerate(codes)]
+    return [
+        Ending(found.get(r, nothing)[0], found.get(r, nothing)[1] or "", code) for r, code in enumerate(codes)
+    ]
 
 
 @contextlib.contextmanager
@@ -99,12 +104,19 @@ def _started(
 
 
 def forkserver() -> Any:
-    """Processes forked from one that has only imported what a training run does, which takes 10 s of CPU each time."""
+    """Processes forked from one that has only imported what a training run does, which takes 10 s of CPU each
+    time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([
-        "trainer.main", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer", "pytest",
-        "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
-    ])  # fmt: skip
+    context.set_forkserver_preload(
+        [
+            "trainer.main",
+            "torch._dynamo",
+            "deepspeed.runtime.zero.muon.muon_optimizer",
+            "pytest",
+            "mlflow.store.tracking.sqlalchemy_store",
+            "mlflow.store.model_registry.sqlalchemy_store",
+        ]
+    )
     with pytest.MonkeyPatch.context() as patch:  # DeepSpeed chooses its accelerator once, when it is imported
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -124,7 +136,11 @@ def _wait(answers: Any, processes: list[Any], timeout_s: float) -> bool:
 def _rank(rank: int, world: int, port: int, answers: Any, task: bytes, gpu: bool) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # DeepSpeed collects garbage again and again, each time among all that was imported
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # DeepSpeed looks for them
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+    }  # DeepSpeed looks for them
     try:
         store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0, timeout=timedelta(seconds=60))
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"

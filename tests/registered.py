@@ -10,11 +10,11 @@ import torch
 
 from data_prep import alphabet
 from tests.datasets import markov_sequence, write_dataset
-from trainer import export
-from trainer.heads import Network
+from trainer.models import pretrained
 from trainer.models.chordmixer import ChordMixer
-from trainer.registry import Registry
-from trainer.track import Run
+from trainer.models.network import Network
+from trainer.tracking.mlflow_run import Run
+from trainer.tracking.registry import Registry
 
 NAME = "toy"
 CANDIDATE = f"models:/{NAME}@candidate"
@@ -43,17 +43,35 @@ def tiny_network(*, seed: int = 0) -> Network:
 
 def register(folder: Path, uri: str, *, seed: int, params: dict[str, object]) -> str:
     """The id of a finished run that logged a few metrics and registered ``tiny_network(seed)``."""
-    with Run(uri=uri, experiment="toys", name="<toy & run>", params=params, artifact_uri=str(folder / "art")) as run:
+    with Run(
+        uri=uri, experiment="toys", name="<toy & run>", params=params, artifact_uri=str(folder / "art")
+    ) as run:
         for step in range(5):
-            run.log({"loss/total": 2 - step / 10, "loss/mlm": 1.4 - step / 10, "lr": 1e-3, "ema/momentum": 0.99,
-                     "health/effective_rank": 2.0 + step, "throughput/bp_per_s": 1000.0}, step=step + 1)  # fmt: skip
+            run.log(
+                {
+                    "loss/total": 2 - step / 10,
+                    "loss/mlm": 1.4 - step / 10,
+                    "lr": 1e-3,
+                    "ema/momentum": 0.99,
+                    "health/effective_rank": 2.0 + step,
+                    "throughput/bp_per_s": 1000.0,
+                },
+                step=step + 1,
+            )
         for step, accuracy in ((0, 0.25), (5, 0.33)):
-            run.log({"val/mlm_accuracy": accuracy, "val/student_mlm_accuracy": accuracy + 0.01,
-                     "val/mlm_accuracy_majority": 0.30, "val/mlm_accuracy_markov": 0.36,
-                     "val/scored_positions": 10_000}, step=step)  # fmt: skip
+            run.log(
+                {
+                    "val/mlm_accuracy": accuracy,
+                    "val/student_mlm_accuracy": accuracy + 0.01,
+                    "val/mlm_accuracy_majority": 0.30,
+                    "val/mlm_accuracy_markov": 0.36,
+                    "val/scored_positions": 10_000,
+                },
+                step=step,
+            )
         network = tiny_network(seed=seed)
         where = folder / f"export{seed}"
-        export.write(str(where), network, (dict(network.state_dict()), {}), card="a toy")
+        pretrained.write(str(where), network, (dict(network.state_dict()), {}), card="a toy")
         run.attach(where, "model")
         run.tag({"model.version": run.register(NAME, "model")})
         return run.id
@@ -76,8 +94,8 @@ def write_task(folder: Path) -> Path:
     path.write_text(
         "name: motif\nlabels: [a, b]\nseeds: [0]\n"
         + "".join(f"{role}: {folder / role}.csv\n" for role in TASK_ROWS)
-        + "finetune: {epochs: 2, batch: 20, lr: [3.0e-3], precision: fp32}\nprobe: {precision: fp32, C: [0.1, 1]}\n"
-        + "kmer: {k: 3, C: [0.1, 1]}\n"
+        + "finetune: {epochs: 2, batch: 20, lr: [3.0e-3], precision: fp32}\nprobe: {precision: fp32, C: "
+        "[0.1, 1]}\n" + "kmer: {k: 3, C: [0.1, 1]}\n"
     )
     return path
 
@@ -91,10 +109,16 @@ def registered(factory: pytest.TempPathFactory) -> Registered:
 def _make(folder: Path) -> Registered:
     folder.mkdir()
     uri = f"sqlite:///{folder}/mlflow.db"
-    dataset = write_dataset(folder / "data", {"train": [markov_sequence(9000, seed=1)],
-                                              "val": [markov_sequence(3000, seed=2)]})  # fmt: skip
-    params = {"run.dir": str(folder / "run"), "data.uri": dataset, "data.length": 64,
-              "track.registered_model": NAME, "note": "<script>alert(1)</script>"}  # fmt: skip
+    dataset = write_dataset(
+        folder / "data", {"train": [markov_sequence(9000, seed=1)], "val": [markov_sequence(3000, seed=2)]}
+    )
+    params = {
+        "run.dir": str(folder / "run"),
+        "data.uri": dataset,
+        "data.length": 64,
+        "track.registered_model": NAME,
+        "note": "<script>alert(1)</script>",
+    }
     return Registered(folder, uri, register(folder, uri, seed=0, params=params), write_task(folder))
 
 

@@ -1,7 +1,8 @@
 """An S3 service for tests, and a proxy in front of it that injects faults and counts requests.
 
-The service is moto's server in a process of its own, or the one that DNA_TEST_S3 names (its endpoint URL, with
-AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY beside it). The proxy leaves the Host header, which is signed, as it was.
+The service is moto's server in a process of its own, or the one that DNA_TEST_S3 names (its endpoint URL,
+with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY beside it). The proxy leaves the Host header, which is
+signed, as it was.
 """
 
 import functools
@@ -40,7 +41,8 @@ _KINDS = {*_ANSWERS, "timeout", "cut", "short", "reset", "lost", "slow", "flip"}
 
 @dataclass
 class Fault:
-    """What the proxy does to the next ``times`` requests (None: all) that match, after letting ``skip`` of them pass.
+    """What the proxy does to the next ``times`` requests (None: all) that match, after letting ``skip`` of
+    them pass.
 
     503, 500, full, 507, denied   the service's own words, with nothing done
     timeout   taken, and not answered for ``seconds`` (or until the proxy is cleared); then closed
@@ -62,7 +64,8 @@ class Fault:
 
 
 class Proxy(ThreadingHTTPServer):
-    """On a free port of loopback, to ``target``. Rules and counts belong to one test at a time: ``clear`` them."""
+    """On a free port of loopback, to ``target``. Rules and counts belong to one test at a time: ``clear``
+    them."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -77,14 +80,30 @@ class Proxy(ThreadingHTTPServer):
     @functools.cached_property
     def client(self) -> Any:
         """boto3's, past the proxy; one for all tests, since making it takes longer than most of them."""
-        keys = {name: os.environ[name] if os.environ.get("DNA_TEST_S3") else value for name, value in KEYS.items()}
-        return boto3.client("s3", endpoint_url=self.target.geturl(), region_name=REGION,
-                            aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
-                            aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"])
+        keys = {
+            name: os.environ[name] if os.environ.get("DNA_TEST_S3") else value for name, value in KEYS.items()
+        }
+        return boto3.client(
+            "s3",
+            endpoint_url=self.target.geturl(),
+            region_name=REGION,
+            aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+        )
 
-    def fault(self, *, kind: str, method: str = "GET", key: str = "", times: int | None = None, skip: int = 0,
-              seconds: float = 60, rate: int = 1 << 20) -> Fault:
-        """A new rule; ``key`` is searched for in the request's path and query, unquoted: /bucket/key?list-type=2."""
+    def fault(
+        self,
+        *,
+        kind: str,
+        method: str = "GET",
+        key: str = "",
+        times: int | None = None,
+        skip: int = 0,
+        seconds: float = 60,
+        rate: int = 1 << 20,
+    ) -> Fault:
+        """A new rule; ``key`` is searched for in the request's path and query, unquoted:
+        /bucket/key?list-type=2."""
         assert kind in _KINDS, f"{kind} is none of {sorted(_KINDS)}"
         rule = Fault(method, re.compile(key), kind, times, skip, seconds, rate)
         with self._lock:
@@ -115,7 +134,9 @@ class Proxy(ThreadingHTTPServer):
             return None, self.cleared
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients go away: that is what the tests are about
+        if not isinstance(
+            sys.exc_info()[1], ConnectionError
+        ):  # clients go away: that is what the tests are about
             super().handle_error(request, client_address)
 
 
@@ -160,8 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _say(self, status: int, code: str, message: str) -> None:
-        body = (f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message>'
-                "<RequestId>0</RequestId></Error>").encode()
+        body = (
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message>'
+            "<RequestId>0</RequestId></Error>"
+        ).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))
@@ -254,17 +277,21 @@ class S3:
 
     def leftovers(self) -> list[str]:
         """Keys of uploads that were begun and neither completed nor aborted."""
-        return [each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
+        return [
+            each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
+        ]
 
 
 @contextmanager
 def service() -> Iterator[str]:
-    """The endpoint URL of the real service that DNA_TEST_S3 names, else of a moto that ends with the block."""
+    """The endpoint URL of the real service that DNA_TEST_S3 names, else of a moto that ends with the
+    block."""
     if named := os.environ.get("DNA_TEST_S3"):
         yield named.rstrip("/")
         return
-    with subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          env=os.environ | KEYS) as process:
+    with subprocess.Popen(
+        [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | KEYS
+    ) as process:
         assert process.stdin and process.stdout
         try:
             port = process.stdout.readline().decode().strip()
@@ -304,10 +331,17 @@ def bucket(server: Proxy) -> Iterator[S3]:
 
 
 def environment(server: Proxy) -> dict[str, str]:
-    """What a process needs to reach the service through ``server``, and nothing of the user's own accounts."""
+    """What a process needs to reach the service through ``server``, and nothing of the user's own
+    accounts."""
     keys = {} if os.environ.get("DNA_TEST_S3") else KEYS
-    return {**keys, "AWS_ENDPOINT_URL": server.url, "AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    return {
+        **keys,
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
 
 
 def _moto(until: BinaryIO) -> None:

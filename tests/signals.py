@@ -1,4 +1,5 @@
-"""Signals for what a test starts. A suite in the background of a script, or under nohup, ignores some of them."""
+"""Signals for what a test starts. A suite in the background of a script, or under nohup, ignores some of
+them."""
 
 import signal
 

@@ -1,9 +1,11 @@
-"""A program that plays the training for tests of the supervisor: steps, checkpoints, heartbeats, and faults to order.
+"""A program that plays the training for tests of the supervisor: steps, checkpoints, heartbeats, and faults
+to order.
 
-``python tests/toy.py DIR key=value ...``: steps=N, pause=S (of a step), bytes=N (of a collective), fits=A,B (numbers of
-ranks that are allowed), always=WHAT (what befalls all ranks at once, of every start), always=WHAT:RANK (that rank),
-once=WHAT:RANK:STEP (what befalls that rank there, the first time only; several with commas between them), lost=abort
-(how a rank ends that has lost its peers), disk=full (when it is told to stop).
+``python tests/toy.py DIR key=value ...``: steps=N, pause=S (of a step), bytes=N (of a collective), fits=A,B
+(numbers of ranks that are allowed), always=WHAT (what befalls all ranks at once, of every start),
+always=WHAT:RANK (that rank), once=WHAT:RANK:STEP (what befalls that rank there, the first time only; several
+with commas between them), lost=abort (how a rank ends that has lost its peers), disk=full (when it is told to
+stop).
 """
 
 import os
@@ -17,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cluster.heartbeat import heart
+from cluster.process.heartbeat import heart
 
 EVERY = 5
 
@@ -84,7 +86,10 @@ def befall(what: str) -> None:
         print("error: the data are wrong in row 7", file=sys.stderr, flush=True)
         sys.exit(1)
     elif what == "missing":  # as Python itself does where a file is not there
-        print("python: can't open file '/x/trainer/main.py': [Errno 2] No such file or directory", file=sys.stderr)
+        print(
+            "python: can't open file '/x/trainer/main.py': [Errno 2] No such file or directory",
+            file=sys.stderr,
+        )
         sys.exit(2)
     elif what == "usage":
         print("error: train.lr: missing", file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""Pretraining: ``deepspeed trainer/main.py --config configs/train/demo.yaml [key=value ...]``, or plain python.
+"""Pretraining: ``deepspeed trainer/main.py --config configs/train/demo.yaml [key=value ...]``, or plain
+python.
 
 The same command goes on with a run that was stopped, from the newest checkpoint in run.dir.
 """
@@ -20,13 +21,13 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import torch  # noqa: E402
 
 import configs  # noqa: E402
-from cluster import process  # noqa: E402
-from cluster.heartbeat import heart  # noqa: E402
-from trainer import collectives  # noqa: E402
-from trainer.collectives import Group  # noqa: E402
-from trainer.config import TrainConfig  # noqa: E402
-from trainer.engine.student import init_distributed, leave_distributed  # noqa: E402
-from trainer.loop import train  # noqa: E402
+from cluster.process import exits, host, world  # noqa: E402
+from cluster.process.heartbeat import heart  # noqa: E402
+from trainer.core import collectives  # noqa: E402
+from trainer.core.collectives import Group  # noqa: E402
+from trainer.engine.engine import init_distributed, leave_distributed  # noqa: E402
+from trainer.run.config import TrainConfig  # noqa: E402
+from trainer.run.train import train  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,38 +35,44 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="YAML file, see configs/train/")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config, dotted keys")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides of the config, dotted keys"
+    )
     args = parser.parse_args(arguments)
-    world = process.world_from_env()
+    here = world.world_from_env()
 
     def run() -> int:
         config = configs.load(TrainConfig, args.config, args.overrides)
         config.refuse_lost()
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world.size)
-        device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or here.size)
+        device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         else:
-            torch.set_num_threads(process.threads_per_process(local_size))
+            torch.set_num_threads(host.threads_per_process(local_size))
         with heart.inside("meeting the other ranks", phase=True):
             init_distributed(device)
         group = Group.of()
-        stops = process.StopSignals(peers=_of_this_host(group, device), supervised=heart.watched)
+        stops = exits.StopSignals(peers=_of_this_host(group, device), supervised=heart.watched)
         done = False
         try:
             code = train(config, device=device, group=group, stops=stops)
             done = True
         except RuntimeError as fault:
             if (lost := collectives.lost_peers(fault)) and not args.debug:
-                raise (RuntimeError if stops.is_first_left() else process.ElsewhereError)(lost) from fault
+                raise (RuntimeError if stops.is_first_left() else exits.ElsewhereError)(lost) from fault
             raise
         finally:
             stops.close()
             leave_distributed(together=done)
         return code
 
-    return process.exit_code(run, debug=args.debug, main=world.is_main,
-                             interrupted="the same command goes on from the newest checkpoint")  # fmt: skip
+    return exits.exit_code(
+        run,
+        debug=args.debug,
+        main=here.is_main,
+        interrupted="the same command goes on from the newest checkpoint",
+    )
 
 
 def _of_this_host(group: Group, device: torch.device) -> list[int]:

@@ -1,6 +1,8 @@
-"""What a checkpoint costs the step: findna's preset on two gloo processes, bf16, ZeRO-1, to a store on loopback.
+"""What a checkpoint costs the step: findna's preset on two gloo processes, bf16, ZeRO-1, to a store on
+loopback.
 
-The slower rank counts. A save is waited for before the next one begins, so that the stall is that of the copy alone.
+The slower rank counts. A save is waited for before the next one begins, so that the stall is that of the copy
+alone.
 """
 
 import copy
@@ -17,11 +19,11 @@ from tests.bench.harness import Row
 from tests.bench.teacher import WINDOWS, begin, preset
 from tests.bench.views import make_windows
 from tests.ranks import on_ranks
-from trainer import loop, state
-from trainer.checkpoint.save import Saver
-from trainer.collectives import Group
-from trainer.distill import train_step
-from trainer.engine.saved import KINDS
+from trainer.core.collectives import Group
+from trainer.distill.step import train_step
+from trainer.engine.optimizer_state import KINDS
+from trainer.run import train, train_state
+from trainer.run.checkpoint.save import Saver
 
 WORLD, TURNS = 2, 9
 
@@ -34,12 +36,34 @@ def rows() -> list[Row]:
     beside, quiet = 1e3 * slower["beside"], 1e3 * slower["step"]
     written = 1e3 * slower["save"]
     return [
-        Row("checkpoint, 12.65 M, with upload: stall of the step", stall, memory, stall / memory, "ms", "≤ 2",
-            "one copy of the state in memory"),
-        Row("checkpoint: the step while it is written and sent", beside, quiet, beside / quiet, "ms", "–",
-            "the step, 4 rows a rank"),
-        Row("checkpoint, from the copy to the pointer", written, quiet, written / quiet, "ms", "–", "the same step"),
-    ]  # fmt: skip
+        Row(
+            "checkpoint, 12.65 M, with upload: stall of the step",
+            stall,
+            memory,
+            stall / memory,
+            "ms",
+            "≤ 2",
+            "one copy of the state in memory",
+        ),
+        Row(
+            "checkpoint: the step while it is written and sent",
+            beside,
+            quiet,
+            beside / quiet,
+            "ms",
+            "–",
+            "the step, 4 rows a rank",
+        ),
+        Row(
+            "checkpoint, from the copy to the pointer",
+            written,
+            quiet,
+            written / quiet,
+            "ms",
+            "–",
+            "the same step",
+        ),
+    ]
 
 
 def seconds(uri: str, environment: dict[str, str]) -> dict[str, float]:
@@ -48,8 +72,8 @@ def seconds(uri: str, environment: dict[str, str]) -> dict[str, float]:
     begin()
     config, group, device = preset(1), Group.of(), torch.device("cpu")
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": uri})})
-    engine, teacher = loop.build(config, device=device, group=group)
-    now = state.first_state(config, teacher, device=device)
+    engine, teacher = train.build(config, device=device, group=group)
+    now = train_state.first_state(config, teacher, device=device)
     windows = make_windows().each(lambda tensor: tensor[group.rank : WINDOWS : group.size])
     ids_B4 = torch.zeros(len(windows.codes_BS), 4, dtype=torch.int64)
 
@@ -57,7 +81,7 @@ def seconds(uri: str, environment: dict[str, str]) -> dict[str, float]:
         dist.barrier()
         start = time.perf_counter()
         result = train_step(engine, teacher, [windows], config=config, centres=now.centres, group=group)
-        state.apply(config, now, engine, result, ids_B4=ids_B4)
+        train_state.apply(config, now, engine, result, ids_B4=ids_B4)
         assert teacher.module is not None  # waits
         return time.perf_counter() - start
 

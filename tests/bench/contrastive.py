@@ -1,7 +1,7 @@
 """Contrastive losses against the naive ones, on two gloo processes: gradient error, saved memory, speed.
 
-Naive: all logits at once, autograd, and for two views a gather that carries gradients. Both sides start from local
-embeddings and end with their gradients; what they gather is in the time.
+Naive: all logits at once, autograd, and for two views a gather that carries gradients. Both sides start from
+local embeddings and end with their gradients; what they gather is in the time.
 Shapes: B rows of a rank, G = 2·B of the global batch, E embedding.
 """
 
@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.compat import ALL_GATHER
+from cluster.process.compat import ALL_GATHER
 from tests.bench.harness import Row, rate
 from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import counted_collectives, coupled_config
 from tests.ranks import on_ranks
-from trainer import collectives
-from trainer.collectives import Group
-from trainer.losses.contrastive import Contrast, SymmetricContrast, Variant, info_nce, symmetric_info_nce
+from trainer.core import collectives
+from trainer.core.collectives import Group
+from trainer.losses.infonce import Contrast, SymmetricContrast, Variant, info_nce, symmetric_info_nce
 
 ROWS_GLOBAL, ROWS_SMALL, EMBEDDING, SCALE = 4096, 768, 128, 14.0
 TASKS = {"teacher": "teacher's keys", "symmetric": "two views"}
@@ -34,15 +34,44 @@ def rows() -> list[Row]:
     answers = on_ranks(2, measure)
     found = []
     for task, label in TASKS.items():
-        errors = {variant: max(rank[task, variant, "error"] for rank in answers) for variant in ("lse", "ref")}
-        found.append(Row(f"contrastive, {label}: gradient error", errors["lse"], errors["ref"],
-                         errors["lse"] / errors["ref"], "relative", "≤ 5e-6", "naive, both against fp64"))  # fmt: skip
+        errors = {
+            variant: max(rank[task, variant, "error"] for rank in answers) for variant in ("lse", "ref")
+        }
+        found.append(
+            Row(
+                f"contrastive, {label}: gradient error",
+                errors["lse"],
+                errors["ref"],
+                errors["lse"] / errors["ref"],
+                "relative",
+                "≤ 5e-6",
+                "naive, both against fp64",
+            )
+        )
         exponents = {variant: answers[0][task, variant, "exponent"] for variant in ("lse", "ref")}
-        found.append(Row(f"contrastive, {label}: saved bytes ~ G^x", exponents["lse"], exponents["ref"],
-                         exponents["lse"] / exponents["ref"], "exponent", "≤ 1.1", "naive"))  # fmt: skip
+        found.append(
+            Row(
+                f"contrastive, {label}: saved bytes ~ G^x",
+                exponents["lse"],
+                exponents["ref"],
+                exponents["lse"] / exponents["ref"],
+                "exponent",
+                "≤ 1.1",
+                "naive",
+            )
+        )
         fast, slow = answers[0][task, "rate"]
-        found.append(Row(f"contrastive, {label}: G = {ROWS_GLOBAL}", fast, slow, fast / slow, "k rows/s", "≥ 1",
-                         "naive, gathered gradients"))  # fmt: skip
+        found.append(
+            Row(
+                f"contrastive, {label}: G = {ROWS_GLOBAL}",
+                fast,
+                slow,
+                fast / slow,
+                "k rows/s",
+                "≥ 1",
+                "naive, gathered gradients",
+            )
+        )
     return [*found, *on_more_ranks(), *collectives_of_a_step()]
 
 
@@ -52,17 +81,38 @@ def on_more_ranks() -> list[Row]:
     found = []
     for task, label in TASKS.items():
         worst = max(rank[task, "error"] for ranks in answers.values() for rank in ranks)
-        found.append(Row(f"contrastive, {label}: worst error, 1 to 4 ranks", worst, 5e-6, worst / 5e-6, "relative",
-                         "≤ 5e-6", "the target, against fp64"))  # fmt: skip
-        whole = {world: torch.cat([rank[task, "gradient"] for rank in ranks]) for world, ranks in answers.items()}
+        found.append(
+            Row(
+                f"contrastive, {label}: worst error, 1 to 4 ranks",
+                worst,
+                5e-6,
+                worst / 5e-6,
+                "relative",
+                "≤ 5e-6",
+                "the target, against fp64",
+            )
+        )
+        whole = {
+            world: torch.cat([rank[task, "gradient"] for rank in ranks]) for world, ranks in answers.items()
+        }
         wrong = sum(int((whole[world] != whole[1]).sum()) for world in (2, 4))
-        found.append(Row(f"contrastive, {label}: bits unlike one rank's", wrong, 2 * whole[1].numel(),
-                         wrong / (2 * whole[1].numel()), "entries", "0", "compared, on 2 and 4 ranks"))  # fmt: skip
+        found.append(
+            Row(
+                f"contrastive, {label}: bits unlike one rank's",
+                wrong,
+                2 * whole[1].numel(),
+                wrong / (2 * whole[1].numel()),
+                "entries",
+                "0",
+                "compared, on 2 and 4 ranks",
+            )
+        )
     return found
 
 
 def gradients() -> dict[Any, Any]:
-    """On one rank: (task, "gradient") -> of this rank's rows of the first view, (task, "error") -> of all of them."""
+    """On one rank: (task, "gradient") -> of this rank's rows of the first view, (task, "error") -> of all of
+    them."""
     group, found = Group.of(), {}
     for task in TASKS:
         views, scale = leaves(group, ROWS_SMALL)
@@ -76,19 +126,29 @@ def gradients() -> dict[Any, Any]:
 def collectives_of_a_step() -> list[Row]:
     """Of a whole training step, DeepSpeed's own left out, with the student's own keys."""
     with tempfile.TemporaryDirectory() as folder:
-        uri = write_dataset(Path(folder), {"train": [markov_sequence(30_000, seed=1)]}, block_bp=1024, soft=True)
+        uri = write_dataset(
+            Path(folder), {"train": [markov_sequence(30_000, seed=1)]}, block_bp=1024, soft=True
+        )
         counts = on_ranks(2, counted_collectives, coupled_config(uri, train__micro_batch=4))[0]
     gathers = counts["forward"][ALL_GATHER]
     backward = sum(counts["backward"].values())
     return [
-        Row("gathers a step, student's keys, 3 micro-batches", gathers, 2, gathers / 2, "calls", "1 + 1 scalar",
-            "the target"),
+        Row(
+            "gathers a step, student's keys, 3 micro-batches",
+            gathers,
+            2,
+            gathers / 2,
+            "calls",
+            "1 + 1 scalar",
+            "the target",
+        ),
         Row("collectives in its backward, DeepSpeed's aside", backward, 0, 0.0, "calls", "0", "the target"),
     ]
 
 
 def measure() -> dict[Any, Any]:
-    """On one rank of two: (task, variant, what) -> figure, and (task, "rate") -> (ours, naive) in k rows a second."""
+    """On one rank of two: (task, variant, what) -> figure, and (task, "rate") -> (ours, naive) in k rows a
+    second."""
     group, found = Group.of(), {}
     for task in TASKS:
         views, scale = leaves(group, ROWS_GLOBAL)
@@ -112,7 +172,8 @@ def leaves(group: Group, rows_global: int) -> tuple[list[Tensor], Tensor]:
     """([this rank's rows of either view], scale)."""
     mine = slice(group.rank * rows_global // group.size, (group.rank + 1) * rows_global // group.size)
     return [view_GE[mine].clone().requires_grad_() for view_GE in both_views(rows_global)], torch.tensor(
-        SCALE, requires_grad=True)  # fmt: skip
+        SCALE, requires_grad=True
+    )
 
 
 def both_views(rows_global: int) -> list[Tensor]:
@@ -132,15 +193,28 @@ def step(group: Group, task: str, views: list[Tensor], scale: Tensor, variant: V
     if task == "teacher":
         own_B = torch.arange(first_row, first_row + len(views[0]))
         return info_nce(Contrast(views[0], gathered["second"], own_B, scale, rows_global, variant=variant))
-    return symmetric_info_nce(SymmetricContrast(*views, gathered["first"], gathered["second"], first_row, scale, group,
-                                                rows_global, variant=variant))  # fmt: skip
+    return symmetric_info_nce(
+        SymmetricContrast(
+            *views,
+            gathered["first"],
+            gathered["second"],
+            first_row,
+            scale,
+            group,
+            rows_global,
+            variant=variant,
+        )
+    )
 
 
 def largest_error(group: Group, ours: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     """Relative, of the gradients of both views' rows and of the scale, of which each rank has a share."""
     whole = [*ours[:2], collectives.sum_over_ranks(group, ours[2])]
-    return max(float((got - wanted).norm() / wanted.norm()) for got, wanted in zip(whole, reference, strict=True)
-               if got is not None)  # fmt: skip
+    return max(
+        float((got - wanted).norm() / wanted.norm())
+        for got, wanted in zip(whole, reference, strict=True)
+        if got is not None
+    )
 
 
 def full_batch(group: Group, task: str, rows_global: int) -> list[Tensor]:

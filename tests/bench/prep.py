@@ -1,6 +1,8 @@
-"""Measurements of data_prep: FASTA to shards against a per-base encoder, two workers against one, a whole genome.
+"""Measurements of data_prep: FASTA to shards against a per-base encoder, two workers against one, a whole
+genome.
 
-The genome is generated: as many letters as asked for, soft-masked and with N as hg38 is, in human-like chromosomes.
+The genome is generated: as many letters as asked for, soft-masked and with N as hg38 is, in human-like
+chromosomes.
 """
 
 import json
@@ -17,15 +19,17 @@ import numpy as np
 import psutil
 from sklearn.preprocessing import LabelBinarizer
 
-from cluster import jobs
-from data_prep.build import Built, build
+from cluster.tasks import jobs
 from data_prep.config import DataConfig
+from data_prep.dataset.build import Built, build
 from data_prep.shards import SPLITS
-from data_prep.survey import prepare
+from data_prep.sources.survey import prepare
 from tests.bench.harness import Row
 
 _LETTERS = np.frombuffer(b"ACGT", np.uint8)
-_FOUR = np.ascontiguousarray(_LETTERS[np.arange(256)[:, None] >> (2 * np.arange(4)) & 3]).view(np.uint32).ravel()
+_FOUR = (
+    np.ascontiguousarray(_LETTERS[np.arange(256)[:, None] >> (2 * np.arange(4)) & 3]).view(np.uint32).ravel()
+)
 _WIDTH = 60
 _PIECE = 60 << 18  # bp generated at a time: a multiple of the line width and of 4
 _MASK_RUN = 300  # bp, on average, of a soft-masked run and of what lies between two, as in hg38
@@ -54,9 +58,15 @@ def write_genome(path: Path, bp: int) -> None:
 
 
 def config(fasta: Path, output: Path, *, workers: int, held_out: bool = False) -> DataConfig:
-    return DataConfig.model_validate({
-        "references": [{"name": "generated", "uri": str(fasta)}], "output": str(output), "workers": workers,
-        "overwrite": True, "split": {"val": ["chr20"] if held_out else 0, "leakage": "report" if held_out else "off"}})
+    return DataConfig.model_validate(
+        {
+            "references": [{"name": "generated", "uri": str(fasta)}],
+            "output": str(output),
+            "workers": workers,
+            "overwrite": True,
+            "split": {"val": ["chr20"] if held_out else 0, "leakage": "report" if held_out else "off"},
+        }
+    )
 
 
 def bp_of(built: Built) -> int:
@@ -65,7 +75,8 @@ def bp_of(built: Built) -> int:
 
 @contextmanager
 def peak_uss() -> Iterator[dict[int, int]]:
-    """process id -> largest unique memory in bytes, of the Ray workers below this process, sampled at 10 Hz."""
+    """process id -> largest unique memory in bytes, of the Ray workers below this process, sampled at 10
+    Hz."""
     peaks: dict[int, int] = {}
     done = threading.Event()
 
@@ -88,7 +99,8 @@ def peak_uss() -> Iterator[dict[int, int]]:
 
 
 def per_base(letters: str, folder: Path) -> float:
-    """Mbp/s of a LabelBinarizer that makes one-hot rows of every base of windows of 1,000, which are then saved."""
+    """Mbp/s of a LabelBinarizer that makes one-hot rows of every base of windows of 1,000, which are then
+    saved."""
     binarizer = LabelBinarizer().fit(list("ACGTN"))
     start = time.perf_counter()
     windows = (letters[at : at + 1000].upper() for at in range(0, len(letters), 1000))
@@ -97,7 +109,8 @@ def per_base(letters: str, folder: Path) -> float:
 
 
 def rows(*, bp: int = 1_000_000_000, whole_bp: int = 3_100_000_000, turns: int = 3) -> list[Row]:
-    """FASTA to shards on one worker and on two, the size, and a genome of ``whole_bp`` with its memory and time."""
+    """FASTA to shards on one worker and on two, the size, and a genome of ``whole_bp`` with its memory and
+    time."""
     with tempfile.TemporaryDirectory(prefix="bench-prep-") as name, jobs.session(2):
         folder = Path(name)
         os.environ["DNA_CACHE"] = str(folder / "cache")
@@ -105,7 +118,9 @@ def rows(*, bp: int = 1_000_000_000, whole_bp: int = 3_100_000_000, turns: int =
         write_genome(fasta, bp)
         prepare(str(fasta))  # the index is there
         seconds: dict[int, list[float]] = {1: [], 2: []}
-        build(config(fasta, output, workers=2))  # both workers have imported what they need, the file is in memory
+        build(
+            config(fasta, output, workers=2)
+        )  # both workers have imported what they need, the file is in memory
         for _ in range(turns):
             for workers in seconds:
                 built = build(config(fasta, output, workers=workers))
@@ -118,9 +133,24 @@ def rows(*, bp: int = 1_000_000_000, whole_bp: int = 3_100_000_000, turns: int =
         size = sum(shard.bytes for split in SPLITS for shard in built.manifest.shards[split]) / bp_of(built)
         gbp = f"{bp / 1e9:g} Gbp"
         found = [
-            Row(f"FASTA to shards, {gbp}, one worker", speed[1], 300, speed[1] / 300, "Mbp/s", "≥ 300", "the target"),
-            Row("the same, per base", speed[1], slow, speed[1] / slow, "Mbp/s", "≥ 200 ×",
-                "LabelBinarizer, windows of 1,000, saved"),
+            Row(
+                f"FASTA to shards, {gbp}, one worker",
+                speed[1],
+                300,
+                speed[1] / 300,
+                "Mbp/s",
+                "≥ 300",
+                "the target",
+            ),
+            Row(
+                "the same, per base",
+                speed[1],
+                slow,
+                speed[1] / slow,
+                "Mbp/s",
+                "≥ 200 ×",
+                "LabelBinarizer, windows of 1,000, saved",
+            ),
             Row("size of the shards", size, 1.0, size, "bytes/bp", "≤ 0.27", "one byte a base"),
             Row("two Ray workers", speed[2], speed[1], speed[2] / speed[1], "Mbp/s", "≥ 1.7 ×", "one worker"),
         ]
@@ -142,7 +172,22 @@ def _whole(folder: Path, bp: int) -> list[Row]:
     gbp = f"{bp / 1e9:g} Gbp"
     total = indexed + built.seconds
     return [
-        Row(f"peak USS of a worker, {gbp} with leakage report", peak, 1024, peak / 1024, "MiB", "≤ 1024", "the target"),
-        Row(f"{gbp} from a plain FASTA, {indexed:.0f} s of it indexing", total, bp / 1e6 / total, 1.0, "s", "finishes",
-            "Mbp/s"),
+        Row(
+            f"peak USS of a worker, {gbp} with leakage report",
+            peak,
+            1024,
+            peak / 1024,
+            "MiB",
+            "≤ 1024",
+            "the target",
+        ),
+        Row(
+            f"{gbp} from a plain FASTA, {indexed:.0f} s of it indexing",
+            total,
+            bp / 1e6 / total,
+            1.0,
+            "s",
+            "finishes",
+            "Mbp/s",
+        ),
     ]

@@ -1,4 +1,5 @@
-"""How fast shards become the two masked views that a step reads: from local disk, and from S3 against local disk."""
+"""How fast shards become the two masked views that a step reads: from local disk, and from S3 against local
+disk."""
 
 import itertools
 import statistics
@@ -9,26 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster import store
+from cluster.storage import store
 from data_prep import shards
-from data_prep.intervals import Span
-from data_prep.write import write_shard
+from data_prep.dataset.write import write_shard
+from data_prep.split.intervals import Span
 from tests import s3
 from tests.bench import views
 from tests.bench.harness import Row
-from trainer.blocks import DiskCache
-from trainer.collectives import Group
-from trainer.data import Reader
-from trainer.dataset import Dataset
-from trainer.method_config import ViewConfig, Views
-from trainer.order import Phase
-from trainer.pairs import make_pairs
-from trainer.views import flank_for, mask
+from trainer.core.collectives import Group
+from trainer.data.block_cache import DiskCache
+from trainer.data.dataset import Dataset
+from trainer.data.loader import Reader
+from trainer.data.sampling import Phase
+from trainer.views.config import ViewConfig, Views
+from trainer.views.view import flank_for, mask
+from trainer.views.view_batch import make_pairs
 
 LENGTH, ROWS, LANES = 1000, 64, 48
 BLOCK_BP, SHARD_BP = 1 << 18, 1 << 24
-VIEWS = Views(student=ViewConfig(reverse_complement=0.5),
-              teacher=ViewConfig(operations={"deletion": 20, "insertion": 20, "shift": 20}))  # fmt: skip
+VIEWS = Views(
+    student=ViewConfig(reverse_complement=0.5),
+    teacher=ViewConfig(operations={"deletion": 20, "insertion": 20, "shift": 20}),
+)
 
 
 def write_random_dataset(uri: str, *, bases: int, block_bp: int = BLOCK_BP) -> str:
@@ -44,29 +47,54 @@ def write_random_dataset(uri: str, *, bases: int, block_bp: int = BLOCK_BP) -> s
             written.append(write_shard(store.join(uri, f"train-{len(written):06d}.tar"), parts))
             parts = []
     source = shards.Source("random", "0" * 64, {"chr1": bases}, 0, {}, 1.0)
-    manifest = shards.Manifest(shards.FORMAT_VERSION, (source,), block_bp, SHARD_BP, 1.0, {}, 0,
-                               {"train": tuple(written), "val": (), "test": ()})  # fmt: skip
+    manifest = shards.Manifest(
+        shards.FORMAT_VERSION,
+        (source,),
+        block_bp,
+        SHARD_BP,
+        1.0,
+        {},
+        0,
+        {"train": tuple(written), "val": (), "test": ()},
+    )
     store.write_bytes(store.join(uri, shards.MANIFEST), manifest.to_bytes())
     return uri
 
 
 def open_bench_reader(uri: str, *, cache: DiskCache | None = None, workers: int = 0) -> Reader:
     flank = flank_for(VIEWS.student.operations, VIEWS.teacher.operations)
-    return Reader([Dataset(uri, "train", cache=cache)], weights=[1.0], phases=[Phase(0, LENGTH)], seed=0, flank=flank,
-                  lanes=LANES, global_batch=ROWS, group=Group(0, 1), workers=workers)  # fmt: skip
+    return Reader(
+        [Dataset(uri, "train", cache=cache)],
+        weights=[1.0],
+        phases=[Phase(0, LENGTH)],
+        seed=0,
+        flank=flank,
+        lanes=LANES,
+        global_batch=ROWS,
+        group=Group(0, 1),
+        workers=workers,
+    )
 
 
 def read_and_show(reader: Reader, steps: range) -> None:
-    """The batches of ``steps`` as training makes them (pairs.make_pairs), with the teacher's view masked too."""
+    """The batches of ``steps`` as training makes them (pairs.make_pairs), with the teacher's view masked
+    too."""
     for batch in reader.batches(steps.start, steps.stop):
         (pair,) = make_pairs(batch.windows, VIEWS)
         masking = VIEWS.masking
-        mask(pair.teacher, batch.windows, name="teacher", rate=masking.rate, mask_share=masking.mask_share,
-             random_share=masking.random_share)  # fmt: skip
+        mask(
+            pair.teacher,
+            batch.windows,
+            name="teacher",
+            rate=masking.rate,
+            mask_share=masking.mask_share,
+            random_share=masking.random_share,
+        )
 
 
 def reader(*, bases: int = 1 << 25, steps: int = 200, turns: int = 5) -> float:
-    """Mbp/s of source sequence from tars on local disk to two masked views, one thread: the median of ``turns``."""
+    """Mbp/s of source sequence from tars on local disk to two masked views, one thread: the median of
+    ``turns``."""
     with tempfile.TemporaryDirectory() as folder:
         source = open_bench_reader(write_random_dataset(folder, bases=bases))
         seconds = []
@@ -89,9 +117,12 @@ def choosing_and_cutting(*, bases: int = 1 << 25, steps: int = 500) -> float:
 
 
 def reader_s3_ratio(s3_uri: str, local_uri: str, *, steps: int = 1000, turns: int = 3) -> tuple[float, float]:
-    """Mbp/s over S3 with nothing cached, and from local disk, of the same dataset: medians of ``turns``, in turns."""
+    """Mbp/s over S3 with nothing cached, and from local disk, of the same dataset: medians of ``turns``, in
+    turns."""
     rates: tuple[list[float], list[float]] = ([], [])
-    for turn, (uri, into) in itertools.product(range(turns + 1), zip((s3_uri, local_uri), rates, strict=True)):
+    for turn, (uri, into) in itertools.product(
+        range(turns + 1), zip((s3_uri, local_uri), rates, strict=True)
+    ):
         with tempfile.TemporaryDirectory() as folder:
             cache = None if store.is_local(uri) else DiskCache(Path(folder), 1 << 30)
             source = open_bench_reader(uri, cache=cache, workers=0 if cache is None else 4)
@@ -104,13 +135,22 @@ def reader_s3_ratio(s3_uri: str, local_uri: str, *, steps: int = 1000, turns: in
 
 
 def rows() -> list[Row]:
-    """The reader against EvoAug, which is given ready-made one-hot windows, and from S3 against local disk."""
+    """The reader against EvoAug, which is given ready-made one-hot windows, and from S3 against local
+    disk."""
     fast, slow = reader(), views.two_views().reference
     found = [
-        Row("reader: tar to two masked views, L = 1000", fast, slow, fast / slow, "Mbp/s", "≥ 30, ≥ 3 ×",
-            "the same augmentations, EvoAug"),
+        Row(
+            "reader: tar to two masked views, L = 1000",
+            fast,
+            slow,
+            fast / slow,
+            "Mbp/s",
+            "≥ 30, ≥ 3 ×",
+            "the same augmentations, EvoAug",
+        ),
     ]
-    # One pass over all blocks: each is fetched once and read to its end. DNA_TEST_S3 names a store; else it is moto.
+    # One pass over all blocks: each is fetched once and read to its end. DNA_TEST_S3 names a store; else it
+    # is moto.
     with s3.proxy() as proxy, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         for name, value in (s3.environment(proxy) | {"AWS_ENDPOINT_URL": proxy.target.geturl()}).items():
             patch.setenv(name, value)

@@ -1,7 +1,9 @@
-"""The teacher on two gloo processes: its bits, its size, what its update and refresh cost in the findna preset.
+"""The teacher on two gloo processes: its bits, its size, what its update and refresh cost in the findna
+preset.
 
-Each rank works on one thread, and the slower rank's median counts. What communicates begins on both ranks at once. The
-average alone is timed on one rank after the other: together they would measure the memory bus that they share here.
+Each rank works on one thread, and the slower rank's median counts. What communicates begins on both ranks at
+once. The average alone is timed on one rank after the other: together they would measure the memory bus that
+they share here.
 """
 
 import copy
@@ -17,17 +19,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import configs
-from cluster import compat
+from cluster.process import compat
 from tests.bench.harness import Row
 from tests.bench.views import make_windows
 from tests.dist.teachers import forward_differs, make_engine, masters, same, train
 from tests.ranks import on_ranks
-from trainer import loop, state
-from trainer.collectives import Group, Pending
-from trainer.config import TrainConfig
-from trainer.distill import train_step
-from trainer.ema import FlatWeights, ShardedEMA
-from trainer.engine.student import init_distributed
+from trainer.core.collectives import Group, Pending
+from trainer.distill.step import train_step
+from trainer.engine.ema import FlatWeights, ShardedEMA
+from trainer.engine.engine import init_distributed
+from trainer.run import train_state
+from trainer.run.config import TrainConfig
+from trainer.run.train import build
 
 WORLD = 2
 PRESET = Path(__file__).parents[2] / "configs/train/findna.yaml"
@@ -45,8 +48,10 @@ def exact() -> list[Row]:
     """Entries that differ, over all ZeRO stages in fp32 and bf16."""
     answers = on_ranks(WORLD, count_mismatches)
     rows = []
-    for what, name in (("teacher", "teacher, 50 steps, ZeRO 0-3, fp32 and bf16: wrong"),
-                       ("outputs", "teacher's outputs after them: wrong")):  # fmt: skip
+    for what, name in (
+        ("teacher", "teacher, 50 steps, ZeRO 0-3, fp32 and bf16: wrong"),
+        ("outputs", "teacher's outputs after them: wrong"),
+    ):
         wrong, seen = (sum(rank[what][i] for rank in answers) for i in (0, 1))
         rows.append(Row(name, wrong, seen, wrong / seen, "entries", "0", "entries compared"))
     return rows
@@ -56,8 +61,15 @@ def size() -> Row:
     """Of the stage that holds most on one rank."""
     answers = [on_ranks(WORLD, held, stage) for stage in range(4)]
     ours, whole = max(max(ranks) for ranks in answers)
-    return Row("teacher, fp32 on a rank, worst of ZeRO 0-3", ours / 2**20, whole / WORLD / 2**20,
-               ours * WORLD / whole, "MiB", "≤ 1.001", "half of the model in fp32")  # fmt: skip
+    return Row(
+        "teacher, fp32 on a rank, worst of ZeRO 0-3",
+        ours / 2**20,
+        whole / WORLD / 2**20,
+        ours * WORLD / whole,
+        "MiB",
+        "≤ 1.001",
+        "half of the model in fp32",
+    )
 
 
 def costs() -> list[Row]:
@@ -68,12 +80,34 @@ def costs() -> list[Row]:
     refresh, bare = 1e3 * slower["refresh"], 1e3 * slower["bare"]
     both, step = 1e3 * slower["both"], 1e3 * slower["step"]
     return [
-        Row("teacher, EMA update on one rank of two, ZeRO-1", update, loop_, update / loop_, "M params/s", "≥ 3",
-            "mul_().add_() over state_dicts"),
-        Row("teacher, refresh in bf16", refresh, bare, refresh / bare, "ms", "≤ 1.3", "one all-gather, same bytes"),
-        Row("teacher, update and refresh of a bf16 step of 8 x 1,000", both, step, both / step, "ms", "≤ 0.02",
-            "the step, 4 rows a rank"),
-    ]  # fmt: skip
+        Row(
+            "teacher, EMA update on one rank of two, ZeRO-1",
+            update,
+            loop_,
+            update / loop_,
+            "M params/s",
+            "≥ 3",
+            "mul_().add_() over state_dicts",
+        ),
+        Row(
+            "teacher, refresh in bf16",
+            refresh,
+            bare,
+            refresh / bare,
+            "ms",
+            "≤ 1.3",
+            "one all-gather, same bytes",
+        ),
+        Row(
+            "teacher, update and refresh of a bf16 step of 8 x 1,000",
+            both,
+            step,
+            both / step,
+            "ms",
+            "≤ 0.02",
+            "the step, 4 rows a rank",
+        ),
+    ]
 
 
 def begin() -> None:
@@ -83,7 +117,8 @@ def begin() -> None:
 
 
 def count_mismatches() -> dict[str, tuple[int, int]]:
-    """(wrong, compared) of the teacher's entries and of its outputs, against an unsharded average of the masters."""
+    """(wrong, compared) of the teacher's entries and of its outputs, against an unsharded average of the
+    masters."""
     begin()
     found = {"teacher": (0, 0), "outputs": (0, 0)}
     for stage in range(4):
@@ -95,11 +130,18 @@ def count_mismatches() -> dict[str, tuple[int, int]]:
                 momentum = 0.9 + 0.002 * step
                 if train(engine, step, poison=step % SKIP_EVERY == 0):
                     teacher.update(momentum)
-                    reference = {name: torch.lerp(reference[name], master, 1 - momentum)
-                                 for name, master in masters(engine).items()}  # fmt: skip
-            wrong, outputs = same(dict(teacher.full_tensors()), reference), forward_differs(teacher, engine, reference)
-            for what, bad, seen in (("teacher", wrong, sum(tensor.numel() for tensor in reference.values())),
-                                    ("outputs", outputs, 8 * 3)):  # fmt: skip
+                    reference = {
+                        name: torch.lerp(reference[name], master, 1 - momentum)
+                        for name, master in masters(engine).items()
+                    }
+            wrong, outputs = (
+                same(dict(teacher.full_tensors()), reference),
+                forward_differs(teacher, engine, reference),
+            )
+            for what, bad, seen in (
+                ("teacher", wrong, sum(tensor.numel() for tensor in reference.values())),
+                ("outputs", outputs, 8 * 3),
+            ):
                 found[what] = (found[what][0] + bad, found[what][1] + seen)
             engine._deepspeed.destroy()
     return found
@@ -113,7 +155,7 @@ def preset(stage: int) -> TrainConfig:
 def held(stage: int) -> tuple[int, int]:
     """Bytes of (this rank's part of the teacher, all parameters in fp32)."""
     begin()
-    engine, teacher = loop.build(preset(stage), device=torch.device("cpu"), group=Group.of())
+    engine, teacher = build(preset(stage), device=torch.device("cpu"), group=Group.of())
     entries = sum(shape.numel() for group in engine.flat_groups() for _, shape in group.slots.values())
     return sum(shard.untyped_storage().nbytes() for shard in teacher.shards), 4 * entries
 
@@ -129,7 +171,7 @@ def seconds() -> dict[str, float]:
     """Medians on this rank, ZeRO-1 in bf16; "millions": parameters of the model."""
     begin()
     config, group, device = preset(1), Group.of(), torch.device("cpu")
-    engine, teacher = loop.build(config, device=device, group=group)
+    engine, teacher = build(config, device=device, group=group)
     flat_groups = engine.flat_groups()
 
     local = ShardedEMA(nn.Module(), nn.Module(), flat_groups, Nowhere(), group=group)
@@ -150,27 +192,31 @@ def seconds() -> dict[str, float]:
 
     found = {"millions": sum(tensor.numel() for tensor in average.values()) / 1e6}
     found |= in_turns({"update": lambda: local.update(MOMENTUM), "loop": whole_loop}, TURNS, apart=True)
-    found |= in_turns({
-        "refresh": lambda: weights.write(teacher.shards).wait(),
-        "bare": lambda: compat.all_gather(everyone, mine),
-        "both": update_and_refresh,
-    }, TURNS)  # fmt: skip
+    found |= in_turns(
+        {
+            "refresh": lambda: weights.write(teacher.shards).wait(),
+            "bare": lambda: compat.all_gather(everyone, mine),
+            "both": update_and_refresh,
+        },
+        TURNS,
+    )
 
     windows = make_windows().each(lambda tensor: tensor[group.rank : WINDOWS : group.size])
     assert windows.flank == config.views.flank, "the preset's operations are those of the bench's windows"
-    now = state.first_state(config, teacher, device=device)
+    now = train_state.first_state(config, teacher, device=device)
     ids_B4 = torch.zeros(len(windows.codes_BS), 4, dtype=torch.int64)
 
     def step() -> None:
         result = train_step(engine, teacher, [windows], config=config, centres=now.centres, group=group)
-        state.apply(config, now, engine, result, ids_B4=ids_B4)
+        train_state.apply(config, now, engine, result, ids_B4=ids_B4)
         assert teacher.module is not None
 
     return found | in_turns({"step": step}, 3)
 
 
 def in_turns(functions: dict[str, Callable[[], Any]], turns: int, *, apart: bool = False) -> dict[str, float]:
-    """name -> median seconds of a call, after a warm-up; all ranks begin together, or ``apart`` one after the other."""
+    """name -> median seconds of a call, after a warm-up; all ranks begin together, or ``apart`` one after the
+    other."""
     rank, size = dist.get_rank(), dist.get_world_size()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):

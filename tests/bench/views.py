@@ -1,6 +1,8 @@
-"""Views and masks against EvoAug (Lee et al., Genome Biology 2023): the same augmentations, its own code, same windows.
+"""Views and masks against EvoAug (Lee et al., Genome Biology 2023): the same augmentations, its own code,
+same windows.
 
-EvoAug works on one-hot float tensors [B, 4, L], which it is given ready made; it has no mask, so that is plain torch.
+EvoAug works on one-hot float tensors [B, 4, L], which it is given ready made; it has no mask, so that is
+plain torch.
 Shapes: B windows, S = L + 2·flank source positions, L view positions.
 """
 
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.bench.harness import Row, rate
-from trainer import counter
-from trainer.views import Windows, flank_for, make_view, mask
+from trainer.core import random
+from trainer.data.windows import Windows
+from trainer.views.view import flank_for, make_view, mask
 
 ROWS, LENGTH, BATCHES = 64, 1000, 16
 INDELS = {"deletion": 20, "insertion": 20, "shift": 20}
@@ -36,7 +39,7 @@ def make_windows() -> Windows:
     codes_BS = torch.randint(0, 4, (ROWS, LENGTH + 2 * flank), generator=generator, dtype=torch.uint8)
     low_B, high_B = torch.zeros(ROWS, dtype=torch.int64), torch.full((ROWS,), LENGTH + 2 * flank)
     place_B3 = torch.tensor([0, 0, LENGTH]).repeat(ROWS, 1)
-    return Windows(codes_BS, low_B, high_B, counter.fold(0, torch.arange(ROWS)), place_B3, flank)
+    return Windows(codes_BS, low_B, high_B, random.fold(0, torch.arange(ROWS)), place_B3, flank)
 
 
 def our_views(*, substitution: float, both_strands: bool) -> Callable[[Windows], None]:
@@ -45,8 +48,13 @@ def our_views(*, substitution: float, both_strands: bool) -> Callable[[Windows],
 
     def make(windows: Windows) -> None:
         for name, operations, strand in (("student", first, 0.5), ("teacher", INDELS, 0.5 * both_strands)):
-            view = make_view(windows, name=name, operations=operations, substitution=substitution,
-                             reverse_complement=strand)  # fmt: skip
+            view = make_view(
+                windows,
+                name=name,
+                operations=operations,
+                substitution=substitution,
+                reverse_complement=strand,
+            )
             mask(view, windows, name=name, rate=RATE, mask_share=MASK_SHARE, random_share=RANDOM_SHARE)
 
     return make
@@ -58,9 +66,14 @@ def evoaug_views(*, substitution: float, both_strands: bool) -> Callable[[Tensor
         from evoaug import augment
     except ImportError as missing:
         raise RuntimeError(
-            "evoaug is not installed; the bench compares with it: pip install --no-deps -r constraints-bench.txt"
+            "evoaug is not installed; the bench compares with it: pip install --no-deps -r "
+            "constraints-bench.txt"
         ) from missing
-    indels = [augment.RandomDeletion(0, 20), augment.RandomInsertion(0, 20), augment.RandomTranslocation(0, 20)]
+    indels = [
+        augment.RandomDeletion(0, 20),
+        augment.RandomInsertion(0, 20),
+        augment.RandomTranslocation(0, 20),
+    ]
     if substitution:
         indels.append(augment.RandomMutation(substitution))
     strand = [augment.RandomRC(0.5)]

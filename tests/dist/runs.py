@@ -1,4 +1,5 @@
-"""What the tests of checkpoints run on every rank: a stretch of a run, from its first step or from a checkpoint on."""
+"""What the tests of checkpoints run on every rank: a stretch of a run, from its first step or from a
+checkpoint on."""
 
 import hashlib
 from pathlib import Path
@@ -8,13 +9,14 @@ import torch
 from torch import Tensor
 
 from tests.dist.steps import set_up
-from trainer import collectives, state
-from trainer.checkpoint.resume import resume
-from trainer.checkpoint.save import Saver
-from trainer.checkpoint.snapshot import TEACHER
-from trainer.distill import train_step
-from trainer.engine.saved import KINDS
-from trainer.engine.student import Engine
+from trainer.core import collectives
+from trainer.run import train_state
+from trainer.run.checkpoint.resume import resume
+from trainer.run.checkpoint.save import Saver
+from trainer.run.checkpoint.snapshot import TEACHER
+from trainer.distill.step import train_step
+from trainer.engine.optimizer_state import KINDS
+from trainer.engine.engine import Engine
 
 DATASETS = {"toy": "0" * 64}
 
@@ -23,9 +25,11 @@ def stretch(
     values: dict[str, Any], *, until: int, resumed: bool = False, save_at: tuple[int, ...] = (), look_at: int = 0,
     tracked: int = 1,
 ) -> dict[str, Any]:
-    """Train up to step ``until``, from the newest checkpoint in run.dir on if ``resumed``; save after some steps.
+    """Train up to step ``until``, from the newest checkpoint in run.dir on if ``resumed``; save after some
+    steps.
 
-    Gives by step what was trained, the sha256 of the whole state after the steps from ``look_at`` on, and what was said.
+    Gives by step what was trained, the sha256 of the whole state after the steps from ``look_at`` on, and
+    what was said.
     """
     config, engine, now, reader = set_up(values)
     said: list[str] = []
@@ -41,14 +45,14 @@ def stretch(
     for batch in reader.batches(first, until):
         micro = batch.split(config.micro_batch(group.size))
         result = train_step(engine, now.teacher, micro, config=config, centres=now.centres, group=group,
-                            measure=now.step % 2 == 0)  # fmt: skip
-        metrics = state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+                            measure=now.step % 2 == 0)
+        metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
         if now.skipped_blocks is not None:
             now.skipped_blocks.add(batch.skipped)
         if now.step % tracked == 0:
-            metrics |= state.count_skipped_blocks(now, group, device=engine.device)
+            metrics |= train_state.count_skipped_blocks(now, group, device=engine.device)
         if result.health:
-            metrics |= state.judge(now, result.health, group=group)[0]
+            metrics |= train_state.judge(now, result.health, group=group)[0]
         ids = collectives.gather_packed(group, {"ids": batch.ids_B4})["ids"].transpose(0, 1).flatten(0, 1)
         trained[now.step] = {"metrics": metrics, "ids": ids.tolist()}
         if now.step >= look_at:
@@ -58,7 +62,7 @@ def stretch(
     saver.wait()
     reader.close()
     return {"first": first, "trained": trained, "hashes": hashes, "said": said, "skipped": now.skipped,
-            "applied": engine.saved.applied, "whole": whole(engine, now)}  # fmt: skip
+            "applied": engine.saved.applied, "whole": whole(engine, now)}
 
 
 def stretches(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -66,7 +70,7 @@ def stretches(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: stretch(**case) for name, case in cases.items()}
 
 
-def whole(engine: Engine, now: state.State) -> dict[str, dict[str, Tensor]]:
+def whole(engine: Engine, now: train_state.State) -> dict[str, dict[str, Tensor]]:
     """Teacher, masters and moments of all ranks: kind -> parameter -> tensor."""
     found: dict[str, dict[str, Tensor]] = {TEACHER: {name: t.clone() for name, t in now.teacher.full_tensors()}}
     for kind in KINDS:
@@ -80,8 +84,9 @@ def whole(engine: Engine, now: state.State) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def digests(engine: Engine, now: state.State) -> dict[str, str]:
-    """kind -> sha256 of all its entries in the order of the names; the student's weights and the centres beside."""
+def digests(engine: Engine, now: train_state.State) -> dict[str, str]:
+    """kind -> sha256 of all its entries in the order of the names; the student's weights and the centres
+    beside."""
     found = {kind: sha256(tensors) for kind, tensors in whole(engine, now).items()}
     if engine.zero_stage < 3:
         found["weights"] = sha256({name: p.detach().float() for name, p in engine.network.named_parameters()})

@@ -7,19 +7,20 @@ import pytest
 import torch
 
 from tests.dist.teachers import masters
-from trainer import loop, schedule, state
-from trainer.collectives import Group
-from trainer.config import TrainConfig
-from trainer.data import Reader, open_reader
-from trainer.dataset import open_datasets
-from trainer.distill import train_step
-from trainer.engine.student import Engine, init_distributed
-from trainer.pairs import make_pairs
+from trainer.run import train, train_state
+from trainer.core import schedules
+from trainer.core.collectives import Group
+from trainer.run.config import TrainConfig
+from trainer.data.loader import Reader, open_reader
+from trainer.data.dataset import open_datasets
+from trainer.distill.step import train_step
+from trainer.engine.engine import Engine, init_distributed
+from trainer.views.view_batch import make_pairs
 
 
 def small_config(uri: str, **changes: Any) -> dict[str, Any]:
-    """Losses of every kind, both directions, noise, crops and every augmentation; ``changes`` are dotted keys, "." as
-    "__"."""
+    """Losses of every kind, both directions, noise, crops and every augmentation; ``changes`` are dotted
+    keys, "." as "__"."""
     values: dict[str, Any] = {
         "run": {"dir": "unused", "seed": 5},
         "data": {"uri": uri, "length": 48, "lanes": 12},
@@ -51,17 +52,17 @@ def coupled_config(uri: str, **changes: Any) -> dict[str, Any]:
         "loss__contrastive__keys": "student", "loss__contrastive__learnable_scale": True,
         "loss__distill__balance": "sinkhorn", "loss__patch__balance": "centring", "loss__koleo__weight": 0.1,
         "loss__vicreg": {"weight": 0.02, "mlp_size": 9, "embedding": 7}, **changes,
-    })  # fmt: skip
+    })
 
 
-def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfig, Engine, state.State, Reader]:
+def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfig, Engine, train_state.State, Reader]:
     """A run before its first step, on this rank's group."""
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     group = Group.of()
     assert config.world_faults(group.size) == []
-    engine, teacher = loop.build(config, device=device, group=group)
-    now = state.first_state(config, teacher, device=device)
+    engine, teacher = train.build(config, device=device, group=group)
+    now = train_state.first_state(config, teacher, device=device)
     datasets = list(open_datasets(config, "train").values())
     return config, engine, now, open_reader(config, datasets, flank=config.views.flank, group=group, device=device)
 
@@ -72,7 +73,8 @@ def run_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[st
 
 
 def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> dict[str, Any]:
-    """Train ``steps`` steps on this rank's group: losses, norms, sample ids, views and masks, the full teacher."""
+    """Train ``steps`` steps on this rank's group: losses, norms, sample ids, views and masks, the full
+    teacher."""
     config, engine, now, reader = set_up(values, device_name)
     device, teacher, group = torch.device(device_name), now.teacher, engine.group
     losses, norms, momenta, samples = [], [], [], {}
@@ -87,14 +89,14 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
             samples[step, key] = (first.masked.codes_BL[row].tolist(), first.masked.target_BL[row].tolist(),
                                   first.teacher.codes_BL[row].tolist(), first.noise_BLC[row].sum().item())
         result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
-        metrics = state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
         moved = masters(engine)
         if not step:
             first_update = float(sum((master - start[name]).pow(2).sum() for name, master in moved.items())) ** 0.5
         losses.append(result.losses)
         norms.append(metrics["grad_norm"])
         momenta.append(metrics["ema/momentum"])
-        momentum = schedule.momentum(now.step * config.train.global_batch, start=config.ema.momentum,
+        momentum = schedules.momentum(now.step * config.train.global_batch, start=config.ema.momentum,
                                      end=config.ema.momentum_end,
                                      total_samples=config.train.steps * config.train.global_batch)
         for name, master in moved.items():
@@ -147,8 +149,8 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
         micro = batch.split(config.micro_batch(group.size))
         result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
         try:
-            metrics.append(state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
-            state.end_if_stuck(config, now, group)
+            metrics.append(train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
+            train_state.end_if_stuck(config, now, group)
         except RuntimeError as fault:
             sentence = str(fault)
             break
@@ -168,7 +170,8 @@ def poisoned_cases(cases: list[tuple[dict[str, Any], dict[int, tuple[str, int]],
 
 
 def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Calls of torch.distributed that are not DeepSpeed's, in one step: "forward" and "backward" -> name -> count."""
+    """Calls of torch.distributed that are not DeepSpeed's, in one step: "forward" and "backward" -> name ->
+    count."""
     config, engine, now, reader = set_up(values)
     teacher, group = now.teacher, engine.group
     assert teacher.module is not engine.network  # and its first weights have come
@@ -195,7 +198,7 @@ def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
     plain, engine.backward = engine.backward, backward
     with pytest.MonkeyPatch.context() as patch:
         for name in ("all_gather_single", "all_gather", "all_gather_into_tensor", "all_reduce", "broadcast",
-                     "batch_isend_irecv", "reduce_scatter_tensor", "all_to_all_single"):  # fmt: skip
+                     "batch_isend_irecv", "reduce_scatter_tensor", "all_to_all_single"):
             if hasattr(torch.distributed, name):
                 patch.setattr(torch.distributed, name, watched(name, getattr(torch.distributed, name)))
         micro = reader.batch(0).split(config.micro_batch(group.size))
@@ -216,10 +219,10 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
         due = (now.step + 1) % config.health.every == 0
         micro = batch.split(config.micro_batch(group.size))
         result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group, measure=due)
-        state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
         assert bool(result.health) == due
         if due:
-            found["readings"][now.step], sentence = state.judge(now, result.health, group=group)
+            found["readings"][now.step], sentence = train_state.judge(now, result.health, group=group)
             found["first"] = found["first"] or (sentence and (now.step, sentence))
     return found
 

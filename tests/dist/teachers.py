@@ -1,5 +1,5 @@
-"""What tests/dist/test_teacher.py runs on every rank: one student and teacher for each ZeRO stage, precision and
-accumulation, against an unsharded average of the gathered masters."""
+"""What tests/dist/test_teacher.py runs on every rank: one student and teacher for each ZeRO stage, precision
+and accumulation, against an unsharded average of the gathered masters."""
 
 import contextlib
 import hashlib
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer import collectives
-from trainer.collectives import Group
-from trainer.ema import ShardedEMA
-from trainer.engine import masters as masters_module
-from trainer.engine.student import Engine, init_distributed
-from trainer.fragments import FlatGroup
+from trainer.core import collectives
+from trainer.core.collectives import Group
+from trainer.engine.ema import ShardedEMA
+from trainer.engine import optimizer_adapters as masters_module
+from trainer.engine.engine import Engine, init_distributed
+from trainer.engine.partition import FlatGroup
 
 Case = tuple[int, str, int]  # ZeRO stage, precision, accumulation
 CASES: list[Case] = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"], [1, 2]))
 STEPS, SKIPPED = 6, (0, 3)
-KEPT_WHOLE = 10  # entries up to which ZeRO-3 keeps a parameter whole on every rank; DeepSpeed's 100,000 would be all
+# entries up to which ZeRO-3 keeps a parameter whole on every rank; DeepSpeed's 100,000 would be all
+KEPT_WHOLE = 10
 BATCH = 12
 
 
@@ -52,12 +53,12 @@ class Odd(nn.Module):
 def make_engine(
     group: Group, stage: int, precision: str, accumulation: int, module: nn.Module | None = None, device: str = "cpu",
     kept_whole: int = KEPT_WHOLE,
-) -> Engine:  # fmt: skip
+) -> Engine:
     torch.manual_seed(11)
     settings = {"zero_optimization": {"stage3_param_persistence_threshold": kept_whole}} if stage == 3 else {}
     return Engine(module or Odd(), device=torch.device(device), group=group, zero_stage=stage, precision=precision,
                   micro_batch=BATCH // group.size // accumulation, accumulation=accumulation, weight_decay=0.1,
-                  betas=(0.9, 0.99), grad_clip=0.0, deepspeed_settings=settings)  # fmt: skip
+                  betas=(0.9, 0.99), grad_clip=0.0, deepspeed_settings=settings)
 
 
 def whole(module: nn.Module) -> dict[str, bool]:
@@ -71,12 +72,13 @@ def masters(engine: Engine) -> dict[str, Tensor]:
     for flat_group in engine.flat_groups():
         parts = collectives.gather_packed(engine.group, {"shard": flat_group.shard(engine.group)})["shard"].view(-1)
         found |= {name: parts[o : o + shape.numel()].view(shape).clone()
-                  for name, (o, shape) in flat_group.slots.items()}  # fmt: skip
+                  for name, (o, shape) in flat_group.slots.items()}
     return found
 
 
 def train(engine: Engine, step: int, *, poison: bool) -> bool:
-    """One step on rows that depend on ``step`` alone; ``poison``: NaN on the last rank. Whether it was applied."""
+    """One step on rows that depend on ``step`` alone; ``poison``: NaN on the last rank. Whether it was
+    applied."""
     group = engine.group
     x = rows_of(engine, BATCH, seed=step)
     mine = x.chunk(group.size)[group.rank].chunk(engine.accumulation)
@@ -101,11 +103,11 @@ def student_differs(engine: Engine) -> int:
     if engine.zero_stage < 3:
         whole = masters(engine)
         return sum(int((parameter != whole[name].to(engine.compute_dtype)).sum())
-                   for name, parameter in engine.network.named_parameters())  # fmt: skip
+                   for name, parameter in engine.network.named_parameters())
     parameters: dict[str, Any] = dict(engine.network.named_parameters())
     return sum(int((parameters[piece.name].ds_tensor[: piece.length] !=
                     group.shard(engine.group)[: piece.length].to(engine.compute_dtype)).sum())
-               for group in engine.flat_groups() for piece in group.pieces(engine.group))  # fmt: skip
+               for group in engine.flat_groups() for piece in group.pieces(engine.group))
 
 
 def rows_of(engine: Engine, count: int, *, seed: int) -> Tensor:
@@ -152,7 +154,8 @@ def one_case(
             kept += same(before, masters(engine))
         mismatches += same(dict(teacher.full_tensors()), reference)
         student += student_differs(engine)
-        # At each step: from the second forward on ZeRO-3 knows the order and leaves whole what it keeps whole.
+        # At each step: from the second forward on ZeRO-3 knows the order and leaves whole what it keeps
+        # whole.
         forward += forward_differs(teacher, engine, reference)
     fragments = {name: [(at, part.clone().cpu()) for at, part in parts] for name, parts in teacher.fragments().items()}
     for shard in teacher.shards:
@@ -208,7 +211,8 @@ def forward_differs(teacher: ShardedEMA[Any], engine: Engine, reference: dict[st
     theirs = dict(teacher.module.named_parameters())
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
-            # At the teacher's place within 256 bytes: a GPU chooses its kernel by it, and kernels round differently.
+            # At the teacher's place within 256 bytes: a GPU chooses its kernel by it, and kernels round
+            # differently.
             room = torch.empty(parameter.numel() + 256, dtype=x.dtype, device=x.device)
             shift = (theirs[name].data_ptr() - room.data_ptr()) % 256 // x.element_size()
             parameter.data = room[shift : shift + parameter.numel()].view(parameter.shape).copy_(reference[name])
@@ -244,7 +248,8 @@ class Watch(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self._seen | given:  # neither counted nor a view of what was there before
+                # neither counted nor a view of what was there before
+                if storage._cdata not in self._seen | given:
                     self._seen.add(storage._cdata)
                     self.alive += storage.nbytes()
                     self.peak = max(self.peak, self.alive)
@@ -257,13 +262,14 @@ class Watch(TorchDispatchMode):
 
 
 def watched_bytes() -> dict[int, tuple[int, int, int, int]]:
-    """ZeRO stage -> fp32 bytes at the peak, of making a bf16 teacher, two updates and a forward; of all masters; of the
-    largest single parameter; and how many of the 24 parameters the teacher has whole on every rank."""
+    """ZeRO stage -> fp32 bytes at the peak, of making a bf16 teacher, two updates and a forward; of all
+    masters; of the largest single parameter; and how many of the 24 parameters the teacher has whole on every
+    rank."""
     init_distributed(torch.device("cpu"))
     found = {}
     for stage in range(4):
         engine = make_engine(Group.of(), stage, "bf16", 1, nn.Sequential(*[nn.Linear(64, 64) for _ in range(12)]),
-                             kept_whole=64)  # fmt: skip
+                             kept_whole=64)
         with Watch() as watch:
             teacher = engine.teacher()
             kept = sum(whole(teacher.module).values())
@@ -285,7 +291,8 @@ def printed() -> str:
 
 
 def refusals() -> dict[str, str]:
-    """What is said when an engine is built whose optimiser deals the masters out in a way that is not ours."""
+    """What is said when an engine is built whose optimiser deals the masters out in a way that is not
+    ours."""
     init_distributed(torch.device("cpu"))
     group, said = Group.of(), {}
 

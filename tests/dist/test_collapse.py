@@ -1,4 +1,5 @@
-"""A planted collapse is named within 200 steps of a small run; a healthy run is left alone; ranks read the same."""
+"""A planted collapse is named within 200 steps of a small run; a healthy run is left alone; ranks read the
+same."""
 
 from typing import Any
 
@@ -9,7 +10,7 @@ from tests.dist.steps import judged_cases, small_config
 from tests.ranks import on_ranks
 
 PLANTED = {"loss__mlm__weight": 0.0, "loss__contrastive__weight": 0.0, "loss__patch__weight": 0.0,
-           "loss__distill__balance": "none", "views__crops__number": 0}  # fmt: skip
+           "loss__distill__balance": "none", "views__crops__number": 0}
 STEPS = 200
 
 
@@ -25,7 +26,7 @@ def judged(toy: str) -> dict[str, dict[str, Any]]:
         "planted": (small_config(toy, **PLANTED), STEPS),
         "planted, other seed": (small_config(toy, run__seed=8, **PLANTED), STEPS),
         "healthy": (small_config(toy), STEPS),
-    })[0]  # fmt: skip
+    })[0]
 
 
 @pytest.mark.parametrize("name", ["planted", "planted, other seed"])
@@ -46,7 +47,7 @@ def test_a_healthy_run_is_left_alone_and_its_readings_are_all_there(judged: Any)
     assert {f"batch_health/{name}" for name in (
         "teacher_entropy", "kl", "embedding_std", "dead_dimensions", "effective_rank", "centred_rank", "alignment",
         "uniformity", "centre_drift", "prototype_usage", "prototypes_chosen", "collapsed",
-    )} <= found["readings"][STEPS].keys()  # fmt: skip
+    )} <= found["readings"][STEPS].keys()
 
 
 def test_readings_are_those_of_one_rank(toy: str, judged: Any) -> None:

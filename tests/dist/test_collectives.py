@@ -6,21 +6,28 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import evidence
+from cluster.process import evidence
 from tests.ranks import on_ranks
-from trainer import collectives
-from trainer.collectives import Group
-from trainer.ema import FlatWeights, ShardedEMA
-from trainer.fragments import FlatGroup
+from trainer.core import collectives
+from trainer.core.collectives import Group
+from trainer.engine.ema import FlatWeights, ShardedEMA
+from trainer.engine.partition import FlatGroup
 
 
 def every_collective() -> dict[str, Any]:
     group = Group.of()
     rank = group.rank
-    packed = {"a": torch.full((2, 3), float(rank)), "b": torch.tensor(10.0 + rank), "c": torch.arange(4.0) * rank,
-              "flags": torch.tensor([True, False, rank == 1]), "ids": torch.tensor([[(1 << 62) + rank], [-rank]]),
-              "double": torch.tensor(1.0 + rank * 2.0**-50, dtype=torch.float64), "nan": torch.tensor([float("nan")]),
-              "low": torch.tensor([-0.0, rank], dtype=torch.bfloat16), "none": torch.zeros(0, 3)}
+    packed = {
+        "a": torch.full((2, 3), float(rank)),
+        "b": torch.tensor(10.0 + rank),
+        "c": torch.arange(4.0) * rank,
+        "flags": torch.tensor([True, False, rank == 1]),
+        "ids": torch.tensor([[(1 << 62) + rank], [-rank]]),
+        "double": torch.tensor(1.0 + rank * 2.0**-50, dtype=torch.float64),
+        "nan": torch.tensor([float("nan")]),
+        "low": torch.tensor([-0.0, rank], dtype=torch.bfloat16),
+        "none": torch.zeros(0, 3),
+    }
     before = torch.tensor([rank, 1], dtype=torch.int64)
     total = collectives.sum_over_ranks(group, before)
     flat = torch.zeros(group.size * 2)
@@ -67,14 +74,22 @@ def test_the_last_collectives_are_had_from_torchs_flight_recorder() -> None:
     for said in on_ranks(2, what_torch_recorded):
         assert said[0] == "collectives by torch's flight recorder, newest first:"
         assert len(said) == 9
-        numbers = [re.fullmatch(r"  gloo:all_reduce (\d+) of group 0, Float \[\[3\]\]: (?:done|scheduled, under way for "
-                                r"\d+ s)", line) for line in said[1:]]  # fmt: skip
+        numbers = [
+            re.fullmatch(
+                r"  gloo:all_reduce (\d+) of group 0, Float \[\[3\]\]: (?:done|scheduled, "
+                r"under way for "
+                r"\d+ s)",
+                line,
+            )
+            for line in said[1:]
+        ]
         found = [int(number[1]) for number in numbers if number]
         assert found == list(range(found[0], found[0] - 8, -1))
 
 
 def odd_teacher(momenta: list[float]) -> dict[str, Any]:
-    """A teacher of 7 + 3 entries in two groups, cut at odd places, with negative zeros; and its unsharded twin."""
+    """A teacher of 7 + 3 entries in two groups, cut at odd places, with negative zeros; and its unsharded
+    twin."""
     group = Group.of()
     torch.manual_seed(0)
     module = torch.nn.ParameterDict({"w": torch.randn(7), "b": torch.randn(3)})
@@ -99,7 +114,9 @@ def odd_teacher(momenta: list[float]) -> dict[str, Any]:
             reference[name] = torch.lerp(reference[name], flat[: reference[name].numel()], 1 - momentum)
     full = dict(teacher.full_tensors())
     return {
-        "equal": all(torch.equal(full[name].view(torch.int32), reference[name].view(torch.int32)) for name in full),
+        "equal": all(
+            torch.equal(full[name].view(torch.int32), reference[name].view(torch.int32)) for name in full
+        ),
         "forward": all(torch.equal(teacher.module[name], reference[name].bfloat16()) for name in full),
         "incomplete": what_load_says(teacher),
         "entries": sorted((shard.numel() for shard in teacher.shards), reverse=True),
@@ -107,7 +124,8 @@ def odd_teacher(momenta: list[float]) -> dict[str, Any]:
 
 
 def what_load_says(teacher: ShardedEMA[Any]) -> tuple[str, bool]:
-    """The sentence about fragments that lack the first entry of w on rank 0, and whether φ stayed as it was."""
+    """The sentence about fragments that lack the first entry of w on rank 0, and whether φ stayed as it
+    was."""
     before = [shard.clone() for shard in teacher.shards]
     mine = teacher.fragments()
     if teacher.group.rank == 0:
@@ -129,6 +147,8 @@ def test_odd_sizes_give_the_bits_of_an_unsharded_average(world: int, momenta: li
         assert got["entries"] == [-(-7 // world), -(-3 // world)]
         size, said = -(-7 // world), "1 of the other ranks cannot go on, and say why"
         if not rank:
-            said = (f"the saved teacher lacks 1 of {size} entries of w from 0 on; "
-                    "load the fragments of every rank that saved")  # fmt: skip
+            said = (
+                f"the saved teacher lacks 1 of {size} entries of w from 0 on; "
+                "load the fragments of every rank that saved"
+            )
         assert got["incomplete"] == (said, True)

@@ -1,4 +1,5 @@
-"""Contrastive losses on 1 to 4 ranks: the float64 full batch's gradients, one rank's bits, and counted collectives."""
+"""Contrastive losses on 1 to 4 ranks: the float64 full batch's gradients, one rank's bits, and counted
+collectives."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,15 +11,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.compat import ALL_GATHER
+from cluster.process.compat import ALL_GATHER
 from tests.ranks import on_ranks
 from tests.unit.test_contrastive import Largest
-from trainer.collectives import Group, gather_packed
-from trainer.loci import Loci, same_place
-from trainer.losses.contrastive import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
-from trainer.losses.ring import RingContrast, RingSymmetricContrast, ring_info_nce, ring_symmetric_info_nce
+from trainer.core.collectives import Group, gather_packed
+from trainer.data.locus import Loci, same_place
+from trainer.losses.infonce import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
+from trainer.losses.ring_infonce import RingContrast, RingSymmetricContrast, ring_info_nce, ring_symmetric_info_nce
 
-# Rows of the global batch, features, scale, noise of the second view, keys of a block, with loci: odd where it may be.
+# Rows of the global batch, features, scale, noise of the second view, keys of a block, with loci: odd where
+# it may be.
 CASES = {
     "small": (12, 16, 10.0, 1.0, None, True),
     "odd": (156, 33, 14.0, 1.0, 50, True),
@@ -28,7 +30,7 @@ CASES = {
 }
 FORMS = ("teacher lse", "teacher ref", "teacher ring", "symmetric lse", "symmetric ref", "symmetric ring")
 COLLECTIVES = ("all_gather_single", "all_gather_into_tensor", "all_gather", "all_reduce", "reduce_scatter_single",
-               "reduce_scatter_tensor", "broadcast", "all_to_all_single", "batch_isend_irecv")  # fmt: skip
+               "reduce_scatter_tensor", "broadcast", "all_to_all_single", "batch_isend_irecv")
 
 
 def batch(name: str) -> tuple[Tensor, Tensor, Loci | None]:
@@ -91,18 +93,18 @@ def measure(group: Group) -> dict[str, dict[str, Any]]:
                     loss = ring_symmetric_info_nce(contrast)
                 elif task == "teacher":
                     loss = info_nce(Contrast(first_BE, everywhere["second"], torch.arange(mine.start, mine.stop), leaf,
-                                             rows, locus_B, places_G, variant, block))  # fmt: skip
+                                             rows, locus_B, places_G, variant, block))
                 else:
                     loss = symmetric_info_nce(SymmetricContrast(
                         first_BE, second_BE, everywhere["first"], everywhere["second"], mine.start, leaf, group, rows,
-                        places_G, variant, block))  # fmt: skip
+                        places_G, variant, block))
             leaves = [first_BE, leaf] if task == "teacher" else [first_BE, leaf, second_BE]
             with counted() as backward:
                 gradients = torch.autograd.grad(loss, leaves)
             results[f"{name} {form}"] = {
                 "loss": loss.item(), "scale": gradients[1].item(), "features": torch.stack(gradients[::2]),
                 "forward": forward, "backward": backward, "largest": largest.elements,
-            }  # fmt: skip
+            }
     return results
 
 
@@ -127,7 +129,7 @@ def together(ranks: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]
     return {key: {
         "loss": sum(rank[key]["loss"] for rank in ranks), "scale": sum(rank[key]["scale"] for rank in ranks),
         "features": torch.cat([rank[key]["features"] for rank in ranks], 1),
-    } for key in ranks[0]}  # fmt: skip
+    } for key in ranks[0]}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def runs() -> dict[str, list[dict[str, dict[str, Any]]]]:
     return {
         "1": on_ranks(1, alone), "2": on_ranks(2, with_two_threads), "3": on_ranks(3, alone), "4": [rank[0] for rank in four],
         "half of 4": [four[0][1], four[2][1]], "other half": [four[1][1], four[3][1]],
-    }  # fmt: skip
+    }
 
 
 def full_batch(name: str, task: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Runs that end by themselves, through the whole of trainer.loop: what is said, logged and left behind."""
+"""Runs that end by themselves, through the whole of trainer.run.train: what is said, logged and left
+behind."""
 
 import json
 from pathlib import Path
@@ -12,11 +13,11 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import small_config
 from tests.dist.test_collapse import PLANTED
 from tests.ranks import on_ranks
-from trainer.collectives import Group
-from trainer.config import TrainConfig
-from trainer.engine.student import init_distributed
-from trainer.loop import train
-from trainer.registry import Registry
+from trainer.core.collectives import Group
+from trainer.run.config import TrainConfig
+from trainer.engine.engine import init_distributed
+from trainer.run.train import train
+from trainer.tracking.registry import Registry
 
 STEPS = 80  # the planted collapse is there by step 61
 
@@ -57,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def said(folder: Path) -> dict[str, str]:
     common = {"val__windows": 8, "val__every": 1000, "track__uri": f"sqlite:///{folder}/mlflow.db",
-              "train__steps": STEPS}  # fmt: skip
+              "train__steps": STEPS}
 
     def run(name: str, **changes: Any) -> dict[str, Any]:
         place = {"run__dir": str(folder / name.split()[0]), "run__name": name}
@@ -110,7 +111,7 @@ def test_what_mlflow_refuses_ends_all_ranks_before_the_first_step(said: dict[str
     client = Registry(f"sqlite:///{folder}/mlflow.db").client
     client.delete_experiment(client.create_experiment("gone"))
     values = small_config(str(folder / "data"), val__windows=8, val__every=1000, run__dir=str(folder / "refused"),
-                          track={"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "gone"})  # fmt: skip
+                          track={"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "gone"})
     both = on_ranks(2, endings, [values])
     assert both[0] == both[1]
     assert both[0][0].startswith(f"experiment gone at sqlite:///{folder}/mlflow.db was deleted; restore it")
@@ -130,5 +131,5 @@ def test_data_that_no_run_can_use_end_all_ranks_and_are_told_once(folder: Path) 
     assert [text.split(":")[0] for text in second] == ["ElsewhereError", "StoreError", *["ElsewhereError"] * 2]
     for text, part in zip([first[0], second[1], first[2], first[3]], [
         "no dataset at", "no dataset at", "has no letter A, C, G or T to score", "does not fit the blocks of",
-    ], strict=True):  # fmt: skip
+    ], strict=True):
         assert part in text

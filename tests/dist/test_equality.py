@@ -1,4 +1,5 @@
-"""The same numbers on 1, 2 and 4 ranks under every ZeRO stage, and a sharded teacher that is the unsharded one."""
+"""The same numbers on 1, 2 and 4 ranks under every ZeRO stage, and a sharded teacher that is the unsharded
+one."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
 
 STEPS = 20
 Changes = dict[str, Any]
-# ranks -> name: (config, changes of it, steps). The first two on one rank are what all others are compared with.
+# ranks -> name: (config, changes of it, steps). The first two on one rank are what all others are compared
+# with.
 CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
     1: {
         "plain": ("plain", {}, STEPS),
@@ -41,14 +43,14 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
         "plain, ZeRO-1": ("plain", {"train__zero_stage": 1}, STEPS),
         "coupled, ZeRO-3, 2 micro-batches": ("coupled", {"train__zero_stage": 3, "train__micro_batch": 3}, 10),
     },
-}  # fmt: skip
+}
 BF16 = {
     1: {"ZeRO-0": (0, 24), "ZeRO-1": (1, 24), "ZeRO-1, 6 micro-batches": (1, 4), "ZeRO-2, 6 micro-batches": (2, 4),
         "ZeRO-3, 6 micro-batches": (3, 4)},
     2: {"ZeRO-0": (0, 12), "ZeRO-1": (1, 12), "ZeRO-2": (2, 12), "ZeRO-3": (3, 12)},
-}  # fmt: skip
+}
 OPTIMIZERS = {"0": "FP16_UnfusedOptimizer", "1": "BF16_Optimizer", "2": "DeepSpeedZeroOptimizer",
-              "3": "DeepSpeedZeroOptimizer_Stage3"}  # fmt: skip
+              "3": "DeepSpeedZeroOptimizer_Stage3"}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def runs(toy: str) -> dict[int, list[dict[str, Any]]]:
         cases = {name: (configs[kind](toy, **changes), steps) for name, (kind, changes, steps) in CASES[world].items()}
         for name, (stage, micro) in BF16.get(world, {}).items():
             cases[f"bf16 {name}"] = (small_config(toy, train__precision="bf16", train__zero_stage=stage,
-                                                  train__micro_batch=micro), 6)  # fmt: skip
+                                                  train__micro_batch=micro), 6)
         if world == 2:
             cases["two steps"] = (small_config(toy), 2)
         if world == 1:
@@ -108,13 +110,15 @@ def test_every_loss_is_there_and_learns(runs: Any) -> None:
 
 @pytest.mark.parametrize(("world", "name"), [(world, name) for world in BF16 for name in BF16[world]])
 def test_bf16_gradients_are_those_of_fp32_under_every_stage(runs: Any, world: int, name: str) -> None:
-    """DeepSpeed's bf16 optimisers accumulate in ways of their own: norms tell what losses under AdamW hide."""
+    """DeepSpeed's bf16 optimisers accumulate in ways of their own: norms tell what losses under AdamW
+    hide."""
     alone = runs[1][0]["plain"]
     for result in (by_case[f"bf16 {name}"] for by_case in runs[world]):
         assert result["optimizer"] == OPTIMIZERS[name.removeprefix("ZeRO-")[0]]
         assert result["mismatches"] == 0
         assert result["moved"] > 0
-        # A gradient added twice, or a step made at set-up, shows at once; later norms tell bf16's rounding, too.
+        # A gradient added twice, or a step made at set-up, shows at once; later norms tell bf16's rounding,
+        # too.
         assert result["norms"][0] == pytest.approx(alone["norms"][0], rel=0.02)
         assert result["first_update"] == pytest.approx(alone["first_update"], rel=0.02)
         assert result["norms"] == pytest.approx(alone["norms"][:6], rel=0.3)

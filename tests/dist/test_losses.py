@@ -1,4 +1,5 @@
-"""Losses of the global batch on real ranks: gathered rows in, shares that sum to the whole, the same bits on each."""
+"""Losses of the global batch on real ranks: gathered rows in, shares that sum to the whole, the same bits on
+each."""
 
 from typing import Any
 
@@ -9,8 +10,8 @@ from torch import Tensor
 from tests.ranks import on_ranks
 from tests.unit.test_losses import expanded, spread
 from tests.unit.test_sinkhorn import assignment
-from trainer import collectives
-from trainer.collectives import Group
+from trainer.core import collectives
+from trainer.core.collectives import Group
 from trainer.losses.koleo import Spread, koleo
 from trainer.losses.sinkhorn import Assignment, sinkhorn
 from trainer.losses.vicreg import Expanded, vicreg

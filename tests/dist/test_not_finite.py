@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.compat import ALL_GATHER
+from cluster.process.compat import ALL_GATHER
 from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import counted_cases, coupled_config, poisoned_cases, small_config
 from tests.ranks import on_ranks
@@ -15,7 +15,12 @@ from tests.ranks import on_ranks
 pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
 
 PRECISIONS = {"fp32": 0, "bf16": 1}
-CASES = [(stage, precision, what) for stage in range(4) for precision in PRECISIONS for what in ("loss", "gradient")]
+CASES = [
+    (stage, precision, what)
+    for stage in range(4)
+    for precision in PRECISIONS
+    for what in ("loss", "gradient")
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,9 @@ def skipped(toy: str) -> dict[Any, list[tuple[dict[str, Any], dict[str, Any]]]]:
     for stage, precision, what in CASES:
         # Accumulation, too, where DeepSpeed allows it: a poisoned micro-batch must not reach the next step.
         micro = 12 if (stage, precision) == (0, "bf16") else 6
-        values = small_config(toy, train__zero_stage=stage, train__precision=precision, train__micro_batch=micro)
+        values = small_config(
+            toy, train__zero_stage=stage, train__precision=precision, train__micro_batch=micro
+        )
         poisoned += [(values, {2: kinds[what]}, 3), (values, {2: kinds[""]}, 3)]
     by_rank = on_ranks(2, poisoned_cases, poisoned)
     pairs = [list(zip(found[::2], found[1::2], strict=True)) for found in by_rank]
@@ -56,11 +63,16 @@ def test_the_run_ends_after_so_many_steps_on_end_and_lists_their_samples(toy: st
     both = on_ranks(2, poisoned_cases, [(values, poison, 6)])
     for rank, (found,) in enumerate(both):
         assert [sorted(metrics)[0] for metrics in found["metrics"]] == [
-            "train/skipped_steps", "ema/momentum", "train/skipped_steps", "train/skipped_steps"
+            "train/skipped_steps",
+            "ema/momentum",
+            "train/skipped_steps",
+            "train/skipped_steps",
         ]
         assert found["metrics"][2] == {"train/skipped_steps": 2.0}
         assert found["skipped"] == 3
-        assert found["sentence"].startswith("step 4: no finite loss and gradient in 2 steps on end, {'mlm': nan"), rank
+        assert found["sentence"].startswith(
+            "step 4: no finite loss and gradient in 2 steps on end, {'mlm': nan"
+        ), rank
         assert found["sentence"].endswith(f"the samples are listed in {tmp_path / 'run' / 'not_finite.json'}")
     saved = json.loads((tmp_path / "run" / "not_finite.json").read_text())
     assert [entry["step"] for entry in saved["steps"]] == [3, 4]
@@ -85,11 +97,17 @@ def counts(toy: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("micro", ["", ", 3 micro-batches"])
 def test_one_gather_a_step_and_none_in_backward(counts: list[dict[str, Any]], micro: str) -> None:
-    """Besides DeepSpeed's own: the packed gather, the all-reduce of losses and the verdict, one scalar gather where
-    the student's own keys have a gradient."""
+    """Besides DeepSpeed's own: the packed gather, the all-reduce of losses and the verdict, one scalar gather
+    where the student's own keys have a gradient."""
     for by_case in counts:
-        assert by_case[f"teacher keys{micro}"] == {"forward": {ALL_GATHER: 1, "all_reduce": 1}, "backward": {}}
-        assert by_case[f"student keys{micro}"] == {"forward": {ALL_GATHER: 2, "all_reduce": 1}, "backward": {}}
+        assert by_case[f"teacher keys{micro}"] == {
+            "forward": {ALL_GATHER: 1, "all_reduce": 1},
+            "backward": {},
+        }
+        assert by_case[f"student keys{micro}"] == {
+            "forward": {ALL_GATHER: 2, "all_reduce": 1},
+            "backward": {},
+        }
 
 
 def test_the_ring_passes_keys_on_instead_and_nothing_in_backward(counts: list[dict[str, Any]]) -> None:

@@ -1,5 +1,5 @@
-"""A run that goes on from its checkpoint is the run that was never stopped: bit for bit on as many ranks, and with the
-same state and samples on any other number."""
+"""A run that goes on from its checkpoint is the run that was never stopped: bit for bit on as many ranks, and
+with the same state and samples on any other number."""
 
 import itertools
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.dist.runs import names, stretches
 from tests.dist.steps import coupled_config, small_config
 from tests.ranks import on_ranks
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
 
 SAVED, LAST = 2, 5
 CASES = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"]))
@@ -20,7 +20,8 @@ CASES = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"]))
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Small enough that step 2 of 24 windows of 48 bp is in the middle of the first epoch and step 5 in another."""
+    """Small enough that step 2 of 24 windows of 48 bp is in the middle of the first epoch and step 5 in
+    another."""
     contigs = {"train": [markov_sequence(4_000, seed=1)], "val": [markov_sequence(1_000, seed=2)]}
     return write_dataset(tmp_path_factory.mktemp("toy"), contigs, block_bp=512, soft=True)
 
@@ -49,7 +50,7 @@ def config(uri: str, folder: Path, stage: int, precision: str, world: int, **mor
     (1, [(0, "fp32"), (3, "bf16")], LAST),
     (2, CASES, LAST),
     pytest.param(2, CASES, SAVED + 50, marks=pytest.mark.faults),
-])  # fmt: skip
+])
 def test_the_same_number_of_ranks_goes_on_bit_for_bit(
     uri: str, tmp_path: Path, world: int, cases: list[tuple[int, str]], last: int
 ) -> None:
@@ -66,7 +67,8 @@ def test_the_same_number_of_ranks_goes_on_bit_for_bit(
         assert (one["first"], other["first"], other["said"]) == (0, SAVED, [])
         assert set(other["trained"]) == set(range(SAVED + 1, last + 1))
         for step, trained in other["trained"].items():
-            assert trained == one["trained"][step], (name, step)  # metrics: losses, rate, momentum, norm, health
+            # metrics: losses, rate, momentum, norm, health
+            assert trained == one["trained"][step], (name, step)
         assert other["hashes"] == one["hashes"], name
         assert len({hashes["teacher"] for hashes in one["hashes"].values()}) == last - SAVED + 1
     epochs = {row[1] for trained in found["0 fp32"]["trained"].values() for row in trained["ids"]}
@@ -85,14 +87,14 @@ def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(
     skips: dict[str, Any] = {"data__on_corrupt": "skip", "loss__mlm__soft_weight": 1.0}
     whole = config(damaged, tmp_path / "skips straight", 0, "fp32", 2, **skips)
     both = on_ranks(2, stretches, {"": {"values": values, "until": len(worlds), "look_at": 99},
-                                   "skips": {"values": whole, "until": len(worlds), "look_at": 99}})[0]  # fmt: skip
+                                   "skips": {"values": whole, "until": len(worlds), "look_at": 99}})[0]
     straight = both[""]
     before: dict[Any, dict[str, Any]] = {}
     for last, world in enumerate(worlds, start=1):
         cases: dict[Any, dict[str, Any]] = {stage: {"values": config(uri, tmp_path / str(stage), stage, "fp32", world), "until": last,
-                         "save_at": (last,), "resumed": True} for stage in stages}  # fmt: skip
+                         "save_at": (last,), "resumed": True} for stage in stages}
         cases["skips"] = {"values": config(damaged, tmp_path / "skips", 0, "fp32", world, **skips), "until": last,
-                          "save_at": (last,), "resumed": True, "tracked": len(worlds)}  # fmt: skip
+                          "save_at": (last,), "resumed": True, "tracked": len(worlds)}
         found = on_ranks(world, stretches, cases)[0]
         for stage in stages:
             one = found[stage]

@@ -1,8 +1,9 @@
-"""Every DeepSpeed setting that a user may add runs, keeps the teacher exact, and trains the same student as without.
+"""Every DeepSpeed setting that a user may add runs, keeps the teacher exact, and trains the same student as
+without.
 
-At values that make a difference to a network this small: buckets of a few entries, thresholds on either side of its
-parameters, switches the other way round; each setting of ZeRO by itself and together with others, and what only
-watches (comms_logger, flops_profiler, breakdowns) together.
+At values that make a difference to a network this small: buckets of a few entries, thresholds on either side
+of its parameters, switches the other way round; each setting of ZeRO by itself and together with others, and
+what only watches (comms_logger, flops_profiler, breakdowns) together.
 """
 
 import gc
@@ -13,11 +14,11 @@ import torch
 
 from tests.dist.teachers import BATCH, Odd, forward_differs, masters, same, student_differs, train
 from tests.ranks import on_ranks
-from trainer import zero
-from trainer.collectives import Group
-from trainer.engine.student import Engine, init_distributed
+from trainer.engine import deepspeed_config
+from trainer.core.collectives import Group
+from trainer.engine.engine import Engine, init_distributed
 
-Case = tuple[int, zero.Precision, int]  # ZeRO stage, precision, accumulation
+Case = tuple[int, deepspeed_config.Precision, int]  # ZeRO stage, precision, accumulation
 FLAT: list[Case] = [(1, "fp32", 2), (2, "fp32", 1), (2, "bf16", 2)]
 PARTITIONED: list[Case] = [(3, "fp32", 2)]
 STEPS, SKIPPED = 3, 1
@@ -47,21 +48,21 @@ ZERO: list[tuple[list[Case], dict[str, Any]]] = [
      {"contiguous_gradients": False, "reduce_bucket_size": 40, "stage3_max_live_parameters": 20,
       "stage3_max_reuse_distance": 20, "stage3_model_persistence_threshold": 20,
       "stage3_param_persistence_threshold": 10, "stage3_prefetch_bucket_size": 20, "sub_group_size": 40}),
-]  # fmt: skip
+]
 WATCHING: dict[str, Any] = {
     "comms_logger": {"enabled": True, "prof_all": False, "prof_ops": ["all_reduce", "all_gather_into_tensor"],
                      "verbose": True, "debug": True},
     "flops_profiler": {"enabled": True, "profile_step": 2, "module_depth": 1, "top_modules": 3, "detailed": False},
     "wall_clock_breakdown": True,
-}  # fmt: skip
+}
 EVERYTHING: dict[str, Any] = {
-    "comms_logger": {"enabled": True}, "flops_profiler": {"enabled": True, "module_depth": -1}}  # fmt: skip
+    "comms_logger": {"enabled": True}, "flops_profiler": {"enabled": True, "module_depth": -1}}
 RUNS: list[tuple[Case, dict[str, Any]]] = [
     *((case, {"zero_optimization": section}) for cases, section in ZERO for case in cases),
     *((case, WATCHING) for case in [(0, "fp32", 1), (0, "bf16", 1), (1, "bf16", 2), *FLAT, *PARTITIONED]),
     *((case, EVERYTHING) for case in [(2, "fp32", 1), *PARTITIONED]),
     ((2, "fp32", 1), {"memory_breakdown": True}),
-]  # fmt: skip
+]
 
 
 def one_run(case: Case, extra: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def one_run(case: Case, extra: dict[str, Any]) -> dict[str, Any]:
     group, (stage, precision, accumulation) = Group.of(), case
     engine = Engine(Odd(), device=torch.device("cpu"), group=group, zero_stage=stage,
                     precision=precision, micro_batch=BATCH // group.size // accumulation, accumulation=accumulation,
-                    weight_decay=0.1, betas=(0.9, 0.99), grad_clip=0.5, deepspeed_settings=extra)  # fmt: skip
+                    weight_decay=0.1, betas=(0.9, 0.99), grad_clip=0.5, deepspeed_settings=extra)
     teacher = engine.teacher()
     reference, mismatches, applied = masters(engine), 0, []
     for step in range(STEPS):
@@ -79,15 +80,17 @@ def one_run(case: Case, extra: dict[str, Any]) -> dict[str, Any]:
             reference = {name: torch.lerp(reference[name], now, 1 - 0.9) for name, now in masters(engine).items()}
         mismatches += same(dict(teacher.full_tensors()), reference) + student_differs(engine)
     found = {"mismatches": mismatches, "forward": forward_differs(teacher, engine, reference), "applied": applied,
-             "masters": masters(engine)}  # fmt: skip
+             "masters": masters(engine)}
     engine._deepspeed.destroy()
     return found
 
 
 def run_all() -> list[dict[str, Any]]:
-    """What each of RUNS found; ``other``: entries in which its student is not that of a run without settings."""
+    """What each of RUNS found; ``other``: entries in which its student is not that of a run without
+    settings."""
     init_distributed(torch.device("cpu"))
-    gc.freeze()  # memory_breakdown collects garbage at every turn, which takes long among all that is imported
+    # memory_breakdown collects garbage at every turn, which takes long among all that is imported
+    gc.freeze()
     plain = {case: one_run(case, {})["masters"] for case in dict(RUNS)}
     found = []
     for case, extra in RUNS:
@@ -112,8 +115,8 @@ def test_the_teacher_is_exact_and_the_student_the_same(ranks: Any, run: int) -> 
 
 def test_every_setting_that_is_let_through_is_run() -> None:
     run = {name: section for _, extra in RUNS for name, section in extra.items()}
-    for name, known in zero._SECTIONS.items():
+    for name, known in deepspeed_config._SECTIONS.items():
         tried = {key for _, extra in RUNS for key in extra.get(name, {})}
         assert tried == known.keys(), name
-    assert run.keys() == zero._SECTIONS.keys() | zero._SWITCHES.keys()
-    assert [zero.faults(extra) for _, extra in RUNS] == [[]] * len(RUNS)
+    assert run.keys() == deepspeed_config._SECTIONS.keys() | deepspeed_config._SWITCHES.keys()
+    assert [deepspeed_config.faults(extra) for _, extra in RUNS] == [[]] * len(RUNS)

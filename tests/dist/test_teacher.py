@@ -1,5 +1,5 @@
-"""The teacher in shards is the unsharded average, bit for bit: stage x precision x ranks x accumulation, with skipped
-steps, resumed, and saved on another number of ranks under another stage. Its forward, too."""
+"""The teacher in shards is the unsharded average, bit for bit: stage x precision x ranks x accumulation, with
+skipped steps, resumed, and saved on another number of ranks under another stage. Its forward, too."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ import torch
 
 from tests.dist.teachers import CASES, Case, check, printed, refusals, run_cases, watched_bytes
 from tests.ranks import on_ranks
-from trainer.fragments import FlatGroup, check_cover
+from trainer.engine.partition import FlatGroup, check_cover
 
 pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
 
-# Whose teacher each loads: of another number of ranks, and of the next case, so of another stage or precision, too.
+# Whose teacher each loads: of another number of ranks, and of the next case, so of another stage or
+# precision, too.
 WORLDS: list[tuple[str, int, list[Case]]] = [
     ("3", 3, [case for case in CASES if case[2] == 2]),
     ("1", 1, CASES),
@@ -57,7 +58,7 @@ def test_zero_3_keeps_biases_and_norms_whole_and_cuts_weights(matrix: Any, ranks
         for (stage, _, _), found in by_case.items():
             for whole in found["whole"]:
                 assert whole == {name: stage < 3 or name in vectors
-                                 for name in vectors | {"first.weight", "back.weight", "last.weight"}}  # fmt: skip
+                                 for name in vectors | {"first.weight", "back.weight", "last.weight"}}
 
 
 def test_every_kind_of_optimizer_was_seen(matrix: Any) -> None:
@@ -68,7 +69,8 @@ def test_every_kind_of_optimizer_was_seen(matrix: Any) -> None:
 
 @pytest.mark.parametrize(("ranks", "accumulation"), [("1", 1), ("1", 2), ("2", 1)])
 def test_all_stages_give_the_same_bits_on_one_and_two_ranks(matrix: Any, ranks: str, accumulation: int) -> None:
-    """With accumulation on two ranks ZeRO-2 and 3 add gradients in another order than 0 and 1, so nobody could."""
+    """With accumulation on two ranks ZeRO-2 and 3 add gradients in another order than 0 and 1, so nobody
+    could."""
     assert len({matrix[ranks][0][stage, "fp32", accumulation]["digest"] for stage in range(4)}) == 1
 
 

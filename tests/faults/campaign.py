@@ -1,7 +1,9 @@
-"""``make faults``: one fault after the other into a real supervised run, then 30 kills at random moments into one run.
+"""``make faults``: one fault after the other into a real supervised run, then 30 kills at random moments into
+one run.
 
-Each row of the table: what befell the run, steps that were lost (run again, or not yet saved), seconds until the next
-step was done, and whether the final teacher has the bits of the run that nothing befell. Written to TABLE.md beside.
+Each row of the table: what befell the run, steps that were lost (run again, or not yet saved), seconds until
+the next step was done, and whether the final teacher has the bits of the run that nothing befell. Written to
+TABLE.md beside.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ from tests import s3 as s3_service
 from tests.datasets import markov_sequence, write_dataset
 from tests.faults.supervised import Supervised
 from tests.netns import hosts
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
 
 STEPS, EVERY = 200, 20
 KILLS, KILL_STEPS, KILL_WITHIN_S = 30, 1600, 14.0
@@ -47,12 +49,26 @@ class Campaign:
             self.wanted = quiet.weights()
 
     def run(self, name: str, *train: str, steps: int = STEPS, **more: object) -> Supervised:
-        return Supervised(self.folder, name, self.data, f"train.steps={steps}", f"train.schedule_steps={steps}",
-                          f"checkpoint.every={EVERY}", *train, **more)  # type: ignore[arg-type]  # fmt: skip
+        return Supervised(
+            self.folder,
+            name,
+            self.data,
+            f"train.steps={steps}",
+            f"train.schedule_steps={steps}",
+            f"checkpoint.every={EVERY}",
+            *train,
+            **more,
+        )  # type: ignore[arg-type]
 
-    def row(self, fault: str, run: Supervised, seconds: float | None, at: int, *, wanted: bytes | None = None) -> Row:
+    def row(
+        self, fault: str, run: Supervised, seconds: float | None, at: int, *, wanted: bytes | None = None
+    ) -> Row:
         """``at``: the step that ran when it happened."""
-        back = [int(line.split("step ")[1].split(",")[0]) for line in run.said.splitlines() if "going on after" in line]
+        back = [
+            int(line.split("step ")[1].split(",")[0])
+            for line in run.said.splitlines()
+            if "going on after" in line
+        ]
         lost = str(max(0, at - 1 - back[0])) if back else "0"
         equal = "yes" if run.weights() == (wanted or self.wanted) else "NO"
         return Row(fault, lost, "–" if seconds is None else f"{seconds:.1f}", equal)
@@ -84,8 +100,10 @@ def agent_killed(campaign: Campaign) -> Iterator[Row]:
 
 
 def supervisor_killed(campaign: Campaign) -> Iterator[Row]:
-    for name, number in (("kill −9 of the supervisor, started again", signal.SIGKILL),
-                         ("SIGTERM to the supervisor, started again", signal.SIGTERM)):  # fmt: skip
+    for name, number in (
+        ("kill −9 of the supervisor, started again", signal.SIGKILL),
+        ("SIGTERM to the supervisor, started again", signal.SIGTERM),
+    ):
         with campaign.run(number.name) as run:
             run.start().until(lambda: run.step() >= 3 * EVERY)
             before, at = set(run.processes()), step_of(run)
@@ -143,7 +161,10 @@ def damaged(campaign: Campaign) -> Iterator[Row]:
         (newest / "manifest.json").unlink()
 
     damages: dict[str, Callable[[Path], None]] = {
-        "newest checkpoint truncated": truncate, "a bit of it flipped": flip, "its manifest missing": no_manifest}
+        "newest checkpoint truncated": truncate,
+        "a bit of it flipped": flip,
+        "its manifest missing": no_manifest,
+    }
     for name, damage in damages.items():
         with campaign.run(damage.__name__) as run:
             run.start().until(lambda: run.step() >= 4 * EVERY)
@@ -162,10 +183,16 @@ def damaged(campaign: Campaign) -> Iterator[Row]:
 def store_away(campaign: Campaign) -> Iterator[Row]:
     with s3_service.proxy() as proxy, s3_service.bucket(proxy) as bucket:
         environment = s3_service.environment(proxy) | {"DNA_STORE_RETRY_SECONDS": "1"}
-        for kind, name in (("503", "S3 answers 503 for 5 s"), ("timeout", "S3 does not answer, 3 times"),
-                           ("slow", "S3 is slow")):  # fmt: skip
-            with campaign.run(f"s3-{kind}", run_dir=f"{bucket.uri}/{kind}",
-                              env=environment | {"DNA_STORE_TIMEOUT_SECONDS": "3"}) as run:  # fmt: skip
+        for kind, name in (
+            ("503", "S3 answers 503 for 5 s"),
+            ("timeout", "S3 does not answer, 3 times"),
+            ("slow", "S3 is slow"),
+        ):
+            with campaign.run(
+                f"s3-{kind}",
+                run_dir=f"{bucket.uri}/{kind}",
+                env=environment | {"DNA_STORE_TIMEOUT_SECONDS": "3"},
+            ) as run:
                 run.start().until(lambda: step_of(run) >= 2 * EVERY)
                 at = step_of(run)
                 more = {"slow": {"rate": 200_000}, "timeout": {"seconds": 5.0, "times": 3}}.get(kind, {})
@@ -174,7 +201,9 @@ def store_away(campaign: Campaign) -> Iterator[Row]:
                 proxy.clear()
                 assert rule is not None
                 assert run.wait() == 0, run.said
-                data = bucket.client.get_object(Bucket=bucket.bucket, Key=f"{kind}/model.safetensors")["Body"].read()
+                data = bucket.client.get_object(Bucket=bucket.bucket, Key=f"{kind}/model.safetensors")[
+                    "Body"
+                ].read()
                 yield Row(name, "0" if at else "?", "–", "yes" if data == campaign.wanted else "NO")
 
 
@@ -186,8 +215,15 @@ def shard_corrupt(campaign: Campaign) -> Iterator[Row]:
     whole = bytes(data)
     for _, block in Dataset(str(copy), "train").blocks:
         data[block.offset + 100] ^= 1
-    with Supervised(campaign.folder, "shard", str(copy), f"train.steps={STEPS}", f"checkpoint.every={EVERY}",
-                    f"train.schedule_steps={STEPS}", cluster=["max_faults=2"]) as run:  # fmt: skip
+    with Supervised(
+        campaign.folder,
+        "shard",
+        str(copy),
+        f"train.steps={STEPS}",
+        f"checkpoint.every={EVERY}",
+        f"train.schedule_steps={STEPS}",
+        cluster=["max_faults=2"],
+    ) as run:
         run.start().until(lambda: run.step() >= 2 * EVERY)
         at = step_of(run)
         shard.write_bytes(data)
@@ -198,12 +234,17 @@ def shard_corrupt(campaign: Campaign) -> Iterator[Row]:
         run.start()
         seconds = run.goes_on(before)
         assert run.wait() == 0, run.said
-        yield campaign.row("shard corrupt in mid-epoch: stops, names it; mended, started again", run, seconds, at)
+        yield campaign.row(
+            "shard corrupt in mid-epoch: stops, names it; mended, started again", run, seconds, at
+        )
 
 
 def second_supervisor(campaign: Campaign) -> Iterator[Row]:
     endless = {"steps": 100_000}
-    with campaign.run("both", **endless) as run, campaign.run("both", cluster=["max_faults=1"], **endless) as second:
+    with (
+        campaign.run("both", **endless) as run,
+        campaign.run("both", cluster=["max_faults=1"], **endless) as second,
+    ):
         run.start().until(lambda: run.step() >= EVERY)
         assert second.start().wait() == 1, second.said
         assert "is in use by process" in second.said, second.said
@@ -217,8 +258,14 @@ def second_supervisor(campaign: Campaign) -> Iterator[Row]:
 def network(campaign: Campaign) -> Iterator[Row]:
     with hosts(2) as net:
         (campaign.folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in net.names))
-        cluster = [f"launch.hostfile={campaign.folder}/hostfile", "launch.remote=ip netns exec {host}",
-                   "launch.ranks_per_node=1", "hang_timeout_s=15", "probe_every_s=1", "rejoin_after_s=2"]  # fmt: skip
+        cluster = [
+            f"launch.hostfile={campaign.folder}/hostfile",
+            "launch.remote=ip netns exec {host}",
+            "launch.ranks_per_node=1",
+            "hang_timeout_s=15",
+            "probe_every_s=1",
+            "rejoin_after_s=2",
+        ]
         # A rank alone on its host has both cores, and sums in another order than two that share them.
         with campaign.run("far", cluster=cluster, config="hosts") as quiet:
             assert quiet.start().wait() == 0, quiet.said
@@ -249,8 +296,12 @@ def network(campaign: Campaign) -> Iterator[Row]:
             run.until(lambda: "can be used again" in run.said)
             assert run.wait() == 0, run.said
             back = int(run.said.split("going on after step ")[1].split(",")[0])
-            yield Row("a node's network cut for good: on with one rank; then taken back", str(max(0, at - 1 - back)),
-                      f"{seconds:.1f}", "not the same bits: other world sizes")  # fmt: skip
+            yield Row(
+                "a node's network cut for good: on with one rank; then taken back",
+                str(max(0, at - 1 - back)),
+                f"{seconds:.1f}",
+                "not the same bits: other world sizes",
+            )
 
 
 def random_kills(campaign: Campaign) -> Iterator[Row]:
@@ -279,13 +330,30 @@ def random_kills(campaign: Campaign) -> Iterator[Row]:
         assert run.wait(300) == 0, run.said
         assert kills == KILLS, f"it ended after {kills} kills"
         equal = "yes" if run.weights() == wanted else "NO"
-        yield Row(f"{kills} kills −9 of a random rank at random moments, {KILL_STEPS} steps", "–",
-                  f"{time.monotonic() - start:.0f} in all", equal)  # fmt: skip
+        yield Row(
+            f"{kills} kills −9 of a random rank at random moments, {KILL_STEPS} steps",
+            "–",
+            f"{time.monotonic() - start:.0f} in all",
+            equal,
+        )
 
 
-PARTS = {part.__name__: part for part in (
-    rank_killed, agent_killed, supervisor_killed, rank_stopped, disk_full, damaged, store_away, shard_corrupt,
-    second_supervisor, network, random_kills)}  # fmt: skip
+PARTS = {
+    part.__name__: part
+    for part in (
+        rank_killed,
+        agent_killed,
+        supervisor_killed,
+        rank_stopped,
+        disk_full,
+        damaged,
+        store_away,
+        shard_corrupt,
+        second_supervisor,
+        network,
+        random_kills,
+    )
+}
 
 
 def main(wanted: list[str]) -> int:
@@ -295,27 +363,37 @@ def main(wanted: list[str]) -> int:
         for name in wanted or PARTS:
             try:
                 for row in PARTS[name](campaign):
-                    print(f"{row.fault:<75} lost {row.lost:>4}  {row.seconds:>10} s  equal: {row.equal}", flush=True)
+                    print(
+                        f"{row.fault:<75} lost {row.lost:>4}  {row.seconds:>10} s  equal: {row.equal}",
+                        flush=True,
+                    )
                     rows.append(row)
                     failed += row.equal == "NO"
             except AssertionError as fault:
                 print(f"{name} FAILED: {fault}", flush=True)
                 rows.append(Row(f"{name}: FAILED", "", "", ""))
                 failed += 1
-    lines = {line.split("|")[1].strip(): line for line in TABLE.read_text().splitlines() if line.startswith("| ")
-             } if wanted and TABLE.exists() else {}  # fmt: skip
+    lines = (
+        {line.split("|")[1].strip(): line for line in TABLE.read_text().splitlines() if line.startswith("| ")}
+        if wanted and TABLE.exists()
+        else {}
+    )
     lines |= {row.fault: f"| {row.fault} | {row.lost} | {row.seconds} | {row.equal} |" for row in rows}
     lines.pop("fault", None)
     took = "some by themselves" if wanted else f"{time.monotonic() - start:.0f} s in all"
-    TABLE.write_text(f"""# Faults into a real run
+    TABLE.write_text(
+        f"""# Faults into a real run
 
 `make faults`: 2 ranks on one machine of 2 cores, {STEPS} steps, checkpoint.every {EVERY}; {took}.
-Steps lost: of those that were done, how many were run again; where the newest checkpoint was damaged, up to one
-interval more. Seconds: until ranks that were started anew have done a step.
+Steps lost: of those that were done, how many were run again; where the newest checkpoint was damaged, up to
+one interval more. Seconds: until ranks that were started anew have done a step.
 
 | fault | steps lost | seconds to the next step | final teacher equal |
 |---|---|---|---|
-""" + "\n".join(lines.values()) + "\n")
+"""
+        + "\n".join(lines.values())
+        + "\n"
+    )
     return int(failed > 0)
 
 

@@ -1,4 +1,5 @@
-"""A whole training run on this rank, and what befalls it at a step: run on every rank by the tests of faults."""
+"""A whole training run on this rank, and what befalls it at a step: run on every rank by the tests of
+faults."""
 
 import contextlib
 import io
@@ -11,14 +12,15 @@ from unittest import mock
 
 import torch
 
-from cluster import process, remote, store
-from cluster.heartbeat import heart
-from trainer import collectives
-from trainer.checkpoint import save
-from trainer.collectives import Group
-from trainer.config import TrainConfig
-from trainer.engine.student import Engine, init_distributed
-from trainer.loop import train
+from cluster.process import exits
+from cluster.process.heartbeat import heart
+from cluster.storage import remote, store
+from trainer.core import collectives
+from trainer.core.collectives import Group
+from trainer.engine.engine import Engine, init_distributed
+from trainer.run.checkpoint import save
+from trainer.run.config import TrainConfig
+from trainer.run.train import train
 
 Fate = tuple[str, int, int]  # what, at which step, on which rank
 
@@ -26,12 +28,13 @@ Fate = tuple[str, int, int]  # what, at which step, on which rank
 def run(
     values: dict[str, Any], fates: Sequence[Fate] = (), environment: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """(exit code, what was said) of the run, unless it is killed. Steps take 0.1 s, so that saves keep up with them."""
+    """(exit code, what was said) of the run, unless it is killed. Steps take 0.1 s, so that saves keep up
+    with them."""
     os.environ |= environment or {}
     init_distributed(torch.device("cpu"))
     group, said = Group.of(), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.ExitStack() as stack:
-        stops = process.StopSignals()
+        stops = exits.StopSignals()
         stack.enter_context(_before(Engine, "backward", None, lambda: time.sleep(0.1)))
         for what, step, rank in fates:
             if rank == group.rank:
@@ -39,13 +42,15 @@ def run(
 
         def command() -> int:
             try:
-                return train(TrainConfig.model_validate(values), device=torch.device("cpu"), group=group, stops=stops)
+                return train(
+                    TrainConfig.model_validate(values), device=torch.device("cpu"), group=group, stops=stops
+                )
             except RuntimeError as fault:
                 if lost := collectives.lost_peers(fault):
                     raise RuntimeError(lost) from fault
                 raise
 
-        code = process.exit_code(command, main=group.rank == 0)
+        code = exits.exit_code(command, main=group.rank == 0)
         stops.close()
     return code, said.getvalue()
 
@@ -55,7 +60,9 @@ def die() -> None:
 
 
 @contextlib.contextmanager
-def _before(owner: Any, name: str, step: int | None, act: Callable[[], None], *, call: int = 1) -> Iterator[None]:
+def _before(
+    owner: Any, name: str, step: int | None, act: Callable[[], None], *, call: int = 1
+) -> Iterator[None]:
     """``act`` before the ``call``-th call of owner.name in ``step``, or in every step."""
     original, calls = getattr(owner, name), {}
 
@@ -73,7 +80,8 @@ def _before(owner: Any, name: str, step: int | None, act: Callable[[], None], *,
 
 @contextlib.contextmanager
 def _saving(owner: Any, name: str, step: int, *, half: bool = False) -> Iterator[None]:
-    """Die when owner.name is called for the checkpoint of ``step``; with ``half``, once some of its file is written."""
+    """Die when owner.name is called for the checkpoint of ``step``; with ``half``, once some of its file is
+    written."""
     original = getattr(owner, name)
 
     def instead(*args: Any, **kwargs: Any) -> Any:
@@ -112,6 +120,10 @@ FATES: dict[str, Callable[[int], Any]] = {
     "publication": lambda step: _saving(save.Saver, "_publish", step),
     "upload": lambda step: _saving(remote, "upload", step),
     "clock": _clock_jumps,
-    "told to stop": lambda step: _before(Engine, "backward", step, lambda: os.kill(os.getpid(), signal.SIGTERM)),
-    "interrupted": lambda step: _before(Engine, "backward", step, lambda: os.kill(os.getpid(), signal.SIGINT)),
+    "told to stop": lambda step: _before(
+        Engine, "backward", step, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    ),
+    "interrupted": lambda step: _before(
+        Engine, "backward", step, lambda: os.kill(os.getpid(), signal.SIGINT)
+    ),
 }

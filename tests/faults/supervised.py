@@ -13,16 +13,25 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import heartbeat
-from cluster.heartbeat import Beat
+from cluster.process import heartbeat
+from cluster.process.heartbeat import Beat
 from tests import signals
-from trainer import export
+from trainer.models import pretrained
 
 ROOT = Path(__file__).parents[2]
 MARK = "DNA_TEST_MARK"  # in the environment of all that a run starts
-TRAIN = ["model.num_layers=2", "model.num_groups=5", "model.group_channels=6", "model.intermediate_size=32",
-         "data.length=48", "loss.distill.prototypes=32", "val.windows=24", "val.every=100000",
-         "track.registered_model=null", "track.every=1000"]  # fmt: skip
+TRAIN = [
+    "model.num_layers=2",
+    "model.num_groups=5",
+    "model.group_channels=6",
+    "model.intermediate_size=32",
+    "data.length=48",
+    "loss.distill.prototypes=32",
+    "val.windows=24",
+    "val.every=100000",
+    "track.registered_model=null",
+    "track.every=1000",
+]
 CLUSTER = ["launch.ranks_per_node=2", "survivor_s=3", "grace_s=60", "restart_pause_s=0.2"]
 
 
@@ -30,22 +39,56 @@ class Supervised:
     """One run.dir, and the supervisor that runs it; use it as a context, so that nothing of it is left."""
 
     def __init__(
-        self, folder: Path, name: str, data: str, *train: str, cluster: Sequence[str] = (), config: str = "local",
-        run_dir: str | None = None, env: dict[str, str] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        name: str,
+        data: str,
+        *train: str,
+        cluster: Sequence[str] = (),
+        config: str = "local",
+        run_dir: str | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.run_dir = run_dir or str(folder / name)
         self.mark, self._env, self._folder = uuid.uuid4().hex, env or {}, folder
-        self._command = [sys.executable, "-m", "cluster", "train", "--config", f"configs/cluster/{config}.yaml",
-                         *CLUSTER, *cluster, "--", "--config", "configs/train/demo.yaml", *TRAIN, f"data.uri={data}",
-                         f"run.dir={self.run_dir}", f"run.name={name}", f"track.uri=sqlite:///{folder}/mlflow.db",
-                         *train]  # fmt: skip
+        self._command = [
+            sys.executable,
+            "-m",
+            "cluster",
+            "train",
+            "--config",
+            f"configs/cluster/{config}.yaml",
+            *CLUSTER,
+            *cluster,
+            "--",
+            "--config",
+            "configs/train/demo.yaml",
+            *TRAIN,
+            f"data.uri={data}",
+            f"run.dir={self.run_dir}",
+            f"run.name={name}",
+            f"track.uri=sqlite:///{folder}/mlflow.db",
+            *train,
+        ]
         self._process: subprocess.Popen[str] | None = None
         self._lines: list[str] = []
 
     def start(self) -> "Supervised":
-        environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "5000", **self._env}
-        self._process = subprocess.Popen(self._command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
-                                         preexec_fn=signals.hear)  # fmt: skip
+        environment = {
+            **os.environ,
+            MARK: self.mark,
+            "OMP_NUM_THREADS": "1",
+            "GOMP_SPINCOUNT": "5000",
+            **self._env,
+        }
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=signals.hear,
+        )
         threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True).start()
         return self
 
@@ -96,16 +139,22 @@ class Supervised:
 
     def ranks(self) -> dict[int, int]:
         """rank -> pid."""
-        return {int(env["RANK"]): pid for pid, env in self.processes().items()
-                if "RANK" in env and "trainer/main.py" in env["command"]}  # fmt: skip
+        return {
+            int(env["RANK"]): pid
+            for pid, env in self.processes().items()
+            if "RANK" in env and "trainer/main.py" in env["command"]
+        }
 
     def beats(self) -> dict[int, Beat]:
         """rank -> what it is doing."""
-        return {int(env["RANK"]): heartbeat.read(env[heartbeat.ENV]) for env in self.processes().values()
-                if heartbeat.ENV in env and "trainer/main.py" in env["command"]}  # fmt: skip
+        return {
+            int(env["RANK"]): heartbeat.read(env[heartbeat.ENV])
+            for env in self.processes().values()
+            if heartbeat.ENV in env and "trainer/main.py" in env["command"]
+        }
 
     def agents(self) -> list[int]:
-        return [pid for pid, env in self.processes().items() if "cluster.agent" in env["command"]]
+        return [pid for pid, env in self.processes().items() if "cluster.launch.agent" in env["command"]]
 
     def step(self) -> int:
         """Of the newest checkpoint."""
@@ -124,7 +173,7 @@ class Supervised:
         return time.monotonic() - start
 
     def weights(self) -> bytes:
-        return Path(self.run_dir, export.WEIGHTS).read_bytes()
+        return Path(self.run_dir, pretrained.WEIGHTS).read_bytes()
 
     def goes_on(self, before: Container[int], timeout_s: float = 120) -> float:
         """Seconds until ranks other than those of the pids ``before`` have done a step."""

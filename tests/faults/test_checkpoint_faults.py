@@ -1,5 +1,5 @@
-"""Checkpoints that are damaged, and disks and stores that fail under them: what is said, what is gone on from, and that
-it is the state of the step that it claims to be.
+"""Checkpoints that are damaged, and disks and stores that fail under them: what is said, what is gone on
+from, and that it is the state of the step that it claims to be.
 
 Every run here is of one config, so that its state after a step is known: ``base``.
 """
@@ -24,15 +24,15 @@ from unittest import mock
 import pytest
 import safetensors.torch
 
-from cluster import store
+from cluster.storage import store
 from tests import s3 as s3_service
 from tests.datasets import markov_sequence, write_dataset
 from tests.dist import runs
 from tests.dist.steps import small_config
 from tests.ranks import on_ranks
-from trainer.checkpoint import layout, save
-from trainer.checkpoint.save import Hooks, Saver
-from trainer.collectives import Group
+from trainer.core.collectives import Group
+from trainer.run.checkpoint import manifests, save
+from trainer.run.checkpoint.save import Hooks, Saver
 
 WORLD, LAST = 2, 3
 METRICS = b'{"step": 1}\n'
@@ -42,8 +42,11 @@ Doing = Callable[[dict[str, Any]], contextlib.AbstractContextManager[None]]
 # What the ranks run.
 
 
-def stretches(cases: dict[str, dict[str, Any]], environment: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """``runs.stretch`` of each case, with the injection that its ``doing`` names: what it gives, or its ``fault``.
+def stretches(
+    cases: dict[str, dict[str, Any]], environment: dict[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """``runs.stretch`` of each case, with the injection that its ``doing`` names: what it gives, or its
+    ``fault``.
 
     ``warned``: lines of the saver.
     """
@@ -69,7 +72,8 @@ def _stretch(doing: str = "", **case: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _small_files(hooks: dict[str, Any], steps: tuple[int, ...]) -> Iterator[None]:
-    """Rank 1 cannot write files above 4 KiB while it saves ``steps``: of a full disk the kernel would say as little."""
+    """Rank 1 cannot write files above 4 KiB while it saves ``steps``: of a full disk the kernel would say as
+    little."""
     put, rank = save._put, Group.of().rank
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -88,7 +92,8 @@ def _small_files(hooks: dict[str, Any], steps: tuple[int, ...]) -> Iterator[None
 
 @contextlib.contextmanager
 def _full_disk(hooks: dict[str, Any]) -> Iterator[None]:
-    """The disk is full from the first checkpoint on until the first warning; ``seen``: what the failed save left."""
+    """The disk is full from the first checkpoint on until the first warning; ``seen``: what the failed save
+    left."""
     filler, warned = list[Path](), hooks["warned"]
 
     def fill(uri: str, sha256: str) -> None:
@@ -101,7 +106,7 @@ def _full_disk(hooks: dict[str, Any]) -> Iterator[None]:
 
     def say(text: str) -> None:
         warned.append(text)
-        hooks["seen"] = sorted(os.listdir(filler[0].parent / layout.FOLDER))
+        hooks["seen"] = sorted(os.listdir(filler[0].parent / manifests.FOLDER))
         filler[0].unlink()
 
     hooks |= {"after": fill, "say": say}
@@ -160,8 +165,10 @@ def _skipping(hooks: dict[str, Any]) -> Iterator[None]:
         nonlocal calls
         found = resume(run_dir, engine, state, **how)
         calls = state.step
-        hooks["seen"] = {step: ({name: str(loss) for name, loss in losses.items()}, ids_B4.tolist())
-                         for step, (losses, ids_B4) in state.skipped_ids.items()}  # fmt: skip
+        hooks["seen"] = {
+            step: ({name: str(loss) for name, loss in losses.items()}, ids_B4.tolist())
+            for step, (losses, ids_B4) in state.skipped_ids.items()
+        }
         return found
 
     with mock.patch.object(runs, "train_step", not_finite), mock.patch.object(runs, "resume", resumed):
@@ -190,8 +197,12 @@ DOINGS: dict[str, Doing] = {
     "lost-before-manifest-2": lambda hooks: _lost(hooks, 4),
     "held-back": _held_back,
     "skipping": _skipping,
-    "no-pointer": lambda hooks: _store_fault(hooks, "write_bytes", "latest.json", store.StoreError("it is so")),
-    "killed-before-pointer": lambda hooks: _store_fault(hooks, "write_bytes", "latest.json", RuntimeError("killed")),
+    "no-pointer": lambda hooks: _store_fault(
+        hooks, "write_bytes", "latest.json", store.StoreError("it is so")
+    ),
+    "killed-before-pointer": lambda hooks: _store_fault(
+        hooks, "write_bytes", "latest.json", RuntimeError("killed")
+    ),
     "kept": lambda hooks: _store_fault(hooks, "remove", "step-00000001/", store.StoreError("it is so")),
 }
 
@@ -203,12 +214,15 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(uri: str, run_dir: object, **changes: Any) -> dict[str, Any]:
-    return small_config(uri, run__dir=str(run_dir), data__workers=0, checkpoint={"keep_last": LAST}, **changes)
+    return small_config(
+        uri, run__dir=str(run_dir), data__workers=0, checkpoint={"keep_last": LAST}, **changes
+    )
 
 
 @pytest.fixture(scope="module")
 def base(uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, dict[str, str]]]:
-    """(run.dir with checkpoints of steps 1, 2 and 3 of 2 ranks, hashes of the whole state after every step)."""
+    """(run.dir with checkpoints of steps 1, 2 and 3 of 2 ranks, hashes of the whole state after every
+    step)."""
     folder = tmp_path_factory.mktemp("base") / "run"
     case = {"values": config(uri, folder), "until": LAST, "save_at": (1, 2, 3)}
     one = on_ranks(WORLD, stretches, {"base": case})[0]["base"]
@@ -221,16 +235,18 @@ def step_name(step: int) -> str:
 
 
 def names(run_dir: Path) -> list[str]:
-    return sorted(os.listdir(run_dir / layout.FOLDER))
+    return sorted(os.listdir(run_dir / manifests.FOLDER))
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()
+    }
 
 
 # What is done to a checkpoint that lies there; ``at`` is run.dir/checkpoints.
 
-RANKS = [layout.rank_file(rank, WORLD) for rank in range(WORLD)]
+RANKS = [manifests.rank_file(rank, WORLD) for rank in range(WORLD)]
 
 
 def cut(at: Path, step: int, name: str) -> None:
@@ -251,16 +267,17 @@ def lose(at: Path, step: int, name: str) -> None:
 
 def seal(at: Path, step: int = LAST, **changes: Any) -> None:
     """Another manifest, whose sha256 is right."""
-    path = at / step_name(step) / layout.MANIFEST
+    path = at / step_name(step) / manifests.MANIFEST
     content = json.loads(path.read_bytes()) | changes
     del content["sha256"]
-    path.write_text(json.dumps({"sha256": layout._digest(content), **content}))
+    path.write_text(json.dumps({"sha256": manifests._digest(content), **content}))
 
 
 def rewrite(at: Path, name: str, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
-    """``change`` is given the tensors of the newest's file and its fragments; hashes and sizes are right afterwards."""
+    """``change`` is given the tensors of the newest's file and its fragments; hashes and sizes are right
+    afterwards."""
     path = at / step_name(LAST) / name
-    files = json.loads((path.parent / layout.MANIFEST).read_bytes())["files"]
+    files = json.loads((path.parent / manifests.MANIFEST).read_bytes())["files"]
     tensors = safetensors.torch.load_file(path)
     change(tensors, files[name]["fragments"])
     path.write_bytes(safetensors.torch.save(tensors))
@@ -300,12 +317,12 @@ def another_centre(tensors: dict[str, Any], places: dict[str, Any]) -> None:
 
 
 def pointer(at: Path, content: str | None) -> None:
-    (at / layout.POINTER).unlink() if content is None else (at / layout.POINTER).write_text(content)
+    (at / manifests.POINTER).unlink() if content is None else (at / manifests.POINTER).write_text(content)
 
 
 def all_cut(at: Path) -> None:
     for step in (1, 2, 3):
-        cut(at, step, layout.SHARED)
+        cut(at, step, manifests.SHARED)
 
 
 def several(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -317,60 +334,111 @@ PASSED: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "cut": (lambda at: cut(at, 3, RANKS[1]), 2, rf"{RANKS[1]} has \d+ bytes instead of \d+"),
     "flipped in rank 0": (lambda at: flip(at, 3, RANKS[0]), 2, f"{RANKS[0]} has another sha256 than when"),
     "flipped in rank 1": (lambda at: flip(at, 3, RANKS[1]), 2, f"{RANKS[1]} has another sha256 than when"),
-    "flipped in shared": (lambda at: flip(at, 3, layout.SHARED), 2, "shared.safetensors has another sha256"),
-    "flipped metrics": (lambda at: flip(at, 3, layout.METRICS), 2, "metrics.jsonl has another sha256 than when"),
-    "no manifest": (lambda at: lose(at, 3, layout.MANIFEST), 2, "it was not finished: it has no manifest"),
-    "flipped manifest": (lambda at: flip(at, 3, layout.MANIFEST), 2, "manifest.json (has another|cannot be read)"),
-    "cut manifest": (lambda at: cut(at, 3, layout.MANIFEST), 3, ""),  # of its last line's end only
-    "half a manifest": (lambda at: os.truncate(at / step_name(3) / layout.MANIFEST, 999), 2, "manifest.json cannot"),
+    "flipped in shared": (
+        lambda at: flip(at, 3, manifests.SHARED),
+        2,
+        "shared.safetensors has another sha256",
+    ),
+    "flipped metrics": (
+        lambda at: flip(at, 3, manifests.METRICS),
+        2,
+        "metrics.jsonl has another sha256 than when",
+    ),
+    "no manifest": (lambda at: lose(at, 3, manifests.MANIFEST), 2, "it was not finished: it has no manifest"),
+    "flipped manifest": (
+        lambda at: flip(at, 3, manifests.MANIFEST),
+        2,
+        "manifest.json (has another|cannot be read)",
+    ),
+    "cut manifest": (lambda at: cut(at, 3, manifests.MANIFEST), 3, ""),  # of its last line's end only
+    "half a manifest": (
+        lambda at: os.truncate(at / step_name(3) / manifests.MANIFEST, 999),
+        2,
+        "manifest.json cannot",
+    ),
     "no file of rank 1": (lambda at: lose(at, 3, RANKS[1]), 2, f"{RANKS[1]} is missing"),
-    "no shared": (lambda at: lose(at, 3, layout.SHARED), 2, "shared.safetensors is missing"),
-    "two of three": (several(lambda at: cut(at, 3, RANKS[0]), lambda at: flip(at, 2, RANKS[0])), 1,
-                     rf"{RANKS[0]} has \d+ bytes instead of \d+"),
-    "another step's": (lambda at: (at / step_name(3)).rename(at / step_name(4)), 2, "its manifest is that of step 3"),
-    "a shorter fragment": (lambda at: rewrite(at, RANKS[0], shorter), 2,
-                           rf"{RANKS[0]} lacks exp_avg/\S+ with \d+ entries"),
+    "no shared": (lambda at: lose(at, 3, manifests.SHARED), 2, "shared.safetensors is missing"),
+    "two of three": (
+        several(lambda at: cut(at, 3, RANKS[0]), lambda at: flip(at, 2, RANKS[0])),
+        1,
+        rf"{RANKS[0]} has \d+ bytes instead of \d+",
+    ),
+    "another step's": (
+        lambda at: (at / step_name(3)).rename(at / step_name(4)),
+        2,
+        "its manifest is that of step 3",
+    ),
+    "a shorter fragment": (
+        lambda at: rewrite(at, RANKS[0], shorter),
+        2,
+        rf"{RANKS[0]} lacks exp_avg/\S+ with \d+ entries",
+    ),
     "no pointer": (lambda at: pointer(at, None), 3, ""),
     "stale pointer": (lambda at: pointer(at, '{"step": 2}'), 3, ""),
     "garbage for a pointer": (lambda at: pointer(at, "\0"), 3, ""),
     "pointer to nothing": (lambda at: pointer(at, '{"step": 9}'), 3, ""),
-}  # fmt: skip
-ALL = (r"EverywhereError: no checkpoint of \S+ can be read, though that of step 3 was published \(\S+/step-00000003: "
-       r"shared.safetensors has \d+ bytes instead of \d+\); bring it back, or give another run.dir to begin anew")
+}
+ALL = (
+    r"EverywhereError: no checkpoint of \S+ can be read, though that of step 3 was published "
+    r"\(\S+/step-00000003: "
+    r"shared.safetensors has \d+ bytes instead of \d+\); bring it back, or give another run.dir to begin anew"
+)
 # name -> (damage, kind and sentence of the refusal)
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "all": (all_cut, ALL),
     "all and no pointer": (several(all_cut, lambda at: pointer(at, None)), ALL),
     "all and garbage": (several(all_cut, lambda at: pointer(at, "x")), ALL),
-    "gone": (lambda at: [shutil.rmtree(at / step_name(step)) for step in (1, 2, 3)],
-             r"EverywhereError: no checkpoint of \S+ can be read, though that of step 3 was published \(its folder is "
-             r"gone\); bring it back"),
-    "wiring": (lambda at: seal(at, wiring="f" * 64),
-               r"ValueError: \S+/step-00000003 was saved by a model of wiring f{12}, this one's is [0-9a-f]{12}; "
-               r"go on with the version of this package that saved it"),
-    "dataset": (lambda at: seal(at, datasets={"toy": "1" * 64}),
-                r"ValueError: \S+/step-00000003 was trained on toy with manifest 1{12}, which is 0{12} now; give "
-                r"the dataset that it was trained on, or another run.dir"),
-    "one dataset more": (lambda at: seal(at, datasets={"toy": "0" * 64, "x": "2" * 64}),
-                         r"ValueError: \S+ was trained on x with manifest 222222222222, which is none now"),
-    "version": (lambda at: seal(at, format_version=2),
-                r"EverywhereError: \S+/step-00000003: it has format version 2 and this code reads 1; go on with the "
-                r"version of this package that wrote it"),
-    "two dimensions": (lambda at: rewrite(at, RANKS[0], two_dimensions),
-                       r"ValueError: the saved master has \S+ from 0 on as torch.float32 of shape \(1, \d+\)"),
-    "doubles": (lambda at: rewrite(at, RANKS[0], doubles),
-                r"ValueError: the saved teacher has \S+ from 0 on as torch.float64 of shape"),
-    "another name": (lambda at: rewrite(at, RANKS[0], another_name),
-                     "ValueError: the saved master has 1 parameters that this one has not: another; build"),
-    "fewer fragments": (lambda at: rewrite(at, RANKS[0], fewer),
-                        r"ValueError: the saved master lacks \d+ of \d+ entries of \S+ from 0 on; load the frag"),
-    "another centre": (lambda at: rewrite(at, layout.SHARED, another_centre),
-                       "ValueError: the saved run has other centres or buffers than this one: centre/distill"),
-}  # fmt: skip
+    "gone": (
+        lambda at: [shutil.rmtree(at / step_name(step)) for step in (1, 2, 3)],
+        r"EverywhereError: no checkpoint of \S+ can be read, though that of step 3 was published \(its "
+        r"folder is "
+        r"gone\); bring it back",
+    ),
+    "wiring": (
+        lambda at: seal(at, wiring="f" * 64),
+        r"ValueError: \S+/step-00000003 was saved by a model of wiring f{12}, this one's is [0-9a-f]{12}; "
+        r"go on with the version of this package that saved it",
+    ),
+    "dataset": (
+        lambda at: seal(at, datasets={"toy": "1" * 64}),
+        r"ValueError: \S+/step-00000003 was trained on toy with manifest 1{12}, which is 0{12} now; give "
+        r"the dataset that it was trained on, or another run.dir",
+    ),
+    "one dataset more": (
+        lambda at: seal(at, datasets={"toy": "0" * 64, "x": "2" * 64}),
+        r"ValueError: \S+ was trained on x with manifest 222222222222, which is none now",
+    ),
+    "version": (
+        lambda at: seal(at, format_version=2),
+        r"EverywhereError: \S+/step-00000003: it has format version 2 and this code reads 1; go on with the "
+        r"version of this package that wrote it",
+    ),
+    "two dimensions": (
+        lambda at: rewrite(at, RANKS[0], two_dimensions),
+        r"ValueError: the saved master has \S+ from 0 on as torch.float32 of shape \(1, \d+\)",
+    ),
+    "doubles": (
+        lambda at: rewrite(at, RANKS[0], doubles),
+        r"ValueError: the saved teacher has \S+ from 0 on as torch.float64 of shape",
+    ),
+    "another name": (
+        lambda at: rewrite(at, RANKS[0], another_name),
+        "ValueError: the saved master has 1 parameters that this one has not: another; build",
+    ),
+    "fewer fragments": (
+        lambda at: rewrite(at, RANKS[0], fewer),
+        r"ValueError: the saved master lacks \d+ of \d+ entries of \S+ from 0 on; load the frag",
+    ),
+    "another centre": (
+        lambda at: rewrite(at, manifests.SHARED, another_centre),
+        "ValueError: the saved run has other centres or buffers than this one: centre/distill",
+    ),
+}
 
 
 def said_by_some(faults: list[str], sentence: str) -> None:
-    """Each rank's fault is ``sentence``, or another rank's: the same, which the first says, or none of its own."""
+    """Each rank's fault is ``sentence``, or another rank's: the same, which the first says, or none of its
+    own."""
     aloud = [fault for fault in faults if not fault.startswith("ElsewhereError")]
     assert aloud and all(re.match(sentence, fault) for fault in aloud), faults
     others = "of the other ranks cannot go on, and say why"
@@ -385,7 +453,7 @@ def test_what_is_damaged_is_passed_over_and_what_is_another_runs_is_refused(
     for name, damage in [(name, what[0]) for name, what in (*PASSED.items(), *REFUSED.items())]:
         run_dir = tmp_path / name.replace(" ", "-")
         shutil.copytree(base[0], run_dir)
-        damage(run_dir / layout.FOLDER)
+        damage(run_dir / manifests.FOLDER)
         before[name] = contents(run_dir)
         cases[name] = {"values": config(uri, run_dir), "until": 0, "resumed": True}
     found = on_ranks(world, stretches, cases)
@@ -400,9 +468,14 @@ def test_what_is_damaged_is_passed_over_and_what_is_another_runs_is_refused(
         assert not sentence or any(re.match(wanted, line) for line in newest), (name, said)
         assert all(re.match(f"{wanted}|{others}", line) for line in newest), (name, said)
     if world == 2:  # a rank reads what it needs, and no other rank's file
-        for name, finders in {"flipped in rank 0": [[True], []], "flipped in rank 1": [[False], [True]],
-                              "flipped in shared": [[True], [True]]}.items():  # fmt: skip
-            assert [[bool(re.match(wanted_of(name), line)) for line in each[name]["said"]] for each in found] == finders
+        for name, finders in {
+            "flipped in rank 0": [[True], []],
+            "flipped in rank 1": [[False], [True]],
+            "flipped in shared": [[True], [True]],
+        }.items():
+            assert [
+                [bool(re.match(wanted_of(name), line)) for line in each[name]["said"]] for each in found
+            ] == finders
     for name, (_, sentence) in REFUSED.items():
         faults = [each[name].get("fault", "none") for each in found]
         said_by_some(faults, sentence)
@@ -426,7 +499,10 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
         return run_dir
 
     def again(name: str, **changes: Any) -> None:
-        case(name, **({"doing": "", "key": f"{name} again", "until": 0, "save_at": (), "resumed": True} | changes))
+        case(
+            name,
+            **({"doing": "", "key": f"{name} again", "until": 0, "save_at": (), "resumed": True} | changes),
+        )
 
     failing = case("failing", "rank-1-cannot-write-2")
     again("failing")
@@ -455,15 +531,22 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
     assert all(each["warned"] == [] for each in found[1].values()), "rank 0 speaks for all"
 
     here = "the checkpoint of step {} is not saved: rank 1 could not write its part"
-    assert warned["failing"] == [f"warning: {here.format(2)}; the checkpoint before it stands, and the run goes on"]
+    assert warned["failing"] == [
+        f"warning: {here.format(2)}; the checkpoint before it stands, and the run goes on"
+    ]
     assert names(failing) == ["latest.json", *map(step_name, (1, 3))]
     assert found[0]["failing again"]["hashes"] == {3: hashes[3]}
 
-    assert [line.split(";")[0] for line in warned["ending"]] == [f"warning: {here.format(step)}" for step in (2, 3)]
-    end = ("; that is 2 checkpoints on end, so the run ends here and can be taken up again from the last one that was "
-           "saved")  # fmt: skip
+    assert [line.split(";")[0] for line in warned["ending"]] == [
+        f"warning: {here.format(step)}" for step in (2, 3)
+    ]
+    end = (
+        "; that is 2 checkpoints on end, so the run ends here and can be taken up again from the last one "
+        "that was "
+        "saved"
+    )
     assert first["ending"] == f"RuntimeError: {here.format(3)}{end}"
-    why = f"cannot write {layout.stage(str(ending), 3)}/{RANKS[1]}: File too large"
+    why = f"cannot write {manifests.stage(str(ending), 3)}/{RANKS[1]}: File too large"
     assert second["ending"] == f"RuntimeError: the checkpoint of step 3 is not saved: {why}{end}"
     assert names(ending) == ["latest.json", step_name(1)]
     assert found[0]["ending again"]["hashes"] == {1: hashes[1]}
@@ -472,12 +555,14 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
         assert first[name] == "RuntimeError: run.dir is held by another run now"
         assert second[name] == "ElsewhereError: rank 0 cannot go on, and says why"
     assert names(before) == ["latest.json", step_name(1)], "nothing was written"
-    assert json.loads((before / layout.FOLDER / layout.POINTER).read_bytes())["step"] == 1
+    assert json.loads((before / manifests.FOLDER / manifests.POINTER).read_bytes())["step"] == 1
 
-    assert found[0]["manifest again"]["hashes"] == {1: hashes[1]}, "files without their manifest are no checkpoint"
-    one, other = (contents(folder / layout.FOLDER / step_name(2)) for folder in (manifest, base[0]))
+    assert found[0]["manifest again"]["hashes"] == {1: hashes[1]}, (
+        "files without their manifest are no checkpoint"
+    )
+    one, other = (contents(folder / manifests.FOLDER / step_name(2)) for folder in (manifest, base[0]))
     for content in (one, other):
-        del content[layout.MANIFEST]  # it has the run.dir
+        del content[manifests.MANIFEST]  # it has the run.dir
     assert one == other, "the second try left the bytes of a run that nothing befell"
     assert names(manifest) == ["latest.json", *map(step_name, (1, 2))]
 
@@ -501,7 +586,9 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
         assert other["hashes"] == {step: one["hashes"][step] for step in (2, 3)}
         assert (other["skipped"], other["applied"], other["trained"][3]) == (1, 2, one["trained"][3])
         ids = one["trained"][2]["ids"][rank::WORLD]
-        assert other["seen"] == {2: ({"total": "nan", "mlm": "0.1"}, ids)}, "for the list of samples, should it go on"
+        assert other["seen"] == {2: ({"total": "nan", "mlm": "0.1"}, ids)}, (
+            "for the list of samples, should it go on"
+        )
 
 
 @pytest.fixture
@@ -509,8 +596,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB: room for some checkpoints."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True,
-                             text=True, check=False)  # fmt: skip
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     yield disk
@@ -519,14 +610,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(uri: str, small_disk: Path) -> None:
     values = config(uri, small_disk / "run")
-    cases = {"full": {"values": values, "until": 3, "save_at": (1, 2, 3), "doing": "full-disk"},
-             "again": {"values": values, "until": 0, "resumed": True}}  # fmt: skip
+    cases = {
+        "full": {"values": values, "until": 3, "save_at": (1, 2, 3), "doing": "full-disk"},
+        "again": {"values": values, "until": 0, "resumed": True},
+    }
     found = on_ranks(1, stretches, cases)[0]
     (warning,) = found["full"]["warned"]
-    partial = layout.stage(values["run"]["dir"], 2)
-    assert re.fullmatch(rf"warning: the checkpoint of step 2 is not saved: cannot write {partial}/\S+: No space left "
-                        r"on device; the checkpoint before it stands, and the run goes on", warning), warning
-    assert found["full"]["seen"] == ["latest.json", step_name(1)], "what could not be finished does not fill the disk"
+    partial = manifests.stage(values["run"]["dir"], 2)
+    assert re.fullmatch(
+        rf"warning: the checkpoint of step 2 is not saved: cannot write {partial}/\S+: No space left "
+        r"on device; the checkpoint before it stands, and the run goes on",
+        warning,
+    ), warning
+    assert found["full"]["seen"] == ["latest.json", step_name(1)], (
+        "what could not be finished does not fill the disk"
+    )
     assert names(small_disk / "run") == ["latest.json", *map(step_name, (1, 3))]
     assert found["again"]["hashes"] == {3: found["full"]["hashes"][3]}
 
@@ -537,7 +635,9 @@ def test_zero_3_with_and_without_parameters_that_it_keeps_whole(uri: str, tmp_pa
     for least in (None, 0):
         values = config(uri, tmp_path / str(least), train__zero_stage=3)
         if least is not None:
-            values["train"]["deepspeed"] = {"zero_optimization": {"stage3_param_persistence_threshold": least}}
+            values["train"]["deepspeed"] = {
+                "zero_optimization": {"stage3_param_persistence_threshold": least}
+            }
         cases[f"{least}"] = {"values": values, "until": 3, "save_at": (1,), "look_at": 1}
         cases[f"{least} resumed"] = {"values": values, "until": 3, "resumed": True}
     found = on_ranks(WORLD, stretches, cases)[0]
@@ -555,50 +655,67 @@ def test_stores_that_stumble_and_stores_that_are_away(
 ) -> None:
     hashes, cases = base[1], dict[str, dict[str, Any]]()
     environment = s3_service.environment(s3.proxy) | {
-        "DNA_STORE_RETRY_SECONDS": "0.05", "DNA_STORE_TIMEOUT_SECONDS": "1"}  # fmt: skip
+        "DNA_STORE_RETRY_SECONDS": "0.05",
+        "DNA_STORE_TIMEOUT_SECONDS": "1",
+    }
 
     def case(name: str, **changes: Any) -> None:
         cases[name] = {"values": config(uri, f"{s3.uri}/{name}"), "until": 2, "save_at": (1, 2)} | changes
 
     def under(name: str) -> set[str]:
-        return {key.removeprefix(f"{name}/checkpoints/") for key in s3.objects() if key.startswith(f"{name}/")}
+        return {
+            key.removeprefix(f"{name}/checkpoints/") for key in s3.objects() if key.startswith(f"{name}/")
+        }
 
     for name in ("busy", "away", "slow", "leftover"):
         case(name)
     cases["leftover"]["values"]["checkpoint"] = {"keep_last": 1}
     case("lost", doing="lost-before-save-2")
     theirs = f"lost/checkpoints/{step_name(2)}/theirs"
-    stray = [f"leftover/checkpoints/{step_name(2)}/{name}" for name in (layout.rank_file(3, 4), RANKS[1], "x/y")]
+    stray = [
+        f"leftover/checkpoints/{step_name(2)}/{name}" for name in (manifests.rank_file(3, 4), RANKS[1], "x/y")
+    ]
     for key in (theirs, *stray):
         s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"half of it")
-    for method, key, times in (("PUT", RANKS[1], 3), ("PUT", layout.MANIFEST, 3), ("GET", "list-type", 2)):
+    for method, key, times in (("PUT", RANKS[1], 3), ("PUT", manifests.MANIFEST, 3), ("GET", "list-type", 2)):
         s3.fault("503", method, f"busy/.*{key}", times=times)
     s3.fault("503", "PUT", f"away/.*{step_name(2)}/{RANKS[1]}")
     s3.fault("timeout", "PUT", f"slow/.*{step_name(2)}/rank", times=2)
     s3.fault("lost", "PUT", f"slow/.*{step_name(2)}/shared", times=1)
     found = on_ranks(WORLD, stretches, cases, environment)
     warned = {name: each["warned"] for name, each in found[0].items() if each["warned"]}
-    assert warned == {"away": ["warning: the checkpoint of step 2 is not saved: rank 1 could not write its part; the "
-                               "checkpoint before it stands, and the run goes on"]}
+    assert warned == {
+        "away": [
+            "warning: the checkpoint of step 2 is not saved: rank 1 could not write its part; the "
+            "checkpoint before it stands, and the run goes on"
+        ]
+    }
     assert {name: each["fault"] for name, each in found[0].items() if "fault" in each} == {
-        "lost": "RuntimeError: run.dir is held by another run now"}
+        "lost": "RuntimeError: run.dir is held by another run now"
+    }
     assert theirs in s3.objects() and not any("step-00000002/rank" in name for name in under("lost"))
-    own = {layout.MANIFEST, layout.SHARED, layout.METRICS, *RANKS}
-    assert under("leftover") == {layout.POINTER} | {f"{step_name(2)}/{name}" for name in own}
+    own = {manifests.MANIFEST, manifests.SHARED, manifests.METRICS, *RANKS}
+    assert under("leftover") == {manifests.POINTER} | {f"{step_name(2)}/{name}" for name in own}
 
     # What became of them; uploads that ended half way; and a store that is away has no damage.
     s3.proxy.clear()
-    refused = {"list": rf"EverywhereError: cannot list {s3.uri}/no-list/checkpoints: ",
-               "manifest": rf"EverywhereError: cannot read \S+{step_name(2)}/manifest.json: ",
-               "rank": rf"ValueError: cannot read \S+{step_name(2)}/{RANKS[1]}: "}  # fmt: skip
+    refused = {
+        "list": rf"EverywhereError: cannot list {s3.uri}/no-list/checkpoints: ",
+        "manifest": rf"EverywhereError: cannot read \S+{step_name(2)}/manifest.json: ",
+        "rank": rf"ValueError: cannot read \S+{step_name(2)}/{RANKS[1]}: ",
+    }
     for key in under("busy"):
         for name in ("half", "first", *(f"no-{what}" for what in refused)):
-            if (name, key) != ("half", f"{step_name(2)}/{layout.MANIFEST}") and (
-                    name != "first" or key.startswith(f"{step_name(1)}/s")):
-                s3.client.copy({"Bucket": s3.bucket, "Key": f"busy/checkpoints/{key}"}, s3.bucket,
-                               f"{name}/checkpoints/{key}")
+            if (name, key) != ("half", f"{step_name(2)}/{manifests.MANIFEST}") and (
+                name != "first" or key.startswith(f"{step_name(1)}/s")
+            ):
+                s3.client.copy(
+                    {"Bucket": s3.bucket, "Key": f"busy/checkpoints/{key}"},
+                    s3.bucket,
+                    f"{name}/checkpoints/{key}",
+                )
     s3.fault("503", "GET", "list-type.*no-list")
-    for name, key in (("manifest", layout.MANIFEST), ("rank", RANKS[1])):
+    for name, key in (("manifest", manifests.MANIFEST), ("rank", RANKS[1])):
         s3.fault("503", "GET", f"no-{name}/.*{step_name(2)}/{key}")
     s3.fault("slow", "GET", "slow/.*rank", rate=200_000)
     wanted = {"busy": 2, "away": 1, "slow": 2, "leftover": 2, "lost": 1, "half": 1}
@@ -610,9 +727,13 @@ def test_stores_that_stumble_and_stores_that_are_away(
         assert again[0][name]["hashes"] == again[1][name]["hashes"] == {step: hashes[step]}, name
     assert again[0]["first"]["first"] == 0, "nothing was ever published there: it begins anew"
     said = {name: each["said"] for name, each in again[0].items() if each.get("said")}
-    assert said == {name: [f"warning: passed over the checkpoint {layout.place(f'{s3.uri}/{name}', step)}: it was not "
-                           "finished: it has no manifest"]
-                    for name, step in (("half", 2), ("first", 1), ("away", 2), ("lost", 2))}  # fmt: skip
+    assert said == {
+        name: [
+            f"warning: passed over the checkpoint {manifests.place(f'{s3.uri}/{name}', step)}: it was not "
+            "finished: it has no manifest"
+        ]
+        for name, step in (("half", 2), ("first", 1), ("away", 2), ("lost", 2))
+    }
     for what, sentence in refused.items():
         faults = [each[f"no-{what}"].get("fault", "none") for each in again]
         said_by_some(faults, f"{sentence}.*gave up after 5 tries")

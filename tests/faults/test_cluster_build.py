@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import store
-from data_prep.build import build
+from cluster.storage import store
 from data_prep.config import DataConfig
-from data_prep.verify import verify
+from data_prep.dataset.build import build
+from data_prep.dataset.verify import verify
 from tests.bench.prep import write_genome
 from tests.s3 import S3
 
@@ -42,9 +42,21 @@ def wait_for(happened: Callable[[], bool], what: str, *, seconds: float = 60) ->
 def node(*arguments: str, environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`ray start --block` with one CPU, which ends with the block."""
     with open(log, "wb") as out:
-        process = subprocess.Popen([RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats",
-                                    "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={free_port()}",
-                                    *arguments], env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [
+                RAY,
+                "start",
+                "--block",
+                "--num-cpus=1",
+                "--disable-usage-stats",
+                "--node-ip-address=127.0.0.1",
+                f"--dashboard-agent-listen-port={free_port()}",
+                *arguments,
+            ],
+            env=environment,
+            stdout=out,
+            stderr=out,
+        )
     try:
         yield process
     finally:
@@ -71,44 +83,82 @@ def answers(port: int) -> bool:
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_on_two_nodes_of_which_one_dies(s3: S3, tmp_path: Path) -> None:
     write_genome(tmp_path / "g.fa", 6_000_000)
-    values = {"references": [{"name": "g", "uri": str(tmp_path / "g.fa")}], "output": str(tmp_path / "alone"),
-              "block_bp": 65536, "shard_bp": 262144, "split": {"val": ["chr3"], "leakage": "off"}}
+    values = {
+        "references": [{"name": "g", "uri": str(tmp_path / "g.fa")}],
+        "output": str(tmp_path / "alone"),
+        "block_bp": 65536,
+        "shard_bp": 262144,
+        "split": {"val": ["chr3"], "leakage": "off"},
+    }
     undisturbed = build(DataConfig.model_validate(values)).manifest
     config = tmp_path / "c.yaml"
-    config.write_text(f"references: [{{name: g, uri: {tmp_path}/g.fa}}]\noutput: {s3.uri}/o\nblock_bp: 65536\n"
-                      "shard_bp: 262144\nsplit: {val: [chr3], leakage: 'off'}\n")
+    config.write_text(
+        f"references: [{{name: g, uri: {tmp_path}/g.fa}}]\noutput: {s3.uri}/o\nblock_bp: 65536\n"
+        "shard_bp: 262144\nsplit: {val: [chr3], leakage: 'off'}\n"
+    )
 
     head, dashboard = free_port(), free_port()
     folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets lie in it
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                                "RAY_TMPDIR": folder, "DNA_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_TMPDIR": folder,
+        "DNA_CACHE": str(tmp_path / "cache"),
+    }
     environment.pop("PYTHONPATH", None)  # the job's own working folder is what it imports from
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        stack.enter_context(node("--head", f"--port={head}", f"--dashboard-port={dashboard}",
-                                 "--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}",
-                                 environment=environment, log=tmp_path / "head.log"))
+        stack.enter_context(
+            node(
+                "--head",
+                f"--port={head}",
+                f"--dashboard-port={dashboard}",
+                "--dashboard-host=127.0.0.1",
+                f"--ray-client-server-port={free_port()}",
+                environment=environment,
+                log=tmp_path / "head.log",
+            )
+        )
         wait_for(lambda: answers(head) and answers(dashboard), "the head")
-        second = stack.enter_context(node(f"--address=127.0.0.1:{head}",
-                                          environment=environment, log=tmp_path / "second.log"))
-        # Shards are sent by both nodes until the 6th and 7th get no answer: then each node is in the middle of one.
+        second = stack.enter_context(
+            node(f"--address=127.0.0.1:{head}", environment=environment, log=tmp_path / "second.log")
+        )
+        # Shards are sent by both nodes until the 6th and 7th get no answer: then each node is in the middle
+        # of one.
         hanging = s3.fault("timeout", "PUT", r"\.tar", skip=5, times=2, seconds=60)
         wait_for(lambda: "Ray runtime started" in (tmp_path / "second.log").read_text(), "the second node")
-        command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--",
-                   "python", "-m", "data_prep", "build", "--config", str(config)]
+        command = [
+            RAY,
+            "job",
+            "submit",
+            "--address",
+            f"http://127.0.0.1:{dashboard}",
+            "--working-dir",
+            str(ROOT),
+            "--",
+            "python",
+            "-m",
+            "data_prep",
+            "build",
+            "--config",
+            str(config),
+        ]
         log = tmp_path / "job.log"
 
         def submitted() -> bool:
             """Once the dashboard has an agent to run jobs, which it gets some seconds after it answers."""
             with open(log, "w") as out:
                 jobs.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
-            wait_for(lambda: "submitted successfully" in log.read_text() or jobs[-1].poll() is not None, "the job")
+            wait_for(
+                lambda: "submitted successfully" in log.read_text() or jobs[-1].poll() is not None, "the job"
+            )
             return jobs[-1].poll() is None
 
         jobs: list[subprocess.Popen[bytes]] = []
         try:
             wait_for(submitted, "an agent")
-            wait_for(lambda: hanging.met >= 7 or jobs[-1].poll() is not None, "both nodes to send", seconds=90)
+            wait_for(
+                lambda: hanging.met >= 7 or jobs[-1].poll() is not None, "both nodes to send", seconds=90
+            )
             kill(second)
             s3.proxy.clear()
             jobs[-1].wait(timeout=90)

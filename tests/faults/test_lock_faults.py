@@ -1,4 +1,5 @@
-"""The lock of a run.dir when processes are killed, stopped or forked, two come at once, and the store fails."""
+"""The lock of a run.dir when processes are killed, stopped or forked, two come at once, and the store
+fails."""
 
 import contextlib
 import json
@@ -16,8 +17,8 @@ import pytest
 import s3fs
 from botocore.exceptions import ClientError
 
-from cluster import lease, store
-from cluster.lock import LockedError, LockLostError, hold
+from cluster.storage import lease, store
+from cluster.storage.lock import LockedError, LockLostError, hold
 from tests.s3 import S3
 
 pytestmark = pytest.mark.faults
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = 60.0
 FORKER = """
 import os, sys, time
-from cluster.lock import hold
+from cluster.storage.lock import hold
 with hold(sys.argv[1]):
     child = os.fork()
     if not child:
@@ -79,8 +80,13 @@ def there(s3: S3, run: str = "run") -> dict[str, Any]:
 
 
 def test_children_of_a_killed_holder_do_not_keep_its_lock(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", FORKER, str(tmp_path)], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as parent:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKER, str(tmp_path)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
         assert parent.stdout
         child = int(parent.stdout.readline())
         try:
@@ -108,13 +114,17 @@ def test_a_holder_that_stopped_in_the_middle_of_a_renewal_does_not_write_over_it
             wait_for(lambda: not old._thread.is_alive())
             assert there(s3) == mine
             new.check()
-            with pytest.raises(LockLostError, match=r"is lost: (it could not be renewed|process \d+ on else)"):
+            with pytest.raises(
+                LockLostError, match=r"is lost: (it could not be renewed|process \d+ on else)"
+            ):
                 old.check()
             old.release()
             assert there(s3) == mine
 
 
-def test_of_two_takers_the_slower_is_refused_however_slow_it_is(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_takers_the_slower_is_refused_however_slow_it_is(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = Gate(monkeypatch, lambda _: threading.current_thread().name == "slow")
     said: list[str] = []
 
@@ -137,7 +147,9 @@ def test_of_two_takers_the_slower_is_refused_however_slow_it_is(s3: S3, monkeypa
         held.check()
 
 
-def test_a_store_that_is_away_for_less_than_a_lease_loses_none(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_for_less_than_a_lease_loses_none(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "300")  # the store's own waits are no part of it
     times = {"503": 2, "reset": 2, "timeout": 1, "lost": 1}  # of a renewal's tries
     with contextlib.ExitStack() as stack:
@@ -154,7 +166,9 @@ def test_a_store_that_stays_away_costs_the_lease_and_the_release_does_not_wait_f
         for method in ("GET", "PUT", "DELETE"):
             s3.fault("503", method, "run.lock")
         wait_for(lambda: lost(held))
-        with pytest.raises(LockLostError, match=rf"on {s3.uri}/run is lost: it could not be renewed for \d+ s"):
+        with pytest.raises(
+            LockLostError, match=rf"on {s3.uri}/run is lost: it could not be renewed for \d+ s"
+        ):
             held.check()
     assert there(s3)["pid"] == os.getpid()
 

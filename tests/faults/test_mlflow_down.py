@@ -17,9 +17,9 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import small_config
 from tests.faults import doomed
 from tests.ranks import endings
-from trainer import export
-from trainer.delivery import Delivery
-from trainer.registry import Registry
+from trainer.models import pretrained
+from trainer.tracking.registry import Registry
+from trainer.tracking.uploader import Delivery
 
 
 class Server:
@@ -33,9 +33,22 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                   "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-                   "--artifacts-destination", str(self.folder / "artifacts")]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/server.db",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 60
@@ -69,19 +82,29 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
 ) -> None:
     contigs = {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(3_000, seed=2)]}
     uri = write_dataset(tmp_path / "data", contigs, soft=True)
-    common: dict[str, Any] = {"val__windows": 8, "val__every": 1000, "train__steps": 6, "checkpoint__every": 2,
-                              "track__wait_s": 0, "track__registered_model": "m"}  # fmt: skip
+    common: dict[str, Any] = {
+        "val__windows": 8,
+        "val__every": 1000,
+        "train__steps": 6,
+        "checkpoint__every": 2,
+        "track__wait_s": 0,
+        "track__registered_model": "m",
+    }
     away = small_config(uri, **common, run__dir=str(tmp_path / "run"), track__uri=server.uri)
     before = int(time.time() * 1000)
     ((code, said),) = (ending.value for ending in endings(1, doomed.run, away))
     trained = int(time.time() * 1000)
     assert code == 1
     assert said.count(f"warning: MLflow at {server.uri} does not answer") == 1
-    assert "error: the run is finished and its export is in run.dir, but it is not registered: MLflow at" in said
-    assert (tmp_path / "run" / export.WEIGHTS).is_file()
+    assert (
+        "error: the run is finished and its export is in run.dir, but it is not registered: MLflow at" in said
+    )
+    assert (tmp_path / "run" / pretrained.WEIGHTS).is_file()
 
     server.start()
-    patient = small_config(uri, **common | {"track__wait_s": 60}, run__dir=str(tmp_path / "run"), track__uri=server.uri)
+    patient = small_config(
+        uri, **common | {"track__wait_s": 60}, run__dir=str(tmp_path / "run"), track__uri=server.uri
+    )
     ((code, said),) = (ending.value for ending in endings(1, doomed.run, patient))
     assert (code, "registered m version 1 as candidate" in said) == (0, True), said
     ((code, said),) = (ending.value for ending in endings(1, doomed.run, patient))
@@ -92,10 +115,18 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
     points = registry.client.get_metric_history(run.info.run_id, "loss/total")
     assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]
     assert all(before <= point.timestamp <= trained for point in points)
-    assert run.data.tags["checkpoint.uri"] == str(tmp_path / "run" / export.WEIGHTS)
+    assert run.data.tags["checkpoint.uri"] == str(tmp_path / "run" / pretrained.WEIGHTS)
 
-    delivery = Delivery(uri=server.uri, experiment="e", name="n", artifact_uri=None, key="key", params={"a": 1},
-                        tags={"t": "u"}, folder=tmp_path / "queue")  # fmt: skip
+    delivery = Delivery(
+        uri=server.uri,
+        experiment="e",
+        name="n",
+        artifact_uri=None,
+        key="key",
+        params={"a": 1},
+        tags={"t": "u"},
+        folder=tmp_path / "queue",
+    )
     for step in range(1, 400):
         delivery.log({"x": step}, step=step)
         if step == 100:
@@ -103,8 +134,17 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
         if step == 300:
             server.start()
     delivery.drain(60)
-    again = Delivery(uri=server.uri, experiment="e", name="n", artifact_uri=None, key="key", params={"a": 2, "b": 3},
-                     tags={"t": "v"}, folder=tmp_path / "elsewhere", after=350)  # fmt: skip
+    again = Delivery(
+        uri=server.uri,
+        experiment="e",
+        name="n",
+        artifact_uri=None,
+        key="key",
+        params={"a": 2, "b": 3},
+        tags={"t": "v"},
+        folder=tmp_path / "elsewhere",
+        after=350,
+    )
     for step in range(351, 500):
         again.log({"x": step}, step=step)
     again.end("KILLED", wait_s=60)

@@ -14,15 +14,24 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.s3 import Proxy
-from trainer import delivery
-from trainer.delivery import Delivery
-from trainer.track import Run, TrackError
+from trainer.tracking import uploader
+from trainer.tracking.mlflow_run import Run, TrackError
+from trainer.tracking.uploader import Delivery
 
-LOST = ["experiments/create", "experiments/get-by-name", "runs/search", "runs/create", "runs/update", "runs/log-batch",
-        "runs/get", "mlflow-artifacts/artifacts"]  # fmt: skip
+LOST = [
+    "experiments/create",
+    "experiments/get-by-name",
+    "runs/search",
+    "runs/create",
+    "runs/update",
+    "runs/log-batch",
+    "runs/get",
+    "mlflow-artifacts/artifacts",
+]
 
 
-# MLflow's own REST handlers and SQL store, without the other processes that `mlflow server` takes 8 s of CPU to start.
+# MLflow's own REST handlers and SQL store, without the other processes that `mlflow server` takes 8 s of CPU
+# to start.
 SERVER = """
 import os, sys, threading
 store, root, artifacts = sys.argv[1:]
@@ -44,11 +53,18 @@ pytestmark = pytest.mark.faults
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of a server in a process of its own, for all of these tests."""
     folder = tmp_path_factory.mktemp("mlflow")
-    command = [sys.executable, "-c", SERVER, f"sqlite:///{folder}/server.db", "mlflow-artifacts:/",
-               str(folder / "artifacts")]  # fmt: skip
-    with open(folder / "log", "wb") as log, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-    ) as process:
+    command = [
+        sys.executable,
+        "-c",
+        SERVER,
+        f"sqlite:///{folder}/server.db",
+        "mlflow-artifacts:/",
+        str(folder / "artifacts"),
+    ]
+    with (
+        open(folder / "log", "wb") as log,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as process,
+    ):
         assert process.stdin and process.stdout
         try:
             port = process.stdout.readline().decode().strip()
@@ -83,11 +99,16 @@ def one_proxy(service: str) -> Iterator[Proxy]:
 @pytest.fixture
 def proxy(one_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Without faults; a call is made once, and everybody's pauses are short."""
-    for name, value in {"MAX_RETRIES": "0", "BACKOFF_FACTOR": "0", "BACKOFF_JITTER": "0", "TIMEOUT": "20"}.items():
+    for name, value in {
+        "MAX_RETRIES": "0",
+        "BACKOFF_FACTOR": "0",
+        "BACKOFF_JITTER": "0",
+        "TIMEOUT": "20",
+    }.items():
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    monkeypatch.setattr(delivery, "_PAUSE_S", 0.02)
-    monkeypatch.setattr(delivery, "_MOST_PAUSE_S", 0.1)
-    monkeypatch.setattr(delivery, "_EVERY_S", 0.05)
+    monkeypatch.setattr(uploader, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(uploader, "_MOST_PAUSE_S", 0.1)
+    monkeypatch.setattr(uploader, "_EVERY_S", 0.05)
     one_proxy.clear()
     yield one_proxy
     one_proxy.clear()
@@ -99,8 +120,16 @@ def begin(proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest) -> Calla
     name = re.sub(r"\W", "_", request.node.name)
 
     def make(**more: Any) -> Delivery:
-        given: dict[str, Any] = {"uri": proxy.url, "experiment": name, "name": "n", "artifact_uri": None, "key": name,
-                                 "params": {}, "tags": {}, "folder": tmp_path / "queue"}  # fmt: skip
+        given: dict[str, Any] = {
+            "uri": proxy.url,
+            "experiment": name,
+            "name": "n",
+            "artifact_uri": None,
+            "key": name,
+            "params": {},
+            "tags": {},
+            "folder": tmp_path / "queue",
+        }
         return Delivery(**given | more)
 
     return make
@@ -138,9 +167,12 @@ def log(run: Delivery, *steps: int) -> None:
 
 @pytest.mark.parametrize("retries", ["0", "2"])
 def test_lost_answers_of_every_call_make_nothing_twice(
-    begin: Callable[..., Delivery], kept: Callable[[], Kept], proxy: Proxy, monkeypatch: pytest.MonkeyPatch,
+    begin: Callable[..., Delivery],
+    kept: Callable[[], Kept],
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
     retries: str,
-) -> None:  # fmt: skip
+) -> None:
     """MLflow's client tries again by itself: also a call that makes something."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
     for call in LOST:
@@ -148,7 +180,7 @@ def test_lost_answers_of_every_call_make_nothing_twice(
             proxy.fault(kind="lost", method=method, key=call, times=2)
     clock = iter(range(1_000, 9_000))
     with monkeypatch.context() as patch:
-        patch.setattr(delivery, "_now_ms", lambda: next(clock))
+        patch.setattr(uploader, "_now_ms", lambda: next(clock))
         run = begin(params={f"p{i}": i for i in range(230)}, tags={"t": "u"})
         log(run, *range(1, 601))
         run.tag({"later": "yes"})
@@ -166,9 +198,12 @@ def test_lost_answers_of_every_call_make_nothing_twice(
 
 @pytest.mark.parametrize("kind", ["503", "500", "reset", "cut"])
 def test_a_server_that_fails_for_a_while(
-    begin: Callable[..., Delivery], kept: Callable[[], Kept], proxy: Proxy, capsys: pytest.CaptureFixture[str],
+    begin: Callable[..., Delivery],
+    kept: Callable[[], Kept],
+    proxy: Proxy,
+    capsys: pytest.CaptureFixture[str],
     kind: str,
-) -> None:  # fmt: skip
+) -> None:
     run = begin()
     log(run, 1, 2)
     wait_for(lambda: run._spool.waiting == 0)
@@ -184,15 +219,21 @@ def test_a_server_that_fails_for_a_while(
 
 
 def test_a_server_that_takes_calls_and_does_not_answer_delays_no_start(
-    begin: Callable[..., Delivery], kept: Callable[[], Kept], proxy: Proxy, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], tmp_path: Path,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(delivery, "_FIRST_S", 0.2)
+    begin: Callable[..., Delivery],
+    kept: Callable[[], Kept],
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(uploader, "_FIRST_S", 0.2)
     for method in ("GET", "POST"):
         proxy.fault(kind="timeout", method=method)
     run = begin()
     log(run, 1, 2)
-    with pytest.raises(TrackError, match=r"does not answer within 0\.2 s; 2 lines wait in .*queue\.jsonl, and the sa"):
+    with pytest.raises(
+        TrackError, match=r"does not answer within 0\.2 s; 2 lines wait in .*queue\.jsonl, and the sa"
+    ):
         run.drain(0)
     said = capsys.readouterr().err
     assert said.count(f"metrics wait in {tmp_path}/queue/queue.jsonl, and training goes on") == 1
@@ -202,9 +243,12 @@ def test_a_server_that_takes_calls_and_does_not_answer_delays_no_start(
 
 
 def test_a_time_out_at_the_start_is_no_refusal(
-    begin: Callable[..., Delivery], kept: Callable[[], Kept], proxy: Proxy, monkeypatch: pytest.MonkeyPatch,
+    begin: Callable[..., Delivery],
+    kept: Callable[[], Kept],
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     proxy.fault(kind="timeout", times=1)
     run = begin()
@@ -238,7 +282,10 @@ def test_a_run_that_is_deleted_is_said_once_and_waits(
 
 
 def test_artifacts_that_are_refused_do_not_end_the_delivery(
-    begin: Callable[..., Delivery], tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: Callable[[], Kept]
+    begin: Callable[..., Delivery],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kept: Callable[[], Kept],
 ) -> None:
     """A server with a folder of its own as artifact root has clients write there."""
     (tmp_path / "art").write_text("no folder")
@@ -258,7 +305,7 @@ def test_statuses_values_that_are_no_numbers_and_a_clock_that_jumps_back(
 ) -> None:
     times = iter([5_000, 4_000, 3_000, 2_000])
     with monkeypatch.context() as patch:
-        patch.setattr(delivery, "_now_ms", lambda: next(times))
+        patch.setattr(uploader, "_now_ms", lambda: next(times))
         run = begin()
         for step, value in ((0, float("nan")), (1, float("inf")), (2, 1.0)):
             run.log({"x": value}, step=step)
@@ -275,7 +322,11 @@ def test_statuses_values_that_are_no_numbers_and_a_clock_that_jumps_back(
 
 
 def test_registering_with_lost_answers_makes_one_version(
-    begin: Callable[..., Delivery], proxy: Proxy, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., Delivery],
+    proxy: Proxy,
+    service: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "weights").write_text("w")
@@ -291,7 +342,9 @@ def test_registering_with_lost_answers_makes_one_version(
                 assert run.publish(tmp_path / "export", model=model) == "1"
             except TrackError:
                 assert retries == "0"
-        assert [str(version.version) for version in client.search_model_versions(f"name = '{model}'")] == ["1"]
+        assert [str(version.version) for version in client.search_model_versions(f"name = '{model}'")] == [
+            "1"
+        ]
         assert client.get_model_version_by_alias(model, "candidate").run_id == run.id
         assert client.get_run(run.id).info.status == "FINISHED"
 
@@ -312,9 +365,9 @@ def test_a_password_is_in_no_sentence(proxy: Proxy, begin: Callable[..., Deliver
 KILLED = """
 import sys, time
 from pathlib import Path
-from trainer import delivery
-delivery._EVERY_S = 0.05
-run = delivery.Delivery(uri=sys.argv[1], experiment=sys.argv[2], name="n", artifact_uri=None, key=sys.argv[2],
+from trainer.tracking import uploader
+uploader._EVERY_S = 0.05
+run = uploader.Delivery(uri=sys.argv[1], experiment=sys.argv[2], name="n", artifact_uri=None, key=sys.argv[2],
                         params={}, tags={}, folder=Path(sys.argv[3]))
 for step in range(1, 1_000_000):
     run.log({"loss": 1 / step, "lr": float(step)}, step=step)
@@ -325,10 +378,14 @@ for step in range(1, 1_000_000):
 
 
 def test_a_process_killed_in_the_middle_of_delivering(
-    begin: Callable[..., Delivery], kept: Callable[[], Kept], proxy: Proxy, tmp_path: Path,
+    begin: Callable[..., Delivery],
+    kept: Callable[[], Kept],
+    proxy: Proxy,
+    tmp_path: Path,
     request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
-    """It goes on from step 40: what MLflow has of later steps stays, what waits of them is run and told again."""
+) -> None:
+    """It goes on from step 40: what MLflow has of later steps stays, what waits of them is run and told
+    again."""
     name = re.sub(r"\W", "_", request.node.name)
     lost = proxy.fault(kind="lost", method="POST", key="log-batch", skip=3, times=1)
     queue = tmp_path / "queue" / "queue.jsonl"
@@ -374,8 +431,12 @@ def test_a_server_says_that_an_experiment_is_deleted_and_a_name_a_prompts(
     gone = client.create_experiment("gone")
     client.delete_experiment(gone)
     for make in (lambda: begin(experiment="gone"), lambda: Run(uri=service, experiment="gone", name="n")):
-        with pytest.raises(TrackError, match=rf"^experiment gone at http://.* was deleted; restore it .* {gone}\) or"):
+        with pytest.raises(
+            TrackError, match=rf"^experiment gone at http://.* was deleted; restore it .* {gone}\) or"
+        ):
             make()
     client.register_prompt("words", template="x")
-    with pytest.raises(TrackError, match=r"^words is the name of a prompt at http://.*; give another track\."):
+    with pytest.raises(
+        TrackError, match=r"^words is the name of a prompt at http://.*; give another track\."
+    ):
         begin(model="words")

@@ -1,4 +1,5 @@
-"""What the supervisor makes of odd faults of ranks and nodes: it runs in this process, the toy's ranks do not."""
+"""What the supervisor makes of odd faults of ranks and nodes: it runs in this process, the toy's ranks do
+not."""
 
 import os
 import re
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from cluster import attempt, supervise
-from cluster.config import ClusterConfig
-from cluster.nodes import HostNodes, Link, LocalNodes, NodeLost, Nodes, Place
-from cluster.supervise import Supervisor
+from cluster.launch import attempt, supervise
+from cluster.launch.config import ClusterConfig
+from cluster.launch.nodes import HostNodes, Link, LocalNodes, NodeLost, Nodes, Place
+from cluster.launch.supervise import Supervisor
 from configs import validate
 
 pytestmark = pytest.mark.faults
@@ -51,13 +52,25 @@ class Run:
         self.supervisor: Supervisor | None = None
 
     def __call__(
-        self, *toy: str, nodes: Nodes | None = None, meanwhile: Callable[[], None] | None = None, **config: Any
+        self,
+        *toy: str,
+        nodes: Nodes | None = None,
+        meanwhile: Callable[[], None] | None = None,
+        **config: Any,
     ) -> int:
         """The exit code; FORCED where it does not end by itself. ``meanwhile`` runs beside it."""
-        given = {"program": [TOY], "fit": [TOY], "restart_pause_s": 0.05, "survivor_s": 1, "probe_every_s": 0.2,
-                 "rejoin_after_s": 0.1, "grace_s": 20} | config  # fmt: skip
-        self.supervisor = Supervisor(validate(ClusterConfig, given, source="test"), [str(self.folder), *toy],
-                                     nodes or LocalNodes(2))  # fmt: skip
+        given = {
+            "program": [TOY],
+            "fit": [TOY],
+            "restart_pause_s": 0.05,
+            "survivor_s": 1,
+            "probe_every_s": 0.2,
+            "rejoin_after_s": 0.1,
+            "grace_s": 20,
+        } | config
+        self.supervisor = Supervisor(
+            validate(ClusterConfig, given, source="test"), [str(self.folder), *toy], nodes or LocalNodes(2)
+        )
         faults: list[BaseException] = []
 
         def beside() -> None:
@@ -68,8 +81,10 @@ class Run:
                 self.interrupt()
                 self.interrupt()
 
-        limit, other = threading.Timer(LIMIT_S, lambda: (self.interrupt(), self.interrupt())), threading.Thread(
-            target=beside)  # fmt: skip
+        limit, other = (
+            threading.Timer(LIMIT_S, lambda: (self.interrupt(), self.interrupt())),
+            threading.Thread(target=beside),
+        )
         limit.start()
         other.start()
         try:
@@ -86,7 +101,9 @@ class Run:
             before = self.supervisor and self.supervisor._code
             os.kill(os.getpid(), number)
             deadline = time.monotonic() + 5
-            while not before and self.supervisor and not self.supervisor._code and time.monotonic() < deadline:
+            while (
+                not before and self.supervisor and not self.supervisor._code and time.monotonic() < deadline
+            ):
                 time.sleep(0.01)
 
     def hear(self) -> str:
@@ -117,8 +134,11 @@ class Run:
         return found
 
     def rank(self, number: int) -> int:
-        (pid,) = [pid for pid in self.left(TOY)
-                  if f"RANK={number}" in Path(f"/proc/{pid}/environ").read_text().split("\0")]  # fmt: skip
+        (pid,) = [
+            pid
+            for pid in self.left(TOY)
+            if f"RANK={number}" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+        ]
         return pid
 
 
@@ -152,9 +172,11 @@ def hostfile(folder: Path, *names: str) -> str:
 @pytest.mark.parametrize(("what", "how"), [("stop", r"is stopped \(SIGSTOP\)"), ("hang", "hangs")])
 def test_of_three_ranks_the_one_that_hangs_is_named(run: Run, what: str, how: str) -> None:
     assert run("steps=12", f"once={what}:2:8", nodes=LocalNodes(3), hang_timeout_s=1) == 0, run.said
-    assert re.search(rf"supervisor: rank 2 on localhost {how}: step 8, after all_reduce \(collective 9\), no move for "
-                     r"[12] s; 2 of 3 ranks wait in all_reduce; starting anew in 0.05 s, from the checkpoint of step 5",
-                     run.said), run.said  # fmt: skip
+    assert re.search(
+        rf"supervisor: rank 2 on localhost {how}: step 8, after all_reduce \(collective 9\), no move for "
+        r"[12] s; 2 of 3 ranks wait in all_reduce; starting anew in 0.05 s, from the checkpoint of step 5",
+        run.said,
+    ), run.said
     assert "world 3 from 5" in run.said
 
 
@@ -176,23 +198,35 @@ def test_a_newer_checkpoint_forgives_earlier_faults(run: Run) -> None:
 
 
 def test_faults_without_a_newer_checkpoint_add_up(run: Run) -> None:
-    with pytest.raises(RuntimeError, match=r"^2 faults on end without a newer checkpoint than that of step 5; the "
-                                           r"last: rank 1 on localhost was killed by signal 9.*step 8\)$"):  # fmt: skip
+    with pytest.raises(
+        RuntimeError,
+        match=r"^2 faults on end without a newer checkpoint than that of step 5; the "
+        r"last: rank 1 on localhost was killed by signal 9.*step 8\)$",
+    ):
         run("steps=20", "once=kill:1:8,kill:0:7", max_faults=2)
 
 
 def test_ranks_that_stop_again_and_again_by_themselves(run: Run) -> None:
-    with pytest.raises(RuntimeError, match=r"3 faults on end .*; the last: the ranks were told to stop, not by the s"):
+    with pytest.raises(
+        RuntimeError, match=r"3 faults on end .*; the last: the ranks were told to stop, not by the s"
+    ):
         run("steps=20", "always=preempt", max_faults=3)
     assert run.said.count("2 ranks on 1 nodes") == 3
 
 
-@pytest.mark.parametrize(("what", "word"), [("quiet", "without a word"), ("missing", "python: can't open file '/x/")])
-def test_a_node_whose_config_or_files_are_others_is_told_of_and_done_without(run: Run, what: str, word: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "word"), [("quiet", "without a word"), ("missing", "python: can't open file '/x/")]
+)
+def test_a_node_whose_config_or_files_are_others_is_told_of_and_done_without(
+    run: Run, what: str, word: str
+) -> None:
     """Ranks other than 0 leave it to that one to say what is wrong with the config, and it finds nothing."""
     assert run("steps=20", f"always={what}:1", nodes=ManyNodes(2)) == 0, run.said
-    assert ("supervisor: rank 1 on node1 ended with code 2, its config, files or code are not those of the others: "
-            f"{word}") in run.said  # fmt: skip
+    assert (
+        "supervisor: rank 1 on node1 ended with code 2, its config, files or code are not those of the "
+        "others: "
+        f"{word}"
+    ) in run.said
     assert "supervisor: node1 is left out from now on: 2 faults on end were its" in run.said
     assert "world 1 from 0" in run.said
 
@@ -214,8 +248,11 @@ def test_a_state_that_could_not_be_saved_is_not_called_saved(run: Run) -> None:
         run.interrupt(signal.SIGTERM)
 
     assert run("steps=5000", "disk=full", meanwhile=stop) == 75
-    assert re.search(r"supervisor: told to stop; rank \d on localhost ended with code 1: no space left on the disk "
-                     r"\(step \d+\): what came after the last checkpoint is lost; the same", run.said), run.said
+    assert re.search(
+        r"supervisor: told to stop; rank \d on localhost ended with code 1: no space left on the disk "
+        r"\(step \d+\): what came after the last checkpoint is lost; the same",
+        run.said,
+    ), run.said
 
 
 def test_a_rank_that_dies_while_all_are_to_save_is_not_waited_for(run: Run) -> None:
@@ -239,14 +276,23 @@ def test_a_second_ctrl_c_ends_it_at_once(run: Run) -> None:
     start = time.monotonic()
     assert run("steps=5000", "once=deaf:0:2,deaf:1:2", meanwhile=stop, grace_s=LIMIT_S) == 130
     assert time.monotonic() - start < LIMIT_S / 2
-    assert "supervisor: interrupted; 2 ranks had to be killed: what came after the last checkpoint is lost" in run.said
+    assert (
+        "supervisor: interrupted; 2 ranks had to be killed: what came after the last checkpoint is lost"
+        in run.said
+    )
 
 
 def test_told_to_stop_while_a_node_does_not_answer(run: Run, tmp_path: Path) -> None:
     nodes = HostNodes(hostfile(tmp_path, "a", "b"), script(tmp_path / "reach", "exec sleep 100"))
     start = time.monotonic()
-    assert run("steps=5", nodes=nodes, meanwhile=lambda: (run.until(lambda: len(run.left("sleep")) == 2),
-                                                          run.interrupt(signal.SIGTERM))) == 75  # fmt: skip
+    assert (
+        run(
+            "steps=5",
+            nodes=nodes,
+            meanwhile=lambda: (run.until(lambda: len(run.left("sleep")) == 2), run.interrupt(signal.SIGTERM)),
+        )
+        == 75
+    )
     assert time.monotonic() - start < LIMIT_S / 4
     assert "supervisor: told to stop; nothing was running; the same command goes on" in run.said
 
@@ -280,7 +326,9 @@ def test_a_node_that_does_not_answer_delays_no_restart(
 
 
 def test_what_a_remote_shell_says_of_its_own_is_no_event(run: Run, tmp_path: Path) -> None:
-    remote = script(tmp_path / "reach", "shift\necho Welcome to this host\nprintf '\\377\\n'\necho '[1]'\nexec \"$@\"")
+    remote = script(
+        tmp_path / "reach", "shift\necho Welcome to this host\nprintf '\\377\\n'\necho '[1]'\nexec \"$@\""
+    )
     assert run("steps=5", nodes=HostNodes(hostfile(tmp_path, "localhost"), remote)) == 0, run.said
 
 
@@ -293,7 +341,10 @@ def test_a_node_with_two_faults_on_end_is_left_out_until_it_is_needed(run: Run) 
         nodes.down.add("node1")
         os.kill(run.rank(1), signal.SIGKILL)
 
-    assert run("steps=150", "once=kill:2:7,kill:2:8", nodes=nodes, min_nodes=2, meanwhile=lose, probe_every_s=60) == 0
+    assert (
+        run("steps=150", "once=kill:2:7,kill:2:8", nodes=nodes, min_nodes=2, meanwhile=lose, probe_every_s=60)
+        == 0
+    )
     assert "supervisor: node2 is left out from now on: 2 faults on end were its" in run.said
     assert "node2 is tried again: the others are too few" in run.said
     assert re.findall(r"(\d) ranks on", run.said) == ["3", "3", "2", "2"]
@@ -310,7 +361,9 @@ def test_a_node_is_lost_and_another_is_waited_for(run: Run) -> None:
     nodes.down.add("node1")
 
     def mend() -> None:
-        run.until(lambda: "1 nodes answer and min_nodes is 2; node1: no route to it; waiting for" in run.hear())
+        run.until(
+            lambda: "1 nodes answer and min_nodes is 2; node1: no route to it; waiting for" in run.hear()
+        )
         nodes.down.clear()
 
     assert run("steps=6", nodes=nodes, min_nodes=2, meanwhile=mend) == 0, run.said
@@ -326,7 +379,9 @@ def test_a_number_of_ranks_that_cannot_be(run: Run, fits: str, tmp_path: Path) -
 
 def test_what_fits_cannot_be_found_any_more_while_ranks_run(run: Run, tmp_path: Path) -> None:
     """A node comes back; the run that goes well is left alone."""
-    (tmp_path / "fit.py").write_text("import sys\nif sys.argv[2] == '1':\n    print(1)\nelse:\n    sys.exit('no disk')")
+    (tmp_path / "fit.py").write_text(
+        "import sys\nif sys.argv[2] == '1':\n    print(1)\nelse:\n    sys.exit('no disk')"
+    )
     nodes = ManyNodes(2)
     nodes.down.add("node1")
 
@@ -335,5 +390,7 @@ def test_what_fits_cannot_be_found_any_more_while_ranks_run(run: Run, tmp_path: 
         nodes.down.clear()
         run.until(lambda: "did not say how many ranks fit: no disk" in run.hear())
 
-    assert run("steps=100", "pause=0.02", nodes=nodes, fit=[str(tmp_path / "fit.py")], meanwhile=back) == 0, run.said
+    assert run("steps=100", "pause=0.02", nodes=nodes, fit=[str(tmp_path / "fit.py")], meanwhile=back) == 0, (
+        run.said
+    )
     assert run.said.count("world 1 from 0") == 1

@@ -1,4 +1,5 @@
-"""cluster.store against an S3 service and web servers that fail: what is retried, what is said, what is left behind."""
+"""cluster.storage.store against an S3 service and web servers that fail: what is retried, what is said, what
+is left behind."""
 
 import re
 import sys
@@ -12,23 +13,26 @@ from typing import Any
 
 import pytest
 
-from cluster import remote, store
+from cluster.storage import remote, store
 from tests.s3 import S3
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 REASONS = {
     "503": r"Please reduce your request rate\. \(SlowDown\)|Service Unavailable \(503\)",
-    "500": r"We encountered an internal error\. Please try again\. \(InternalError\)|Internal Server Error \(500\)",
+    "500": r"We encountered an internal error\. Please try again\. \(InternalError\)|Internal Server Error "
+    r"\(500\)",
     "full": r"The quota of the bucket is exceeded\. \(QuotaExceeded\)",
     "507": r"Storage backend has reached its minimum free drive threshold\. \(XMinioStorageFull\)",
     "denied": r"Access Denied\. \(AccessDenied\)|Forbidden \(403\)",
     "timeout": r"Read timeout on endpoint URL: .*",
     "reset": r"Could not connect to the endpoint URL: .*|Connection was closed before .*",
     "lost": r"Could not connect to the endpoint URL: .*|Connection was closed before .*",
-    "cut": r"got fewer than \d+ bytes|Could not connect to the endpoint URL: .*|Connection was closed before .*",
+    "cut": r"got fewer than \d+ bytes|Could not connect to the endpoint URL: .*|Connection was closed "
+    r"before .*",
     "short": r"got 500 of 1000 bytes",
 }
-# operation: its word in messages, its request, and what it returns when all is well, on an object DATA at a/x.
+# operation: its word in messages, its request, and what it returns when all is well, on an object DATA at
+# a/x.
 OPERATIONS: dict[str, tuple[str, str, str, Callable[[str], Any], Any]] = {
     "read": ("read", "GET", "/a/x", lambda uri: store.read_bytes(uri, 0, 1000), DATA[:1000]),
     "file": ("read", "GET", "/a/x", lambda uri: store.open_read(uri).read(), DATA),
@@ -78,8 +82,10 @@ def test_what_does_not_pass_is_given_up(s3: S3, x: str, kind: str, operation: st
     named = f"{s3.uri}/a" if operation == "list" else x
     with pytest.raises(store.TransientError) as caught:
         call(x)
-    assert re.fullmatch(f"cannot {word} {named}: ({REASONS[kind]}); gave up after 5 tries over \\d+\\.\\d s",
-                        str(caught.value))
+    assert re.fullmatch(
+        f"cannot {word} {named}: ({REASONS[kind]}); gave up after 5 tries over \\d+\\.\\d s",
+        str(caught.value),
+    )
     # Below, aiohttp sends once more what it lost on a connection that had been in use.
     assert 5 <= s3.proxy.count(method, key) <= (5 if kind == "503" else 10)
     assert s3.objects() == {"a/x": len(DATA)}, "the old object stays"
@@ -100,11 +106,15 @@ def test_what_cannot_pass_is_said_at_once(s3: S3, x: str, operation: str) -> Non
 
 
 @pytest.mark.parametrize("operation", ["read", "list", "exists", "write"])
-def test_a_store_that_does_not_answer(s3: S3, x: str, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+def test_a_store_that_does_not_answer(
+    s3: S3, x: str, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
     word, method, key, call, _ = OPERATIONS[operation]
     monkeypatch.setenv("DNA_STORE_TIMEOUT_SECONDS", "0.1")
     s3.fault("timeout", method, key)
-    with pytest.raises(store.TransientError, match=f"cannot {word} .*: {REASONS['timeout']}; gave up after 5 tries"):
+    with pytest.raises(
+        store.TransientError, match=f"cannot {word} .*: {REASONS['timeout']}; gave up after 5 tries"
+    ):
         call(x)
     assert s3.proxy.count(method, key) == 5
     assert s3.objects() == {"a/x": len(DATA)}
@@ -116,7 +126,9 @@ def test_a_body_cut_short(s3: S3, x: str, kind: str) -> None:
     assert store.read_bytes(x, 0, 1000) == DATA[:1000]
     s3.proxy.clear()
     s3.fault(kind, "GET", "/a/x")
-    with pytest.raises(store.TransientError, match=f"cannot read {x}: ({REASONS[kind]}); gave up after 5 tries"):
+    with pytest.raises(
+        store.TransientError, match=f"cannot read {x}: ({REASONS[kind]}); gave up after 5 tries"
+    ):
         store.read_bytes(x, 0, 1000)
     s3.proxy.clear()
     s3.fault(kind, "GET", "list-type", times=1)
@@ -130,7 +142,9 @@ def test_an_upload_cut_short_or_not_acknowledged(s3: S3, x: str, kind: str) -> N
     assert s3.objects() == {"a/x": len(DATA), "a/y": len(DATA)}
     s3.proxy.clear()
     s3.fault(kind, "PUT", "/a/z")
-    with pytest.raises(store.TransientError, match=f"cannot write .*/a/z: ({REASONS[kind]}); gave up after 5 tries"):
+    with pytest.raises(
+        store.TransientError, match=f"cannot write .*/a/z: ({REASONS[kind]}); gave up after 5 tries"
+    ):
         store.write_bytes(f"{s3.uri}/a/z", DATA)
     assert s3.objects().get("a/z", len(DATA)) == len(DATA), "nothing, or all of it"
     assert kind == "lost" or "a/z" not in s3.objects()
@@ -138,10 +152,14 @@ def test_an_upload_cut_short_or_not_acknowledged(s3: S3, x: str, kind: str) -> N
 
 def test_a_flipped_bit_is_seen_in_whole_objects_only(s3: S3, x: str) -> None:
     s3.fault("flip", "GET", "/a/x")
-    there = store.read_bytes(x, 0, 1000)  # a range has no checksum at S3: the digests of a manifest are for this
+    there = store.read_bytes(
+        x, 0, 1000
+    )  # a range has no checksum at S3: the digests of a manifest are for this
     assert sum((one ^ other).bit_count() for one, other in zip(there, DATA[:1000], strict=True)) == 1
     if "ChecksumCRC32" in s3.client.head_object(Bucket=s3.bucket, Key="a/x", ChecksumMode="ENABLED"):
-        with pytest.raises(store.TransientError, match=f"{x}: Expected checksum .* did not match .*after 5 tries"):
+        with pytest.raises(
+            store.TransientError, match=f"{x}: Expected checksum .* did not match .*after 5 tries"
+        ):
             store.read_bytes(x)
 
 
@@ -197,9 +215,13 @@ def test_what_is_not_there(s3: S3, x: str) -> None:
         with pytest.raises(store.StoreError, match=r"/no: no such file or bucket$"):
             call(f"{s3.uri}/no")
     for call in (store.sizes, store.read_bytes, lambda uri: store.write_bytes(uri, b"")):
-        with pytest.raises(store.StoreError, match=r"cannot .* s3://dna-no-such-bucket/a: no such file or bucket$"):
+        with pytest.raises(
+            store.StoreError, match=r"cannot .* s3://dna-no-such-bucket/a: no such file or bucket$"
+        ):
             call("s3://dna-no-such-bucket/a")
-    with pytest.raises(store.StoreError, match=r'cannot list s3://Bad_Bucket!/x: .*Invalid bucket name "Bad_Bucket!"'):
+    with pytest.raises(
+        store.StoreError, match=r'cannot list s3://Bad_Bucket!/x: .*Invalid bucket name "Bad_Bucket!"'
+    ):
         store.sizes("s3://Bad_Bucket!/x")
     with pytest.raises(store.StoreError, match=f"cannot look up {s3.uri}/a: Is a directory"):
         store.version(f"{s3.uri}/a")
@@ -222,15 +244,25 @@ def test_the_endpoint_may_change(s3: S3, x: str, monkeypatch: pytest.MonkeyPatch
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as closed:
         port = closed.server_address[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    with pytest.raises(store.TransientError, match=f"cannot read {x}: Could not connect .*:{port}.*after 5 tries"):
+    with pytest.raises(
+        store.TransientError, match=f"cannot read {x}: Could not connect .*:{port}.*after 5 tries"
+    ):
         store.read_bytes(x)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.proxy.url)
     assert store.read_bytes(x) == DATA
 
 
-@pytest.mark.parametrize(("kind", "method", "key", "times"), [
-    ("503", "POST", "uploads", 1), ("503", "PUT", "partNumber=2", 2), ("cut", "PUT", "partNumber=2", 2),
-    ("lost", "PUT", "partNumber=2", 1), ("503", "POST", "uploadId", 1), ("lost", "POST", "uploadId", 1)])
+@pytest.mark.parametrize(
+    ("kind", "method", "key", "times"),
+    [
+        ("503", "POST", "uploads", 1),
+        ("503", "PUT", "partNumber=2", 2),
+        ("cut", "PUT", "partNumber=2", 2),
+        ("lost", "PUT", "partNumber=2", 1),
+        ("503", "POST", "uploadId", 1),
+        ("lost", "POST", "uploadId", 1),
+    ],
+)
 def test_an_upload_in_parts_ends_well(
     s3: S3, x: str, monkeypatch: pytest.MonkeyPatch, kind: str, method: str, key: str, times: int
 ) -> None:
@@ -242,7 +274,9 @@ def test_an_upload_in_parts_ends_well(
     assert b"".join(store.chunks(x)) == DATA * 11
 
 
-@pytest.mark.parametrize(("kind", "tries"), [("503", "; gave up after 5 tries.*"), ("denied", ""), ("full", "")])
+@pytest.mark.parametrize(
+    ("kind", "tries"), [("503", "; gave up after 5 tries.*"), ("denied", ""), ("full", "")]
+)
 def test_an_upload_in_parts_that_fails_leaves_nothing(
     s3: S3, x: str, monkeypatch: pytest.MonkeyPatch, kind: str, tries: str
 ) -> None:
@@ -264,9 +298,10 @@ class _Web(ThreadingHTTPServer):
         self.data, self.manners, self.requests = data, manners, list[str]()
         self.uri = f"http://127.0.0.1:{self.server_address[1]}/x.fa"
 
-
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # who asks for one byte does not wait for the others
+        if not isinstance(
+            sys.exc_info()[1], ConnectionError
+        ):  # who asks for one byte does not wait for the others
             super().handle_error(request, client_address)
 
 
@@ -324,8 +359,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "0.05")
 
 
-@pytest.mark.parametrize("manners", [{}, {"ranges": False}, {"ranges": False, "length": False},
-                                     {"headers": {"Content-Encoding": "gzip"}}], ids=str)
+@pytest.mark.parametrize(
+    "manners",
+    [{}, {"ranges": False}, {"ranges": False, "length": False}, {"headers": {"Content-Encoding": "gzip"}}],
+    ids=str,
+)
 def test_web_servers_of_all_kinds(manners: dict[str, Any]) -> None:
     with web(**manners) as server:
         assert store.exists(server.uri) and not store.exists(server.uri.replace("x.fa", "none"))
@@ -363,14 +401,25 @@ def test_versions_on_the_web() -> None:
 
 
 def test_a_web_server_that_is_busy_is_not_one_without_the_file() -> None:
-    for call in (store.exists, store.version, store.read_bytes, store.open_read, lambda uri: list(store.chunks(uri))):
-        with web(status=503) as server, pytest.raises(
-            store.TransientError, match=rf"cannot .* {server.uri}: Service Unavailable \(503\); gave up after 5 tries"
+    for call in (
+        store.exists,
+        store.version,
+        store.read_bytes,
+        store.open_read,
+        lambda uri: list(store.chunks(uri)),
+    ):
+        with (
+            web(status=503) as server,
+            pytest.raises(
+                store.TransientError,
+                match=rf"cannot .* {server.uri}: Service Unavailable \(503\); gave up after 5 tries",
+            ),
         ):
             call(server.uri)
         assert server.requests and len(server.requests) == 5
-        with web(status=403) as server, pytest.raises(
-            store.StoreError, match=rf"cannot .* {server.uri}: Forbidden \(403\)$"
+        with (
+            web(status=403) as server,
+            pytest.raises(store.StoreError, match=rf"cannot .* {server.uri}: Forbidden \(403\)$"),
         ):
             call(server.uri)
         assert len(server.requests) == 1
@@ -381,13 +430,21 @@ def test_a_web_server_that_is_busy_is_not_one_without_the_file() -> None:
 def test_a_web_server_that_cuts_bodies() -> None:
     with web(cut=(2, 4)) as server:  # the first request asks what there is
         assert b"".join(store.chunks(server.uri, 300_000)) == DATA
-    with web(cut=range(1000)) as server, pytest.raises(
-        store.TransientError, match=rf"cannot read {server.uri}: got \d+ of 1000 bytes; gave up after 5 tries"
+    with (
+        web(cut=range(1000)) as server,
+        pytest.raises(
+            store.TransientError,
+            match=rf"cannot read {server.uri}: got \d+ of 1000 bytes; gave up after 5 tries",
+        ),
     ):
         store.read_bytes(server.uri, 0, 1000)
     for call in (lambda uri: list(store.chunks(uri)), store.open_read):
-        with web(ranges=False, cut=range(1000)) as server, pytest.raises(
-            store.TransientError, match=rf"{server.uri}: got \d+ of 1048576 bytes; gave up after 1 try over .* s"
+        with (
+            web(ranges=False, cut=range(1000)) as server,
+            pytest.raises(
+                store.TransientError,
+                match=rf"{server.uri}: got \d+ of 1048576 bytes; gave up after 1 try over .* s",
+            ),
         ):
             call(server.uri)
 
@@ -403,7 +460,10 @@ def test_a_web_file_that_changes(ranges: bool) -> None:
 
 
 def test_a_web_server_has_no_listing() -> None:
-    with web() as server, pytest.raises(store.StoreError, match=f"cannot list {server.uri}: a web server has no list"):
+    with (
+        web() as server,
+        pytest.raises(store.StoreError, match=f"cannot list {server.uri}: a web server has no list"),
+    ):
         store.list_files(server.uri)
 
 
@@ -411,8 +471,15 @@ def test_secrets_stay_out_of_messages() -> None:
     for status in (503, 403, 404):
         with web(status=status) as server:
             secret = server.uri.replace("//", "//me:pass@") + "?X-Amz-Signature=abc&token=def"
-            for call in (store.exists, store.version, store.read_bytes, store.open_read, store.sizes, store.local_path,
-                         lambda uri: list(store.chunks(uri))):
+            for call in (
+                store.exists,
+                store.version,
+                store.read_bytes,
+                store.open_read,
+                store.sizes,
+                store.local_path,
+                lambda uri: list(store.chunks(uri)),
+            ):
                 if call is store.exists and status == 404:
                     continue
                 with pytest.raises((store.StoreError, ValueError)) as caught:

@@ -22,8 +22,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def new(folder: Path, name: str, *train: str, **more: object) -> Supervised:
-    return Supervised(folder, name, str(folder / "data"), f"train.steps={STEPS}", f"checkpoint.every={EVERY}", *train,
-                      **more)  # type: ignore[arg-type]  # fmt: skip
+    return Supervised(
+        folder,
+        name,
+        str(folder / "data"),
+        f"train.steps={STEPS}",
+        f"checkpoint.every={EVERY}",
+        *train,
+        **more,
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.faults
@@ -47,10 +54,23 @@ def test_a_killed_rank_and_then_a_preempted_machine_end_with_the_teacher_of_a_qu
 
 @pytest.mark.faults
 def test_two_hosts_of_which_one_is_cut_off_and_comes_back(folder: Path) -> None:
-    with hosts(2) as net, new(folder, "hosts", "train.steps=400", config="hosts", cluster=[
-        f"launch.hostfile={folder}/hostfile", "launch.remote=ip netns exec {host}", "launch.ranks_per_node=1",
-        "hang_timeout_s=4", "probe_every_s=0.5", "rejoin_after_s=1",
-    ]) as run:  # fmt: skip
+    with (
+        hosts(2) as net,
+        new(
+            folder,
+            "hosts",
+            "train.steps=400",
+            config="hosts",
+            cluster=[
+                f"launch.hostfile={folder}/hostfile",
+                "launch.remote=ip netns exec {host}",
+                "launch.ranks_per_node=1",
+                "hang_timeout_s=4",
+                "probe_every_s=0.5",
+                "rejoin_after_s=1",
+            ],
+        ) as run,
+    ):
         (folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in net.names))
         run.start().until(lambda: run.step() >= 2 * EVERY)
         assert set(run.ranks()) == {0, 1}

@@ -1,4 +1,5 @@
-"""The supervisor over hosts of network namespaces, with a program that plays the training: links cut and slowed."""
+"""The supervisor over hosts of network namespaces, with a program that plays the training: links cut and
+slowed."""
 
 import re
 import signal
@@ -22,15 +23,25 @@ def net() -> Iterator[Hosts]:
 
 @pytest.fixture
 def run(
-    net: Hosts, tmp_path: Path, supervise: Callable[..., Supervisor]  # noqa: F811
+    net: Hosts,
+    tmp_path: Path,
+    supervise: Callable[..., Supervisor],  # noqa: F811
 ) -> Callable[..., Supervisor]:
     """Starts a supervisor over both hosts, one rank on each, which runs until it is told to stop."""
 
     def start(*cluster: str) -> Supervisor:
         (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in net.names))
-        return supervise("steps=100000", "pause=0.02", config="hosts", cluster=(
-            f"launch.hostfile={tmp_path}/hosts", "launch.remote=ip netns exec {host}", "launch.ranks_per_node=null",
-            *cluster))  # fmt: skip
+        return supervise(
+            "steps=100000",
+            "pause=0.02",
+            config="hosts",
+            cluster=(
+                f"launch.hostfile={tmp_path}/hosts",
+                "launch.remote=ip netns exec {host}",
+                "launch.ranks_per_node=null",
+                *cluster,
+            ),
+        )
 
     return start
 
@@ -57,8 +68,11 @@ def test_a_host_that_is_cut_off_for_good_is_left_out_and_taken_back(
     assert f"2 ranks on 2 nodes: {first} (1), {second} (1)" in job.said
     net.cut(second)
     job.until(lambda: re.search("world 1 from [1-9]", job.said))
-    assert re.search(rf"supervisor: no rank has moved for [2-9] s: {second}: it does not reach {first}:\d+: .*; "
-                     r"starting anew in 0\.05 s, from the checkpoint of step \d+", job.said), job.said
+    assert re.search(
+        rf"supervisor: no rank has moved for [2-9] s: {second}: it does not reach {first}:\d+: .*; "
+        r"starting anew in 0\.05 s, from the checkpoint of step \d+",
+        job.said,
+    ), job.said
     assert re.search(rf"1 ranks on 1 nodes: {first} \(1\); left out: {second}: it does not reach", job.said)
     alone = steps(tmp_path)
     job.until(lambda: steps(tmp_path) > alone + 5)
@@ -102,6 +116,8 @@ def test_too_few_hosts_are_left(net: Hosts, run: Callable[..., Supervisor], tmp_
     job.until(lambda: steps(tmp_path) >= 5)
     net.cut(net.names[1])
     assert job.wait() == 1
-    assert re.search(rf"error: 1 nodes answer and min_nodes is 2; {net.names[1]}: it does not reach .*; waited 1 s",
-                     job.said), job.said  # fmt: skip
+    assert re.search(
+        rf"error: 1 nodes answer and min_nodes is 2; {net.names[1]}: it does not reach .*; waited 1 s",
+        job.said,
+    ), job.said
     assert job.left() == []

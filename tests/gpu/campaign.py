@@ -1,9 +1,10 @@
-"""``python -m tests.gpu.campaign --out FOLDER``: all that is to be proven and measured on a GPU, in one script.
+"""``python -m tests.gpu.campaign --out FOLDER``: all that is to be proven and measured on a GPU, in one
+script.
 
-Stages, in this order: peaks (matrix products, layers, copies), tests (tests/gpu), steps (time, MFU, memory and kernels
-of training steps), contrastive (time and memory of the loss). FOLDER/campaign.json is written anew after each row of
-each stage, so that a run that is cut short still proves something; the same command goes on where it ended.
-Exit code 0: all is done. 1: a stage failed. 75: time was up, and stages are left.
+Stages, in this order: peaks (matrix products, layers, copies), tests (tests/gpu), steps (time, MFU, memory
+and kernels of training steps), contrastive (time and memory of the loss). FOLDER/campaign.json is written
+anew after each row of each stage, so that a run that is cut short still proves something; the same command
+goes on where it ended. Exit code 0: all is done. 1: a stage failed. 75: time was up, and stages are left.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from cluster.process import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+from cluster.process.exits import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
 from tests.gpu import contrastive_cost, peaks, speed
 from tests.ranks import on_ranks
 
@@ -42,7 +43,9 @@ class Campaign:
         out.mkdir(parents=True, exist_ok=True)
         if resume and resume.is_file() and not (out / RESULT).exists():
             shutil.copy(resume, out / RESULT)
-        self.results: dict[str, Any] = json.loads((out / RESULT).read_text()) if (out / RESULT).exists() else {}
+        self.results: dict[str, Any] = (
+            json.loads((out / RESULT).read_text()) if (out / RESULT).exists() else {}
+        )
 
     @property
     def limit_s(self) -> float:
@@ -50,7 +53,8 @@ class Campaign:
         return 600 if self.rehearse else max(30.0, self._end - time.monotonic())
 
     def rows(self, stage: str, rows: dict[str, Callable[[], Any]]) -> Iterator[str]:
-        """Run each of ``rows`` that has not been run, while there is time; the names of those that are run."""
+        """Run each of ``rows`` that has not been run, while there is time; the names of those that are
+        run."""
         for name, measure in rows.items():
             found = self.results.setdefault(stage, {})
             if name in found and "fault" not in found[name]:
@@ -90,9 +94,10 @@ def stages(campaign: Campaign) -> dict[str, dict[str, Callable[[], Any]]]:
         "steps": {s.name: lambda s=s: c.rank(measured_steps, s, c.device, small) for s in settings},
         "contrastive": {
             f"{task}, G = {rows}": lambda task=task, rows=rows: c.rank(costs, task, rows, c.device, small)
-            for rows in sizes for task in contrastive_cost.TASKS
+            for rows in sizes
+            for task in contrastive_cost.TASKS
         },
-    }  # fmt: skip
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -133,13 +138,22 @@ def tests(campaign: Campaign) -> dict[str, Any]:
     """Counts of tests/gpu, and what failed and what took longest."""
     report, log = campaign.out / "tests.xml", campaign.out / "tests.log"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "--durations=25",
-               f"--junitxml={report}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/gpu",
+        "-p",
+        "no:cacheprovider",
+        "--durations=25",
+        f"--junitxml={report}",
+    ]
     environment = os.environ | ({"DNA_GPU_REHEARSE": "1"} if campaign.rehearse else {})
     limit_s = min(campaign.limit_s, _TESTS_S)
     with log.open("w") as said:
-        pytest = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=environment,
-                                  start_new_session=True)  # fmt: skip
+        pytest = subprocess.Popen(
+            command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
             code = pytest.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -152,9 +166,11 @@ def tests(campaign: Campaign) -> dict[str, Any]:
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = [case for case in cases if case.find("skipped") is not None]
     found: dict[str, Any] = {
-        "passed": len(cases) - len(failed) - len(skipped), "failed": len(failed), "skipped": len(skipped),
+        "passed": len(cases) - len(failed) - len(skipped),
+        "failed": len(failed),
+        "skipped": len(skipped),
         "names of the failed": [f"{case.get('classname')}::{case.get('name')}" for case in failed],
-    }  # fmt: skip
+    }
     if code:
         found["fault"] = f"pytest ended with {code}"
     return found
@@ -167,7 +183,9 @@ def tables(results: dict[str, Any]) -> str:
         lines += [f"## {stage}", ""]
         for name, row in rows.items():
             flat = {key: value for key, value in row.items() if key not in ("kernels", "log")}
-            lines.append(f"- **{name}**: " + ", ".join(f"{key} {_told(value)}" for key, value in flat.items()))
+            lines.append(
+                f"- **{name}**: " + ", ".join(f"{key} {_told(value)}" for key, value in flat.items())
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -183,9 +201,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the results; at most 4 files")
     parser.add_argument("--resume", type=Path, help="the campaign.json of a run before, where --out has none")
     parser.add_argument("--stages", default="", help="only these, by name, with commas between")
-    parser.add_argument("--limit-s", type=float, default=330.0, help="begin no row near its end (%(default)s)")
+    parser.add_argument(
+        "--limit-s", type=float, default=330.0, help="begin no row near its end (%(default)s)"
+    )
     parser.add_argument("--rehearse", action="store_true", help="every stage small, on a CPU")
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="make the folder that must travel to the machine")
+    parser.add_argument(
+        "--pack", type=Path, metavar="FOLDER", help="make the folder that must travel to the machine"
+    )
     parser.add_argument("--python", default="3.12", help="its version there, for --pack (%(default)s)")
     args = parser.parse_args(arguments)
     if args.pack:

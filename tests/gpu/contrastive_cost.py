@@ -1,4 +1,5 @@
-"""What the contrastive loss costs on one rank: time and peak memory of ours, the plain formula, and that compiled.
+"""What the contrastive loss costs on one rank: time and peak memory of ours, the plain formula, and that
+compiled.
 
 Shapes: G rows of the global batch, which are all on this rank, E embedding.
 """
@@ -12,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.collectives import Group
-from trainer.loci import Loci
-from trainer.losses.contrastive import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
+from trainer.core.collectives import Group
+from trainer.data.locus import Loci
+from trainer.losses.infonce import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
 
 EMBEDDING = 128
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -48,8 +49,11 @@ def naive_teacher(first_GE: Tensor, second_GE: Tensor, scale: Tensor) -> Tensor:
 
 
 def our_two_views(first_GE: Tensor, second_GE: Tensor, scale: Tensor) -> Tensor:
-    return symmetric_info_nce(SymmetricContrast(
-        first_GE, second_GE, first_GE.detach(), second_GE.detach(), 0, scale, Group(0, 1), len(first_GE)))
+    return symmetric_info_nce(
+        SymmetricContrast(
+            first_GE, second_GE, first_GE.detach(), second_GE.detach(), 0, scale, Group(0, 1), len(first_GE)
+        )
+    )
 
 
 def our_teacher(first_GE: Tensor, second_GE: Tensor, scale: Tensor) -> Tensor:
@@ -58,8 +62,9 @@ def our_teacher(first_GE: Tensor, second_GE: Tensor, scale: Tensor) -> Tensor:
 
 
 TASKS: dict[str, tuple[Loss, Loss]] = {
-    "teacher's keys": (our_teacher, naive_teacher), "two views": (our_two_views, naive_two_views)
-}  # fmt: skip
+    "teacher's keys": (our_teacher, naive_teacher),
+    "two views": (our_two_views, naive_two_views),
+}
 
 
 def cost(loss: Loss, rows: int, device: str, *, turns: int = 3) -> Cost | None:

@@ -1,4 +1,5 @@
-"""What this device reaches on its own: products of square matrices, layers of the mixer's sizes, copies in memory."""
+"""What this device reaches on its own: products of square matrices, layers of the mixer's sizes, copies in
+memory."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +7,12 @@ from typing import Any
 
 import torch
 
-from trainer.meter import matmul_flops_per_s, nominal_flops_per_s
+from trainer.run.throughput import matmul_flops_per_s, nominal_flops_per_s
 
 
 def measure(device_name: str, *, small: bool) -> dict[str, Any]:
-    """TFLOP/s of products (random numbers in each dtype, and ones), of linear layers by row width, and TB/s of a copy.
+    """TFLOP/s of products (random numbers in each dtype, and ones), of linear layers by row width, and TB/s
+    of a copy.
 
     ``small``: sizes of a rehearsal.
     """
@@ -31,14 +33,20 @@ def measure(device_name: str, *, small: bool) -> dict[str, Any]:
     for width in (308, 320):  # 308 bf16 are 616 bytes: no multiple of 16
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randn(rows, width, device=device).to(dtype)
-            expand, contract = (torch.nn.Linear(*io, device=device, dtype=dtype) for io in ((width, 512), (512, width)))
+            expand, contract = (
+                torch.nn.Linear(*io, device=device, dtype=dtype) for io in ((width, 512), (512, width))
+            )
             with torch.no_grad():
                 hidden = expand(x)
-                took = seconds(lambda layer=expand, x=x: layer(x), device), seconds(
-                    lambda layer=contract, x=hidden: layer(x), device)  # fmt: skip
+                took = (
+                    seconds(lambda layer=expand, x=x: layer(x), device),
+                    seconds(lambda layer=contract, x=hidden: layer(x), device),
+                )
             name = str(dtype).removeprefix("torch.")
-            found |= {f"{kind}_{width}_{name}_tflops": 2 * rows * width * 512 / s / 1e12
-                      for kind, s in zip(("expand", "contract"), took, strict=True)}  # fmt: skip
+            found |= {
+                f"{kind}_{width}_{name}_tflops": 2 * rows * width * 512 / s / 1e12
+                for kind, s in zip(("expand", "contract"), took, strict=True)
+            }
     source = torch.zeros(megabytes << 20, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     found["copy_tb_per_s"] = 2 * source.nbytes / seconds(lambda: copy.copy_(source), device) / 1e12

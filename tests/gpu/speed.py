@@ -1,7 +1,7 @@
 """Time of whole training steps of a preset on one rank: ms, MFU against both peaks, memory, kernels.
 
-A step is all that the training loop does for one: the batch that was read ahead, views, teacher, student, backward, the
-optimiser's step, the teacher's update.
+A step is all that the training loop does for one: the batch that was read ahead, views, teacher, student,
+backward, the optimiser's step, the teacher's update.
 """
 
 import statistics
@@ -16,11 +16,11 @@ import configs
 from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import set_up
 from tests.gpu.peaks import wait
-from trainer import state
-from trainer.config import TrainConfig
-from trainer.distill import train_step
-from trainer.flops import step_flops
-from trainer.meter import Meter
+from trainer.distill.step import train_step
+from trainer.run import train_state
+from trainer.run.config import TrainConfig
+from trainer.run.flops import step_flops
+from trainer.run.throughput import Meter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,8 @@ _SMALL = ["model.num_layers=2", "data.length=128", "loss.distill.prototypes=64"]
 
 
 def measure(setting: Setting, device_name: str, *, small: bool) -> dict[str, Any]:
-    """Figures of one setting; {"does_not_fit": True} where memory is too small. ``small``: sizes of a rehearsal."""
+    """Figures of one setting; {"does_not_fit": True} where memory is too small. ``small``: sizes of a
+    rehearsal."""
     try:
         return _measure(setting, torch.device(device_name), small)
     except torch.OutOfMemoryError as fault:
@@ -60,14 +61,27 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
     warm, steps, profiled = (1, 2, 1) if small else (4, 12, 2)
     batch, micro = (4, 2) if small else (setting.batch, setting.micro_batch)
     with tempfile.TemporaryDirectory() as folder:
-        uri = write_dataset(Path(folder), {"train": [markov_sequence(2_000_000, seed=1)]}, block_bp=1 << 16, soft=True)
+        uri = write_dataset(
+            Path(folder), {"train": [markov_sequence(2_000_000, seed=1)]}, block_bp=1 << 16, soft=True
+        )
         overrides = [
-            f"data.uri={uri}", f"run.dir={folder}/run", f"train.precision={setting.precision}", "data.lanes=4",
-            f"train.global_batch={batch}", f"train.micro_batch={micro}", "train.steps=1000",
+            f"data.uri={uri}",
+            f"run.dir={folder}/run",
+            f"train.precision={setting.precision}",
+            "data.lanes=4",
+            f"train.global_batch={batch}",
+            f"train.micro_batch={micro}",
+            "train.steps=1000",
             *(_SMALL if small else []),
-            *(["views.crops.length=32", "loss.patch.prototypes=32"] if small and setting.preset != "findna" else []),
-        ]  # fmt: skip
-        values = configs.load(TrainConfig, ROOT / f"configs/train/{setting.preset}.yaml", overrides).model_dump()
+            *(
+                ["views.crops.length=32", "loss.patch.prototypes=32"]
+                if small and setting.preset != "findna"
+                else []
+            ),
+        ]
+        values = configs.load(
+            TrainConfig, ROOT / f"configs/train/{setting.preset}.yaml", overrides
+        ).model_dump()
         config, engine, now, reader = set_up(values, str(device))
         meter, took, waited = Meter(device=device, dtype=engine.compute_dtype), [], 0.0
         batches = reader.batches(0, warm + steps + profiled)
@@ -78,9 +92,10 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             read = next(batches)
             waited += time.perf_counter() - start
             micro_batches = [windows.to(device) for windows in read.split(micro)]
-            result = train_step(engine, now.teacher, micro_batches, config=config, centres=now.centres,
-                                group=engine.group)  # fmt: skip
-            state.apply(config, now, engine, result, ids_B4=read.ids_B4)
+            result = train_step(
+                engine, now.teacher, micro_batches, config=config, centres=now.centres, group=engine.group
+            )
+            train_state.apply(config, now, engine, result, ids_B4=read.ids_B4)
             assert result.finite, result.losses
 
         for _ in range(warm):
@@ -124,11 +139,15 @@ def _kernels(step: Any, steps: int, device: torch.device) -> dict[str, Any]:
         for _ in range(steps):
             step()
         wait(device)
-    rows = [(e.key, e.count / steps, (e.self_device_time_total if gpu else e.self_cpu_time_total) / steps / 1e3)
-            for e in seen.key_averages()]  # fmt: skip
+    rows = [
+        (e.key, e.count / steps, (e.self_device_time_total if gpu else e.self_cpu_time_total) / steps / 1e3)
+        for e in seen.key_averages()
+    ]
     rows = sorted((row for row in rows if row[2] > 0), key=lambda row: -row[2])
     return {
         "kernels_per_step": sum(count for _, count, _ in rows),
         "kernel_ms_per_step": sum(ms for *_, ms in rows),
-        "kernels": [{"name": name[:120], "per_step": count, "ms_per_step": ms} for name, count, ms in rows[:20]],
+        "kernels": [
+            {"name": name[:120], "per_step": count, "ms_per_step": ms} for name, count, ms in rows[:20]
+        ],
     }

@@ -1,4 +1,5 @@
-"""Contrastive losses under nccl on one GPU: the float64 gradients and a row's bits, and memory as the batch grows.
+"""Contrastive losses under nccl on one GPU: the float64 gradients and a row's bits, and memory as the batch
+grows.
 
 Shapes: G rows of the global batch, which are all on this rank, E embedding.
 """
@@ -14,10 +15,15 @@ from tests.gpu import where
 from tests.gpu.contrastive_cost import TASKS, batch, cost
 from tests.gpu.where import DEVICE, few
 from tests.ranks import on_ranks
-from trainer.collectives import Group
-from trainer.loci import same_place
-from trainer.losses.contrastive import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
-from trainer.losses.ring import RingContrast, RingSymmetricContrast, ring_info_nce, ring_symmetric_info_nce
+from trainer.core.collectives import Group
+from trainer.data.locus import same_place
+from trainer.losses.infonce import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
+from trainer.losses.ring_infonce import (
+    RingContrast,
+    RingSymmetricContrast,
+    ring_info_nce,
+    ring_symmetric_info_nce,
+)
 
 pytestmark = where.marks
 
@@ -35,8 +41,13 @@ def gradients_of_all(rows: int, device: str) -> dict[str, Any]:
             both = ring_symmetric_info_nce(RingSymmetricContrast(*views, scale, group, rows, loci))
         else:
             teacher = info_nce(Contrast(views[0], second_GE, own_G, scale, rows, loci, loci, form))
-            both = symmetric_info_nce(SymmetricContrast(*views, first_GE, second_GE, 0, scale, group, rows, loci, form))
-        for task, loss, leaves in (("teacher", teacher, [views[0], scale]), ("two views", both, [*views, scale])):
+            both = symmetric_info_nce(
+                SymmetricContrast(*views, first_GE, second_GE, 0, scale, group, rows, loci, form)
+            )
+        for task, loss, leaves in (
+            ("teacher", teacher, [views[0], scale]),
+            ("two views", both, [*views, scale]),
+        ):
             results[f"{task} {form}"] = [x.cpu() for x in torch.autograd.grad(loss, leaves)]
     results["pieces"] = []
     for pieces in (1, 2, 4):
@@ -54,15 +65,20 @@ def gradients_of_all(rows: int, device: str) -> dict[str, Any]:
 def test_gradients_are_those_of_float64_and_of_the_same_bits_in_pieces(rows: int) -> None:
     (results,) = on_ranks(1, gradients_of_all, rows, DEVICE, gpu=not where.REHEARSE)
     first_GE, second_GE, loci = batch(rows, "cpu")
-    leaves = [first_GE.double().requires_grad_(), second_GE.double().requires_grad_(),
-              torch.tensor(30.0, dtype=torch.float64, requires_grad=True)]  # fmt: skip
+    leaves = [
+        first_GE.double().requires_grad_(),
+        second_GE.double().requires_grad_(),
+        torch.tensor(30.0, dtype=torch.float64, requires_grad=True),
+    ]
     same_GG = same_place(loci, loci) & ~torch.eye(rows, dtype=torch.bool)
     assert same_GG.any()
     logits_GG = (leaves[2] * leaves[0] @ leaves[1].T).masked_fill(same_GG, -torch.inf)
     one_way = F.cross_entropy(logits_GG, torch.arange(rows))
     both = (one_way + F.cross_entropy(logits_GG.T, torch.arange(rows))) / 2
-    expected = {"teacher": torch.autograd.grad(one_way, [leaves[0], leaves[2]], retain_graph=True),
-                "two views": torch.autograd.grad(both, leaves)}  # fmt: skip
+    expected = {
+        "teacher": torch.autograd.grad(one_way, [leaves[0], leaves[2]], retain_graph=True),
+        "two views": torch.autograd.grad(both, leaves),
+    }
     pieces = results.pop("pieces")
     for form, gradients in results.items():
         for got, wanted in zip(gradients, expected[form.rsplit(" ", 1)[0]], strict=True):

@@ -11,11 +11,12 @@ from tests.dist.steps import coupled_config, run_steps, set_up, small_config
 from tests.gpu import where
 from tests.gpu.where import DEVICE, few
 from tests.ranks import on_ranks
-from trainer import counter
-from trainer.align import align
-from trainer.crops import local_windows
-from trainer.loci import loci, same_place
-from trainer.views import Windows, make_view, mask
+from trainer.core import random
+from trainer.data.locus import loci, same_place
+from trainer.data.windows import Windows
+from trainer.views.alignment import align
+from trainer.views.crops import local_windows
+from trainer.views.view import make_view, mask
 
 pytestmark = where.marks
 STEPS = 2 if where.REHEARSE else 10
@@ -23,16 +24,28 @@ Changes = dict[str, Any]
 CONFIGS = {"plain": small_config, "coupled": coupled_config}
 # name: (config, changes of it); each has the losses of its config on CPU.
 FP32: dict[str, tuple[str, Changes]] = {
-    **{f"{kind}, ZeRO-{stage}": (kind, {"train__zero_stage": stage}) for kind in CONFIGS for stage in range(4)},
+    **{
+        f"{kind}, ZeRO-{stage}": (kind, {"train__zero_stage": stage})
+        for kind in CONFIGS
+        for stage in range(4)
+    },
     "plain, ZeRO-2, 6 micro-batches": ("plain", {"train__zero_stage": 2, "train__micro_batch": 4}),
     "plain, ref": ("plain", {"loss__contrastive__variant": "ref"}),
     "plain, ring": ("plain", {"loss__contrastive__variant": "ring"}),
     "plain, ZeRO-3, activation checkpointing": (
-        "plain", {"train__zero_stage": 3, "train__activation_checkpointing": True}),
+        "plain",
+        {"train__zero_stage": 3, "train__activation_checkpointing": True},
+    ),
     "coupled, ring": ("coupled", {"loss__contrastive__variant": "ring"}),
     "coupled, ZeRO-3, 3 micro-batches": ("coupled", {"train__zero_stage": 3, "train__micro_batch": 8}),
-}  # fmt: skip
-BF16 = [(kind, stage, micro) for kind in CONFIGS for stage in range(4) for micro in (24, 8) if stage or micro == 24]
+}
+BF16 = [
+    (kind, stage, micro)
+    for kind in CONFIGS
+    for stage in range(4)
+    for micro in (24, 8)
+    if stage or micro == 24
+]
 
 
 NAMES = few(list(FP32))
@@ -71,9 +84,16 @@ def fp32(toy: str) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def bf16(toy: str) -> dict[tuple[str, int, int], dict[str, Any]]:
-    cases = {(kind, stage, micro): CONFIGS[kind](toy, train__precision="bf16", train__zero_stage=stage,
-                                                 train__micro_batch=micro, ema__momentum=0.999)
-             for kind, stage, micro in BF16}  # fmt: skip
+    cases = {
+        (kind, stage, micro): CONFIGS[kind](
+            toy,
+            train__precision="bf16",
+            train__zero_stage=stage,
+            train__micro_batch=micro,
+            ema__momentum=0.999,
+        )
+        for kind, stage, micro in BF16
+    }
     return on_ranks(1, run_all, cases, DEVICE, timeout_s=600, gpu=not where.REHEARSE)[0]
 
 
@@ -82,8 +102,11 @@ def test_fp32_losses_are_those_of_the_cpu(cpu: Any, fp32: Any, name: str) -> Non
     theirs, ours = cpu[FP32[name][0]], fp32[name]
     assert ours["mismatches"] == 0
     same_losses(ours["losses"], theirs["losses"])
-    # Letters and masks are integers and must be the same; noise goes through libm and may differ in the last bit.
-    assert {k: v[:3] for k, v in ours["samples"].items()} == {k: theirs["samples"][k][:3] for k in ours["samples"]}
+    # Letters and masks are integers and must be the same; noise goes through libm and may differ in the last
+    # bit.
+    assert {k: v[:3] for k, v in ours["samples"].items()} == {
+        k: theirs["samples"][k][:3] for k in ours["samples"]
+    }
 
 
 def same_losses(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
@@ -94,7 +117,9 @@ def same_losses(ours: list[dict[str, float]], theirs: list[dict[str, float]]) ->
 
 
 @pytest.mark.parametrize("case", BF16, ids=str)
-def test_bf16_teacher_is_the_average_of_the_fp32_masters(cpu: Any, bf16: Any, case: tuple[str, int, int]) -> None:
+def test_bf16_teacher_is_the_average_of_the_fp32_masters(
+    cpu: Any, bf16: Any, case: tuple[str, int, int]
+) -> None:
     assert bf16[case]["mismatches"] == 0
     assert bf16[case]["moved"] > 0
     assert bf16[case]["first_update"] == pytest.approx(cpu[case[0]]["first_update"], rel=0.02)
@@ -108,7 +133,8 @@ def test_cpu_ranks_beside_a_gpu_compute_on_the_cpu(cpu: Any, toy: str) -> None:
 
 
 def read_ahead(values: dict[str, Any], device: str) -> list[tuple[bool, bool]]:
-    """Of three batches read ahead: whether the letters are pinned, and whether they come to the device whole."""
+    """Of three batches read ahead: whether the letters are pinned, and whether they come to the device
+    whole."""
     reader, found = set_up(values, device)[3], []
     for step, batch in enumerate(reader.batches(0, 3)):
         there = batch.windows.to(torch.device(device))
@@ -129,19 +155,45 @@ def test_views_and_masks_are_the_same_bits_as_on_the_cpu(seed: int) -> None:
     codes_BS = torch.randint(0, 5, (rows, length + 2 * flank), generator=generator, dtype=torch.uint8)
     low_B = torch.randint(0, flank + 20, (rows,), generator=generator)
     high_B = length + 2 * flank - torch.randint(0, flank + 20, (rows,), generator=generator)
-    place_B3 = torch.stack([torch.zeros(rows).long(), 150 * torch.arange(rows), 150 * torch.arange(rows) + length], 1)
-    windows = Windows(codes_BS, low_B, high_B, counter.fold(seed, torch.arange(rows)), place_B3, flank)
+    place_B3 = torch.stack(
+        [torch.zeros(rows).long(), 150 * torch.arange(rows), 150 * torch.arange(rows) + length], 1
+    )
+    windows = Windows(codes_BS, low_B, high_B, random.fold(seed, torch.arange(rows)), place_B3, flank)
     results = []
     for device in ("cpu", DEVICE):
         here = windows.to(torch.device(device))
-        view = make_view(here, name="v", operations={"insertion": 20, "shift": 20, "deletion": 20}, substitution=0.1,
-                         reverse_complement=0.5)  # fmt: skip
+        view = make_view(
+            here,
+            name="v",
+            operations={"insertion": 20, "shift": 20, "deletion": 20},
+            substitution=0.1,
+            reverse_complement=0.5,
+        )
         masked = mask(view, here, name="v", rate=0.3, mask_share=0.8, random_share=0.1)
         teacher = make_view(here, name="t", operations={"shift": 20})
-        pairs, crop = align(view, masked, teacher, here, name="p", pairs=64), local_windows(here, name="c", length=70)
+        pairs, crop = (
+            align(view, masked, teacher, here, name="p", pairs=64),
+            local_windows(here, name="c", length=70),
+        )
         places = loci(here)
-        results.append([part.cpu() for part in (view.codes_BL, view.source_BL, view.altered_BL, view.length_B,
-                                                masked.codes_BL, masked.target_BL, *vars(pairs).values(),
-                                                crop.codes_BS, crop.low_B, crop.high_B, crop.place_B3,
-                                                places.place_N4, same_place(places, loci(crop)))])  # fmt: skip
+        results.append(
+            [
+                part.cpu()
+                for part in (
+                    view.codes_BL,
+                    view.source_BL,
+                    view.altered_BL,
+                    view.length_B,
+                    masked.codes_BL,
+                    masked.target_BL,
+                    *vars(pairs).values(),
+                    crop.codes_BS,
+                    crop.low_B,
+                    crop.high_B,
+                    crop.place_B3,
+                    places.place_N4,
+                    same_place(places, loci(crop)),
+                )
+            ]
+        )
     assert all(torch.equal(cpu, gpu) for cpu, gpu in zip(*results, strict=True))

@@ -10,17 +10,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster import store
+from cluster.storage import store
 from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import small_config
 from tests.gpu import where
 from tests.gpu.where import DEVICE, few
 from tests.ranks import on_ranks
-from trainer import export, loop
-from trainer.checkpoint.save import Hooks
-from trainer.collectives import Group
-from trainer.config import TrainConfig
-from trainer.engine.student import init_distributed
+from trainer.core.collectives import Group
+from trainer.engine.engine import init_distributed
+from trainer.models import pretrained
+from trainer.run import train as pretraining
+from trainer.run.checkpoint.save import Hooks
+from trainer.run.config import TrainConfig
 
 pytestmark = where.marks
 STEPS, HALF = 6, 3
@@ -59,16 +60,24 @@ TOLD: list[Told] = []
 
 def train(uri: str, run_dir: str, stage: int, precision: str, steps: int, device_name: str) -> dict[str, Any]:
     """A run to ``steps``, from the newest checkpoint on where there is one."""
-    values = small_config(uri, run__dir=run_dir, train__steps=steps, train__schedule_steps=STEPS,
-                          train__zero_stage=stage, train__precision=precision,
-                          val={"every": HALF, "windows": 24, "batch": 8}, checkpoint={"every": HALF},
-                          track={"every": 1}, health={"every": 2})  # fmt: skip
+    values = small_config(
+        uri,
+        run__dir=run_dir,
+        train__steps=steps,
+        train__schedule_steps=STEPS,
+        train__zero_stage=stage,
+        train__precision=precision,
+        val={"every": HALF, "windows": 24, "batch": 8},
+        checkpoint={"every": HALF},
+        track={"every": 1},
+        health={"every": 2},
+    )
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Record", Told)
-        assert loop.train(config, device=device, group=Group.of()) == 0
-    weights = safetensors.torch.load(store.read_bytes(store.join(run_dir, export.WEIGHTS)))
+        patch.setattr(pretraining, "Record", Told)
+        assert pretraining.train(config, device=device, group=Group.of()) == 0
+    weights = safetensors.torch.load(store.read_bytes(store.join(run_dir, pretrained.WEIGHTS)))
     return {"metrics": TOLD[-1].metrics, "published": TOLD[-1].published, "weights": weights}
 
 
@@ -79,7 +88,11 @@ def both_ways(uri: str, folder: str, device: str) -> dict[tuple[int, str], list[
         name = f"{folder}/{stage}-{precision}"
         found[stage, precision] = [
             train(uri, run_dir, stage, precision, steps, device)
-            for run_dir, steps in ((f"{name}-whole", STEPS), (f"{name}-halves", HALF), (f"{name}-halves", STEPS))
+            for run_dir, steps in (
+                (f"{name}-whole", STEPS),
+                (f"{name}-halves", HALF),
+                (f"{name}-halves", STEPS),
+            )
         ]
     return found
 
@@ -93,14 +106,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_run_that_goes_on_from_its_checkpoint_is_the_run_in_one_go(runs: Any, case: tuple[int, str]) -> None:
+def test_a_run_that_goes_on_from_its_checkpoint_is_the_run_in_one_go(
+    runs: Any, case: tuple[int, str]
+) -> None:
     whole, first, second = runs[case]
     assert whole["published"] and second["published"]
-    # Sums on a GPU have no fixed order, so that bits may differ: by rounding, not by a lost moment or a wrong sample.
+    # Sums on a GPU have no fixed order, so that bits may differ: by rounding, not by a lost moment or a wrong
+    # sample.
     rel = 1e-4 if case[1] == "fp32" else 0.02
     for name in ("loss/total", "loss/mlm", "val/mlm_loss", "val/mlm_accuracy", "lr", "ema/momentum"):
         in_one_go = {step: of[name] for step, of in whole["metrics"].items() if name in of}
-        taken_up = {step: of[name] for part in (first, second) for step, of in part["metrics"].items() if name in of}
+        taken_up = {
+            step: of[name] for part in (first, second) for step, of in part["metrics"].items() if name in of
+        }
         assert taken_up == pytest.approx(in_one_go, rel=rel), name
         assert in_one_go
     assert whole["metrics"][STEPS]["throughput/mfu"] > 0

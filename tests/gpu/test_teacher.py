@@ -1,5 +1,5 @@
-"""The teacher under nccl on one GPU is the unsharded average, bit for bit: stage x precision x accumulation, with
-skipped steps, resumed, and saved by two CPU ranks under another stage. Its forward, too."""
+"""The teacher under nccl on one GPU is the unsharded average, bit for bit: stage x precision x accumulation,
+with skipped steps, resumed, and saved by two CPU ranks under another stage. Its forward, too."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from tests.dist.teachers import CASES, Case, check, make_engine, run_cases
 from tests.gpu import where
 from tests.gpu.where import DEVICE, few
 from tests.ranks import on_ranks
-from trainer.collectives import Group
-from trainer.engine.student import init_distributed
+from trainer.core.collectives import Group
+from trainer.engine.engine import init_distributed
 
 pytestmark = where.marks
 SOME = few(CASES, 2)
@@ -39,12 +39,17 @@ def test_the_sharded_teacher_is_the_unsharded_average(matrix: Any, case: Case) -
 @pytest.mark.skipif(where.REHEARSE, reason="a rehearsal has two cases")
 def test_every_kind_of_optimizer_was_seen(matrix: Any) -> None:
     assert {found["optimizer"] for found in matrix.values()} == {
-        "_AdamW", "FP16_UnfusedOptimizer", "DeepSpeedZeroOptimizer", "BF16_Optimizer", "DeepSpeedZeroOptimizer_Stage3"
+        "_AdamW",
+        "FP16_UnfusedOptimizer",
+        "DeepSpeedZeroOptimizer",
+        "BF16_Optimizer",
+        "DeepSpeedZeroOptimizer_Stage3",
     }
 
 
 def refreshed(device_name: str) -> tuple[bool, bool]:
-    """Under ZeRO-3: whether the device was still at work after an update, and whether it is once the teacher is read.
+    """Under ZeRO-3: whether the device was still at work after an update, and whether it is once the teacher
+    is read.
 
     DeepSpeed gathers the teacher's partitions on a stream of its own, which waits for nothing.
     """
@@ -61,6 +66,8 @@ def refreshed(device_name: str) -> tuple[bool, bool]:
     return before, not torch.cuda.current_stream().query()
 
 
-@pytest.mark.skipif(where.REHEARSE, reason="a CPU has no streams; tests/unit/test_ema.py has the order of calls")
+@pytest.mark.skipif(
+    where.REHEARSE, reason="a CPU has no streams; tests/unit/test_ema.py has the order of calls"
+)
 def test_who_reads_the_teacher_waits_until_its_partitions_are_written() -> None:
     assert on_ranks(1, refreshed, DEVICE, gpu=True) == [(True, False)]

@@ -1,7 +1,8 @@
-"""Where the GPU tests run: on the GPU, or small on a CPU where the campaign is rehearsed; and what the CPU found.
+"""Where the GPU tests run: on the GPU, or small on a CPU where the campaign is rehearsed; and what the CPU
+found.
 
-DNA_GPU_REHEARSE=1 rehearses. DNA_GPU_REFERENCES names a folder that ``python -m tests.gpu.campaign --pack`` made, from
-which what CPU ranks find is read in place of being computed again on the machine with the GPU.
+DNA_GPU_REHEARSE=1 rehearses. DNA_GPU_REFERENCES names a folder that ``python -m tests.gpu.campaign --pack``
+made, from which what CPU ranks find is read in place of being computed again on the machine with the GPU.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""cluster.agent by itself: what it tells of its ranks, and that none of them is left, however it ends."""
+"""cluster.launch.agent by itself: what it tells of its ranks, and that none of them is left, however it
+ends."""
 
 import json
 import os
@@ -25,9 +26,14 @@ class Agent:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.temporary = folder
-        self.process = subprocess.Popen([sys.executable, "-m", "cluster.agent"], cwd=ROOT, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(folder)},
-                                        preexec_fn=signals.hear)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.launch.agent"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"TMPDIR": str(folder)},
+            preexec_fn=signals.hear,
+        )
         self.ready = self.event("ready")
 
     def order(self, do: str, **more: Any) -> None:
@@ -36,10 +42,21 @@ class Agent:
         self.process.stdin.flush()
 
     def start(self, program: str, *, local: int = 1, silence: float | None = None) -> None:
-        self.order("start", command=["-c", program], env={}, first=0, local=local, world=local, address="127.0.0.1",
-                   port=self.ready["port"], silence=silence)
+        self.order(
+            "start",
+            command=["-c", program],
+            env={},
+            first=0,
+            local=local,
+            world=local,
+            address="127.0.0.1",
+            port=self.ready["port"],
+            silence=silence,
+        )
 
-    def event(self, name: str, condition: Callable[[dict[str, Any]], object] = lambda _: True) -> dict[str, Any]:
+    def event(
+        self, name: str, condition: Callable[[dict[str, Any]], object] = lambda _: True
+    ) -> dict[str, Any]:
         """The next event of this name for which ``condition`` holds."""
         assert self.process.stdout
         while True:
@@ -120,7 +137,9 @@ def test_a_rank_that_ends_takes_what_it_started_with_it(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("program", [FAMILY, FLOOD])
-def test_an_agent_that_hears_nothing_ends_its_ranks_though_stdin_stays_open(agent: Agent, program: str) -> None:
+def test_an_agent_that_hears_nothing_ends_its_ranks_though_stdin_stays_open(
+    agent: Agent, program: str
+) -> None:
     """As behind a network that is cut: nobody reads what it says either, so that saying it blocks."""
     agent.start(program, silence=0.5)
     pids = [int(pid) for pid in agent.text().split()]
@@ -140,9 +159,11 @@ def test_an_agent_that_hears_of_its_supervisor_goes_on(agent: Agent) -> None:
 
 def test_output_that_is_held_open_does_not_hide_the_end(agent: Agent) -> None:
     """By a process that has left the rank's group, and so lives on."""
-    agent.start("import subprocess; child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
-                "print(child.pid, flush=True)\n"
-                "raise SystemExit(3)")
+    agent.start(
+        "import subprocess; child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "raise SystemExit(3)"
+    )
     stray = int(agent.text())
     try:
         assert agent.event("exited")["code"] == 3
@@ -151,21 +172,30 @@ def test_output_that_is_held_open_does_not_hide_the_end(agent: Agent) -> None:
 
 
 def test_lines_are_whole_and_those_without_an_end_come_in_parts(agent: Agent) -> None:
-    agent.start("import sys, time; sys.stdout.write('é' * 30_000 + '\\nnext\\r\\n' + 'y' * 200_000); "
-                "sys.stdout.flush(); sys.stdin.read(); time.sleep(600)")
+    agent.start(
+        "import sys, time; sys.stdout.write('é' * 30_000 + '\\nnext\\r\\n' + 'y' * 200_000); "
+        "sys.stdout.flush(); sys.stdin.read(); time.sleep(600)"
+    )
     assert agent.text() == "é" * 30_000
     assert agent.text() == "next"
     assert set(agent.text()) == {"y"}, "a bar that is drawn over and over has no line end, for days"
 
 
 def test_beats_tell_what_ranks_do_and_for_how_long_they_did_not(agent: Agent) -> None:
-    agent.start("import os, sys; from cluster.heartbeat import heart; heart.step(7); heart.saved(5)\n"
-                "print(os.getpid(), flush=True)\n"
-                "with heart.inside('all_reduce'): os.kill(os.getpid(), 19)")
+    agent.start(
+        "import os, sys; from cluster.process.heartbeat import heart; heart.step(7); heart.saved(5)\n"
+        "print(os.getpid(), flush=True)\n"
+        "with heart.inside('all_reduce'): os.kill(os.getpid(), 19)"
+    )
     rank = int(agent.text())
     beat = agent.event("beats", lambda event: event["beats"]["0"]["stopped"])["beats"]["0"]
     assert {key: beat[key] for key in ("step", "saved", "collectives", "inside", "label")} == {
-        "step": 7, "saved": 5, "collectives": 1, "inside": True, "label": "all_reduce"}
+        "step": 7,
+        "saved": 5,
+        "collectives": 1,
+        "inside": True,
+        "label": "all_reduce",
+    }
     later = agent.event("beats", lambda event: event["beats"]["0"]["still_s"] > 0.6)["beats"]["0"]
     assert later["step"] == 7
     os.kill(rank, signal.SIGCONT)
@@ -174,19 +204,24 @@ def test_beats_tell_what_ranks_do_and_for_how_long_they_did_not(agent: Agent) ->
 
 def test_what_a_rank_starts_does_not_touch_its_record(agent: Agent) -> None:
     """A record that is made anew under its map would end the rank with SIGBUS, or say that it hangs."""
-    agent.start("import subprocess, sys; from cluster.heartbeat import heart; heart.step(7)\n"
-                "other = 'from cluster.heartbeat import heart; heart.step(1)'\n"
-                "subprocess.run([sys.executable, '-c', other], check=True)\n"
-                "print('done', flush=True)\n"
-                "import time; time.sleep(600)")
+    agent.start(
+        "import subprocess, sys; from cluster.process.heartbeat import heart; heart.step(7)\n"
+        "other = 'from cluster.process.heartbeat import heart; heart.step(1)'\n"
+        "subprocess.run([sys.executable, '-c', other], check=True)\n"
+        "print('done', flush=True)\n"
+        "import time; time.sleep(600)"
+    )
     assert agent.text() == "done"
     assert agent.event("beats")["beats"]["0"]["step"] == 7
 
 
 def test_the_signals_of_the_supervisor_reach_the_ranks_and_not_the_agent(agent: Agent) -> None:
-    agent.start("import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-                "print('ready', flush=True)\n"
-                "time.sleep(600)", local=2)
+    agent.start(
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)",
+        local=2,
+    )
     assert [agent.text(), agent.text()] == ["ready", "ready"]
     for number in signals.STOPS:
         agent.process.send_signal(number)
@@ -201,7 +236,10 @@ def test_a_port_is_reached_refused_or_out_of_reach(agent: Agent) -> None:
         assert agent.event("reach") == {"event": "reach", "fault": None, "refused": False}
     agent.order("reach", address="127.0.0.1", port=port)
     refused = agent.event("reach")
-    assert (refused["fault"], refused["refused"]) == (f"it does not reach 127.0.0.1:{port}: Connection refused", True)
+    assert (refused["fault"], refused["refused"]) == (
+        f"it does not reach 127.0.0.1:{port}: Connection refused",
+        True,
+    )
     agent.order("reach", address="no-such-host.invalid", port=port)
     nowhere = agent.event("reach")
     assert nowhere["fault"].startswith(f"it does not reach no-such-host.invalid:{port}: ")
@@ -211,12 +249,17 @@ def test_a_port_is_reached_refused_or_out_of_reach(agent: Agent) -> None:
 def test_the_port_is_held_until_the_ranks_take_it(agent: Agent) -> None:
     with socket.create_connection(("127.0.0.1", agent.ready["port"]), timeout=10):
         pass
-    agent.start("import os, socket; socket.create_server(('', int(os.environ['MASTER_PORT']))); "
-                "print(os.environ['MASTER_PORT'], flush=True)")
+    agent.start(
+        "import os, socket; socket.create_server(('', int(os.environ['MASTER_PORT']))); "
+        "print(os.environ['MASTER_PORT'], flush=True)"
+    )
     assert agent.text() == str(agent.ready["port"])
 
 
 def test_the_environment_of_a_rank(agent: Agent) -> None:
-    agent.start("import os; print(*(os.environ[key] for key in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', "
-                "'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'GLOO_SOCKET_IFNAME')), flush=True)", local=2)
+    agent.start(
+        "import os; print(*(os.environ[key] for key in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', "
+        "'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'GLOO_SOCKET_IFNAME')), flush=True)",
+        local=2,
+    )
     assert {agent.text(), agent.text()} == {"0 0 2 2 127.0.0.1 lo", "1 1 2 2 127.0.0.1 lo"}

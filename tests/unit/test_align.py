@@ -11,8 +11,9 @@ from scipy.stats import chisquare
 
 from data_prep import alphabet
 from tests.unit.test_views import ALL, windows
-from trainer.align import Aligned, align, letter_weights
-from trainer.views import Masked, View, Windows, make_view, mask
+from trainer.data.windows import Windows
+from trainer.views.alignment import Aligned, align, letter_weights
+from trainer.views.view import Masked, View, make_view, mask
 
 N_PAIRS = 8
 
@@ -21,13 +22,22 @@ def both(
     source: Windows, *, operations: dict[str, int] | None = None, strand: float = 0.5, rate: float = 0.4
 ) -> tuple[View, Masked, View]:
     student = make_view(source, name="student", operations={"shift": 7}, reverse_complement=strand)
-    teacher = make_view(source, name="teacher", operations=ALL if operations is None else operations,
-                        reverse_complement=strand)  # fmt: skip
-    return student, mask(student, source, name="student", rate=rate, mask_share=0.8, random_share=0.1), teacher
+    teacher = make_view(
+        source,
+        name="teacher",
+        operations=ALL if operations is None else operations,
+        reverse_complement=strand,
+    )
+    return (
+        student,
+        mask(student, source, name="student", rate=rate, mask_share=0.8, random_share=0.1),
+        teacher,
+    )
 
 
 def naive(student: View, masked: Masked, teacher: View, row: int) -> dict[int, int]:
-    """Position of the student's view -> that of the teacher's, wherever a hidden letter's source is read by both."""
+    """Position of the student's view -> that of the teacher's, wherever a hidden letter's source is read by
+    both."""
     where = {place: at for at, place in enumerate(teacher.source_BL[row].tolist()) if place >= 0}
     hidden = [at for at, code in enumerate(masked.codes_BL[row].tolist()) if code == alphabet.MASK]
     assert all(masked.target_BL[row, at] for at in hidden)
@@ -59,7 +69,9 @@ def test_pairs_are_among_those_of_a_naive_loop_and_as_many_as_there_are(
     for row in range(8):
         possible = naive(student, masked, teacher, row)
         valid = found.valid_BN[row]
-        chosen = list(zip(found.student_BN[row, valid].tolist(), found.teacher_BN[row, valid].tolist(), strict=True))
+        chosen = list(
+            zip(found.student_BN[row, valid].tolist(), found.teacher_BN[row, valid].tolist(), strict=True)
+        )
         assert len(set(chosen)) == len(chosen) == min(pairs, len(possible))
         assert set(chosen) <= set(possible.items())
 
@@ -68,7 +80,9 @@ def test_a_teacher_that_reads_nothing_of_what_is_hidden_gives_no_pair() -> None:
     source = windows(rows=16, length=100)
     student = make_view(source, name="student", operations={})
     masked = mask(student, source, name="student", rate=1.0, mask_share=1.0, random_share=0.0)
-    elsewhere = dataclasses.replace(student, source_BL=student.source_BL - source.flank)  # 60 places further left
+    elsewhere = dataclasses.replace(
+        student, source_BL=student.source_BL - source.flank
+    )  # 60 places further left
     found = align(student, masked, elsewhere, source, name="p", pairs=100)
     assert (found.valid_BN.sum(1) == 40).all()
     nowhere = dataclasses.replace(student, source_BL=torch.full_like(student.source_BL, -2))
@@ -85,7 +99,9 @@ def test_letters_of_a_pair_are_each_other_s_or_the_complement() -> None:
     turned_B1 = (student.reversed_B ^ teacher.reversed_B)[:, None]
     assert turned_B1.any()
     labels_BN = masked.labels_BL.gather(1, found.student_BN)
-    assert torch.equal(teacher.codes_BL.gather(1, found.teacher_BN), torch.where(turned_B1, 3 - labels_BN, labels_BN))
+    assert torch.equal(
+        teacher.codes_BL.gather(1, found.teacher_BN), torch.where(turned_B1, 3 - labels_BN, labels_BN)
+    )
 
 
 def test_every_position_is_as_likely_as_any_other_and_every_pair_of_them() -> None:
@@ -111,24 +127,35 @@ def test_a_row_gets_the_same_pairs_in_any_batch(seed: int, size: int) -> None:
         return align(*both(part), part, name="p", pairs=N_PAIRS)
 
     source = windows(64, 40, seed=seed)
-    parts = [pairs(source.each(operator.itemgetter(slice(first, first + size)))) for first in range(0, 64, size)]
+    parts = [
+        pairs(source.each(operator.itemgetter(slice(first, first + size)))) for first in range(0, 64, size)
+    ]
     for name, whole in vars(pairs(source)).items():
         assert torch.equal(whole, torch.cat([vars(part)[name] for part in parts]))
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 1 << 30), length=st.integers(1, 60), high=st.integers(0, 180),
-       weight=st.floats(0, 2, width=32))  # fmt: skip
+@given(
+    seed=st.integers(0, 1 << 30),
+    length=st.integers(1, 60),
+    high=st.integers(0, 180),
+    weight=st.floats(0, 2, width=32),
+)
 def test_letter_weights_are_those_of_their_sources(seed: int, length: int, high: int, weight: float) -> None:
     source = windows(8, length, seed=seed)
-    source = dataclasses.replace(source, high_B=torch.full((8,), min(high, length + 120)),
-                                 soft_BS=(source.codes_BS < 2).to(torch.uint8))  # fmt: skip
+    source = dataclasses.replace(
+        source,
+        high_B=torch.full((8,), min(high, length + 120)),
+        soft_BS=(source.codes_BS < 2).to(torch.uint8),
+    )
     assert source.soft_BS is not None
     view = make_view(source, name="v", operations=ALL, reverse_complement=0.5)
     found = letter_weights(view, source, soft_weight=weight)
     assert found.dtype == torch.float32
-    expected = [[weight if place >= 0 and source.soft_BS[row, place] else 1.0 for place in places]
-                for row, places in enumerate(view.source_BL.tolist())]  # fmt: skip
+    expected = [
+        [weight if place >= 0 and source.soft_BS[row, place] else 1.0 for place in places]
+        for row, places in enumerate(view.source_BL.tolist())
+    ]
     assert found.tolist() == expected
 
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from data_prep import alphabet
-from trainer import baselines
+from trainer.evaluation import markov
 
 COMPLEMENT = {0: 3, 1: 2, 2: 1, 3: 0}
 
@@ -27,7 +27,7 @@ def blocks() -> list[np.ndarray]:
 
 
 def test_counts_equal_naive_counting_on_both_strands() -> None:
-    letters, kmers = baselines.count_letters_and_contexts(blocks())
+    letters, kmers = markov.count_letters_and_contexts(blocks())
     assert letters.tolist() == [int((np.concatenate(blocks()) == c).sum()) for c in range(4)]
     expected = naive_counts(blocks())
     cube = kmers.reshape((4,) * 9)
@@ -37,11 +37,11 @@ def test_counts_equal_naive_counting_on_both_strands() -> None:
 
 def test_prediction_backs_off_to_the_visible_letters() -> None:
     counted = naive_counts(blocks())
-    markov = baselines.Markov(baselines.count_letters_and_contexts(blocks())[1])
+    model = markov.Markov(markov.count_letters_and_contexts(blocks())[1])
     rng = np.random.default_rng(1)
     contexts = rng.integers(0, 4, (300, 8))
     contexts[rng.random((300, 8)) < 0.8] = rng.choice([alphabet.N, alphabet.MASK, alphabet.PAD])
-    predicted = markov.predict(contexts.copy())
+    predicted = model.predict(contexts.copy())
     for context, letter in zip(contexts.tolist(), predicted, strict=True):
         votes: dict[int, int] = defaultdict(int)
         for word, count in counted.items():
@@ -54,11 +54,11 @@ def test_prediction_backs_off_to_the_visible_letters() -> None:
 
 def test_unseen_context_loses_its_outer_letters() -> None:
     codes = np.array([0, 0, 0, 0, 2, 1, 1, 1, 1], np.uint8)
-    markov = baselines.Markov(baselines.count_letters_and_contexts([codes])[1])
-    assert markov.predict(np.array([[3, 0, 0, 0, 1, 1, 1, 3]])).tolist() == [2]
-    assert markov.predict(np.array([[0, 0, 0, 0, 1, 1, 1, 1]])).tolist() == [2]
+    model = markov.Markov(markov.count_letters_and_contexts([codes])[1])
+    assert model.predict(np.array([[3, 0, 0, 0, 1, 1, 1, 3]])).tolist() == [2]
+    assert model.predict(np.array([[0, 0, 0, 0, 1, 1, 1, 1]])).tolist() == [2]
 
 
 def test_contexts_are_the_neighbours() -> None:
     visible = np.arange(12, dtype=np.uint8)
-    assert baselines.contexts(visible)[1].tolist() == [1, 2, 3, 4, 6, 7, 8, 9]
+    assert markov.contexts(visible)[1].tolist() == [1, 2, 3, 4, 6, 7, 8, 9]

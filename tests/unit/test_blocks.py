@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.store import StoreError
+from cluster.storage.store import StoreError
 from data_prep import shards
-from trainer.blocks import LATER, NOW, SOON, Blocks, DiskCache, Workers
+from trainer.data.block_cache import LATER, NOW, SOON, Blocks, DiskCache, Workers
 
 LIMIT = 10_000
 
@@ -128,17 +128,23 @@ def test_processes_share_it(tmp_path: Path) -> None:
     assert not [path for path in kept(tmp_path / "shared") if path.suffix]
 
 
-def test_a_full_disk_is_said_once_and_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_once_and_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     cache = DiskCache(tmp_path, LIMIT, say=said.append)
     cache.put(key(1), b"one")
 
     write = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:1]))  # as a disk with room for one byte
+    monkeypatch.setattr(
+        os, "write", lambda file, data: write(file, data[:1])
+    )  # as a disk with room for one byte
     cache.put(key(2), b"two")
     cache.put(key(3), b"three")
-    assert said == [f"cannot write the block cache in {tmp_path}: No space left on device; going on without it "
-                    "(data.cache_dir names another folder)"]
+    assert said == [
+        f"cannot write the block cache in {tmp_path}: No space left on device; going on without it "
+        "(data.cache_dir names another folder)"
+    ]
     assert [path.name for path in kept(tmp_path)] == [key(1)]
     assert total(tmp_path) == 3
     assert cache.get(key(1)) == b"one"
@@ -147,7 +153,9 @@ def test_a_full_disk_is_said_once_and_nothing_is_kept(tmp_path: Path, monkeypatc
 def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = DiskCache(tmp_path / "file" / "blocks", LIMIT)
-    with pytest.warns(RuntimeWarning, match="cannot write the block cache in .*: Not a directory; going on without"):
+    with pytest.warns(
+        RuntimeWarning, match="cannot write the block cache in .*: Not a directory; going on without"
+    ):
         cache.put(key(1), b"one")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""data_prep.build: same input, same bytes; a manifest over all of it or none."""
+"""data_prep.dataset.build: same input, same bytes; a manifest over all of it or none."""
 
 import gzip
 import hashlib
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import store
+from cluster.storage import store
 from configs import load, redact
 from data_prep.__main__ import main
-from data_prep.bed import read_bed
-from data_prep.build import BuildStoppedError, Built, build
 from data_prep.config import DataConfig
-from data_prep.export import export
-from data_prep.output import Output
-from data_prep.read import load_manifest
+from data_prep.dataset.build import BuildStoppedError, Built, build
+from data_prep.dataset.export import export
+from data_prep.dataset.output import Output
+from data_prep.dataset.read import load_manifest
+from data_prep.dataset.stats import stats
+from data_prep.dataset.verify import verify
 from data_prep.shards import SPLITS
-from data_prep.stats import stats
-from data_prep.verify import verify
+from data_prep.split.bed import read_bed
 from tests.s3 import S3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +38,14 @@ def fasta(small: Path) -> str:
 
 
 def made(fasta: str, output: Path | str, **changes: Any) -> Built:
-    values = {"references": [{"name": "toy", "uri": fasta}], "output": str(output), "block_bp": 1024,
-              "shard_bp": max(3000, changes.get("block_bp", 0)), "max_n_fraction": 1, "split": {"val": ["two/b"]}}
+    values = {
+        "references": [{"name": "toy", "uri": fasta}],
+        "output": str(output),
+        "block_bp": 1024,
+        "shard_bp": max(3000, changes.get("block_bp", 0)),
+        "max_n_fraction": 1,
+        "split": {"val": ["two/b"]},
+    }
     return build(DataConfig.model_validate(values | changes))
 
 
@@ -54,18 +60,26 @@ def records(path: Path) -> dict[str, str]:
 
 def test_workers_place_and_gzip_change_no_byte(small: Path, fasta: str, tmp_path: Path) -> None:
     (tmp_path / "g.fa.gz").write_bytes(gzip.compress(Path(fasta).read_bytes()))
-    for name, source, workers in (("one", fasta, 1), ("two", fasta, 2), ("eight", fasta, 8),
-                                  ("gz", str(tmp_path / "g.fa.gz"), 2)):
+    for name, source, workers in (
+        ("one", fasta, 1),
+        ("two", fasta, 2),
+        ("eight", fasta, 8),
+        ("gz", str(tmp_path / "g.fa.gz"), 2),
+    ):
         made(source, tmp_path / name, workers=workers)
         assert contents(tmp_path / name) == contents(small), name
     assert str(tmp_path).encode() not in contents(small)["manifest.json"]
-    assert len(contents(small)) == 3 + 2 + 3 + 2, "3 train shards by size, 2 val; a BED each; leakage, manifest"
+    assert len(contents(small)) == 3 + 2 + 3 + 2, (
+        "3 train shards by size, 2 val; a BED each; leakage, manifest"
+    )
 
 
 def test_export_gives_back_every_letter(small: Path, small_letters: dict[str, str], tmp_path: Path) -> None:
     for split in ("train", "val"):
         export(str(small), split=split, fasta=str(tmp_path / f"{split}.fa"))
-    kept = {f"toy:{name}:0-{len(letters)}": letters.replace("R", "N") for name, letters in small_letters.items()}
+    kept = {
+        f"toy:{name}:0-{len(letters)}": letters.replace("R", "N") for name, letters in small_letters.items()
+    }
     held_out = f"toy:two/b:0-{len(small_letters['two/b'])}"
     assert records(tmp_path / "val.fa") == {held_out: kept.pop(held_out)}
     assert records(tmp_path / "train.fa") == kept
@@ -89,10 +103,14 @@ def test_again_is_already_done_and_another_is_refused(small: Path, fasta: str, t
     before = {name: os.stat(copy / name).st_mtime_ns for name in os.listdir(copy)}
     assert not made(fasta, copy, workers=1).fresh
     assert {name: os.stat(copy / name).st_mtime_ns for name in os.listdir(copy)} == before
-    with pytest.raises(ValueError, match=r"holds another dataset \(it differs in seed, split\); pass overwrite=true"):
+    with pytest.raises(
+        ValueError, match=r"holds another dataset \(it differs in seed, split\); pass overwrite=true"
+    ):
         made(fasta, copy, seed=1, split={"val": 0})
     (tmp_path / "changed.fa").write_text(Path(fasta).read_text().replace("GATTACA", "GATTATA"))
-    with pytest.raises(ValueError, match=r"holds another dataset \(it differs in sources\); pass overwrite=true"):
+    with pytest.raises(
+        ValueError, match=r"holds another dataset \(it differs in sources\); pass overwrite=true"
+    ):
         made(str(tmp_path / "changed.fa"), copy)
     assert contents(copy) == contents(small)
     assert made(fasta, copy, overwrite=True, split={"val": 0}).fresh
@@ -103,7 +121,9 @@ def test_again_is_already_done_and_another_is_refused(small: Path, fasta: str, t
 def test_files_that_are_not_ours_stay(fasta: str, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "thesis.txt").touch()
-    with pytest.raises(ValueError, match=r"o is not empty and has no manifest.json \(other files.*pass overwrite"):
+    with pytest.raises(
+        ValueError, match=r"o is not empty and has no manifest.json \(other files.*pass overwrite"
+    ):
         made(fasta, tmp_path / "o")
     assert made(fasta, tmp_path / "o", overwrite=True).fresh
     assert (tmp_path / "o" / "thesis.txt").exists()
@@ -121,27 +141,44 @@ def test_uri_output(small: Path, fasta: str, tmp_path: Path) -> None:
 def test_filters_and_n_share(fasta: str, tmp_path: Path) -> None:
     (tmp_path / "in.bed").write_text("one\t1000\t5000\n")
     (tmp_path / "out.bed").write_text("one\t2000\t2500\n")
-    one = {"name": "toy", "uri": fasta, "include": str(tmp_path / "in.bed"), "exclude": [str(tmp_path / "out.bed")]}
+    one = {
+        "name": "toy",
+        "uri": fasta,
+        "include": str(tmp_path / "in.bed"),
+        "exclude": [str(tmp_path / "out.bed")],
+    }
     made(fasta, tmp_path / "a", references=[one], split={})
     assert read_bed(str(tmp_path / "a" / "train.bed")) == {"one": [(1000, 2000), (2500, 5000)]}
     built = made(fasta, tmp_path / "b", max_n_fraction=0.4, split={"val": ["three"]})
     assert built.dropped_blocks == 3, "every block of two/b has 60 % N"
-    with pytest.raises(ValueError, match=r"split.val is asked for and would be empty: all of its 3 blocks have more N"):
+    with pytest.raises(
+        ValueError, match=r"split.val is asked for and would be empty: all of its 3 blocks have more N"
+    ):
         made(fasta, tmp_path / "c", max_n_fraction=0.4)
     assert not (tmp_path / "c").exists()
     (tmp_path / "out.bed").write_text("chr1\t2000\t2500\n")
-    with pytest.raises(ValueError, match=r"out.bed names no contig of it \(the BED has chr1; the reference one, three"):
+    with pytest.raises(
+        ValueError, match=r"out.bed names no contig of it \(the BED has chr1; the reference one, three"
+    ):
         made(fasta, tmp_path / "c", references=[one])
 
 
-@pytest.mark.parametrize(("content", "changes", "message"), [
-    (">a\n" + "ACGT" * 2000 + "EACGT\n", {"split": {}}, "contig a: byte b'E' at position 8000 is no nucleotide letter"),
-    (">a\n" + "N" * 3000 + "\n", {"split": {}, "max_n_fraction": 0.5}, "nothing is left to train on"),
-    (">a\nACGT\n", {"split": {"val": ["a"]}}, "nothing is left to train on"),
-    (">a\nACGT\n", {"split": {"val": ["b"]}}, "split.val: no contig matches 'b'; there are a"),
-])
+@pytest.mark.parametrize(
+    ("content", "changes", "message"),
+    [
+        (
+            ">a\n" + "ACGT" * 2000 + "EACGT\n",
+            {"split": {}},
+            "contig a: byte b'E' at position 8000 is no nucleotide letter",
+        ),
+        (">a\n" + "N" * 3000 + "\n", {"split": {}, "max_n_fraction": 0.5}, "nothing is left to train on"),
+        (">a\nACGT\n", {"split": {"val": ["a"]}}, "nothing is left to train on"),
+        (">a\nACGT\n", {"split": {"val": ["b"]}}, "split.val: no contig matches 'b'; there are a"),
+    ],
+)
 def test_a_fault_of_the_input_leaves_nothing(
-        tmp_path: Path, content: str, changes: dict[str, Any], message: str) -> None:
+    tmp_path: Path, content: str, changes: dict[str, Any], message: str
+) -> None:
     (tmp_path / "x.fa").write_text(content)
     with pytest.raises(ValueError, match=message):
         made(str(tmp_path / "x.fa"), tmp_path / "o", **changes)
@@ -149,22 +186,29 @@ def test_a_fault_of_the_input_leaves_nothing(
 
 
 def test_a_build_cut_short_goes_on(small: Path, fasta: str, tmp_path: Path) -> None:
-    """A folder in the way of shard 3 of 5 stops the build; without it the same command writes only what is missing."""
+    """A folder in the way of shard 3 of 5 stops the build; without it the same command writes only what is
+    missing."""
     output = tmp_path / "o"
     blocked = output / "train-000002.tar" / "x"
     blocked.mkdir(parents=True)  # a rename onto a folder that is not empty fails
-    said = (r"cannot write .*/o/train-000002.tar: Is a directory; \d of 5 shards are done and stay, "
-            r"there is no manifest yet, and the same command goes on")
+    said = (
+        r"cannot write .*/o/train-000002.tar: Is a directory; \d of 5 shards are done and stay, "
+        r"there is no manifest yet, and the same command goes on"
+    )
     with pytest.raises(BuildStoppedError, match=said):
         made(fasta, output)
     assert "manifest.json" not in os.listdir(output)
     (output / ".train-000001.tar.k1ll3d").write_bytes(b"what a killed worker leaves")
-    with pytest.raises(ValueError, match=r"holds an unfinished build of another dataset \(it differs in seed\); pass"):
+    with pytest.raises(
+        ValueError, match=r"holds an unfinished build of another dataset \(it differs in seed\); pass"
+    ):
         made(fasta, output, seed=9)
     blocked.rmdir()
     blocked.parent.rmdir()
     there = {name: os.stat(output / name).st_mtime_ns for name in os.listdir(output) if name.endswith(".tar")}
-    (output / "val-000000.tar").write_bytes((small / "val-000001.tar").read_bytes())  # whole, but of other blocks
+    (output / "val-000000.tar").write_bytes(
+        (small / "val-000001.tar").read_bytes()
+    )  # whole, but of other blocks
     built = made(fasta, output, workers=1)
     assert built.fresh
     assert contents(output) == contents(small)
@@ -174,20 +218,26 @@ def test_a_build_cut_short_goes_on(small: Path, fasta: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "emptied"])
 def test_what_is_damaged_is_written_anew_and_nothing_else(
-        small: Path, fasta: str, tmp_path: Path, damage: str) -> None:
+    small: Path, fasta: str, tmp_path: Path, damage: str
+) -> None:
     output = tmp_path / "o"
     shutil.copytree(small, output)
     shard = output / "train-000001.tar"
     data = shard.read_bytes()
-    others = {name: os.stat(output / name).st_mtime_ns for name in os.listdir(output)
-              if name.endswith(".tar") and name != shard.name}
+    others = {
+        name: os.stat(output / name).st_mtime_ns
+        for name in os.listdir(output)
+        if name.endswith(".tar") and name != shard.name
+    }
     if damage == "missing":
         shard.unlink()
     else:
         flipped = data[:700] + bytes([data[700] ^ 4]) + data[701:]
         shard.write_bytes({"cut": data[:-600], "flipped": flipped, "emptied": b""}[damage])
     assert verify(str(output)) != []
-    if damage == "flipped":  # of the right size: only verify reads it, and then the manifest or the shard must go
+    if (
+        damage == "flipped"
+    ):  # of the right size: only verify reads it, and then the manifest or the shard must go
         assert not made(fasta, output).fresh
         (output / "manifest.json").unlink()
     assert made(fasta, output).fresh
@@ -204,8 +254,14 @@ def test_an_interrupt_keeps_what_is_finished(small: Path, fasta: str, tmp_path: 
         if stage == "write" and done > 3000:
             raise KeyboardInterrupt
 
-    values = {"references": [{"name": "toy", "uri": fasta}], "output": f"{tmp_path}/o", "block_bp": 1024,
-              "shard_bp": 3000, "max_n_fraction": 1, "split": {"val": ["two/b"]}}
+    values = {
+        "references": [{"name": "toy", "uri": fasta}],
+        "output": f"{tmp_path}/o",
+        "block_bp": 1024,
+        "shard_bp": 3000,
+        "max_n_fraction": 1,
+        "split": {"val": ["two/b"]},
+    }
     with pytest.raises(KeyboardInterrupt):
         build(DataConfig.model_validate(values), on_progress=interrupt)
     assert "manifest.json" not in os.listdir(tmp_path / "o")
@@ -223,9 +279,19 @@ def test_a_source_that_changes_meanwhile_gets_no_manifest(fasta: str, tmp_path: 
         mine.write_bytes(mine.read_bytes().replace(b"GATTACA", b"GATTATA"))
         os.utime(mine, ns=(1, 1))
 
-    with pytest.raises(BuildStoppedError, match=r"mine.fa changed while it was read, so no manifest was written"):
-        build(DataConfig.model_validate({"references": [{"name": "toy", "uri": str(mine)}], "max_n_fraction": 1,
-                                         "output": str(tmp_path / "o")}), on_progress=change)
+    with pytest.raises(
+        BuildStoppedError, match=r"mine.fa changed while it was read, so no manifest was written"
+    ):
+        build(
+            DataConfig.model_validate(
+                {
+                    "references": [{"name": "toy", "uri": str(mine)}],
+                    "max_n_fraction": 1,
+                    "output": str(tmp_path / "o"),
+                }
+            ),
+            on_progress=change,
+        )
     assert "manifest.json" not in os.listdir(tmp_path / "o")
 
 
@@ -238,9 +304,20 @@ def test_a_letter_that_changes_under_the_index_is_named(fasta: str, tmp_path: Pa
         mine.write_bytes(text.replace(b"GATTACA", b"GATEACA"))
 
     with pytest.raises((BuildStoppedError, ValueError), match=r"contig three: byte b'E' at position 3"):
-        build(DataConfig.model_validate({
-            "references": [{"name": "toy", "uri": str(mine)}], "max_n_fraction": 1, "block_bp": 1024, "shard_bp": 1024,
-            "output": str(tmp_path / "o"), "split": {"val": ["one"]}, "workers": 1}), on_progress=spoil)
+        build(
+            DataConfig.model_validate(
+                {
+                    "references": [{"name": "toy", "uri": str(mine)}],
+                    "max_n_fraction": 1,
+                    "block_bp": 1024,
+                    "shard_bp": 1024,
+                    "output": str(tmp_path / "o"),
+                    "split": {"val": ["one"]},
+                    "workers": 1,
+                }
+            ),
+            on_progress=spoil,
+        )
     assert not (tmp_path / "o" / "manifest.json").exists()
 
 
@@ -256,10 +333,22 @@ def test_a_build_that_finishes_while_another_reads_is_not_overwritten(fasta: str
                 patch.setenv("DNA_CACHE", str(tmp_path / "elsewhere"))  # as on another machine
                 made(fasta, output, seed=1, workers=1)
 
-    with pytest.raises(ValueError, match=r"holds another dataset \(it differs in seed\); pass overwrite=true"):
-        build(DataConfig.model_validate({
-            "references": [{"name": "toy", "uri": fasta}], "output": str(output), "block_bp": 1024, "shard_bp": 3000,
-            "max_n_fraction": 1, "split": {"val": ["two/b"]}}), on_progress=meanwhile)
+    with pytest.raises(
+        ValueError, match=r"holds another dataset \(it differs in seed\); pass overwrite=true"
+    ):
+        build(
+            DataConfig.model_validate(
+                {
+                    "references": [{"name": "toy", "uri": fasta}],
+                    "output": str(output),
+                    "block_bp": 1024,
+                    "shard_bp": 3000,
+                    "max_n_fraction": 1,
+                    "split": {"val": ["two/b"]},
+                }
+            ),
+            on_progress=meanwhile,
+        )
     assert began == ["leakage"]
     assert verify(str(output)) == []
     assert load_manifest(str(output)).seed == 1
@@ -273,8 +362,16 @@ def test_a_build_whose_place_is_taken_writes_no_manifest(fasta: str, tmp_path: P
             (tmp_path / "o" / "build.json").write_text(json.dumps(info))
 
     with pytest.raises(ValueError, match=r"another build took .*/o meanwhile, so this one wrote no manifest"):
-        build(DataConfig.model_validate({"references": [{"name": "toy", "uri": fasta}], "max_n_fraction": 1,
-                                         "output": str(tmp_path / "o")}), on_progress=take)
+        build(
+            DataConfig.model_validate(
+                {
+                    "references": [{"name": "toy", "uri": fasta}],
+                    "max_n_fraction": 1,
+                    "output": str(tmp_path / "o"),
+                }
+            ),
+            on_progress=take,
+        )
     assert not (tmp_path / "o" / "manifest.json").exists()
 
 
@@ -283,24 +380,45 @@ def test_two_builds_of_one_machine_do_not_write_to_one_place(fasta: str, tmp_pat
 
     def again(stage: str, done: int, total: int) -> None:
         if not seen:
-            with pytest.raises(ValueError, match=r"another build on this machine is writing to .*/o; wait for it"):
+            with pytest.raises(
+                ValueError, match=r"another build on this machine is writing to .*/o; wait for it"
+            ):
                 made(fasta, tmp_path / "o")
             seen.append(stage)
 
-    build(DataConfig.model_validate({"references": [{"name": "toy", "uri": fasta}], "max_n_fraction": 1,
-                                     "output": str(tmp_path / "o")}), on_progress=again)
+    build(
+        DataConfig.model_validate(
+            {
+                "references": [{"name": "toy", "uri": fasta}],
+                "max_n_fraction": 1,
+                "output": str(tmp_path / "o"),
+            }
+        ),
+        on_progress=again,
+    )
     assert seen
-    assert not made(fasta, tmp_path / "o", block_bp=262_144, shard_bp=64 << 20, split={}).fresh, "the lock is gone"
+    assert not made(fasta, tmp_path / "o", block_bp=262_144, shard_bp=64 << 20, split={}).fresh, (
+        "the lock is gone"
+    )
 
 
 def test_one_place_by_any_of_its_names_is_one_build(fasta: str, tmp_path: Path, s3: S3) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     config = DataConfig.model_validate({"references": [{"name": "toy", "uri": fasta}], "output": "x"})
-    for ways in ((f"{tmp_path}/o", f"{tmp_path}/o/", f"{tmp_path}/link/o", f"file://{tmp_path}/link/../{tmp_path.name}/o"),
-                 (f"{s3.uri}/o", f"{s3.uri}/o/", f"s3a://{s3.bucket}/o")):
+    for ways in (
+        (
+            f"{tmp_path}/o",
+            f"{tmp_path}/o/",
+            f"{tmp_path}/link/o",
+            f"file://{tmp_path}/link/../{tmp_path.name}/o",
+        ),
+        (f"{s3.uri}/o", f"{s3.uri}/o/", f"s3a://{s3.bucket}/o"),
+    ):
         with Output(ways[0], overwrite=False).alone():
             for way in ways:
-                with pytest.raises(ValueError, match=r"another build on this machine is writing to .*/o/?; wait"):
+                with pytest.raises(
+                    ValueError, match=r"another build on this machine is writing to .*/o/?; wait"
+                ):
                     build(config.model_copy(update={"output": way}))
     with Output(f"{s3.uri}/o", overwrite=False).alone(), Output(f"{s3.uri}/o2", overwrite=False).alone():
         pass
@@ -316,7 +434,9 @@ def test_what_is_beside_the_output_stays_and_markers_of_folders_are_no_files(fas
     first = s3.objects()
     assert made(fasta, output + "/", block_bp=2048, overwrite=True).fresh
     assert verify(output) == []
-    assert {key: s3.objects()[key] for key in theirs} == dict.fromkeys(theirs, 6) and first.keys() > set(theirs)
+    assert {key: s3.objects()[key] for key in theirs} == dict.fromkeys(theirs, 6) and first.keys() > set(
+        theirs
+    )
 
 
 def test_relative_paths_mean_the_same_on_workers(
@@ -330,11 +450,22 @@ def test_relative_paths_mean_the_same_on_workers(
     Path("in/b.fa").write_text(letters.replace("A", "C"))
     Path("in/keep.bed").write_text("one\t0\t4096\n")
     references = [{"name": name, "uri": [f"in/{name}.fa"], "include": ["in/keep.bed"]} for name in ("a", "b")]
-    built = build(DataConfig.model_validate({"references": references, "output": "out", "block_bp": 1024, "workers": 2,
-                                             "shard_bp": 2048, "split": {"val": ["a:one"]}}))
+    built = build(
+        DataConfig.model_validate(
+            {
+                "references": references,
+                "output": "out",
+                "block_bp": 1024,
+                "workers": 2,
+                "shard_bp": 2048,
+                "split": {"val": ["a:one"]},
+            }
+        )
+    )
     assert (built.manifest.bp("train"), built.manifest.bp("val")) == (4096, 4096)
     assert [source.sha256 for source in built.manifest.sources] == [
-        hashlib.sha256(Path(f"in/{name}.fa").read_bytes()).hexdigest() for name in "ab"]
+        hashlib.sha256(Path(f"in/{name}.fa").read_bytes()).hexdigest() for name in "ab"
+    ]
     for uri in ("out", "./out/", f"file://{tmp_path}/out"):
         assert verify(uri, workers=2) == []
         assert stats(uri, workers=2)[0].bp == 2 * 4096
@@ -365,8 +496,15 @@ def test_overwriting_that_was_cut_short_goes_on(small: Path, fasta: str, tmp_pat
         if stage == "write" and done > 3000:
             raise KeyboardInterrupt
 
-    values = {"references": [{"name": "toy", "uri": fasta}], "output": str(output), "block_bp": 1024, "shard_bp": 3000,
-              "max_n_fraction": 1, "split": {"val": ["two/b"]}, "overwrite": True}
+    values = {
+        "references": [{"name": "toy", "uri": fasta}],
+        "output": str(output),
+        "block_bp": 1024,
+        "shard_bp": 3000,
+        "max_n_fraction": 1,
+        "split": {"val": ["two/b"]},
+        "overwrite": True,
+    }
     with pytest.raises(KeyboardInterrupt):
         build(DataConfig.model_validate(values), on_progress=interrupt)
     assert build(DataConfig.model_validate(values)).found_shards >= 1
@@ -397,8 +535,12 @@ def test_signatures_and_passwords_reach_no_file_and_no_message(tmp_path: Path) -
         assert "SECRET" not in redact(str(fault.value))
         (tmp_path / "g.fa").write_text(">a\n" + "ACGT" * 600 + "\n")
         stages: list[str] = []
-        build(DataConfig.model_validate({"references": [{"name": "g", "uri": uri}], "output": str(tmp_path / "o")}),
-              on_progress=lambda stage, *_: stages.append(stage))
+        build(
+            DataConfig.model_validate(
+                {"references": [{"name": "g", "uri": uri}], "output": str(tmp_path / "o")}
+            ),
+            on_progress=lambda stage, *_: stages.append(stage),
+        )
         server.shutdown()
     assert "SECRET" not in "".join(stages) + (tmp_path / "o" / "build.json").read_text()
     assert any(stage.startswith("read g.fa") for stage in stages)
@@ -412,15 +554,25 @@ def test_several_assemblies_and_bed_splits(tmp_path: Path) -> None:
     (tmp_path / "val.bed").write_text("chr1\t2000\t4000\tx\nchr2\t0\t500\n")
     (tmp_path / "test.bed").write_text("chr1\t8000\t9000\tgene7\n")
     references = [{"name": name, "uri": str(tmp_path / f"{name}.fa")} for name in ("x", "y")]
-    split = {"val": {"bed": str(tmp_path / "val.bed")}, "test": {"bed": [str(tmp_path / "test.bed")]}, "gap": 100}
+    split = {
+        "val": {"bed": str(tmp_path / "val.bed")},
+        "test": {"bed": [str(tmp_path / "test.bed")]},
+        "gap": 100,
+    }
     made("", tmp_path / "o", references=references, split=split)
     manifest = load_manifest(str(tmp_path / "o"))
-    places = {split: [(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)] for split in SPLITS}
+    places = {
+        split: [(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split)] for split in SPLITS
+    }
     covered = {split: sum(end - start for *_, start, end in places[split]) for split in SPLITS}
     assert covered["val"] == 2000 + 2 * 500, "a line with the name of an assembly counts for that one alone"
     assert covered["test"] == 2 * 1000
-    assert covered["train"] == 2 * 12_000 - covered["val"] - covered["test"] - (2 * 100) - (2 * 100) - (2 * 100)
-    assert all(start >= 4100 or end <= 1900 for a, c, start, end in places["train"] if (a, c) == ("x", "chr1"))
+    assert covered["train"] == 2 * 12_000 - covered["val"] - covered["test"] - (2 * 100) - (2 * 100) - (
+        2 * 100
+    )
+    assert all(
+        start >= 4100 or end <= 1900 for a, c, start, end in places["train"] if (a, c) == ("x", "chr1")
+    )
     assert verify(str(tmp_path / "o")) == []
     assert str(tmp_path) not in json.dumps(manifest.split), "a BED counts by its content"
     # The BED files that a build writes hold out the same again.
@@ -434,19 +586,30 @@ def test_several_assemblies_and_bed_splits(tmp_path: Path) -> None:
         made("", tmp_path / "q", references=references, split=split)
     (tmp_path / "test.bed").write_text("chr9\t0\t9\n")
     (tmp_path / "empty.bed").write_text("")
-    with pytest.raises(ValueError, match=r"split.val: .*empty.bed names no contig .* \(the BED has nothing; they have"):
+    with pytest.raises(
+        ValueError, match=r"split.val: .*empty.bed names no contig .* \(the BED has nothing; they have"
+    ):
         made("", tmp_path / "q", references=references, split={"val": {"bed": str(tmp_path / "empty.bed")}})
     (tmp_path / "far.bed").write_text("chr2\t2900\t3100\nchr2\t3000\t4000\n")
-    said = r"far.bed, line \d: chr2:3000-4000 lies beyond the contig's 3000 bp; is the BED of another version of the"
+    said = (
+        r"far.bed, line \d: chr2:3000-4000 lies beyond the contig's 3000 bp; is the BED of another "
+        r"version of the"
+    )
     with pytest.raises(ValueError, match=said):
         made("", tmp_path / "q", references=references, split={"val": {"bed": str(tmp_path / "far.bed")}})
     (tmp_path / "far.bed").write_text("chr2\t3000\t4000\n")
     with pytest.raises(ValueError, match=said):
-        made("", tmp_path / "q", references=[references[0] | {"exclude": str(tmp_path / "far.bed")}], split={})
+        made(
+            "", tmp_path / "q", references=[references[0] | {"exclude": str(tmp_path / "far.bed")}], split={}
+        )
     (tmp_path / "more.bed").write_text("chr1\t0\t1000\tx\nchr1\t2000\t3000\tmm10\nchr1\t4000\t5000\n")
     made("", tmp_path / "m", references=references, split={"val": {"bed": str(tmp_path / "more.bed")}})
-    assert load_manifest(str(tmp_path / "m")).bp("val") == 1000 + 2 * 1000, "a line of another assembly counts for none"
-    with pytest.raises(ValueError, match=r"split.test: .*bed names no contig of the references \(the BED has chr9"):
+    assert load_manifest(str(tmp_path / "m")).bp("val") == 1000 + 2 * 1000, (
+        "a line of another assembly counts for none"
+    )
+    with pytest.raises(
+        ValueError, match=r"split.test: .*bed names no contig of the references \(the BED has chr9"
+    ):
         made("", tmp_path / "q", references=references, split=split)
 
 
@@ -461,15 +624,22 @@ def test_what_leaks_is_reported_and_dropped(tmp_path: Path) -> None:
     pair = whole.leakage.pairs[0]
     assert (pair.of, pair.within, pair.bases) == ("val", "train", 20_000)
     assert 3000 - 4 * 31 <= pair.shared_bases <= 3000, "the copy lies within blocks but for their edges"
-    assert json.loads((tmp_path / "o" / "leakage.json").read_bytes())["pairs"][0]["shared_bases"] == pair.shared_bases
+    assert (
+        json.loads((tmp_path / "o" / "leakage.json").read_bytes())["pairs"][0]["shared_bases"]
+        == pair.shared_bases
+    )
     drop = {"val": ["b"], "leakage": "drop", "min_bp": 500}
     dropped = made(str(tmp_path / "g.fa"), tmp_path / "p", split=drop, block_bp=8192)
     (stretch,) = whole.leakage.stretches["val"]
     assert 0 < 8192 - stretch.end < 500, "what is left of its block is too short to stay"
     assert dropped.dropped_bp == 8192 - stretch.start
     assert load_manifest(str(tmp_path / "p")).bp("val") == 20_000 - dropped.dropped_bp
-    left = made(str(tmp_path / "g.fa"), tmp_path / "q", split={
-        "val": {"bed": str(tmp_path / "p" / "val.bed")}, "test": 0, "gap": 0}, block_bp=8192)
+    left = made(
+        str(tmp_path / "g.fa"),
+        tmp_path / "q",
+        split={"val": {"bed": str(tmp_path / "p" / "val.bed")}, "test": 0, "gap": 0},
+        block_bp=8192,
+    )
     assert left.leakage
     assert left.leakage.pairs[0].shared_bases == 0
     assert not made(str(tmp_path / "g.fa"), tmp_path / "p", split=drop, block_bp=8192).fresh
@@ -477,21 +647,27 @@ def test_what_leaks_is_reported_and_dropped(tmp_path: Path) -> None:
         made(str(tmp_path / "g.fa"), tmp_path / "p", split={"val": ["b"]}, block_bp=8192)
     off = made(str(tmp_path / "g.fa"), tmp_path / "r", split={"val": ["b"], "leakage": "off"}, block_bp=8192)
     assert off.leakage is None
-    assert contents(tmp_path / "r") == {n: c for n, c in contents(tmp_path / "o").items() if n != "leakage.json"}
+    assert contents(tmp_path / "r") == {
+        n: c for n, c in contents(tmp_path / "o").items() if n != "leakage.json"
+    }
 
 
 @pytest.mark.parametrize("name", ["val", "test"])
 def test_a_split_of_which_all_leaks_is_not_dropped_without_a_word(tmp_path: Path, name: str) -> None:
-    """Two strains that are nearly alike: nothing of chr2 of the one would be left, since it stands in the other."""
+    """Two strains that are nearly alike: nothing of chr2 of the one would be left, since it stands in the
+    other."""
     rng = np.random.default_rng(0)
     one, two = ("".join("ACGT"[i] for i in rng.integers(0, 4, 6000)) for _ in range(2))
     for strain in "xy":
         (tmp_path / f"{strain}.fa").write_text(f">chr1\n{one}\n>chr2\n{two}\n")
         two = two[:2990] + "ACGT"["ACGT".index(two[2990]) - 1] + two[2991:]
     references = [{"name": strain, "uri": str(tmp_path / f"{strain}.fa")} for strain in "xy"]
-    said = (rf"split.leakage drop leaves nothing of {name}: [\d,]+ of its 6,000 bp \(9\d.\d\d%\) also stand in train, "
-            "and no piece of split.min_bp 100 is left; hold out what is less alike, or set leakage to report; of "
-            "assemblies that are alike hold out the same contigs, which names without an assembly do")
+    said = (
+        rf"split.leakage drop leaves nothing of {name}: [\d,]+ of its 6,000 bp \(9\d.\d\d%\) also stand in "
+        rf"train, "
+        "and no piece of split.min_bp 100 is left; hold out what is less alike, or set leakage to report; of "
+        "assemblies that are alike hold out the same contigs, which names without an assembly do"
+    )
     drop = {"leakage": "drop", "min_bp": 100}
     with pytest.raises(ValueError, match=said):
         made("", tmp_path / "o", references=references, split={name: ["x:chr2"]} | drop)
@@ -510,7 +686,9 @@ def test_the_first_alternative_that_exists(fasta: str, tmp_path: Path) -> None:
     two = {"name": "toy", "uri": [str(tmp_path / "none.fa"), fasta]}
     assert made(fasta, tmp_path / "a", references=[two]).fresh
     two["uri"] = [str(tmp_path / "none.fa"), str(tmp_path / "nor.fa")]
-    with pytest.raises(ValueError, match=r"toy: none of its files can be had: .*none.fa does not exist; .*nor"):
+    with pytest.raises(
+        ValueError, match=r"toy: none of its files can be had: .*none.fa does not exist; .*nor"
+    ):
         made(fasta, tmp_path / "b", references=[two])
 
 

@@ -53,30 +53,53 @@ def test_all_faults_at_once_with_a_suggestion(path: Path) -> None:
     assert "nam: unknown key, did you mean 'name'?" in text
 
 
-@pytest.mark.parametrize(("content", "overrides", "message"), [
-    (None, [], "does not exist"),
-    ("name: [", [], "while parsing"),
-    ("- 1", [], "a mapping of keys is needed, not list"),
-    ("7", [], "a mapping of keys is needed, not a number"),
-    ("name: x\nname: y\n", [], "line 2, column 1: key name stands there twice"),
-    ("name: x\ntrain: {steps: 1, steps: 2}\n", [], "line 2, column 19: key steps stands there twice"),
-    ("name: x\n---\nname: y\n", [], "line 2, column 1: expected a single document"),
-    ("name: x\n...\nname: y\n", [], "line 3, column 1: did not find expected <document start>"),
-    ("\tname: x\n", [], "line 1, column 1: .*cannot start any token"),
-    ("name: ???", [], "name: Missing mandatory value: name"),
-    ("name: true", [], r"name: input should be a valid string, in quotes if that is the text \(given True\)"),
-    ("name: x", ["name="], r"name: input should be a valid string, in quotes if that is the text \(given None\)"),
-    ("name: x", ["=x"], "not an override of the form dotted.key=value: =x"),
-    ("name: x", ["name=[a, b] #c"], r"name=\[a, b\] #c: '#c' follows the end of the value; put all of it in quotes"),
-    ("name: x", ["name=[a #b]"], r"name=\[a #b\]: line 2, column 1: while parsing a flow sequence"),
-    ("name: x", ["name=\"a\"b"], "name=\"a\"b: line 1, column 4: "),
-    ("name: x\ntrain: {steps: 12:30}", [], r"train.steps: .*unable to parse string as an integer \(given '12:30'\)"),
-    ("name: x\ntrain: {steps: yes}", [], r"train.steps: .*unable to parse string as an integer \(given 'yes'\)"),
-    ("name: x", ["steps"], "not an override of the form dotted.key=value: steps"),
-    ("name: ${oc.env:NO_SUCH_VARIABLE}", [], "NO_SUCH_VARIABLE"),
-    ("train: {steps: 2}", [], "name: missing"),
-    ("name: [a]", ["name.x=1"], "invalid literal"),
-])
+@pytest.mark.parametrize(
+    ("content", "overrides", "message"),
+    [
+        (None, [], "does not exist"),
+        ("name: [", [], "while parsing"),
+        ("- 1", [], "a mapping of keys is needed, not list"),
+        ("7", [], "a mapping of keys is needed, not a number"),
+        ("name: x\nname: y\n", [], "line 2, column 1: key name stands there twice"),
+        ("name: x\ntrain: {steps: 1, steps: 2}\n", [], "line 2, column 19: key steps stands there twice"),
+        ("name: x\n---\nname: y\n", [], "line 2, column 1: expected a single document"),
+        ("name: x\n...\nname: y\n", [], "line 3, column 1: did not find expected <document start>"),
+        ("\tname: x\n", [], "line 1, column 1: .*cannot start any token"),
+        ("name: ???", [], "name: Missing mandatory value: name"),
+        (
+            "name: true",
+            [],
+            r"name: input should be a valid string, in quotes if that is the text \(given True\)",
+        ),
+        (
+            "name: x",
+            ["name="],
+            r"name: input should be a valid string, in quotes if that is the text \(given None\)",
+        ),
+        ("name: x", ["=x"], "not an override of the form dotted.key=value: =x"),
+        (
+            "name: x",
+            ["name=[a, b] #c"],
+            r"name=\[a, b\] #c: '#c' follows the end of the value; put all of it in quotes",
+        ),
+        ("name: x", ["name=[a #b]"], r"name=\[a #b\]: line 2, column 1: while parsing a flow sequence"),
+        ("name: x", ['name="a"b'], 'name="a"b: line 1, column 4: '),
+        (
+            "name: x\ntrain: {steps: 12:30}",
+            [],
+            r"train.steps: .*unable to parse string as an integer \(given '12:30'\)",
+        ),
+        (
+            "name: x\ntrain: {steps: yes}",
+            [],
+            r"train.steps: .*unable to parse string as an integer \(given 'yes'\)",
+        ),
+        ("name: x", ["steps"], "not an override of the form dotted.key=value: steps"),
+        ("name: ${oc.env:NO_SUCH_VARIABLE}", [], "NO_SUCH_VARIABLE"),
+        ("train: {steps: 2}", [], "name: missing"),
+        ("name: [a]", ["name.x=1"], "invalid literal"),
+    ],
+)
 def test_what_cannot_be_read(tmp_path: Path, content: str | None, overrides: list[str], message: str) -> None:
     file = tmp_path / "c.yaml"
     if content is not None:
@@ -87,9 +110,52 @@ def test_what_cannot_be_read(tmp_path: Path, content: str | None, overrides: lis
 
 
 WORDS = [
-    "run #2", "a: b", "@x", "a\tb", "*_alt", "&x", "!x", "%x", "`x", "- a", "|", "> x", "?", "#2", "x # y", "a=b", "x:",
-    "08", "010", "1e3", "1.10", "1_000", "0x10", "12:30", "2020-01-01", "no", "yes", "on", "Off", "2", "-", "<<", "=x",
-    "nan", ".inf", "it's", 'the "b"', "a, b", "a]", "\\n", "é ü", "s3://b/x?a=b&c=d#e", "~/x", "a\nb", "1.2.3"]
+    "run #2",
+    "a: b",
+    "@x",
+    "a\tb",
+    "*_alt",
+    "&x",
+    "!x",
+    "%x",
+    "`x",
+    "- a",
+    "|",
+    "> x",
+    "?",
+    "#2",
+    "x # y",
+    "a=b",
+    "x:",
+    "08",
+    "010",
+    "1e3",
+    "1.10",
+    "1_000",
+    "0x10",
+    "12:30",
+    "2020-01-01",
+    "no",
+    "yes",
+    "on",
+    "Off",
+    "2",
+    "-",
+    "<<",
+    "=x",
+    "nan",
+    ".inf",
+    "it's",
+    'the "b"',
+    "a, b",
+    "a]",
+    "\\n",
+    "é ü",
+    "s3://b/x?a=b&c=d#e",
+    "~/x",
+    "a\nb",
+    "1.2.3",
+]
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -98,10 +164,33 @@ def test_a_text_of_the_command_line_stays_as_it_is_written(path: Path, word: str
     assert load(Model, path, [f"name= {word} "]).name == word, "white space around it is none of it"
 
 
-@pytest.mark.parametrize("word", ["08", "010", "1e3", "1.10", "1_000", "0x10", "12:30", "2020-01-01", "no", "on", "Yes",
-                                  "2", "-7", "+5", "1.", ".5", "a\tb", "-0"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "08",
+        "010",
+        "1e3",
+        "1.10",
+        "1_000",
+        "0x10",
+        "12:30",
+        "2020-01-01",
+        "no",
+        "on",
+        "Yes",
+        "2",
+        "-7",
+        "+5",
+        "1.",
+        ".5",
+        "a\tb",
+        "-0",
+    ],
+)
 def test_a_word_of_a_file_stays_as_it_is_written_where_a_text_is_wanted(tmp_path: Path, word: str) -> None:
-    (tmp_path / "c.yaml").write_text(f"references: [{{name: a, uri: x, contigs: [{word}]}}]\noutput: {word}\n")
+    (tmp_path / "c.yaml").write_text(
+        f"references: [{{name: a, uri: x, contigs: [{word}]}}]\noutput: {word}\n"
+    )
     config = load(DataConfig, tmp_path / "c.yaml")
     assert (config.output, config.references[0].contigs) == (word, (word,))
     assert dump(config)["output"] == word
@@ -109,24 +198,53 @@ def test_a_word_of_a_file_stays_as_it_is_written_where_a_text_is_wanted(tmp_path
 
 def test_numbers_and_truths_are_read_where_they_are_wanted(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
-        "references: [{name: a, uri: x, weight: 1e-1}]\noutput: o\nblock_bp: 65_536\noverwrite: yes\nseed: -3\n"
-        "split: {leakage: off, gap: 1e3}\n")
+        "references: [{name: a, uri: x, weight: 1e-1}]\noutput: o\nblock_bp: 65_536\noverwrite: yes\nseed: "
+        "-3\n"
+        "split: {leakage: off, gap: 1e3}\n"
+    )
     config = load(DataConfig, tmp_path / "c.yaml", ["max_n_fraction=.5", "split.min_bp=010"])
-    values = (config.references[0].weight, config.block_bp, config.overwrite, config.seed, config.split.leakage,
-              config.split.gap, config.max_n_fraction, config.split.min_bp)
+    values = (
+        config.references[0].weight,
+        config.block_bp,
+        config.overwrite,
+        config.seed,
+        config.split.leakage,
+        config.split.gap,
+        config.max_n_fraction,
+        config.split.min_bp,
+    )
     assert values == (0.1, 65_536, True, -3, "off", 1000, 0.5, 10)
-    assert {type(value) for value in flatten(dump(config)).values()} <= {str, int, float, bool, list, type(None)}
+    assert {type(value) for value in flatten(dump(config)).values()} <= {
+        str,
+        int,
+        float,
+        bool,
+        list,
+        type(None),
+    }
     config = load(DataConfig, tmp_path / "c.yaml", ["overwrite=false", "workers=null"])
     assert (config.overwrite, config.workers) == (False, None)
 
 
-@pytest.mark.parametrize(("word", "names"), [
-    ("2", ("2",)), ("[2]", ("2",)), ("[1, 2, X]", ("1", "2", "X")), ("[08, 1e3, no]", ("08", "1e3", "no")),
-    ("1", ("1",)), ("chr*_alt", ("chr*_alt",)), ("[chr8*, 'hg38:2']", ("chr8*", "hg38:2")), ("[1.5]", ("1.5",)),
-    ("MT", ("MT",)), ("[0]", ("0",)),
-])
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("2", ("2",)),
+        ("[2]", ("2",)),
+        ("[1, 2, X]", ("1", "2", "X")),
+        ("[08, 1e3, no]", ("08", "1e3", "no")),
+        ("1", ("1",)),
+        ("chr*_alt", ("chr*_alt",)),
+        ("[chr8*, 'hg38:2']", ("chr8*", "hg38:2")),
+        ("[1.5]", ("1.5",)),
+        ("MT", ("MT",)),
+        ("[0]", ("0",)),
+    ],
+)
 def test_contigs_called_by_numbers(tmp_path: Path, word: str, names: tuple[str, ...]) -> None:
-    (tmp_path / "c.yaml").write_text(f"references: [{{name: a, uri: x}}]\noutput: o\nsplit: {{val: {word}}}\n")
+    (tmp_path / "c.yaml").write_text(
+        f"references: [{{name: a, uri: x}}]\noutput: o\nsplit: {{val: {word}}}\n"
+    )
     assert load(DataConfig, tmp_path / "c.yaml").split.val == names
     assert load(DataConfig, tmp_path / "c.yaml", [f"split.test={word}", "split.val=0"]).split.test == names
 
@@ -139,12 +257,18 @@ def test_a_file_of_any_encoding_and_line_end(tmp_path: Path, encoding: str, end:
     assert load(Model, tmp_path / "c.yaml") == Model(name="é", train=Inner(steps=3))
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("name: x\nother: é\n".encode("latin-1"), r"c.yaml: not text in UTF-8: line 2 has byte b'\\xe9'; save it as UTF-8"),
-    (gzip.compress(b"name: x\n"), "c.yaml: it is gzip, not text; unpack it"),
-    ("name: x\n".encode("utf-16-le"), "c.yaml: not text in UTF-8: line 1 has a NUL; save it as UTF-8"),
-    ("name: x\n".encode("utf-16")[:-1], "c.yaml: not text in UTF-16-LE: line 1 has byte"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "name: x\nother: é\n".encode("latin-1"),
+            r"c.yaml: not text in UTF-8: line 2 has byte b'\\xe9'; save it as UTF-8",
+        ),
+        (gzip.compress(b"name: x\n"), "c.yaml: it is gzip, not text; unpack it"),
+        ("name: x\n".encode("utf-16-le"), "c.yaml: not text in UTF-8: line 1 has a NUL; save it as UTF-8"),
+        ("name: x\n".encode("utf-16")[:-1], "c.yaml: not text in UTF-16-LE: line 1 has byte"),
+    ],
+)
 def test_a_file_that_is_no_text(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
@@ -180,43 +304,63 @@ def test_data_config_defaults_and_short_forms() -> None:
     config = data(split={"val": "IV"})
     assert (config.block_bp, config.split.val, config.split.test) == (262_144, ("IV",), 0.0)
     assert config.references[0].uri == ("a.fa",)
-    assert dump(config)["split"] == {"val": ["IV"], "test": 0.0, "gap": 1024, "leakage": "report", "min_bp": 1024}
+    assert dump(config)["split"] == {
+        "val": ["IV"],
+        "test": 0.0,
+        "gap": 1024,
+        "leakage": "report",
+        "min_bp": 1024,
+    }
     assert data(split={"val": {"bed": "v.bed"}}).split.val == BedSplit(bed=("v.bed",))
     assert dump(data(split={"val": {"bed": "v.bed"}}))["split"]["val"] == {"bed": ["v.bed"]}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"references": []}, "at least one is needed"),
-    ({"references": [{"name": "a", "uri": "x"}, {"name": "a", "uri": "y"}]}, "given twice: a"),
-    ({"references": [{"name": "a/b", "uri": "x"}]}, "letters, digits"),
-    ({"references": [{"name": "a", "uri": []}]}, "at least one FASTA"),
-    ({"references": [{"name": "a", "uri": {"b": 3}}]}, "a string or a list of strings"),
-    ({"references": [{"name": "a", "uri": "x", "contigs": [True]}]}, "true, false and null need quotes to be names"),
-    ({"references": [{"name": "a", "uri": "x", "contigs": [None]}]}, "true, false and null need quotes to be names"),
-    ({"references": [{"name": "a", "uri": "x", "weight": 0}]}, "greater than 0"),
-    ({"block_bp": 1026}, "multiple of 4"),
-    ({"block_bp": 512}, "greater than or equal to 1024"),
-    ({"shard_bp": 4096}, "shard_bp 4096 is less than block_bp 262144"),
-    ({"max_n_fraction": 1.1}, "less than or equal to 1"),
-    ({"split": {"val": 0.6, "test": 0.4}}, "val 0.6 and test 0.4 leave nothing to train on"),
-    ({"split": {"val": ["I", "II"], "test": ["II"]}}, "contigs in both val and test: II"),
-    ({"split": {"val": 1.5}}, r"a fraction in \[0, 1\).*a contig called 1.5 needs brackets"),
-    ({"split": {"val": -1}}, r"a fraction in \[0, 1\)"),
-    ({"split": {"val": True}}, r"a fraction in \[0, 1\)"),
-    ({"split": {"val": {"bed": []}}}, "at least one BED file"),
-    ({"split": {"val": {"bed": True}}}, "a string or a list of strings"),
-    ({"split": {"val": {"bed": "x", "gap": 3}}}, r"a fraction in \[0, 1\), a list of contig names, or \{bed: URI\}"),
-    ({"split": {"leakage": "maybe"}}, "'report', 'drop' or 'off'"),
-    ({"shard_bp": 1 << 29}, "less than or equal to 268435456"),
-    ({"workers": 0}, "greater than or equal to 1"),
-    ({"output": ""}, "at least 1 character"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"references": []}, "at least one is needed"),
+        ({"references": [{"name": "a", "uri": "x"}, {"name": "a", "uri": "y"}]}, "given twice: a"),
+        ({"references": [{"name": "a/b", "uri": "x"}]}, "letters, digits"),
+        ({"references": [{"name": "a", "uri": []}]}, "at least one FASTA"),
+        ({"references": [{"name": "a", "uri": {"b": 3}}]}, "a string or a list of strings"),
+        (
+            {"references": [{"name": "a", "uri": "x", "contigs": [True]}]},
+            "true, false and null need quotes to be names",
+        ),
+        (
+            {"references": [{"name": "a", "uri": "x", "contigs": [None]}]},
+            "true, false and null need quotes to be names",
+        ),
+        ({"references": [{"name": "a", "uri": "x", "weight": 0}]}, "greater than 0"),
+        ({"block_bp": 1026}, "multiple of 4"),
+        ({"block_bp": 512}, "greater than or equal to 1024"),
+        ({"shard_bp": 4096}, "shard_bp 4096 is less than block_bp 262144"),
+        ({"max_n_fraction": 1.1}, "less than or equal to 1"),
+        ({"split": {"val": 0.6, "test": 0.4}}, "val 0.6 and test 0.4 leave nothing to train on"),
+        ({"split": {"val": ["I", "II"], "test": ["II"]}}, "contigs in both val and test: II"),
+        ({"split": {"val": 1.5}}, r"a fraction in \[0, 1\).*a contig called 1.5 needs brackets"),
+        ({"split": {"val": -1}}, r"a fraction in \[0, 1\)"),
+        ({"split": {"val": True}}, r"a fraction in \[0, 1\)"),
+        ({"split": {"val": {"bed": []}}}, "at least one BED file"),
+        ({"split": {"val": {"bed": True}}}, "a string or a list of strings"),
+        (
+            {"split": {"val": {"bed": "x", "gap": 3}}},
+            r"a fraction in \[0, 1\), a list of contig names, or \{bed: URI\}",
+        ),
+        ({"split": {"leakage": "maybe"}}, "'report', 'drop' or 'off'"),
+        ({"shard_bp": 1 << 29}, "less than or equal to 268435456"),
+        ({"workers": 0}, "greater than or equal to 1"),
+        ({"output": ""}, "at least 1 character"),
+    ],
+)
 def test_data_config_faults(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data(**changes)
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml")), ids=str
+)
 def test_every_shipped_data_config_loads(file: Path) -> None:
     config = load(DataConfig, file)
     assert config.split.val, "a shipped config holds contigs out"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import console
-from cluster.console import Console
+from cluster.process import console
+from cluster.process.console import Console
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +82,9 @@ def test_a_descriptor_that_somebody_else_made_non_blocking() -> None:
     assert len(b"".join(found)) == 300_001
 
 
-def test_the_end_does_not_wait_for_ever_for_a_reader_that_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_does_not_wait_for_ever_for_a_reader_that_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(console, "_LAST_S", 0.2)
     out, into = os.pipe()
     stream = Console(into)
@@ -96,8 +98,15 @@ def test_the_end_does_not_wait_for_ever_for_a_reader_that_takes_nothing(monkeypa
 
 
 def test_a_terminal_that_knows_ascii_only() -> None:
-    code = "import sys; from cluster import console\nwith console.unblocked(): print('é', sys.stderr.encoding, " \
-           "file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"},
-                          stderr=subprocess.PIPE, check=True)  # fmt: skip
+    code = (
+        "import sys; from cluster.process import console\nwith console.unblocked(): "
+        "print('é', sys.stderr.encoding, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        stderr=subprocess.PIPE,
+        check=True,
+    )
     assert done.stderr == b"\\xe9 ascii\n"

@@ -1,4 +1,5 @@
-"""Contrastive losses against naive double loops in float64, in value and gradient; their extremes; what they keep."""
+"""Contrastive losses against naive double loops in float64, in value and gradient; their extremes; what they
+keep."""
 
 import math
 from collections.abc import Callable
@@ -14,10 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.collectives import Group
-from trainer.loci import Loci
-from trainer.losses.contrastive import Contrast, SymmetricContrast, clamped_scale, info_nce, symmetric_info_nce
-from trainer.losses.ring import RingContrast, RingSymmetricContrast, ring_info_nce, ring_symmetric_info_nce
+from trainer.core.collectives import Group
+from trainer.data.locus import Loci
+from trainer.losses.infonce import Contrast, SymmetricContrast, clamped_scale, info_nce, symmetric_info_nce
+from trainer.losses.ring_infonce import (
+    RingContrast,
+    RingSymmetricContrast,
+    ring_info_nce,
+    ring_symmetric_info_nce,
+)
 
 ALONE = Group(0, 1)
 ROWS_TOTAL = 47
@@ -42,25 +48,32 @@ def the_same(a: list[int], b: list[int]) -> bool:
     return (a[0] == b[0] and max(a[1], b[1]) < min(a[2], b[2])) or a[3] == b[3]
 
 
-def cross_entropies(logit: Callable[[int, int], Tensor], own: list[int], places: tuple[Loci, Loci] | None,
-                    keys: int) -> Tensor:  # fmt: skip
+def cross_entropies(
+    logit: Callable[[int, int], Tensor], own: list[int], places: tuple[Loci, Loci] | None, keys: int
+) -> Tensor:
     """The naive loop: logit(b, g) of every query against its own key and all of other places."""
-    here, there = ([[], []] if places is None else [p.place_N4.tolist() for p in places])
+    here, there = [[], []] if places is None else [p.place_N4.tolist() for p in places]
     total = torch.zeros((), dtype=torch.float64)
     for b, positive in enumerate(own):
-        others = [g for g in range(keys) if g == positive or places is None or not the_same(here[b], there[g])]
+        others = [
+            g for g in range(keys) if g == positive or places is None or not the_same(here[b], there[g])
+        ]
         total = total + torch.stack([logit(b, g) for g in others]).logsumexp(0) - logit(b, positive)
     return total
 
 
-def naive(query_BE: Tensor, keys_GE: Tensor, own: list[int], scale: Tensor, places: tuple[Loci, Loci] | None) -> Tensor:
+def naive(
+    query_BE: Tensor, keys_GE: Tensor, own: list[int], scale: Tensor, places: tuple[Loci, Loci] | None
+) -> Tensor:
     def logit(b: int, g: int) -> Tensor:
         return scale * (query_BE[b] * keys_GE[g]).sum()
 
     return cross_entropies(logit, own, places, len(keys_GE)) / ROWS_TOTAL
 
 
-def naive_symmetric(first_BE: Tensor, second_BE: Tensor, scale: Tensor, places: tuple[Loci, Loci] | None) -> Tensor:
+def naive_symmetric(
+    first_BE: Tensor, second_BE: Tensor, scale: Tensor, places: tuple[Loci, Loci] | None
+) -> Tensor:
     def logit(i: int, j: int) -> Tensor:
         return scale * (first_BE[i] * second_BE[j]).sum()
 
@@ -74,13 +87,18 @@ def doubles(leaves: list[Tensor]) -> list[Tensor]:
     return [leaf.detach().double().requires_grad_() for leaf in leaves]
 
 
-def agree(ours: tuple[Tensor, list[Tensor]], reference: tuple[Tensor, list[Tensor]], variant: str = "lse") -> None:
-    """Loss and leaves of both. Rounding grows with the scale; "ref" moreover cancels where a loss is small."""
+def agree(
+    ours: tuple[Tensor, list[Tensor]], reference: tuple[Tensor, list[Tensor]], variant: str = "lse"
+) -> None:
+    """Loss and leaves of both. Rounding grows with the scale; "ref" moreover cancels where a loss is
+    small."""
     tolerance = 1e-5 * max(1.0, ours[1][-1].item() / 20)
     floor = 1e-2 if variant == "ref" else 1e-12
     assert ours[0].dtype == torch.float32 and ours[0].shape == ()
     assert abs(ours[0].item() - reference[0].item()) <= tolerance * (reference[0].item() + floor)
-    got, wanted = (torch.autograd.grad(3 * loss, leaves, retain_graph=True) for loss, leaves in (ours, reference))
+    got, wanted = (
+        torch.autograd.grad(3 * loss, leaves, retain_graph=True) for loss, leaves in (ours, reference)
+    )
     for gradient, expected in zip(got, wanted, strict=True):
         assert (gradient - expected).norm() <= tolerance * (expected.norm() + floor)
 
@@ -95,17 +113,23 @@ def test_a_teachers_keys_equal_the_naive_loop(variant: Any, scale: float, with_l
     for seed, (rows, keys, features) in enumerate(SIZES):
         keys_GE = unit(keys, features, seed)
         positive_B = torch.randperm(keys, generator=torch.Generator().manual_seed(seed))[:rows]
-        leaves = [unit(rows, features, seed + 50, near=keys_GE[positive_B]).requires_grad_(),
-                  torch.tensor(scale, requires_grad=True)]  # fmt: skip
+        leaves = [
+            unit(rows, features, seed + 50, near=keys_GE[positive_B]).requires_grad_(),
+            torch.tensor(scale, requires_grad=True),
+        ]
         loci_G = crowded(keys, seed)
         places = (loci_G.rows(positive_B), loci_G) if with_loci else None
         exact = doubles(leaves)
         expected = naive(exact[0], keys_GE.double(), positive_B.tolist(), exact[1], places), exact
-        contrast = Contrast(leaves[0], keys_GE, positive_B, leaves[1], ROWS_TOTAL, *(places or ()), variant=variant)
+        contrast = Contrast(
+            leaves[0], keys_GE, positive_B, leaves[1], ROWS_TOTAL, *(places or ()), variant=variant
+        )
         for block in (None, 1, 5, keys):
             agree((info_nce(replace(contrast, block=block)), leaves), expected, variant)
         if variant == "lse" and rows == keys:
-            ring = RingContrast(leaves[0], keys_GE[positive_B], leaves[1], ALONE, ROWS_TOTAL, places and places[0])
+            ring = RingContrast(
+                leaves[0], keys_GE[positive_B], leaves[1], ALONE, ROWS_TOTAL, places and places[0]
+            )
             agree((ring_info_nce(ring), leaves), expected)
 
 
@@ -115,8 +139,11 @@ def test_a_teachers_keys_equal_the_naive_loop(variant: Any, scale: float, with_l
 def test_two_views_equal_the_naive_loop(variant: Any, scale: float, with_loci: bool) -> None:
     for seed, (rows, features) in enumerate([(1, 3), (2, 5), (9, 8), (21, 17)]):
         first_BE = unit(rows, features, seed)
-        leaves = [first_BE.requires_grad_(), unit(rows, features, seed + 50, near=first_BE).requires_grad_(),
-                  torch.tensor(scale, requires_grad=True)]  # fmt: skip
+        leaves = [
+            first_BE.requires_grad_(),
+            unit(rows, features, seed + 50, near=first_BE).requires_grad_(),
+            torch.tensor(scale, requires_grad=True),
+        ]
         loci_G = crowded(rows, seed) if with_loci else None
         exact = doubles(leaves)
         expected = naive_symmetric(*exact, (loci_G, loci_G) if loci_G else None), exact
@@ -126,19 +153,25 @@ def test_two_views_equal_the_naive_loop(variant: Any, scale: float, with_loci: b
                 agree((ring_symmetric_info_nce(ring), leaves), expected)
             else:
                 gathered = [leaf.detach() for leaf in leaves[:2]]
-                contrast = SymmetricContrast(*leaves[:2], *gathered, 0, leaves[2], ALONE, ROWS_TOTAL, loci_G, variant)
+                contrast = SymmetricContrast(
+                    *leaves[:2], *gathered, 0, leaves[2], ALONE, ROWS_TOTAL, loci_G, variant
+                )
                 agree((symmetric_info_nce(replace(contrast, block=block)), leaves), expected, variant)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 150), st.integers(0, 150), st.integers(1, 70), st.integers(1, 400), st.integers(0, 1000))
+@given(
+    st.integers(1, 150), st.integers(0, 150), st.integers(1, 70), st.integers(1, 400), st.integers(0, 1000)
+)
 def test_any_sizes_equal_the_full_softmax(rows: int, more: int, features: int, block: int, seed: int) -> None:
     """Over several tiles and blocks; the reference is the whole matrix in float64."""
     keys = rows + more
     keys_GE, loci_G = unit(keys, features, seed), crowded(keys, seed)
     positive_B = torch.randperm(keys, generator=torch.Generator().manual_seed(seed))[:rows]
     query_BE, scale = unit(rows, features, seed + 1).requires_grad_(), torch.tensor(20.0, requires_grad=True)
-    contrast = Contrast(query_BE, keys_GE, positive_B, scale, ROWS_TOTAL, loci_G.rows(positive_B), loci_G, block=block)
+    contrast = Contrast(
+        query_BE, keys_GE, positive_B, scale, ROWS_TOTAL, loci_G.rows(positive_B), loci_G, block=block
+    )
     place_G = loci_G.place_N4.T
     start, end = (torch.maximum, place_G[1]), (torch.minimum, place_G[2])
     overlap_GG = start[0](start[1][:, None], start[1]) < end[0](end[1][:, None], end[1])
@@ -148,13 +181,18 @@ def test_any_sizes_equal_the_full_softmax(rows: int, more: int, features: int, b
     expected = F.cross_entropy(logits_BG, positive_B, reduction="sum") / ROWS_TOTAL
     ours = info_nce(contrast)
     assert abs(ours.item() - expected.item()) < 1e-5 * (1 + expected.item())
-    for got, wanted in zip(*(torch.autograd.grad(x, [query_BE, scale]) for x in (ours, expected)), strict=True):
+    for got, wanted in zip(
+        *(torch.autograd.grad(x, [query_BE, scale]) for x in (ours, expected)), strict=True
+    ):
         assert float((got - wanted).norm()) < 1e-5 * (1 + float(wanted.norm()))
 
 
 def symmetric(first_BE: Tensor, second_BE: Tensor, scale: Tensor, **more: Any) -> Tensor:
-    return symmetric_info_nce(SymmetricContrast(
-        first_BE, second_BE, first_BE.detach(), second_BE.detach(), 0, scale, ALONE, len(first_BE), **more))
+    return symmetric_info_nce(
+        SymmetricContrast(
+            first_BE, second_BE, first_BE.detach(), second_BE.detach(), 0, scale, ALONE, len(first_BE), **more
+        )
+    )
 
 
 @pytest.mark.parametrize("variant", ["lse", "ref"])
@@ -162,7 +200,9 @@ def test_rows_without_negatives_give_zero_and_not_nan(variant: Any) -> None:
     """All windows show one place: nothing is left to tell apart."""
     rows = 70
     one_place = Loci(torch.tensor([[1, 0, 100, 3]]).repeat(rows, 1))
-    leaves = [unit(rows, 8, seed).requires_grad_() for seed in (0, 1)] + [torch.tensor(100.0, requires_grad=True)]
+    leaves = [unit(rows, 8, seed).requires_grad_() for seed in (0, 1)] + [
+        torch.tensor(100.0, requires_grad=True)
+    ]
     own_B = torch.arange(rows)
     teacher = Contrast(leaves[0], leaves[1].detach(), own_B, leaves[2], rows, one_place, one_place, variant)
     for loss in (info_nce(teacher), symmetric(*leaves, loci_G=one_place, variant=variant)):
@@ -184,7 +224,8 @@ def test_identical_rows_at_scale_100_give_log_g(variant: Any) -> None:
 
 
 def test_a_loss_close_to_zero_keeps_its_digits() -> None:
-    """Where the positive has nearly all the weight, 1 - P and log Σ - l cancel in fp32 unless they are never formed."""
+    """Where the positive has nearly all the weight, 1 - P and log Σ - l cancel in fp32 unless they are never
+    formed."""
     keys_GE = F.normalize(torch.eye(6) + 0.01 * unit(6, 6, 0), dim=1)
     leaves = [keys_GE.clone().requires_grad_(), torch.tensor(21.0, requires_grad=True)]
     ours = info_nce(Contrast(leaves[0], keys_GE, torch.arange(6), leaves[1], ROWS_TOTAL))
@@ -230,8 +271,10 @@ def test_shares_of_micro_batches_sum_to_the_whole() -> None:
     keys_GE, scale = unit(12, 8, 0), torch.tensor(10.0)
     query_BE = unit(12, 8, 1)
     contrast = Contrast(query_BE, keys_GE, torch.arange(12), scale, 12)
-    parts = sum(info_nce(replace(contrast, query_BE=query_BE[part], positive_B=contrast.positive_B[part])).item()
-                for part in (slice(0, 5), slice(5, 12)))  # fmt: skip
+    parts = sum(
+        info_nce(replace(contrast, query_BE=query_BE[part], positive_B=contrast.positive_B[part])).item()
+        for part in (slice(0, 5), slice(5, 12))
+    )
     assert parts == pytest.approx(info_nce(contrast).item(), rel=1e-6)
 
 
@@ -246,7 +289,10 @@ def test_bf16_inputs_and_autocast_change_nothing_inside() -> None:
             loss = symmetric(*views, scale, variant=variant)
         assert loss.dtype == torch.float32 and loss.item() == expected.item()
         got, wanted = torch.autograd.grad(loss, views), torch.autograd.grad(expected, whole)
-        assert all(g.dtype == torch.bfloat16 and torch.equal(g, w.bfloat16()) for g, w in zip(got, wanted, strict=True))
+        assert all(
+            g.dtype == torch.bfloat16 and torch.equal(g, w.bfloat16())
+            for g, w in zip(got, wanted, strict=True)
+        )
 
 
 def test_without_gradient_the_value_is_the_same_and_only_what_needs_one_gets_one() -> None:
@@ -331,12 +377,16 @@ def test_what_is_kept_for_the_backward_grows_with_the_batch_and_not_with_its_squ
 
 
 @given(st.floats(-3, 8), st.floats(-2, 2).filter(bool), st.sampled_from([2.0, 30.0, 100.0]))
-def test_scale_is_clamped_and_only_the_way_back_is_open(log_scale: float, upstream: float, maximum: float) -> None:
+def test_scale_is_clamped_and_only_the_way_back_is_open(
+    log_scale: float, upstream: float, maximum: float
+) -> None:
     leaf = torch.tensor(log_scale, requires_grad=True)
     scale = clamped_scale(leaf, maximum)
     assert scale.item() == pytest.approx(min(math.exp(log_scale), maximum), rel=1e-5)
     (gradient,) = torch.autograd.grad(upstream * scale, leaf)
-    blocked = leaf.item() > math.log(maximum) and upstream < 0  # a step against the gradient would go further up
+    blocked = (
+        leaf.item() > math.log(maximum) and upstream < 0
+    )  # a step against the gradient would go further up
     assert gradient.item() == pytest.approx(0 if blocked else upstream * scale.item(), rel=1e-5)
 
 

@@ -1,4 +1,5 @@
-"""Counter-based draws: the same everywhere, uniform, and independent between streams, samples, words and fields."""
+"""Counter-based draws: the same everywhere, uniform, and independent between streams, samples, words and
+fields."""
 
 import math
 
@@ -9,29 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from trainer import counter
+from trainer.core import random
 
 
 def test_golden_values_do_not_change() -> None:
     """Another hash would give every run other samples: these figures are a contract."""
-    key_B = counter.fold(7, torch.tensor([0, 1]))
+    key_B = random.fold(7, torch.tensor([0, 1]))
     assert key_B.tolist() == GOLDEN_KEYS
-    assert counter.words(key_B, "mask", 2).tolist() == GOLDEN_WORDS
+    assert random.words(key_B, "mask", 2).tolist() == GOLDEN_WORDS
 
 
 def test_a_sample_draws_the_same_in_any_batch() -> None:
     ids = torch.arange(100)
-    together = counter.words(counter.fold(3, 0, ids), "mask", 50)
-    alone = counter.words(counter.fold(3, 0, ids[37:38]), "mask", 50)
+    together = random.words(random.fold(3, 0, ids), "mask", 50)
+    alone = random.words(random.fold(3, 0, ids[37:38]), "mask", 50)
     assert torch.equal(together[37:38], alone)
 
 
 def test_ids_streams_and_seeds_all_count() -> None:
-    base = counter.words(counter.fold(3, torch.arange(4), 5), "mask", 8)
+    base = random.words(random.fold(3, torch.arange(4), 5), "mask", 8)
     for other in (
-        counter.words(counter.fold(4, torch.arange(4), 5), "mask", 8),
-        counter.words(counter.fold(3, 5, torch.arange(4)), "mask", 8),
-        counter.words(counter.fold(3, torch.arange(4), 5), "letters", 8),
+        random.words(random.fold(4, torch.arange(4), 5), "mask", 8),
+        random.words(random.fold(3, 5, torch.arange(4)), "mask", 8),
+        random.words(random.fold(3, torch.arange(4), 5), "letters", 8),
     ):
         assert not (base == other).any()
 
@@ -41,9 +42,10 @@ INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 
 @given(seed=INT64, ids=st.lists(st.tuples(INT64, st.booleans()), max_size=4), seed_as_tensor=st.booleans())
 def test_numbers_and_tensors_fold_alike(seed: int, ids: list[tuple[int, bool]], seed_as_tensor: bool) -> None:
-    """Numbers are hashed in Python, tensors in torch: one hash all the same, against SplitMix64 on numpy's uint64."""
+    """Numbers are hashed in Python, tensors in torch: one hash all the same, against SplitMix64 on numpy's
+    uint64."""
     parts = [torch.tensor([i]) if as_tensor else i for i, as_tensor in ids]
-    key = counter.fold(torch.tensor([seed]) if seed_as_tensor else seed, *parts)
+    key = random.fold(torch.tensor([seed]) if seed_as_tensor else seed, *parts)
 
     def mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -59,20 +61,22 @@ def test_numbers_and_tensors_fold_alike(seed: int, ids: list[tuple[int, bool]], 
 
 def test_folding_leaves_its_tensors_alone() -> None:
     key_B, ids_B = torch.arange(4), torch.arange(4)
-    counter.fold(key_B)
-    counter.fold(key_B, ids_B, 3)
-    counter.words(key_B, "mask", 8)
+    random.fold(key_B)
+    random.fold(key_B, ids_B, 3)
+    random.words(key_B, "mask", 8)
     assert torch.equal(key_B, torch.arange(4))
     assert torch.equal(ids_B, torch.arange(4))
 
 
 def test_a_stream_can_be_read_anywhere() -> None:
-    keys = counter.fold(3, torch.arange(4))
-    assert torch.equal(counter.read(counter.stream_keys(keys, "mask"), 5, 3), counter.words(keys, "mask", 8)[:, 5:])
+    keys = random.fold(3, torch.arange(4))
+    assert torch.equal(
+        random.read(random.stream_keys(keys, "mask"), 5, 3), random.words(keys, "mask", 8)[:, 5:]
+    )
 
 
 def test_integers_are_uniform() -> None:
-    drawn = counter.integers(counter.fold(1, torch.arange(40_000)), "place", 8)
+    drawn = random.integers(random.fold(1, torch.arange(40_000)), "place", 8)
     counts = torch.bincount(drawn, minlength=8).double()
     assert drawn.min() == 0
     assert drawn.max() == 7
@@ -81,33 +85,34 @@ def test_integers_are_uniform() -> None:
 
 
 def test_below_has_its_probability_in_every_field() -> None:
-    words = counter.words(counter.fold(2, torch.arange(100)), "mask", 1000)
+    words = random.words(random.fold(2, torch.arange(100)), "mask", 1000)
     for low_bit in (0, 24, 32):
-        share = counter.below(words, low_bit, 0.3).double().mean().item()
+        share = random.below(words, low_bit, 0.3).double().mean().item()
         assert abs(share - 0.3) < 5 * math.sqrt(0.21 / 1e5)
-    assert not counter.below(words, 0, 0.0).any()
-    assert counter.below(words, 0, 1.0).all()
+    assert not random.below(words, 0, 0.0).any()
+    assert random.below(words, 0, 1.0).all()
 
 
 def test_a_short_is_below_a_cut_with_its_probability_exactly() -> None:
     every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
     for cut in (0, 1, 4, 9830, 32767, 32768, 32769, 65535, 65536):
-        flags = counter.below_short(every, cut)
+        flags = random.below_short(every, cut)
         assert flags.dtype == torch.uint8
         assert (int(flags.sum()), int(flags.max())) == (cut, int(cut > 0))
     with pytest.raises(AssertionError, match=r"cut 65537 is not within 0 and 2\^16"):
-        counter.below_short(every, 65537)
+        random.below_short(every, 65537)
 
 
 def excess(first: torch.Tensor, second: torch.Tensor, kinds: int) -> float:
-    """Chi-square of the pairs of two draws, each uniform on 0 … kinds - 1 and independent, over its 99.9 % quantile."""
+    """Chi-square of the pairs of two draws, each uniform on 0 … kinds - 1 and independent, over its 99.9 %
+    quantile."""
     counts = torch.bincount((first.long() * kinds + second.long()).flatten(), minlength=kinds**2).double()
     expected = counts.sum() / kinds**2
     return float(((counts - expected) ** 2 / expected).sum()) / float(chi2.ppf(0.999, kinds**2 - 1))
 
 
 def test_shorts_are_uniform_and_independent_of_their_neighbours() -> None:
-    shorts = counter.shorts(counter.words(counter.fold(11, torch.arange(200)), "mask", 500))
+    shorts = random.shorts(random.words(random.fold(11, torch.arange(200)), "mask", 500))
     assert shorts.shape == (200, 2000)
     high, low = (shorts >> 12) + 8, shorts & 15
     for apart in (1, 2, 3, 4):  # in one word and in the next
@@ -121,8 +126,8 @@ def test_shorts_are_uniform_and_independent_of_their_neighbours() -> None:
 
 
 def test_letters_are_uniform_and_independent_of_their_neighbours() -> None:
-    words = counter.words(counter.fold(11, torch.arange(200)), "letters", 32)
-    letters = counter.letters(words)
+    words = random.words(random.fold(11, torch.arange(200)), "letters", 32)
+    letters = random.letters(words)
     assert letters.shape == (200, 1024)
     assert letters.dtype == torch.uint8
     for apart in (1, 2, 8, 32, 256, 512):
@@ -133,13 +138,13 @@ def test_letters_are_uniform_and_independent_of_their_neighbours() -> None:
 
 
 def test_dependence_and_bias_are_caught() -> None:
-    letters = counter.letters(counter.words(counter.fold(11, torch.arange(200)), "letters", 32)).clone()
+    letters = random.letters(random.words(random.fold(11, torch.arange(200)), "letters", 32)).clone()
     letters[:, 1::20] = letters[:, ::20][:, : letters[:, 1::20].shape[1]]
     assert excess(letters[:, :-1], letters[:, 1:], 4) > 1
 
 
 def test_normals_have_mean_0_and_variance_1_and_no_correlation() -> None:
-    drawn = counter.normals(counter.fold(2, torch.arange(200)), "noise", 1001)
+    drawn = random.normals(random.fold(2, torch.arange(200)), "noise", 1001)
     assert drawn.shape == (200, 1001)
     assert abs(drawn.mean()) < 0.01
     assert abs(drawn.var() - 1) < 0.02

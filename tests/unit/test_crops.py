@@ -1,4 +1,5 @@
-"""Local crops: the window's letters at an offset, uniform, the same in any batch, and windows like any other."""
+"""Local crops: the window's letters at an offset, uniform, the same in any batch, and windows like any
+other."""
 
 import dataclasses
 import operator
@@ -11,21 +12,29 @@ from scipy.stats import chisquare
 
 from data_prep import alphabet
 from tests.unit.test_views import ALL, letters_by_map, windows
-from trainer import counter
-from trainer.crops import crop_starts, local_windows
-from trainer.loci import loci, same_place
-from trainer.views import PADDED, Windows, make_view, mask
+from trainer.core import random
+from trainer.data.locus import loci, same_place
+from trainer.data.windows import Windows
+from trainer.views.crops import crop_starts, local_windows
+from trainer.views.view import PADDED, make_view, mask
 
 
 def ends(low: int, high: int, source: Windows) -> Windows:
-    """The windows with sequence in [low, high) alone, as the reader leaves them where a block ends; soft-masked."""
+    """The windows with sequence in [low, high) alone, as the reader leaves them where a block ends;
+    soft-masked."""
     codes_BS = source.codes_BS.clone()
     codes_BS[:, :low] = codes_BS[:, high:] = alphabet.PAD
     start_B = source.place_B3[:, 1]
     place_B3 = source.place_B3.clone()
     place_B3[:, 2] = start_B + min(source.length, max(0, high - source.flank))
-    return dataclasses.replace(source, codes_BS=codes_BS, low_B=torch.full_like(start_B, low), place_B3=place_B3,
-                               high_B=torch.full_like(start_B, high), soft_BS=(codes_BS % 2).to(torch.uint8))
+    return dataclasses.replace(
+        source,
+        codes_BS=codes_BS,
+        low_B=torch.full_like(start_B, low),
+        place_B3=place_B3,
+        high_B=torch.full_like(start_B, high),
+        soft_BS=(codes_BS % 2).to(torch.uint8),
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -40,7 +49,9 @@ def test_a_crop_is_the_window_at_its_offset(
 ) -> None:
     length, size = shape
     width = length + 2 * flank
-    low = min(edges[0], flank)  # the reader's windows start at ``flank``; only what lies beyond may be missing
+    low = min(
+        edges[0], flank
+    )  # the reader's windows start at ``flank``; only what lies beyond may be missing
     high = flank + 1 + edges[1] * (width - flank - 1) // 100
     source = ends(low, high, windows(8, length, seed=seed, flank=flank, letters=5))
     crop, start_B = local_windows(source, name="c", length=size), crop_starts(source, name="c", length=size)
@@ -71,8 +82,9 @@ def test_views_of_a_crop_read_the_window(seed: int, high: int, strand: float) ->
     source = ends(0, high, windows(8, 200, seed=seed, letters=5))
     crop, start_B = local_windows(source, name="c", length=70), crop_starts(source, name="c", length=70)
     view = make_view(crop, name="c", operations=ALL, reverse_complement=strand)
-    in_window = dataclasses.replace(view, source_BL=torch.where(view.source_BL < 0, view.source_BL,
-                                                                view.source_BL + start_B[:, None]))
+    in_window = dataclasses.replace(
+        view, source_BL=torch.where(view.source_BL < 0, view.source_BL, view.source_BL + start_B[:, None])
+    )
     expected = letters_by_map(in_window, source)
     assert torch.equal(view.codes_BL[expected >= 0].long(), expected[expected >= 0])
     assert (in_window.source_BL < high).all()
@@ -95,7 +107,9 @@ def test_starts_are_uniform_and_fresh_for_every_name_and_sample() -> None:
 
 def test_a_crop_lies_where_the_sequence_does() -> None:
     source = windows(rows=20_000, length=30, flank=3)
-    between = dataclasses.replace(source, low_B=torch.full_like(source.low_B, 3 + 8), high_B=source.low_B + 3 + 24)
+    between = dataclasses.replace(
+        source, low_B=torch.full_like(source.low_B, 3 + 8), high_B=source.low_B + 3 + 24
+    )
     starts = crop_starts(between, name="a", length=12)
     assert chisquare(starts.bincount(minlength=13).numpy()[8:]).pvalue > 0.001
     assert starts.min() == 8
@@ -110,8 +124,10 @@ def test_a_row_gets_the_same_crop_in_any_batch() -> None:
     whole = vars(local_windows(source, name="c", length=50))
     for name in ("codes_BS", "low_B", "high_B", "key_B", "place_B3", "soft_BS"):
         assert torch.equal(whole[name], torch.cat([vars(crop)[name] for crop in crops]))
-    other = dataclasses.replace(source, key_B=counter.fold(source.key_B, 1))
-    assert (crop_starts(source, name="c", length=50) != crop_starts(other, name="c", length=50)).double().mean() > 0.9
+    other = dataclasses.replace(source, key_B=random.fold(source.key_B, 1))
+    assert (
+        crop_starts(source, name="c", length=50) != crop_starts(other, name="c", length=50)
+    ).double().mean() > 0.9
 
 
 def test_a_row_without_sequence_is_padding() -> None:
@@ -127,6 +143,10 @@ def test_a_crop_that_does_not_fit_is_refused(length: int) -> None:
 
 
 def test_windows_that_cannot_be_indexed_are_refused() -> None:
-    many = windows(rows=1, length=2048, flank=0).each(lambda tensor: tensor.expand(1 << 20, *tensor.shape[1:]))
-    with pytest.raises(AssertionError, match="1048576 windows of 2048 letters need a larger index than int32"):
+    many = windows(rows=1, length=2048, flank=0).each(
+        lambda tensor: tensor.expand(1 << 20, *tensor.shape[1:])
+    )
+    with pytest.raises(
+        AssertionError, match="1048576 windows of 2048 letters need a larger index than int32"
+    ):
         local_windows(many, name="c", length=50)

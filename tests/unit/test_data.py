@@ -13,20 +13,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import store
-from cluster.retry import TransientError
+from cluster.storage import store
+from cluster.storage.retry import TransientError
 from configs import ConfigError, dump, validate
 from data_prep import alphabet, shards
 from tests.datasets import markov_sequence, write_dataset
 from tests.s3 import S3
-from trainer import counter
-from trainer.blocks import DiskCache
-from trainer.collectives import Group
-from trainer.config import TrainConfig
-from trainer.data import Batch, Reader, open_reader
-from trainer.dataset import Dataset, EmptySplitError, open_datasets
-from trainer.method_config import Loss, MlmLoss
-from trainer.order import EPOCHS_A_PHASE, Phase, Sampler
+from trainer.core import random
+from trainer.core.collectives import Group
+from trainer.data.block_cache import DiskCache
+from trainer.data.dataset import Dataset, EmptySplitError, open_datasets
+from trainer.data.loader import Batch, Reader, open_reader
+from trainer.data.sampling import EPOCHS_A_PHASE, Phase, Sampler
+from trainer.losses.config import Loss, MlmLoss
+from trainer.run.config import TrainConfig
 
 LENGTH, FLANK = 64, 10
 SIZES = ((20_000, 7_001, 30, 3_000), (9_000, 50), (4_096,))
@@ -40,7 +40,10 @@ def contigs(number: int) -> list[np.ndarray]:
 def toys(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("toys")
     val = [markov_sequence(5_000, seed=9)]
-    return [write_dataset(folder / str(i), {"train": contigs(i), "val": val}, block_bp=1024) for i in range(len(SIZES))]
+    return [
+        write_dataset(folder / str(i), {"train": contigs(i), "val": val}, block_bp=1024)
+        for i in range(len(SIZES))
+    ]
 
 
 @pytest.fixture
@@ -52,12 +55,32 @@ def remote(toys: list[str]) -> Iterator[str]:
     store.remove("memory://toy")
 
 
-def reader(uris: Sequence[str], *, seed: int = 3, rank: int = 0, size: int = 1, lanes: int = 12, batch: int = 24,
-           weights: Sequence[float] | None = None, phases: Sequence[tuple[int, int]] = ((0, LENGTH),), workers: int = 0,
-           cache: DiskCache | None = None, **how: Any) -> Reader:
-    return Reader([Dataset(uri, "train", cache=cache) for uri in uris], weights=weights or [1.0] * len(uris), seed=seed,
-                  phases=[Phase(*phase) for phase in phases], flank=FLANK, lanes=lanes, global_batch=batch,
-                  group=Group(rank, size), workers=workers, **how)
+def reader(
+    uris: Sequence[str],
+    *,
+    seed: int = 3,
+    rank: int = 0,
+    size: int = 1,
+    lanes: int = 12,
+    batch: int = 24,
+    weights: Sequence[float] | None = None,
+    phases: Sequence[tuple[int, int]] = ((0, LENGTH),),
+    workers: int = 0,
+    cache: DiskCache | None = None,
+    **how: Any,
+) -> Reader:
+    return Reader(
+        [Dataset(uri, "train", cache=cache) for uri in uris],
+        weights=weights or [1.0] * len(uris),
+        seed=seed,
+        phases=[Phase(*phase) for phase in phases],
+        flank=FLANK,
+        lanes=lanes,
+        global_batch=batch,
+        group=Group(rank, size),
+        workers=workers,
+        **how,
+    )
 
 
 def same(one: Batch, two: Batch) -> bool:
@@ -74,7 +97,8 @@ def test_a_locus_is_the_references_whatever_dataset_it_lies_in(tmp_path: Path) -
     """So that a genome that stands twice in a mixture has no false negatives across the two."""
     letters = [markov_sequence(3000, seed=0), markov_sequence(900, seed=1)]
     fine, coarse = (
-        Dataset(write_dataset(tmp_path / str(bp), {"train": letters}, block_bp=bp), "train") for bp in (500, 1000)
+        Dataset(write_dataset(tmp_path / str(bp), {"train": letters}, block_bp=bp), "train")
+        for bp in (500, 1000)
     )
     assert [fine.locus(number)[1] for number in range(8)] == [0, 500, 1000, 1500, 2000, 2500, 0, 500]
     assert len({fine.locus(number)[0] for number in range(6)}) == 1
@@ -87,7 +111,9 @@ def test_a_locus_is_the_references_whatever_dataset_it_lies_in(tmp_path: Path) -
 
 def test_every_window_is_the_genomes_with_its_flanks(toys: list[str]) -> None:
     read = reader(toys, weights=[3, 2, 1], phases=[(0, LENGTH), (10, 100)])
-    genomes = [{f"train{i}": codes for i, codes in enumerate(contigs(number))} for number in range(len(SIZES))]
+    genomes = [
+        {f"train{i}": codes for i, codes in enumerate(contigs(number))} for number in range(len(SIZES))
+    ]
     seen: Counter[int] = Counter()
     for step in range(20):
         batch, length = read.batch(step), LENGTH if step < 10 else 100
@@ -110,15 +136,19 @@ def test_every_window_is_the_genomes_with_its_flanks(toys: list[str]) -> None:
                 assert (low, high) == (0, length + 2 * FLANK)
             assert epoch // EPOCHS_A_PHASE == step // 10
             seen[number] += 1
-        assert torch.equal(w.key_B, counter.fold(3, *batch.ids_B4.T))
+        assert torch.equal(w.key_B, random.fold(3, *batch.ids_B4.T))
         assert w.soft_BS is None
     assert set(seen) == {0, 1, 2}
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.sampled_from([(12, 24), (24, 12), (12, 36), (48, 12)]),
-       st.lists(st.floats(0.1, 10), min_size=1, max_size=3), st.sampled_from([[64], [64, 40], [100, 20, 64]]),
-       st.integers(0, 2**62), st.integers(0, 40))  # fmt: skip
+@given(
+    st.sampled_from([(12, 24), (24, 12), (12, 36), (48, 12)]),
+    st.lists(st.floats(0.1, 10), min_size=1, max_size=3),
+    st.sampled_from([[64], [64, 40], [100, 20, 64]]),
+    st.integers(0, 2**62),
+    st.integers(0, 40),
+)
 def test_ranks_together_read_the_batch_of_one(
     toys: list[str], shape: tuple[int, int], weights: list[float], lengths: list[int], seed: int, step: int
 ) -> None:
@@ -129,8 +159,10 @@ def test_ranks_together_read_the_batch_of_one(
     whole = reader(uris, **how).batch(step)
     for size in (2, 3, 4, 6):
         ranks = [reader(uris, rank=rank, size=size, **how).batch(step) for rank in range(size)]
-        places = [[row for row in range(batch) if (step_samples(phases, step, batch) + row) % lanes % size == rank]
-                  for rank in range(size)]  # fmt: skip
+        places = [
+            [row for row in range(batch) if (step_samples(phases, step, batch) + row) % lanes % size == rank]
+            for rank in range(size)
+        ]
         assert [len(rank.ids_B4) for rank in ranks] == [batch // size] * size
         for rank, rows in zip(ranks, places, strict=True):
             assert torch.equal(rank.ids_B4, whole.ids_B4[rows])
@@ -181,19 +213,29 @@ def test_a_saved_position_goes_on_where_it_was(toys: list[str]) -> None:
         assert all(same(a, b) for a, b in zip(done, uninterrupted, strict=True))
 
 
-@pytest.mark.parametrize("change", [{"lanes": 24}, {"batch": 36}, {"weights": [1, 1]}, {"phases": [(0, 64), (5, 48)]}])
+@pytest.mark.parametrize(
+    "change", [{"lanes": 24}, {"batch": 36}, {"weights": [1, 1]}, {"phases": [(0, 64), (5, 48)]}]
+)
 def test_a_position_of_another_order_is_refused(toys: list[str], change: dict[str, Any]) -> None:
     how: dict[str, Any] = {"weights": [2, 1], "phases": [(0, 64), (12, 48)]}
     saved = reader(toys[:2], **how).position(8)
-    with pytest.raises(ValueError, match=r"saved at step 8 does not fit this config: its .* train\.global_batch must"):
+    with pytest.raises(
+        ValueError, match=r"saved at step 8 does not fit this config: its .* train\.global_batch must"
+    ):
         reader(toys[:2], **(how | change)).step_of(saved)
 
 
-def test_order_does_not_depend_on_workers_cache_or_prefetch(toys: list[str], remote: str, tmp_path: Path) -> None:
+def test_order_does_not_depend_on_workers_cache_or_prefetch(
+    toys: list[str], remote: str, tmp_path: Path
+) -> None:
     plain = list(reader(toys[:1]).batches(0, 60))
     cache = DiskCache(tmp_path / "blocks", 1 << 20)
-    ways: list[dict[str, Any]] = [{"workers": 1}, {"workers": 4}, {"workers": 4, "cache": cache},
-                                  {"workers": 0, "cache": cache}]
+    ways: list[dict[str, Any]] = [
+        {"workers": 1},
+        {"workers": 4},
+        {"workers": 4, "cache": cache},
+        {"workers": 0, "cache": cache},
+    ]
     for how in ways:
         read = reader([remote], **how)
         assert all(same(a, b) for a, b in zip(read.batches(0, 60), plain, strict=True))
@@ -327,7 +369,9 @@ def test_a_remote_block_is_fetched_once_by_all_readers(
     shutil.rmtree(damaged[2].parent)
     again = [Dataset(remote, "train", cache=cache).codes(number) for number in range(total)]
     assert reads.blocks == total + 3
-    assert all(np.array_equal(codes, Dataset(remote, "train").codes(number)) for number, codes in enumerate(again))
+    assert all(
+        np.array_equal(codes, Dataset(remote, "train").codes(number)) for number, codes in enumerate(again)
+    )
     assert len(sorted((tmp_path / "blocks").glob("??/*"))) == total
 
 
@@ -361,12 +405,16 @@ def damaged(tmp_path: Path) -> str:
 def test_a_damaged_block_is_named_and_fatal(damaged: str) -> None:
     for workers in (0, 2):
         read = reader([damaged], lanes=2, workers=workers)
-        with pytest.raises(shards.FormatError, match=r"train-000000\.tar, block train0:(3584-4096|4096-4608): .*crc32"):
+        with pytest.raises(
+            shards.FormatError, match=r"train-000000\.tar, block train0:(3584-4096|4096-4608): .*crc32"
+        ):
             list(read.batches(0, 30))
         read.close()
 
 
-def test_with_skip_it_is_named_once_counted_and_replaced_the_same_way_by_all(damaged: str, tmp_path: Path) -> None:
+def test_with_skip_it_is_named_once_counted_and_replaced_the_same_way_by_all(
+    damaged: str, tmp_path: Path
+) -> None:
     whole = tmp_path / "whole"
     write_dataset(whole, {"train": [markov_sequence(40 * 512, seed=1)]}, block_bp=512)
     sound = list(reader([str(whole)], lanes=4).batches(0, 30))
@@ -391,33 +439,49 @@ def test_with_skip_it_is_named_once_counted_and_replaced_the_same_way_by_all(dam
                 continue
             replaced += 1
             inner = got[FLANK : FLANK + LENGTH].tobytes()
-            _, start, end = batch.windows.place_B3[row].tolist()  # of what is read, not of what should have been
+            _, start, end = batch.windows.place_B3[
+                row
+            ].tolist()  # of what is read, not of what should have been
             number = start // 512
             assert number not in (7, 8)
             assert inner == codes[number][start - 512 * number : end - 512 * number].tobytes()
     assert replaced > 10
     for size in (1, 2, 4):  # other ranks, another start, no workers: the same replacements
-        others = [reader([damaged], lanes=4, rank=rank, size=size, on_corrupt="skip", say=said.append)
-                  for rank in range(size)]
+        others = [
+            reader([damaged], lanes=4, rank=rank, size=size, on_corrupt="skip", say=said.append)
+            for rank in range(size)
+        ]
         for step in (29, 11):
-            rows = {tuple(i): codes.tolist() for other in others for batch in [other.batch(step)]
-                    for i, codes in zip(batch.ids_B4.tolist(), batch.windows.codes_BS, strict=True)}
+            rows = {
+                tuple(i): codes.tolist()
+                for other in others
+                for batch in [other.batch(step)]
+                for i, codes in zip(batch.ids_B4.tolist(), batch.windows.codes_BS, strict=True)
+            }
             skipped = [other.batch(step).skipped for other in others]
             assert frozenset().union(*skipped) == batches[step].skipped
             assert sum(map(len, skipped)) == len(batches[step].skipped), "a block is of one rank"
-            assert rows == {tuple(i): codes.tolist() for i, codes in
-                            zip(batches[step].ids_B4.tolist(), batches[step].windows.codes_BS, strict=True)}
+            assert rows == {
+                tuple(i): codes.tolist()
+                for i, codes in zip(
+                    batches[step].ids_B4.tolist(), batches[step].windows.codes_BS, strict=True
+                )
+            }
 
 
 def test_a_set_without_a_sound_block_is_fatal_even_with_skip(tmp_path: Path) -> None:
     uri = write_dataset(tmp_path, {"train": [markov_sequence(3 * 512, seed=1)]}, block_bp=512)
     damage(uri, 0, 1, 2)
-    with (pytest.warns(RuntimeWarning, match=r"skipped shard .*train-000000\.tar, block train0:.*crc32"),
-          pytest.raises(shards.FormatError, match="crc32")):
+    with (
+        pytest.warns(RuntimeWarning, match=r"skipped shard .*train-000000\.tar, block train0:.*crc32"),
+        pytest.raises(shards.FormatError, match="crc32"),
+    ):
         reader([uri], lanes=1, on_corrupt="skip").batch(0)
 
 
-def test_blocks_that_cannot_be_read_or_do_not_fit_their_manifest_are_named(toys: list[str], tmp_path: Path) -> None:
+def test_blocks_that_cannot_be_read_or_do_not_fit_their_manifest_are_named(
+    toys: list[str], tmp_path: Path
+) -> None:
     shutil.copytree(toys[0], tmp_path / "copy")
     dataset = Dataset(str(tmp_path / "copy"), "train")
     payload = shards.pack(np.zeros(12, np.uint8), np.zeros(12, np.bool_))
@@ -427,7 +491,9 @@ def test_blocks_that_cannot_be_read_or_do_not_fit_their_manifest_are_named(toys:
     whole = bytearray(path.read_bytes())
     whole[entry.offset : entry.offset + len(payload)] = payload
     path.write_bytes(whole)
-    with pytest.raises(shards.FormatError, match="block train0:0-1024: a block has 12 bases, its manifest says 1024"):
+    with pytest.raises(
+        shards.FormatError, match="block train0:0-1024: a block has 12 bases, its manifest says 1024"
+    ):
         dataset.codes(0)
     path.unlink()
     with pytest.raises(store.StoreError, match=r"cannot read .*train-000000\.tar"):
@@ -437,7 +503,9 @@ def test_blocks_that_cannot_be_read_or_do_not_fit_their_manifest_are_named(toys:
 def test_missing_dataset_and_empty_split_say_so(toys: list[str], tmp_path: Path) -> None:
     with pytest.raises(store.StoreError, match=r"no dataset at .*manifest\.json is missing there"):
         Dataset(str(tmp_path), "train")
-    with pytest.raises(EmptySplitError, match=r"has no block in its test split; give split\.test and build it again"):
+    with pytest.raises(
+        EmptySplitError, match=r"has no block in its test split; give split\.test and build it again"
+    ):
         Dataset(toys[0], "test")
     config = train_config({"uri": [{"uri": uri} for uri in toys[:2]]})
     with pytest.raises(EmptySplitError, match="has no block in its test split"):
@@ -452,9 +520,12 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
 
 
 def test_the_config_makes_the_reader(toys: list[str], remote: str, tmp_path: Path) -> None:
-    data: dict[str, Any] = {"uri": [{"uri": toys[1], "weight": 2}, {"uri": remote, "weight": 1}], "lanes": 12,
-                            "length": [{"from_step": 0, "length": 64}, {"from_step": 5, "length": 48}],
-                            "cache_dir": str(tmp_path / "cache")}
+    data: dict[str, Any] = {
+        "uri": [{"uri": toys[1], "weight": 2}, {"uri": remote, "weight": 1}],
+        "lanes": 12,
+        "length": [{"from_step": 0, "length": 64}, {"from_step": 5, "length": 48}],
+        "cache_dir": str(tmp_path / "cache"),
+    }
     config = train_config(data)
     datasets = list(open_datasets(config, "train").values())
     with_keys = open_reader(config, datasets, flank=FLANK, group=Group(0, 1))
@@ -484,25 +555,39 @@ def test_the_cache_folder_is_by_default_in_dna_cache(monkeypatch: pytest.MonkeyP
     assert train_config({"uri": "a", "cache_dir": "/mine"}).data.cache_folder == Path("/mine")
 
 
-@pytest.mark.parametrize(("data", "sentence"), [
-    ({"uri": ""}, "data.uri: must be a URI or a list of {uri, weight} (given '')"),
-    ({"uri": 3}, "data.uri: must be a URI or a list of {uri, weight} (given 3)"),
-    ({"uri": []}, "data.uri: at least one dataset is needed"),
-    ({"uri": [{"uri": "a"}, {"uri": "a", "weight": 2}]}, "data.uri: given twice: a; give each dataset once"),
-    ({"uri": [{"uri": "a", "weight": 0}]}, "data.uri.0.weight: input should be greater than 0 (given 0)"),
-    ({"uri": [{"uri": "a", "wieght": 1}]}, "data.uri.0.wieght: unknown key, did you mean 'weight'?"),
-    ({"uri": [{"weight": 1}]}, "data.uri.0.uri: missing"),
-    ({"length": 15}, "data.length: must be an integer of at least 16 or a list of {from_step, length} (given 15)"),
-    ({"length": True}, "data.length: must be an integer of at least 16"),
-    ({"length": []}, "data.length: the first from_step must be 0, not missing"),
-    ({"length": [{"from_step": 1, "length": 64}]}, "data.length: the first from_step must be 0, not 1"),
-    ({"length": [{"from_step": s, "length": 64} for s in (0, 9, 9)]},
-     "data.length: from_step must increase from entry to entry: 0, 9, 9"),
-    ({"length": [{"from_step": 0, "length": 8}]}, "data.length.0.length: input should be greater than or equal to 16"),
-    ({"workers": -1}, "data.workers: input should be greater than or equal to 0"),
-    ({"cache_bytes": -1}, "data.cache_bytes: input should be greater than or equal to 0"),
-    ({"on_corrupt": "ignore"}, "data.on_corrupt: input should be 'fail' or 'skip' (given 'ignore')"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"uri": ""}, "data.uri: must be a URI or a list of {uri, weight} (given '')"),
+        ({"uri": 3}, "data.uri: must be a URI or a list of {uri, weight} (given 3)"),
+        ({"uri": []}, "data.uri: at least one dataset is needed"),
+        (
+            {"uri": [{"uri": "a"}, {"uri": "a", "weight": 2}]},
+            "data.uri: given twice: a; give each dataset once",
+        ),
+        ({"uri": [{"uri": "a", "weight": 0}]}, "data.uri.0.weight: input should be greater than 0 (given 0)"),
+        ({"uri": [{"uri": "a", "wieght": 1}]}, "data.uri.0.wieght: unknown key, did you mean 'weight'?"),
+        ({"uri": [{"weight": 1}]}, "data.uri.0.uri: missing"),
+        (
+            {"length": 15},
+            "data.length: must be an integer of at least 16 or a list of {from_step, length} (given 15)",
+        ),
+        ({"length": True}, "data.length: must be an integer of at least 16"),
+        ({"length": []}, "data.length: the first from_step must be 0, not missing"),
+        ({"length": [{"from_step": 1, "length": 64}]}, "data.length: the first from_step must be 0, not 1"),
+        (
+            {"length": [{"from_step": s, "length": 64} for s in (0, 9, 9)]},
+            "data.length: from_step must increase from entry to entry: 0, 9, 9",
+        ),
+        (
+            {"length": [{"from_step": 0, "length": 8}]},
+            "data.length.0.length: input should be greater than or equal to 16",
+        ),
+        ({"workers": -1}, "data.workers: input should be greater than or equal to 0"),
+        ({"cache_bytes": -1}, "data.cache_bytes: input should be greater than or equal to 0"),
+        ({"on_corrupt": "ignore"}, "data.on_corrupt: input should be 'fail' or 'skip' (given 'ignore')"),
+    ],
+)
 def test_wrong_data_keys_get_one_sentence(data: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as fault:
         train_config({"uri": "a"} | data)
@@ -534,11 +619,14 @@ def test_s3_gives_the_batches_of_local_disk_through_faults_that_pass(
     assert s3.proxy.count("GET", r"\.tar") == 0, "a second reader has all of it from the cache"
 
 
-@pytest.mark.parametrize(("kind", "sentence"), [
-    ("flip", r"shard s3://.*/train-000000\.tar, block train\d:\d+-\d+: .*"),
-    ("denied", r"cannot read s3://.*/train-000000\.tar: .*"),
-    ("503", r"cannot read s3://.*/train-000000\.tar: .*gave up after 5 tries"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("flip", r"shard s3://.*/train-000000\.tar, block train\d:\d+-\d+: .*"),
+        ("denied", r"cannot read s3://.*/train-000000\.tar: .*"),
+        ("503", r"cannot read s3://.*/train-000000\.tar: .*gave up after 5 tries"),
+    ],
+)
 def test_s3_faults_that_stay_are_named_and_nothing_damaged_is_kept(
     on_s3: str, s3: S3, tmp_path: Path, kind: str, sentence: str
 ) -> None:
@@ -563,10 +651,21 @@ def test_a_store_that_is_down_is_fatal_even_with_skip(on_s3: str, s3: S3) -> Non
 
 def test_windows_longer_than_blocks_are_refused(toys: list[str]) -> None:
     uri = toys[0]
-    config = TrainConfig.model_validate({
-        "run": {"dir": "x"}, "train": {"steps": 9, "global_batch": 24}, "data": {
-            "uri": uri, "lanes": 12, "length": [{"from_step": 0, "length": 64}, {"from_step": 4, "length": 1010}]}})
-    said = r"data.length 1010 with 10 bp on either side does not fit the blocks of 1024 bp in .*; build it with a"
+    config = TrainConfig.model_validate(
+        {
+            "run": {"dir": "x"},
+            "train": {"steps": 9, "global_batch": 24},
+            "data": {
+                "uri": uri,
+                "lanes": 12,
+                "length": [{"from_step": 0, "length": 64}, {"from_step": 4, "length": 1010}],
+            },
+        }
+    )
+    said = (
+        r"data.length 1010 with 10 bp on either side does not fit the blocks of 1024 bp in .*; build it "
+        r"with a"
+    )
     with pytest.raises(ValueError, match=said):
         open_reader(config, [Dataset(uri, "train")], flank=10, group=Group(0, 1))
     open_reader(config, [Dataset(uri, "train")], flank=7, group=Group(0, 1)).close()
@@ -574,5 +673,7 @@ def test_windows_longer_than_blocks_are_refused(toys: list[str]) -> None:
 
 def test_an_epoch_reads_most_of_a_block_of_few_windows() -> None:
     for fit in range(1, 30):
-        sampler = Sampler(np.array([64 * fit + 30]), weight_N=np.ones(1), seed=0, length=64, flank=10, lanes=1)
+        sampler = Sampler(
+            np.array([64 * fit + 30]), weight_N=np.ones(1), seed=0, length=64, flank=10, lanes=1
+        )
         assert int(sampler.windows_N[0]) == (fit if fit <= 8 else fit - 1)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import Progress, main
-from data_prep.build import Built
-from data_prep.read import load_manifest
+from data_prep.dataset.build import Built
+from data_prep.dataset.read import load_manifest
 from tests.datasets import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,16 +24,29 @@ YEAST = str(ROOT / "configs" / "data" / "yeast.yaml")
 
 @pytest.fixture
 def config(small_letters: dict[str, str], tmp_path: Path) -> str:
-    (tmp_path / "x.fa").write_text("".join(f">{name}\n{letters}\n" for name, letters in small_letters.items()))
+    (tmp_path / "x.fa").write_text(
+        "".join(f">{name}\n{letters}\n" for name, letters in small_letters.items())
+    )
     (tmp_path / "c.yaml").write_text(
-        f"references: [{{name: toy, uri: {tmp_path}/x.fa}}]\noutput: {tmp_path}/out\nblock_bp: 1024\n")
+        f"references: [{{name: toy, uri: {tmp_path}/x.fa}}]\noutput: {tmp_path}/out\nblock_bp: 1024\n"
+    )
     return str(tmp_path / "c.yaml")
 
 
 def test_from_fasta_to_fasta_in_a_process_of_its_own(config: str, tmp_path: Path) -> None:
-    """The real thing, once: a local Ray starts by itself, and stderr stays empty. As a Slurm job may have it: with a
-    folder for temporary files whose name is too long for Ray's sockets, and a cache that no shell has expanded."""
-    command = [sys.executable, "-m", "data_prep", "build", "--config", config, "workers=1", "split.val=[three]"]
+    """The real thing, once: a local Ray starts by itself, and stderr stays empty. As a Slurm job may have it:
+    with a folder for temporary files whose name is too long for Ray's sockets, and a cache that no shell has
+    expanded."""
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep",
+        "build",
+        "--config",
+        config,
+        "workers=1",
+        "split.val=[three]",
+    ]
     long = tmp_path / "slurm_jobdir" / ("a.user.name" * 4) / "4711001.scratch"
     environment = {**os.environ, "TMPDIR": str(long), "HOME": str(tmp_path / "home"), "DNA_CACHE": "~/dna"}
     environment.pop("RAY_TMPDIR", None)
@@ -47,7 +60,9 @@ def test_from_fasta_to_fasta_in_a_process_of_its_own(config: str, tmp_path: Path
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_build_twice_verify_stats_export(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_twice_verify_stats_export(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "out")
     assert main(["build", "--config", config]) == 0
     assert main(["build", "--config", config]) == 0
@@ -78,11 +93,19 @@ def test_leakage_and_picture(small: Path, tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [1000.0]
     monkeypatch.setattr("data_prep.__main__.time.monotonic", lambda: now[0])
     progress = Progress()
-    for seconds, done in ((0, 1), (30, 100_000_000), (61, 200_000_000), (90, 300_000_000), (125, 600_000_000)):
+    for seconds, done in (
+        (0, 1),
+        (30, 100_000_000),
+        (61, 200_000_000),
+        (90, 300_000_000),
+        (125, 600_000_000),
+    ):
         now[0] = 1000 + seconds
         progress("write", done, 1_000_000_000)
     for seconds, done in ((130, 0), (200, 700_000_000)):
@@ -102,7 +125,8 @@ class Terminal(io.StringIO):
 
 
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bar before the first word; then the share, how much, the speed and the time left; nothing is left behind."""
+    """A bar before the first word; then the share, how much, the speed and the time left; nothing is left
+    behind."""
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     progress = Progress()
@@ -111,7 +135,9 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress._heard -= 10  # as if the first stage had taken 10 seconds to its first word
         progress("write", 20_000_000, 80_000_000)
         assert progress._bar is not None
-        assert progress._bar.ncols == shutil.get_terminal_size().columns, "also where the terminal tells no width"
+        assert progress._bar.ncols == shutil.get_terminal_size().columns, (
+            "also where the terminal tells no width"
+        )
         drawn = terminal.getvalue().split("\r")[-1]
         assert re.search(r"write:  25%\|.*\| 20.0M/80.0M \[00:1\d<00:3\d, (2.00M|1.9\dM)bp/s\]", drawn), drawn
         progress.say("trying again: x")
@@ -122,7 +148,8 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stages_shorter_than_a_minute_are_told_of_too(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [1000.0]
     monkeypatch.setattr("data_prep.__main__.time.monotonic", lambda: now[0])
     progress = Progress()
@@ -133,33 +160,67 @@ def test_stages_shorter_than_a_minute_are_told_of_too(
     progress("verify", 0, 100)
     progress.close()
     assert capsys.readouterr().err.splitlines() == [
-        "write: 50,000,000 of 100,000,000 bp, 2.0 Mbp/s, 00:25 left", "verify: 0 of 100 bp, 0.0 Mbp/s, ? left"]
+        "write: 50,000,000 of 100,000,000 bp, 2.0 Mbp/s, 00:25 left",
+        "verify: 0 of 100 bp, 0.0 Mbp/s, ? left",
+    ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["build", "--config", YEAST, "blok_bp=1", "split.vall=0"], 2, "2 faults"),
-    (["build", "--config", YEAST, "blok_bp=1"], 2, "blok_bp: unknown key, did you mean 'block_bp'?"),
-    (["build", "--config", YEAST, "block_bp=1001"], 2, "block_bp: input should be a multiple of 4 (given 1001)"),
-    (["build", "--config", "none.yaml"], 2, "config file none.yaml does not exist"),
-    (["build", "--config", YEAST, "output"], 2, "not an override of the form dotted.key=value: output"),
-    (["build", "--config", YEAST, "references.0.uri=none.fa"], 1, "none.fa: no such file"),
-    (["build", "--config", YEAST, "output=nope://x"], 1, "cannot use nope://x: Protocol not known"),
-    (["build", "--config", YEAST, f"output={YEAST}"], 2, "yeast.yaml is a file; a dataset is a folder, so give"),
-    (["build", "--config", YEAST, f"references.0.uri={YEAST}"], 1, "yeast.yaml is not a FASTA: it starts with"),
-    (["verify", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
-    (["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"], 1, "it has no manifest.json"),
-    (["synth", "--output", "x", "--bp", "10"], 2, "at least 100,000 bp, not 10"),
-    (["build", "--config", YEAST, "references.0.contigs=[]"], 2, "references.0.contigs: must name at least one contig"),
-    (["build", "--config", YEAST, "split=3"], 2, "split: input should be a mapping (given 3)"),
-    (["build", "--config", YEAST, "references={a: 1}"], 2, "references: input should be a list"),
-    (["leakage", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
-    (["build", "--config", YEAST, "split.val={bad: x}"], 2, "split.val: must be a fraction in [0, 1), a list of contig "
-                                                             "names, or {bed: URI}"),
-    (["build", "--config", YEAST, "split.leakage=maybe"], 2, "input should be 'report', 'drop' or 'off'"),
-    (["build", "--config", YEAST, "split.val=1.5"], 2, "split.val: must be a fraction in [0, 1), a list of contig"),
-])
-def test_a_mistake_is_one_sentence(arguments: list[str], code: int, message: str, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["build", "--config", YEAST, "blok_bp=1", "split.vall=0"], 2, "2 faults"),
+        (["build", "--config", YEAST, "blok_bp=1"], 2, "blok_bp: unknown key, did you mean 'block_bp'?"),
+        (
+            ["build", "--config", YEAST, "block_bp=1001"],
+            2,
+            "block_bp: input should be a multiple of 4 (given 1001)",
+        ),
+        (["build", "--config", "none.yaml"], 2, "config file none.yaml does not exist"),
+        (["build", "--config", YEAST, "output"], 2, "not an override of the form dotted.key=value: output"),
+        (["build", "--config", YEAST, "references.0.uri=none.fa"], 1, "none.fa: no such file"),
+        (["build", "--config", YEAST, "output=nope://x"], 1, "cannot use nope://x: Protocol not known"),
+        (
+            ["build", "--config", YEAST, f"output={YEAST}"],
+            2,
+            "yeast.yaml is a file; a dataset is a folder, so give",
+        ),
+        (
+            ["build", "--config", YEAST, f"references.0.uri={YEAST}"],
+            1,
+            "yeast.yaml is not a FASTA: it starts with",
+        ),
+        (["verify", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
+        (["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"], 1, "it has no manifest.json"),
+        (["synth", "--output", "x", "--bp", "10"], 2, "at least 100,000 bp, not 10"),
+        (
+            ["build", "--config", YEAST, "references.0.contigs=[]"],
+            2,
+            "references.0.contigs: must name at least one contig",
+        ),
+        (["build", "--config", YEAST, "split=3"], 2, "split: input should be a mapping (given 3)"),
+        (["build", "--config", YEAST, "references={a: 1}"], 2, "references: input should be a list"),
+        (["leakage", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
+        (
+            ["build", "--config", YEAST, "split.val={bad: x}"],
+            2,
+            "split.val: must be a fraction in [0, 1), a list of contig names, or {bed: URI}",
+        ),
+        (["build", "--config", YEAST, "split.leakage=maybe"], 2, "input should be 'report', 'drop' or 'off'"),
+        (
+            ["build", "--config", YEAST, "split.val=1.5"],
+            2,
+            "split.val: must be a fraction in [0, 1), a list of contig",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
     printed = capsys.readouterr()
@@ -170,22 +231,29 @@ def test_a_mistake_is_one_sentence(arguments: list[str], code: int, message: str
 
 
 def test_what_a_build_tells(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Warnings first, also where nothing was to be done; what was counted; and no advice on a split that is there."""
-    manifest = load_manifest(write_dataset(tmp_path / "d", {"train": [np.zeros(900, np.uint8)],
-                                                            "val": [np.zeros(100, np.uint8)]}))
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings first, also where nothing was to be done; what was counted; and no advice on a split that is
+    there."""
+    manifest = load_manifest(
+        write_dataset(tmp_path / "d", {"train": [np.zeros(900, np.uint8)], "val": [np.zeros(100, np.uint8)]})
+    )
     manifest = replace(manifest, sources=(replace(manifest.sources[0], iupac_to_n=1234),))
     built = Built(manifest, True, 1.0, dropped_bp=300, warnings=("x.bed: 1 line of length 0",))
     monkeypatch.setattr("data_prep.__main__.build", lambda *_, **__: built)
     assert main(["build", "--config", YEAST, "output=o"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "warning: x.bed: 1 line of length 0"
-    assert said[2:] == ["1,234 IUPAC ambiguity letters became N",
-                        "dropped from val and test: 300 of 400 bp, with split.leakage drop"]
+    assert said[2:] == [
+        "1,234 IUPAC ambiguity letters became N",
+        "dropped from val and test: 300 of 400 bp, with split.leakage drop",
+    ]
     built = replace(built, fresh=False)
     assert main(["build", "--config", YEAST, "output=run #2"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "warning: x.bed: 1 line of length 0", "run #2 holds this very dataset already; nothing to do"]
+        "warning: x.bed: 1 line of length 0",
+        "run #2 holds this very dataset already; nothing to do",
+    ]
 
 
 def test_not_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,14 +267,17 @@ def test_debug_shows_the_fault_itself() -> None:
         main(["verify", "no/such/dataset", "--debug"])
 
 
-def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(uri: str, **_: object) -> list[str]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("data_prep.__main__.verify", interrupt)
     assert main(["verify", "x"]) == 130
     assert capsys.readouterr().err == (
-        "error: interrupted; finished shards of a build stay, and the same command goes on from them\n")
+        "error: interrupted; finished shards of a build stay, and the same command goes on from them\n"
+    )
 
 
 def test_a_config_that_is_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,11 +286,15 @@ def test_a_config_that_is_a_number(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == f"error: {tmp_path}/c.yaml: a mapping of keys is needed, not a number\n"
 
 
-def test_a_cache_that_cannot_be_used(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_cannot_be_used(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("DNA_CACHE", config)
     assert main(["build", "--config", config]) == 1
-    assert capsys.readouterr().err == f"error: cannot use the cache folder {config}: File exists; set DNA_CACHE\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: cannot use the cache folder {config}: File exists; set DNA_CACHE\n"
+    )
 
 
 def test_workers_are_counted_from_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,8 +314,14 @@ def test_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_an_unreachable_cluster(config: str, tmp_path: Path, address: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "data_prep", "build", "--config", config], cwd=ROOT,
-                          env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "data_prep", "build", "--config", config],
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: cannot join the Ray cluster at RAY_ADDRESS={address}: ")
     assert not (tmp_path / "out").exists()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cluster.store import StoreError
-from trainer import delivery
-from trainer.delivery import Delivery
-from trainer.spool import Spool
-from trainer.track import Point, TrackError
+from cluster.storage.store import StoreError
+from trainer.tracking import uploader
+from trainer.tracking.mlflow_run import Point, TrackError
+from trainer.tracking.outbox import Spool
+from trainer.tracking.uploader import Delivery
 
 AWAY = TrackError("MLflow at http://tracker: Connection refused", passes=True)
 
@@ -82,16 +82,24 @@ class Tracker:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
-    monkeypatch.setattr(delivery, "Tracker", made.tracker)
-    monkeypatch.setattr(delivery, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(uploader, "Tracker", made.tracker)
+    monkeypatch.setattr(uploader, "_PAUSE_S", 0.02)
     return made
 
 
 @pytest.fixture
 def begin(server: Server, tmp_path: Path) -> Callable[..., Delivery]:
     def make(**more: Any) -> Delivery:
-        given: dict[str, Any] = {"uri": "http://u:secret@tracker", "experiment": "e", "name": "n", "artifact_uri": None,
-                                 "key": "k", "params": {}, "tags": {}, "folder": tmp_path / "queue"}  # fmt: skip
+        given: dict[str, Any] = {
+            "uri": "http://u:secret@tracker",
+            "experiment": "e",
+            "name": "n",
+            "artifact_uri": None,
+            "key": "k",
+            "params": {},
+            "tags": {},
+            "folder": tmp_path / "queue",
+        }
         return Delivery(**given | more)
 
     return make
@@ -107,13 +115,15 @@ def test_every_point_arrives_once_in_order_with_the_time_it_was_told_at(
 ) -> None:
     run = begin()
     clock = iter(range(1_000, 100_000))
-    monkeypatch.setattr(delivery.time, "time", lambda: next(clock))
+    monkeypatch.setattr(uploader.time, "time", lambda: next(clock))
     log(run, *range(1, 38))
     run.tag({"a": "b"})
     run.drain(30)
     for key in ("loss", "lr"):
         assert server.steps(key) == list(range(1, 38))
-    assert [point.time for point in server.points if point.key == "lr"] == [1000 * t for t in range(1_000, 1_037)]
+    assert [point.time for point in server.points if point.key == "lr"] == [
+        1000 * t for t in range(1_000, 1_037)
+    ]
     assert server.tags == {"a": "b"}
     assert server.calls >= 8  # of ten points at most
 
@@ -125,7 +135,9 @@ def test_mlflow_away_from_the_start_stops_nothing(
     run = begin()
     log(run, 1, 2, 3)
     path = tmp_path / "queue" / "queue.jsonl"
-    with pytest.raises(TrackError, match=rf"Connection refused; 3 lines wait in {path}, and the same command"):
+    with pytest.raises(
+        TrackError, match=rf"Connection refused; 3 lines wait in {path}, and the same command"
+    ):
         run.drain(0)
     said = capsys.readouterr().err
     assert said.count("metrics wait in") == 1
@@ -137,9 +149,12 @@ def test_mlflow_away_from_the_start_stops_nothing(
 
 
 def test_an_outage_in_the_middle_is_said_once_and_so_is_its_end(
-    server: Server, begin: Callable[..., Delivery], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    begin: Callable[..., Delivery],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(delivery, "_MANY", 1)
+    monkeypatch.setattr(uploader, "_MANY", 1)
     run = begin()
     log(run, 1)
     server.away = True
@@ -153,7 +168,9 @@ def test_an_outage_in_the_middle_is_said_once_and_so_is_its_end(
     assert said.count("does not answer") == said.count("answers again") == 1
 
 
-def test_a_call_whose_answer_is_lost_is_not_made_twice(server: Server, begin: Callable[..., Delivery]) -> None:
+def test_a_call_whose_answer_is_lost_is_not_made_twice(
+    server: Server, begin: Callable[..., Delivery]
+) -> None:
     server.loses_answers = 3
     run = begin()
     log(run, *range(1, 20))
@@ -182,7 +199,9 @@ def test_steps_that_are_run_again_are_not_told_again(server: Server, begin: Call
     assert server.steps("loss") == [1, 2, 3, 4, 5]
 
 
-def test_what_waits_of_steps_that_are_run_again_is_forgotten(server: Server, begin: Callable[..., Delivery]) -> None:
+def test_what_waits_of_steps_that_are_run_again_is_forgotten(
+    server: Server, begin: Callable[..., Delivery]
+) -> None:
     server.away = True
     run = begin()
     log(run, 1, 2, 3, 4)

@@ -9,16 +9,23 @@ import pytest
 
 from trainer import demo
 from trainer.demo import main
-from trainer.mlflow_client import connect
-from trainer.registry import Registry
+from trainer.tracking.mlflow_client import connect
+from trainer.tracking.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def run_demo(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DNA_DATA": str(folder / "nothing")}
-    return subprocess.run([sys.executable, "-m", "trainer.demo", *arguments], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=280, check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.demo", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
 
 
 @pytest.mark.timeout(300)
@@ -27,13 +34,27 @@ def test_demo_goes_from_a_generated_genome_to_a_report(
 ) -> None:
     """With names and places of the user's own."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    done = run_demo(tmp_path, "--folder", "demo", "--genome-bp", "1000000", "--rows", "100", "train.steps=60",
-                    "model.num_layers=4", "val.every=30", "val.windows=256", "run.name=bob's",
-                    "track.experiment=bob's runs", "track.registered_model=bob's model",
-                    "track.uri=sqlite:///me@work.db", "run.dir=mine")  # fmt: skip
+    done = run_demo(
+        tmp_path,
+        "--folder",
+        "demo",
+        "--genome-bp",
+        "1000000",
+        "--rows",
+        "100",
+        "train.steps=60",
+        "model.num_layers=4",
+        "val.every=30",
+        "val.windows=256",
+        "run.name=bob's",
+        "track.experiment=bob's runs",
+        "track.registered_model=bob's model",
+        "track.uri=sqlite:///me@work.db",
+        "run.dir=mine",
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Genome: generated, since" in done.stdout
-    table = done.stdout[done.stdout.index("\ngenome  "):]
+    table = done.stdout[done.stdout.index("\ngenome  ") :]
     (majority,) = [line for line in table.splitlines() if "majority letter" in line]
     assert float(majority.split(":")[1].split()[0]) > 3  # standard errors above, after 60 steps
     for mode in ("kmer", "probe", "finetune", "scratch"):
@@ -64,19 +85,34 @@ def test_a_failing_command_ends_the_demo_with_its_code(
     assert "trainer/main.py" not in out  # nothing after the command that failed
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    (["data.uri=datasets/yeast"], "data.uri: the demo trains on the dataset that it makes; for another one use"),
-    (["track.registered_model=null"], "track.registered_model: the demo fine-tunes the model that it registers"),
-    (["track.registered_model=a/b"], "track.registered_model: MLflow takes no / or : in the name of a model"),
-    (["train.step=7"], "train.step: unknown key, did you mean 'steps'?"),
-    (["--rows", "0"], "--rows: 0 must be at least 1"),
-    (["--processes", "5"], "must both be divisible by the 5 processes"),
-    (["run.dir=taken"], "run.dir: taken holds files of something else (notes)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["data.uri=datasets/yeast"],
+            "data.uri: the demo trains on the dataset that it makes; for another one use",
+        ),
+        (
+            ["track.registered_model=null"],
+            "track.registered_model: the demo fine-tunes the model that it registers",
+        ),
+        (
+            ["track.registered_model=a/b"],
+            "track.registered_model: MLflow takes no / or : in the name of a model",
+        ),
+        (["train.step=7"], "train.step: unknown key, did you mean 'steps'?"),
+        (["--rows", "0"], "--rows: 0 must be at least 1"),
+        (["--processes", "5"], "must both be divisible by the 5 processes"),
+        (["run.dir=taken"], "run.dir: taken holds files of something else (notes)"),
+    ],
+)
 def test_what_the_demo_cannot_honour_is_refused_before_any_work(
-    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes").touch()
@@ -96,12 +132,16 @@ def test_the_demo_asks_for_the_experiment_first(
     client = connect("sqlite:///mlflow.db")
     client.delete_experiment(client.create_experiment("findna"))
     assert main(["--folder", "demo", "--generated"]) == 1
-    assert "error: experiment findna at sqlite:///mlflow.db was deleted; restore it" in capsys.readouterr().err
+    assert (
+        "error: experiment findna at sqlite:///mlflow.db was deleted; restore it" in capsys.readouterr().err
+    )
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_password_in_an_override_is_not_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                                  ) -> None:  # fmt: skip
+def test_a_password_in_an_override_is_not_printed(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
     assert demo._run(["python", "track.uri=postgresql://me:word@host/db", "run.name=a b"], {}) == 0
     assert capsys.readouterr().out == "\n$ python track.uri=postgresql://***@host/db 'run.name=a b'\n"

@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 
-from cluster import cores, doctor, store
-from cluster.doctor import Finding
+from cluster.doctor import checks
+from cluster.doctor.checks import Finding
+from cluster.process import host
+from cluster.storage import store
 from tests.s3 import S3
 
 ROOT = Path(__file__).parents[2]
@@ -61,9 +63,10 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, str]], None]:
-    """A function that puts this process into control groups: lines of /proc/self/cgroup, and files below the mount."""
-    monkeypatch.setattr(cores, "_OWN_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(cores, "_CGROUPS", tmp_path / "fs")
+    """A function that puts this process into control groups: lines of /proc/self/cgroup, and files below the
+    mount."""
+    monkeypatch.setattr(host, "_OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(host, "_CGROUPS", tmp_path / "fs")
 
     def make(lines: str, files: dict[str, str]) -> None:
         (tmp_path / "cgroup").write_text(lines)
@@ -81,7 +84,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     def make(script: str) -> None:
         (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "python").chmod(0o755)
-        monkeypatch.setattr(doctor.sys, "executable", str(tmp_path / "python"))
+        monkeypatch.setattr(checks.sys, "executable", str(tmp_path / "python"))
 
     return make
 
@@ -94,54 +97,87 @@ def one(findings: Iterator[Finding], state: str) -> Finding:
 
 def test_the_whole_command_here() -> None:
     environment = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
-    done = subprocess.run([sys.executable, "-m", "cluster", "doctor", "--ranks", "2", "--json"], cwd=ROOT, text=True,
-                          capture_output=True, timeout=200, check=False, env=environment)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster", "doctor", "--ranks", "2", "--json"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=200,
+        check=False,
+        env=environment,
+    )
     findings = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {"torch", "cores", "memory", "open files", "2 ranks, all_reduce", "2 ranks, all_gather", "store", "MLflow",
-            "disk, cache"} <= {finding["what"] for finding in findings}, done.stdout + done.stderr
+    assert {
+        "torch",
+        "cores",
+        "memory",
+        "open files",
+        "2 ranks, all_reduce",
+        "2 ranks, all_gather",
+        "store",
+        "MLflow",
+        "disk, cache",
+    } <= {finding["what"] for finding in findings}, done.stdout + done.stderr
     assert done.returncode == int(any(finding["state"] == "FAILED" for finding in findings))
     for what in ("2 ranks, all_reduce", "2 ranks, all_gather"):
         said = next(finding["found"] for finding in findings if finding["what"] == what)
-        found = re.fullmatch(r"(\d+) µs for 8 bytes, ([\d.]+) GB/s bus bandwidth for 64 MiB \((gloo|nccl)\)", said)
+        found = re.fullmatch(
+            r"(\d+) µs for 8 bytes, ([\d.]+) GB/s bus bandwidth for 64 MiB \((gloo|nccl)\)", said
+        )
         assert found, said
         assert float(found[1]) > 0
         assert float(found[2]) > 0
 
 
 def test_importing_it_is_light() -> None:
-    script = "import sys, cluster.doctor; print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True)
+    script = "import sys, cluster.doctor.checks; print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
+    )
     assert done.stdout == "set()\n"
 
 
 def test_another_version_and_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "constraints.txt").write_text("torch==1.0\npydantic==0.1\n")
-    monkeypatch.setattr(doctor, "_PACKAGES", ("pydantic", "no-such-package"))
-    found = list(doctor.versions(tmp_path / "constraints.txt"))
+    monkeypatch.setattr(checks, "_PACKAGES", ("pydantic", "no-such-package"))
+    found = list(checks.versions(tmp_path / "constraints.txt"))
     assert one(iter(found), "warning").found.endswith("pinned is 0.1")
     assert one(iter(found), "FAILED").advice == "pip install --constraint constraints.txt no-such-package"
 
 
-@pytest.mark.parametrize(("answer", "state", "found"), [
-    ((0, "0, H100, 81559 MiB, 580.1\n", ""), "ok", "0, H100, 81559 MiB, 580.1"),
-    ((9, "it couldn't communicate with the driver\n", ""), "FAILED",
-     "nvidia-smi ended with 9: it couldn't communicate with the driver"),
-    ((6, "", ""), "FAILED", "nvidia-smi ended with 6: without a word"),
-    (FileNotFoundError(), "ok", "none here: training uses the CPU"),
-    (subprocess.TimeoutExpired("nvidia-smi", 30), "FAILED",
-     "nvidia-smi: Command 'nvidia-smi' timed out after 30 seconds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "state", "found"),
+    [
+        ((0, "0, H100, 81559 MiB, 580.1\n", ""), "ok", "0, H100, 81559 MiB, 580.1"),
+        (
+            (9, "it couldn't communicate with the driver\n", ""),
+            "FAILED",
+            "nvidia-smi ended with 9: it couldn't communicate with the driver",
+        ),
+        ((6, "", ""), "FAILED", "nvidia-smi ended with 6: without a word"),
+        (FileNotFoundError(), "ok", "none here: training uses the CPU"),
+        (
+            subprocess.TimeoutExpired("nvidia-smi", 30),
+            "FAILED",
+            "nvidia-smi: Command 'nvidia-smi' timed out after 30 seconds",
+        ),
+    ],
+)
 def test_gpus(
-    monkeypatch: pytest.MonkeyPatch, cgroups: Any, answer: tuple[int, str, str] | Exception, state: str, found: str
+    monkeypatch: pytest.MonkeyPatch,
+    cgroups: Any,
+    answer: tuple[int, str, str] | Exception,
+    state: str,
+    found: str,
 ) -> None:
     def run(*_: Any, **more: Any) -> Any:
         if isinstance(answer, Exception):
             raise answer
         return subprocess.CompletedProcess("nvidia-smi", *answer)
 
-    monkeypatch.setattr(doctor.subprocess, "run", run)
+    monkeypatch.setattr(checks.subprocess, "run", run)
     cgroups("", {})
-    gpu = next(finding for finding in doctor.devices() if finding.what == "GPU")
+    gpu = next(finding for finding in checks.devices() if finding.what == "GPU")
     assert (gpu.state, gpu.found) == (state, found)
     assert bool(gpu.advice) == (state == "FAILED")
 
@@ -151,81 +187,120 @@ V1 = "4:memory:/pod/own\n2:cpu,cpuacct:/pod\n1:name=systemd:/\n"
 STAT = "cache 5\ninactive_file 0\n"
 
 
-@pytest.mark.parametrize(("lines", "files"), [
-    (V2, {"pod/cpu.max": "50000 100000\n", "pod/own/cpu.max": "max 100000\n"}),
-    (V1, {"cpu/pod/cpu.cfs_quota_us": "50000\n", "cpu/pod/cpu.cfs_period_us": "100000\n",
-          "cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "files"),
+    [
+        (V2, {"pod/cpu.max": "50000 100000\n", "pod/own/cpu.max": "max 100000\n"}),
+        (
+            V1,
+            {
+                "cpu/pod/cpu.cfs_quota_us": "50000\n",
+                "cpu/pod/cpu.cfs_period_us": "100000\n",
+                "cpu/cpu.cfs_quota_us": "-1\n",
+                "cpu/cpu.cfs_period_us": "100000\n",
+            },
+        ),
+    ],
+)
 def test_a_container_that_takes_cores(cgroups: Any, lines: str, files: dict[str, str]) -> None:
     cgroups(lines, files)
-    few = one(iter([finding for finding in doctor.devices() if finding.what == "cores"]), "warning")
+    few = one(iter([finding for finding in checks.devices() if finding.what == "cores"]), "warning")
     assert few.found.endswith(", of which the container may use 0.5")
     assert few.advice.startswith("set OMP_NUM_THREADS=1")
-    cgroups(lines, {name: text.replace("50000", "max" if lines == V2 else "-1") for name, text in files.items()})
-    assert "container" not in next(finding.found for finding in doctor.devices() if finding.what == "cores")
+    cgroups(
+        lines, {name: text.replace("50000", "max" if lines == V2 else "-1") for name, text in files.items()}
+    )
+    assert "container" not in next(finding.found for finding in checks.devices() if finding.what == "cores")
 
 
-@pytest.mark.parametrize(("lines", "files"), [
-    (V2, {"pod/memory.max": f"{4 << 30}\n", "pod/memory.current": f"{3 << 30}\n",
-          "pod/memory.stat": f"inactive_file {1 << 29}\n", "pod/own/memory.max": "max\n",
-          "pod/own/memory.current": "1\n", "pod/own/memory.stat": STAT}),
-    (V1, {"memory/pod/own/memory.limit_in_bytes": f"{4 << 30}\n",
-          "memory/pod/own/memory.usage_in_bytes": f"{3 << 30}\n",
-          "memory/pod/own/memory.stat": f"inactive_file 7\ntotal_inactive_file {1 << 29}\n",
-          "memory/memory.limit_in_bytes": "9223372036854771712\n", "memory/memory.usage_in_bytes": "1\n",
-          "memory/memory.stat": STAT}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "files"),
+    [
+        (
+            V2,
+            {
+                "pod/memory.max": f"{4 << 30}\n",
+                "pod/memory.current": f"{3 << 30}\n",
+                "pod/memory.stat": f"inactive_file {1 << 29}\n",
+                "pod/own/memory.max": "max\n",
+                "pod/own/memory.current": "1\n",
+                "pod/own/memory.stat": STAT,
+            },
+        ),
+        (
+            V1,
+            {
+                "memory/pod/own/memory.limit_in_bytes": f"{4 << 30}\n",
+                "memory/pod/own/memory.usage_in_bytes": f"{3 << 30}\n",
+                "memory/pod/own/memory.stat": f"inactive_file 7\ntotal_inactive_file {1 << 29}\n",
+                "memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "memory/memory.usage_in_bytes": "1\n",
+                "memory/memory.stat": STAT,
+            },
+        ),
+    ],
+)
 def test_a_container_that_takes_memory(
     monkeypatch: pytest.MonkeyPatch, cgroups: Any, lines: str, files: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: MEMORY(64 << 30, 32 << 30))
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: MEMORY(64 << 30, 32 << 30))
     cgroups(lines, files)
-    found = next(finding for finding in doctor.memory() if finding.what == "memory")
+    found = next(finding for finding in checks.memory() if finding.what == "memory")
     assert found.state == "warning"
     assert found.found == "4.0 of the machine's 64.0 GiB, 1.5 free"
     assert "give the container more" in found.advice
 
 
-def test_little_memory_small_shared_memory_and_few_files(monkeypatch: pytest.MonkeyPatch, cgroups: Any) -> None:
+def test_little_memory_small_shared_memory_and_few_files(
+    monkeypatch: pytest.MonkeyPatch, cgroups: Any
+) -> None:
     cgroups("", {})
-    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: MEMORY(8 << 30, 1 << 29))
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (256, 256))
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: USAGE(64 << 20, 0, 0))
-    found = {finding.what: finding for finding in doctor.memory()}
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: MEMORY(8 << 30, 1 << 29))
+    monkeypatch.setattr(checks.resource, "getrlimit", lambda _: (256, 256))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: USAGE(64 << 20, 0, 0))
+    found = {finding.what: finding for finding in checks.memory()}
     assert {finding.state for finding in found.values()} == {"warning"}
     assert found["memory"].found == "8.0 of the machine's 8.0 GiB, 0.5 free"
     assert "--shm-size=8g" in found["/dev/shm"].advice
     assert found["open files"].advice == "ulimit -n 65536"
-    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: MEMORY(8 << 30, 4 << 30))
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (doctor.resource.RLIM_INFINITY,) * 2)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: USAGE(1 << 30, 0, 0))
-    assert {(finding.state, finding.advice) for finding in doctor.memory()} == {("ok", "")}
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: MEMORY(8 << 30, 4 << 30))
+    monkeypatch.setattr(checks.resource, "getrlimit", lambda _: (checks.resource.RLIM_INFINITY,) * 2)
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: USAGE(1 << 30, 0, 0))
+    assert {(finding.state, finding.advice) for finding in checks.memory()} == {("ok", "")}
 
 
 @pytest.mark.parametrize(("free", "state"), [(1 << 29, "FAILED"), (5 << 30, "warning"), (50 << 30, "ok")])
 def test_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: USAGE(0, 0, free))
-    found = one(doctor.disks({"cache": tmp_path / "not" / "there"}), state)
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: USAGE(0, 0, free))
+    found = one(checks.disks({"cache": tmp_path / "not" / "there"}), state)
     assert ("16 bytes a parameter" in found.advice) == (state != "ok")
 
 
-FIGURES = {"ranks": 2, "backend": "gloo", "all_reduce_us": 10.2, "all_gather_us": 20, "all_reduce_gb_s": 1.234,
-           "all_gather_gb_s": 2}  # fmt: skip
+FIGURES = {
+    "ranks": 2,
+    "backend": "gloo",
+    "all_reduce_us": 10.2,
+    "all_gather_us": 20,
+    "all_reduce_gb_s": 1.234,
+    "all_gather_gb_s": 2,
+}
 
 
 def test_ranks_that_fail_say_why(python: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    python("echo noise; echo 'error: rank 1: no http://bob:secret@host' >&2; echo 'error: rank 0: alone'; exit 1")
-    failed = one(doctor.ranks(2), "FAILED")
+    python(
+        "echo noise; echo 'error: rank 1: no http://bob:secret@host' >&2; echo 'error: rank 0: alone'; exit 1"
+    )
+    failed = one(checks.ranks(2), "FAILED")
     assert (failed.what, failed.found) == ("2 ranks", "rank 1: no http://***@host")
     assert "GLOO_SOCKET_IFNAME" in failed.advice
     python("echo 'ModuleNotFoundError: No module named torch'; exit 1")
-    assert one(doctor.ranks(2), "FAILED").found == "ModuleNotFoundError: No module named torch"
+    assert one(checks.ranks(2), "FAILED").found == "ModuleNotFoundError: No module named torch"
     python("exit 1")
-    assert one(doctor.ranks(2), "FAILED").found == "without a word"
+    assert one(checks.ranks(2), "FAILED").found == "without a word"
     python("exec sleep 60")
-    monkeypatch.setattr(doctor, "_RANKS_S", 0.1)
+    monkeypatch.setattr(checks, "_RANKS_S", 0.1)
     with pytest.raises(subprocess.TimeoutExpired):
-        list(doctor.ranks(2))
+        list(checks.ranks(2))
 
 
 def test_ranks_of_this_machine_and_of_a_launcher(
@@ -234,71 +309,89 @@ def test_ranks_of_this_machine_and_of_a_launcher(
     python(f"echo $* > {tmp_path}/words; echo '{json.dumps(FIGURES)}'")
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(doctor.Path, "glob", lambda *_: iter(()))
-    found = list(doctor.ranks())
-    assert (tmp_path / "words").read_text() == "-m cluster.bandwidth --ranks 2\n"
-    assert [(finding.what, finding.state) for finding in found] == [("2 ranks, all_reduce", "ok"),
-                                                                    ("2 ranks, all_gather", "ok")]  # fmt: skip
+    monkeypatch.setattr(checks.Path, "glob", lambda *_: iter(()))
+    found = list(checks.ranks())
+    assert (tmp_path / "words").read_text() == "-m cluster.doctor.bandwidth --ranks 2\n"
+    assert [(finding.what, finding.state) for finding in found] == [
+        ("2 ranks, all_reduce", "ok"),
+        ("2 ranks, all_gather", "ok"),
+    ]
     assert found[0].found == "10 µs for 8 bytes, 1.23 GB/s bus bandwidth for 64 MiB (gloo)"
-    monkeypatch.setattr(doctor.Path, "glob", lambda *_: iter([Path("/dev/nvidia0"), Path("/dev/nvidia1")]))
-    assert {(finding.state, finding.advice.partition(",")[0]) for finding in doctor.ranks()} == {
-        ("warning", "torch sees no GPU: install its CUDA build")}
+    monkeypatch.setattr(checks.Path, "glob", lambda *_: iter([Path("/dev/nvidia0"), Path("/dev/nvidia1")]))
+    assert {(finding.state, finding.advice.partition(",")[0]) for finding in checks.ranks()} == {
+        ("warning", "torch sees no GPU: install its CUDA build")
+    }
     for name in LAUNCHED:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert [finding.what for finding in doctor.ranks()] == ["16 ranks, all_reduce", "16 ranks, all_gather"]
-    assert (tmp_path / "words").read_text() == "-m cluster.bandwidth\n"
+    assert [finding.what for finding in checks.ranks()] == ["16 ranks, all_reduce", "16 ranks, all_gather"]
+    assert (tmp_path / "words").read_text() == "-m cluster.doctor.bandwidth\n"
     python("exit 0")
-    assert one(doctor.ranks(), "ok").found == "rank 1 took part; rank 0 has the figures"
+    assert one(checks.ranks(), "ok").found == "rank 1 took part; rank 0 has the figures"
 
 
 def test_a_store_that_works(s3: S3, tmp_path: Path) -> None:
-    words = r": write \d+ ms, read \d+ ms, list \d+ ms, remove \d+ ms for 8 MiB, which is \d+ MB/s and \d+ MB/s"
+    words = (
+        r": write \d+ ms, read \d+ ms, list \d+ ms, remove \d+ ms for 8 MiB, which is \d+ MB/s and \d+ MB/s"
+    )
     for uri in (s3.uri, str(tmp_path)):
-        assert re.fullmatch(re.escape(uri) + words, one(doctor.store_round_trip(uri), "ok").found)
+        assert re.fullmatch(re.escape(uri) + words, one(checks.store_round_trip(uri), "ok").found)
     assert s3.objects() == {}
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("method", "key", "steps", "right"), [
-    ("PUT", "", ["write"], "s3:PutObject and s3:GetObject, by"),
-    ("GET", "/object", ["read"], "s3:GetObject"),
-    ("GET", "list-type", ["list", "remove"], "s3:ListBucket"),
-    ("DELETE", "/object", ["remove"], "s3:DeleteObject and s3:ListBucket; then remove s3://"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "key", "steps", "right"),
+    [
+        ("PUT", "", ["write"], "s3:PutObject and s3:GetObject, by"),
+        ("GET", "/object", ["read"], "s3:GetObject"),
+        ("GET", "list-type", ["list", "remove"], "s3:ListBucket"),
+        ("DELETE", "/object", ["remove"], "s3:DeleteObject and s3:ListBucket; then remove s3://"),
+    ],
+)
 def test_a_right_that_is_missing(s3: S3, method: str, key: str, steps: list[str], right: str) -> None:
     s3.fault("denied", method, key)
-    found = list(doctor.store_round_trip(s3.uri))
-    assert [(finding.what, finding.state) for finding in found] == [(f"store, {step}", "FAILED") for step in steps]
+    found = list(checks.store_round_trip(s3.uri))
+    assert [(finding.what, finding.state) for finding in found] == [
+        (f"store, {step}", "FAILED") for step in steps
+    ]
     assert found[0].advice.startswith(f"give the right to {steps[0]}: {right}")
     assert "denied" in found[0].found.lower()
     assert bool(s3.objects()) == ("remove" in steps)  # it cleans up where it may
 
 
-@pytest.mark.parametrize("code", [
-    "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "RequestTimeTooSkewed",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "SignatureDoesNotMatch",
+        "InvalidAccessKeyId",
+        "ExpiredToken",
+        "RequestTimeTooSkewed",
+    ],
+)
 def test_keys_that_are_wrong_are_no_missing_right(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     def refuse(uri: str, _: bytes) -> None:
         raise store.StoreError(f"cannot write {uri}: Forbidden ({code})")
 
     monkeypatch.setattr(store, "write_bytes", refuse)
-    found = one(doctor.store_round_trip("memory://x"), "FAILED")
+    found = one(checks.store_round_trip("memory://x"), "FAILED")
     assert found.what == "store, write" and found.advice.endswith("and the AWS_ variables")
 
 
-def test_stores_that_do_not_work(s3: S3, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = one(doctor.store_round_trip("s3://no-such-bucket-of-ours/x"), "FAILED")
+def test_stores_that_do_not_work(
+    s3: S3, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = one(checks.store_round_trip("s3://no-such-bucket-of-ours/x"), "FAILED")
     assert "no-such-bucket-of-ours" in missing.found
     assert missing.advice.startswith("look at the address, the bucket's name")
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in one(doctor.store_round_trip(f"{tmp_path}/file/x"), "FAILED").found
-    web = one(doctor.store_round_trip(f"http://bob:secret@{server[7:]}/data?token=hidden"), "warning")
+    assert "Not a directory" in one(checks.store_round_trip(f"{tmp_path}/file/x"), "FAILED").found
+    web = one(checks.store_round_trip(f"http://bob:secret@{server[7:]}/data?token=hidden"), "warning")
     assert "takes no files" in web.found
     assert not re.search("secret|hidden", web.found)
     with monkeypatch.context() as patch:
         patch.setattr(store, "read_bytes", lambda _: b"other")
-        other = one(doctor.store_round_trip(str(tmp_path / "new")), "FAILED")
+        other = one(checks.store_round_trip(str(tmp_path / "new")), "FAILED")
     assert (other.what, other.found) == ("store, read", f"{tmp_path}/new gives back other than was written")
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -306,47 +399,62 @@ def test_stores_that_do_not_work(s3: S3, server: str, tmp_path: Path, monkeypatc
         raise store.StoreError("cannot write: Permission denied")
 
     monkeypatch.setattr(store, "write_bytes", refuse)  # root may write everywhere
-    refused = one(doctor.store_round_trip(str(tmp_path / "new")), "FAILED")
+    refused = one(checks.store_round_trip(str(tmp_path / "new")), "FAILED")
     assert refused.advice == f"give the right to write: the rights of this user in {tmp_path}/new"
 
 
-@pytest.mark.parametrize(("ahead_s", "status", "more", "state", "words"), [
-    (0, 200, {}, "ok", r"\d s (ahead of|behind) http://127.0.0.1"), (0, 403, {}, "ok", r"\d s "),
-    (0, 302, {"Location": "http://127.0.0.1:9/"}, "ok", r"\d s "), (-3600, 200, {"Age": "3600"}, "ok", r"\d s "),
-    (60, 200, {}, "warning", r"(59|60|61) s behind http"), (-3600, 200, {}, "FAILED", r"36\d\d s ahead of http"),
-    (0, 200, {"Date": "soon"}, "warning", r'http\S+ does not say: Invalid date value or format "soon"'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ahead_s", "status", "more", "state", "words"),
+    [
+        (0, 200, {}, "ok", r"\d s (ahead of|behind) http://127.0.0.1"),
+        (0, 403, {}, "ok", r"\d s "),
+        (0, 302, {"Location": "http://127.0.0.1:9/"}, "ok", r"\d s "),
+        (-3600, 200, {"Age": "3600"}, "ok", r"\d s "),
+        (60, 200, {}, "warning", r"(59|60|61) s behind http"),
+        (-3600, 200, {}, "FAILED", r"36\d\d s ahead of http"),
+        (0, 200, {"Date": "soon"}, "warning", r'http\S+ does not say: Invalid date value or format "soon"'),
+    ],
+)
 def test_clocks(
-    server: str, monkeypatch: pytest.MonkeyPatch, ahead_s: float, status: int, more: dict[str, str], state: str,
-    words: str
+    server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    ahead_s: float,
+    status: int,
+    more: dict[str, str],
+    state: str,
+    words: str,
 ) -> None:
     for name, value in {"ahead_s": ahead_s, "status": status, "more": more}.items():
         monkeypatch.setattr(Server, name, value)
-    found = one(doctor.clock("store", server), state)
+    found = one(checks.clock("store", server), state)
     assert found.what == "clock, store"
     assert re.match(words, found.found)
 
 
 def test_clocks_that_are_not_there() -> None:
-    assert one(doctor.clock("store", None), "ok").found == "not asked: it is on this machine"
-    found = one(doctor.clock("store", "http://bob:secret@127.0.0.1:9/x?token=hidden"), "warning").found
+    assert one(checks.clock("store", None), "ok").found == "not asked: it is on this machine"
+    found = one(checks.clock("store", "http://bob:secret@127.0.0.1:9/x?token=hidden"), "warning").found
     assert found == "http://***@127.0.0.1:9/x?... does not say: [Errno 111] Connection refused"
 
 
 def test_mlflow_servers(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer, date = doctor.tracker(f"http://bob:secret@{server[7:]}/")
+    answer, date = checks.tracker(f"http://bob:secret@{server[7:]}/")
     assert date.found.endswith(f" http://***@{server[7:]}/")
     assert re.fullmatch(r"http://\*\*\*@127\S+ answers in \d+ ms", answer.found)
     assert "Authorization" not in Server.asked
-    assert [finding.what for finding in doctor.tracker(server)] == ["MLflow", "clock, MLflow"]
-    for status, body, state in ((200, b"<html>", "FAILED"), (401, b"", "warning"), (500, b"", "FAILED"),
-                                (301, b"", "FAILED")):  # fmt: skip
+    assert [finding.what for finding in checks.tracker(server)] == ["MLflow", "clock, MLflow"]
+    for status, body, state in (
+        (200, b"<html>", "FAILED"),
+        (401, b"", "warning"),
+        (500, b"", "FAILED"),
+        (301, b"", "FAILED"),
+    ):
         monkeypatch.setattr(Server, "status", status)
         monkeypatch.setattr(Server, "body", body)
-        odd = next(doctor.tracker(server))
+        odd = next(checks.tracker(server))
         assert (odd.state, odd.found.split(", ")[1]) == (state, f"but not as MLflow does ({status})")
         assert "MLFLOW_TRACKING_USERNAME" in odd.advice
-    away = one(doctor.tracker("http://bob:secret@127.0.0.1:9"), "FAILED")
+    away = one(checks.tracker("http://bob:secret@127.0.0.1:9"), "FAILED")
     assert away.found == "http://***@127.0.0.1:9: [Errno 111] Connection refused"
     assert "start the server" in away.advice
 
@@ -362,46 +470,51 @@ def test_a_server_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 
         thread = threading.Thread(target=speak, daemon=True)
         thread.start()
-        found = one(doctor.tracker(f"http://127.0.0.1:{listening.getsockname()[1]}"), "FAILED").found
+        found = one(checks.tracker(f"http://127.0.0.1:{listening.getsockname()[1]}"), "FAILED").found
         assert found.endswith("no answer of a web server (BadStatusLine)")
         thread.join()
-    bad = one(doctor.tracker("http://bob:secret@host:port/"), "FAILED").found
+    bad = one(checks.tracker("http://bob:secret@host:port/"), "FAILED").found
     assert "secret" not in bad
 
 
 def test_mlflow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert one(doctor.tracker(f"sqlite:///{tmp_path}/new.db"), "ok").found == f"{tmp_path}/new.db"
+    assert one(checks.tracker(f"sqlite:///{tmp_path}/new.db"), "ok").found == f"{tmp_path}/new.db"
     assert not (tmp_path / "new.db").exists()
     with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as database:
         database.execute("create table runs (id)")
-    assert one(doctor.tracker(f"sqlite:///{tmp_path}/old.db"), "ok").found == f"{tmp_path}/old.db"
+    assert one(checks.tracker(f"sqlite:///{tmp_path}/old.db"), "ok").found == f"{tmp_path}/old.db"
     (tmp_path / "bad.db").write_text("not a database, and long enough for it to be read" * 30)
-    assert "not a database" in one(doctor.tracker(f"sqlite:///{tmp_path}/bad.db"), "FAILED").found
-    away = one(doctor.tracker(f"sqlite:///{tmp_path}/no/such.db"), "FAILED")
+    assert "not a database" in one(checks.tracker(f"sqlite:///{tmp_path}/bad.db"), "FAILED").found
+    away = one(checks.tracker(f"sqlite:///{tmp_path}/no/such.db"), "FAILED")
     assert away.found == f"{tmp_path}/no cannot be written"
     assert away.advice == "give another file, or the right to write there"
-    monkeypatch.setattr(doctor.os, "access", lambda path, _: path == tmp_path)
-    assert one(doctor.tracker(f"sqlite:///{tmp_path}/old.db"), "FAILED").found == f"{tmp_path}/old.db cannot be written"
-    assert "none given" in one(doctor.tracker(None), "ok").found
-    other = one(doctor.tracker("postgresql://bob:secret@host/db"), "ok")
+    monkeypatch.setattr(checks.os, "access", lambda path, _: path == tmp_path)
+    assert (
+        one(checks.tracker(f"sqlite:///{tmp_path}/old.db"), "FAILED").found
+        == f"{tmp_path}/old.db cannot be written"
+    )
+    assert "none given" in one(checks.tracker(None), "ok").found
+    other = one(checks.tracker("postgresql://bob:secret@host/db"), "ok")
     assert other.found == "postgresql://***@host/db is not looked at: only http(s) and sqlite are"
 
 
 def test_the_table_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     found = [Finding("a", "ok", "1"), Finding("b", "FAILED", "2", "mend it")]
-    assert doctor._tell(iter(found), as_json=False) == 1
+    assert checks._tell(iter(found), as_json=False) == 1
     said = capsys.readouterr().out
     assert "FAILED   b " in said
     assert "→ mend it" in said
-    assert doctor._tell(iter(found[:1]), as_json=True) == 0
+    assert checks._tell(iter(found[:1]), as_json=True) == 0
     with pytest.raises(SystemExit, match="2"):
-        doctor.main(["--ranks", "0"])
+        checks.main(["--ranks", "0"])
 
 
 def test_which_checks_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All, also after one that cannot be made; the store's own clock; and on the other ranks of a node the exchange."""
+    """All, also after one that cannot be made; the store's own clock; and on the other ranks of a node the
+    exchange."""
     made: list[tuple[Any, ...]] = []
     for name in ("versions", "devices", "memory", "disks", "ranks", "store_round_trip", "clock", "tracker"):
+
         def check(*given: Any, name: str = name) -> Iterator[Finding]:
             made.append((name, *given))
             if name == "memory":
@@ -410,26 +523,29 @@ def test_which_checks_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise subprocess.TimeoutExpired("python", 150)
             yield Finding(name, "ok", "")
 
-        monkeypatch.setattr(doctor, name, check)
+        monkeypatch.setattr(checks, name, check)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("LOCAL_RANK", "0")
     arguments = argparse.Namespace(store="s3://bucket/x", track_uri=None, ranks=None)
-    assert [(finding.what, finding.found) for finding in doctor.examine(arguments) if finding.state == "FAILED"] == [
+    assert [
+        (finding.what, finding.found) for finding in checks.examine(arguments) if finding.state == "FAILED"
+    ] == [
         ("memory", "cannot be looked at: http://***@host is not there"),
-        ("ranks", "cannot be looked at: Command 'python' timed out after 150 seconds")]  # fmt: skip
+        ("ranks", "cannot be looked at: Command 'python' timed out after 150 seconds"),
+    ]
     assert [name for name, *_ in made][-4:] == ["ranks", "store_round_trip", "clock", "tracker"]
     assert ("clock", "store", "http://minio:9000") in made
     assert ("store_round_trip", "s3://bucket/x") in made
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [finding.what for finding in doctor.examine(arguments)] == ["ranks"]
+    assert [finding.what for finding in checks.examine(arguments)] == ["ranks"]
 
 
 BANDWIDTH = """
 import os, signal, sys, time
-from cluster import bandwidth
-for name, mistake in {"killed": lambda: os.kill(os.getpid(), signal.SIGKILL), "broken": lambda: int("no number"),
-                      "hangs": lambda: time.sleep(60)}.items():
+from cluster.doctor import bandwidth
+for name, mistake in {"killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+                      "broken": lambda: int("no number"), "hangs": lambda: time.sleep(60)}.items():
     def join(world, mistake=mistake):
         if world.rank == 1:
             mistake()
@@ -447,10 +563,15 @@ bandwidth.main(["--store", "x", "--at-most", "7"])
 
 
 def test_ranks_that_are_killed_break_or_hang_and_what_the_supervisor_asks() -> None:
-    done = subprocess.run([sys.executable, "-c", BANDWIDTH], cwd=ROOT, text=True, capture_output=True, timeout=200,
-                          check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", BANDWIDTH], cwd=ROOT, text=True, capture_output=True, timeout=200, check=True
+    )
     assert done.stderr.splitlines() == [
-        "error: rank 1 was killed by SIGKILL", "killed 1",
-        "error: rank 1: invalid literal for int() with base 10: 'no number'", "broken 1",
-        "error: no end in 0.3 s of rank 0, 1", "hangs 1"]  # fmt: skip
+        "error: rank 1 was killed by SIGKILL",
+        "killed 1",
+        "error: rank 1: invalid literal for int() with base 10: 'no number'",
+        "broken 1",
+        "error: no end in 0.3 s of rank 0, 1",
+        "hangs 1",
+    ]
     assert done.stdout == "7\n"

@@ -1,5 +1,5 @@
-"""The teacher in one process: what waits for what while its weights are under way, how partitions are cut, and what
-cannot be loaded. Ranks are played one after the other where there are several."""
+"""The teacher in one process: what waits for what while its weights are under way, how partitions are cut,
+and what cannot be loaded. Ranks are played one after the other where there are several."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,18 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer import collectives
-from trainer.collectives import Group, Pending
-from trainer.ema import FlatWeights, ShardedEMA
-from trainer.engine.masters import PartitionedWeights
-from trainer.fragments import FlatGroup
+from trainer.core import collectives
+from trainer.core.collectives import Group, Pending
+from trainer.engine.ema import FlatWeights, ShardedEMA
+from trainer.engine.optimizer_adapters import PartitionedWeights
+from trainer.engine.partition import FlatGroup
 
 ALONE = Group(0, 1)
 Layout = tuple[int, int, dict[str, tuple[int, torch.Size]]]  # ranks, entries of the flat vector, slots
 
 
 class Late:
-    """Weights that reach the module only when they are waited for; ``log``: "write" and "arrive" as they happen."""
+    """Weights that reach the module only when they are waited for; ``log``: "write" and "arrive" as they
+    happen."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.log = module, list[str]()
@@ -59,8 +60,10 @@ def alone(weight: Sequence[float] = (1, 2, 3, 4)) -> tuple[Any, Net, list[Tensor
     """A teacher of Net with late weights, its student, and the masters: ``weight``, and 5 and -0 as bias."""
     module, student = Net(), Net()
     masters = [torch.tensor(weight, dtype=torch.float32), torch.tensor([5, -0.0])]
-    groups = [FlatGroup(4, {"weight": (0, torch.Size([2, 2]))}, [(0, masters[0][:1]), (1, masters[0][1:])]),
-              FlatGroup(2, {"bias": (0, torch.Size([2]))}, [(0, masters[1])])]  # fmt: skip
+    groups = [
+        FlatGroup(4, {"weight": (0, torch.Size([2, 2]))}, [(0, masters[0][:1]), (1, masters[0][1:])]),
+        FlatGroup(2, {"bias": (0, torch.Size([2]))}, [(0, masters[1])]),
+    ]
     return ShardedEMA(module, student, groups, Late(module), group=ALONE), student, masters
 
 
@@ -108,7 +111,9 @@ def test_fragments_are_the_average_and_need_no_weights() -> None:
     masters[1].zero_()
     teacher.update(0.5)
     teacher._weights.since()
-    fragments = {name: [(at, part.tolist()) for at, part in parts] for name, parts in teacher.fragments().items()}
+    fragments = {
+        name: [(at, part.tolist()) for at, part in parts] for name, parts in teacher.fragments().items()
+    }
     assert fragments == {"weight": [(0, [1, 2, 3, 4])], "bias": [(0, [2.5, 0])]}
     assert teacher._weights.since() == []
     assert [part.data_ptr() for ((_, part),) in teacher.fragments().values()] == [
@@ -152,7 +157,9 @@ def test_buffers_are_copies_of_the_students_at_the_last_update() -> None:
     student = Net()
     student.seen.fill_(1)
     module = Net()
-    group = FlatGroup(6, {"weight": (0, torch.Size([2, 2])), "bias": (4, torch.Size([2]))}, [(0, torch.zeros(6))])
+    group = FlatGroup(
+        6, {"weight": (0, torch.Size([2, 2])), "bias": (4, torch.Size([2]))}, [(0, torch.zeros(6))]
+    )
     teacher = ShardedEMA(module, student, [group], Late(module), group=ALONE)
     assert teacher.module.seen.tolist() == [1, 1, 1]
     student.seen.fill_(2)
@@ -201,7 +208,8 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 def owners(numel: int, slots: dict[str, tuple[int, torch.Size]]) -> list[tuple[str, int] | None]:
-    """For each entry of the flat vector: which parameter's it is, and which of its entries; None is padding."""
+    """For each entry of the flat vector: which parameter's it is, and which of its entries; None is
+    padding."""
     found: list[tuple[str, int] | None] = [None] * numel
     for name, (offset, shape) in slots.items():
         for k in range(shape.numel()):
@@ -248,17 +256,17 @@ def test_a_shard_has_the_masters_and_zeros_elsewhere(layout: Layout, data: st.Da
 
 
 def vectors(**fragments: Sequence[tuple[int, Sequence[float]]]) -> dict[str, list[tuple[int, Tensor]]]:
-    return {name: [(at, torch.tensor(values, dtype=torch.float32)) for at, values in parts]
-            for name, parts in fragments.items()}  # fmt: skip
+    return {
+        name: [(at, torch.tensor(values, dtype=torch.float32)) for at, values in parts]
+        for name, parts in fragments.items()
+    }
 
 
 @given(layout=layouts(), data=st.data())
 @settings(max_examples=50)
-def test_any_cut_of_a_saved_teacher_loads_on_any_number_of_ranks(
-    layout: Layout, data: st.DataObject
-) -> None:
-    """Overlapping fragments of the same bits, in any order, NaN and signed zeros among them; padding becomes zeros.
-    What the ranks then save is the whole teacher."""
+def test_any_cut_of_a_saved_teacher_loads_on_any_number_of_ranks(layout: Layout, data: st.DataObject) -> None:
+    """Overlapping fragments of the same bits, in any order, NaN and signed zeros among them; padding becomes
+    zeros. What the ranks then save is the whole teacher."""
     world, numel, slots = layout
     whole = torch.arange(numel) + 0.5
     whole[::5], whole[1::5] = torch.nan, -0.0
@@ -266,11 +274,17 @@ def test_any_cut_of_a_saved_teacher_loads_on_any_number_of_ranks(
     for name, (offset, shape) in slots.items():
         n = shape.numel()
         cuts = sorted(data.draw(st.sets(st.integers(0, n))) | {0, n})
-        spans = list(itertools.pairwise(cuts)) + data.draw(st.lists(st.tuples(*[st.integers(0, n)] * 2), max_size=3))
-        saved[name] = [(low, whole[offset + low : offset + max(low, high)].clone())
-                       for low, high in data.draw(st.permutations(spans))]  # fmt: skip
-    flat = [0 if owner is None else bits for owner, bits in
-            zip(owners(numel, slots), whole.view(torch.int32).tolist(), strict=True)]  # fmt: skip
+        spans = list(itertools.pairwise(cuts)) + data.draw(
+            st.lists(st.tuples(*[st.integers(0, n)] * 2), max_size=3)
+        )
+        saved[name] = [
+            (low, whole[offset + low : offset + max(low, high)].clone())
+            for low, high in data.draw(st.permutations(spans))
+        ]
+    flat = [
+        0 if owner is None else bits
+        for owner, bits in zip(owners(numel, slots), whole.view(torch.int32).tolist(), strict=True)
+    ]
     size, again = numel // world, dict[tuple[str, int], int]()
     with pytest.MonkeyPatch.context() as patch:  # the other ranks have nothing to object to
         patch.setattr(collectives, "sum_over_ranks", lambda group, tensor: tensor.clone())
@@ -280,45 +294,97 @@ def test_any_cut_of_a_saved_teacher_loads_on_any_number_of_ranks(
             teacher = ShardedEMA(module, nn.Module(), [group], Late(module), group=Group(rank, world))
             teacher.load(saved)
             assert teacher.shards[0].view(torch.int32).tolist() == flat[rank * size :][:size]
-            assert torch.equal(teacher.module[0].detach().view(torch.int32), teacher.shards[0].view(torch.int32))
-            again |= {(name, at + k): bits for name, parts in teacher.fragments().items() for at, part in parts
-                      for k, bits in enumerate(part.view(torch.int32).tolist())}  # fmt: skip
+            assert torch.equal(
+                teacher.module[0].detach().view(torch.int32), teacher.shards[0].view(torch.int32)
+            )
+            again |= {
+                (name, at + k): bits
+                for name, parts in teacher.fragments().items()
+                for at, part in parts
+                for k, bits in enumerate(part.view(torch.int32).tolist())
+            }
     assert again == {owner: bits for owner, bits in zip(owners(numel, slots), flat, strict=True) if owner}
 
 
 REST = "build the network that it was saved from"
 VECTOR = "give it as torch.float32 with one dimension"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("missing", {"weight": [(1, torch.ones(2))]},
-     "the saved teacher lacks 2 of 4 entries of weight from 0 on; load the fragments of every rank that saved"),
-    ("none", {"weight": []},
-     "the saved teacher lacks 4 of 4 entries of weight from 0 on; load the fragments of every rank that saved"),
-    ("twice the same, not the whole", {"weight": [(0, torch.ones(2)), (0, torch.ones(2))]},
-     "the saved teacher lacks 2 of 4 entries of weight from 0 on; load the fragments of every rank that saved"),
-    ("disagreeing", {"weight": [(0, torch.ones(4)), (1, torch.tensor([1.0, 2.0, 3.0]))]},
-     "the saved teacher has two values for 2 entries of weight within 1 to 4; load the fragments of one save"),
-    ("sign of zero", {"bias": [(0, torch.zeros(2)), (1, -torch.zeros(1))]},
-     "the saved teacher has two values for 1 entries of bias within 1 to 2; load the fragments of one save"),
-    ("beyond", {"weight": [(0, torch.ones(5))]},
-     f"the saved teacher has entries 0 to 5 of weight, which has 0 to 4 here; {REST}"),
-    ("beyond, later", {"bias": [(0, torch.ones(2)), (1, torch.ones(2))]},
-     f"the saved teacher has entries 1 to 3 of bias, which has 0 to 2 here; {REST}"),
-    ("below 0", {"weight": [(0, torch.ones(4)), (-1, torch.ones(2))]},
-     f"the saved teacher has entries -1 to 1 of weight, which has 0 to 4 here; {REST}"),
-    ("unknown", {"other": [], "more": [(0, torch.ones(1))]},
-     f"the saved teacher has 2 parameters that this one has not: more, other; {REST}"),
-    ("double", {"weight": [(0, torch.ones(4, dtype=torch.float64))]},
-     f"the saved teacher has weight from 0 on as torch.float64 of shape (4,); {VECTOR}"),
-    ("integers", {"bias": [(1, torch.ones(1, dtype=torch.int32))]},
-     f"the saved teacher has bias from 1 on as torch.int32 of shape (1,); {VECTOR}"),
-    ("two dimensions", {"weight": [(0, torch.ones(2, 2))]},
-     f"the saved teacher has weight from 0 on as torch.float32 of shape (2, 2); {VECTOR}"),
-    ("no dimension", {"weight": [(3, torch.tensor(1.0))]},
-     f"the saved teacher has weight from 3 on as torch.float32 of shape (); {VECTOR}"),
-]  # fmt: skip
+    (
+        "missing",
+        {"weight": [(1, torch.ones(2))]},
+        "the saved teacher lacks 2 of 4 entries of weight from 0 on; load the fragments of every rank that "
+        "saved",
+    ),
+    (
+        "none",
+        {"weight": []},
+        "the saved teacher lacks 4 of 4 entries of weight from 0 on; load the fragments of every rank that "
+        "saved",
+    ),
+    (
+        "twice the same, not the whole",
+        {"weight": [(0, torch.ones(2)), (0, torch.ones(2))]},
+        "the saved teacher lacks 2 of 4 entries of weight from 0 on; load the fragments of every rank that "
+        "saved",
+    ),
+    (
+        "disagreeing",
+        {"weight": [(0, torch.ones(4)), (1, torch.tensor([1.0, 2.0, 3.0]))]},
+        "the saved teacher has two values for 2 entries of weight within 1 to 4; load the fragments of one "
+        "save",
+    ),
+    (
+        "sign of zero",
+        {"bias": [(0, torch.zeros(2)), (1, -torch.zeros(1))]},
+        "the saved teacher has two values for 1 entries of bias within 1 to 2; load the fragments of one "
+        "save",
+    ),
+    (
+        "beyond",
+        {"weight": [(0, torch.ones(5))]},
+        f"the saved teacher has entries 0 to 5 of weight, which has 0 to 4 here; {REST}",
+    ),
+    (
+        "beyond, later",
+        {"bias": [(0, torch.ones(2)), (1, torch.ones(2))]},
+        f"the saved teacher has entries 1 to 3 of bias, which has 0 to 2 here; {REST}",
+    ),
+    (
+        "below 0",
+        {"weight": [(0, torch.ones(4)), (-1, torch.ones(2))]},
+        f"the saved teacher has entries -1 to 1 of weight, which has 0 to 4 here; {REST}",
+    ),
+    (
+        "unknown",
+        {"other": [], "more": [(0, torch.ones(1))]},
+        f"the saved teacher has 2 parameters that this one has not: more, other; {REST}",
+    ),
+    (
+        "double",
+        {"weight": [(0, torch.ones(4, dtype=torch.float64))]},
+        f"the saved teacher has weight from 0 on as torch.float64 of shape (4,); {VECTOR}",
+    ),
+    (
+        "integers",
+        {"bias": [(1, torch.ones(1, dtype=torch.int32))]},
+        f"the saved teacher has bias from 1 on as torch.int32 of shape (1,); {VECTOR}",
+    ),
+    (
+        "two dimensions",
+        {"weight": [(0, torch.ones(2, 2))]},
+        f"the saved teacher has weight from 0 on as torch.float32 of shape (2, 2); {VECTOR}",
+    ),
+    (
+        "no dimension",
+        {"weight": [(3, torch.tensor(1.0))]},
+        f"the saved teacher has weight from 3 on as torch.float32 of shape (); {VECTOR}",
+    ),
+]
 
 
-@pytest.mark.parametrize(("changed", "said"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+@pytest.mark.parametrize(
+    ("changed", "said"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
 def test_what_does_not_fit_is_refused_by_name_and_nothing_changes(changed: dict[str, Any], said: str) -> None:
     teacher, _, _ = alone()
     saved = vectors(weight=[(0, [9, 9, 9, 9])], bias=[(0, [9, 9])])
@@ -339,7 +405,8 @@ def test_the_first_fault_is_told_and_a_later_good_parameter_does_not_hide_it() -
 
 
 def test_each_rank_looks_at_its_own_part_alone_and_speaks_of_the_others() -> None:
-    """Of 6 entries on 2 ranks, entry 4 has two values: rank 1 says which, and rank 0 that another cannot go on."""
+    """Of 6 entries on 2 ranks, entry 4 has two values: rank 1 says which, and rank 0 that another cannot go
+    on."""
     saved = vectors(w=[(0, [1, 2, 3, 4, 5, 6]), (4, [7])])
     said = []
     for rank in range(2):
@@ -359,10 +426,12 @@ def test_each_rank_looks_at_its_own_part_alone_and_speaks_of_the_others() -> Non
 
 
 def test_partitions_are_written_before_who_reads_them_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under ZeRO-3 DeepSpeed gathers on a stream of its own: the write is waited for, whatever the library does."""
+    """Under ZeRO-3 DeepSpeed gathers on a stream of its own: the write is waited for, whatever the library
+    does."""
     told: list[str] = []
-    event = SimpleNamespace(record=lambda stream: told.append(f"event on {stream}"),
-                            synchronize=lambda: told.append("waited"))  # fmt: skip
+    event = SimpleNamespace(
+        record=lambda stream: told.append(f"event on {stream}"), synchronize=lambda: told.append("waited")
+    )
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
     data = SimpleNamespace(copy_=lambda shard: told.append("written"))

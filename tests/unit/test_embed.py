@@ -1,4 +1,5 @@
-"""trainer.embed: vectors that do not change with padding, batch or strand, and a table that comes back whole."""
+"""trainer.embed: vectors that do not change with padding, batch or strand, and a table that comes back
+whole."""
 
 import bz2
 import gzip
@@ -16,11 +17,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster import process
+from cluster.process import exits
 from data_prep import alphabet
 from tests.registered import CANDIDATE, registered, tiny_network
-from trainer import records, unpack, vectors
-from trainer.embed import Rows, both_strands, embed, embed_fasta, main, memory_for, resolve_precision
+from trainer.embed import main
+from trainer.evaluation import embedding_table, records, unpack
+from trainer.evaluation.embedding import Rows, both_strands, embed, embed_fasta, memory_for, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -65,7 +67,9 @@ def test_a_long_row_pads_no_other() -> None:
     parts = rows.alike(everywhere)
     assert [part.tolist() for part in parts] == [[1], [7, 6, 5, 4, 3, 2, 0]]
     assert [rows.batch(part, 0, CPU)[0].numel() for part in parts] == [200_000, 7 * 36]
-    assert [part.tolist() for part in rows.alike(everywhere[2:])] == [[0, 1, 2, 3, 4, 5]], "as it comes, where it may"
+    assert [part.tolist() for part in rows.alike(everywhere[2:])] == [[0, 1, 2, 3, 4, 5]], (
+        "as it comes, where it may"
+    )
     strand_B = torch.tensor([0, 1, 1])
     codes_BL, length_B = rows.batch(torch.tensor([0, 2, 3]), strand_B, CPU)
     assert length_B is not None and length_B.tolist() == [30, 31, 32]
@@ -74,18 +78,26 @@ def test_a_long_row_pads_no_other() -> None:
         assert codes_BL[row].tolist() == [*wanted.tolist(), *[alphabet.PAD] * (32 - len(wanted))]
 
 
-@pytest.mark.parametrize("fault", [
-    MemoryError("Unable to allocate 9 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried to"),
-    torch.OutOfMemoryError("CUDA out of memory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried to"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
 def test_rows_that_do_not_fit_are_named(fault: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def full(codes_BL: torch.Tensor, length_B: torch.Tensor | None) -> torch.Tensor:
         raise fault
 
-    assert process.exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
+    assert exits.exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
     err = capsys.readouterr().err
-    assert err == "error: out of memory: 1 sequence at once, the longest of 9,000 letters; leave it out or cut it\n"
+    assert (
+        err
+        == "error: out of memory: 1 sequence at once, the longest of 9,000 letters; leave it out or cut it\n"
+    )
     with pytest.raises(RuntimeError, match="a bug"), memory_for(torch.tensor([1])):
         raise RuntimeError("a bug")
 
@@ -95,17 +107,23 @@ def test_precision() -> None:
     assert resolve_precision("auto", CPU) in ("fp32", "bf16")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("ACGT\n", "line 1 comes before any '>' header"),
-    (">a\nACGT\n>b\n>c\nA\n", "record 'b' has no letters"),
-    (">a\nACGT\nAC*T\n", r"record 'a': byte b'\*' at position 6"),
-    ("", "holds no FASTA record"),
-    ("> seq 0\nACGT\n> seq 1\nACGT\n", "line 3: 'seq' is the name of records 1 and 2; the name is the first word"),
-    (">a\nACGT\n>\nACGT\n", "line 3: record 2 has no name"),
-    (">a\nACGT\n>\x01\nACGT\n", r"line 3: record 2: its name, b'\\x01', is not readable"),
-    (">a\nAC>GT\n", "record 'a': byte b'>' at position 2"),
-    ("; of old\n>a\nACGT\n", "line 1 comes before any '>' header"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ACGT\n", "line 1 comes before any '>' header"),
+        (">a\nACGT\n>b\n>c\nA\n", "record 'b' has no letters"),
+        (">a\nACGT\nAC*T\n", r"record 'a': byte b'\*' at position 6"),
+        ("", "holds no FASTA record"),
+        (
+            "> seq 0\nACGT\n> seq 1\nACGT\n",
+            "line 3: 'seq' is the name of records 1 and 2; the name is the first word",
+        ),
+        (">a\nACGT\n>\nACGT\n", "line 3: record 2 has no name"),
+        (">a\nACGT\n>\x01\nACGT\n", r"line 3: record 2: its name, b'\\x01', is not readable"),
+        (">a\nAC>GT\n", "record 'a': byte b'>' at position 2"),
+        ("; of old\n>a\nACGT\n", "line 1 comes before any '>' header"),
+    ],
+)
 def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.fa").write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
@@ -135,7 +153,11 @@ def test_a_mangled_fasta_has_the_same_records_or_is_refused(tmp_path: Path, data
         at = data.draw(st.integers(0, len(text)))
         what = data.draw(st.sampled_from(["put", "mark", "ends", "lead", "utf-16", "blank"]))
         if what == "put":
-            text = text[:at] + data.draw(st.sampled_from([b"\n", b"\r", b"\0", b";", b"*", b"-", b"\xff"])) + text[at:]
+            text = (
+                text[:at]
+                + data.draw(st.sampled_from([b"\n", b"\r", b"\0", b";", b"*", b"-", b"\xff"]))
+                + text[at:]
+            )
         elif what == "mark":
             text = b"\xef\xbb\xbf" + text
         elif what == "ends":
@@ -167,7 +189,9 @@ def attempt(path: Path) -> list[tuple[str, str]] | None:
 
 @given(st.integers(0, 200), st.sampled_from([gzip.compress, bz2.compress, lzma.compress]))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_cut_fasta_that_was_compressed_is_refused(tmp_path: Path, at: int, pack: Callable[[bytes], bytes]) -> None:
+def test_a_cut_fasta_that_was_compressed_is_refused(
+    tmp_path: Path, at: int, pack: Callable[[bytes], bytes]
+) -> None:
     whole = pack(FASTA.encode())
     (tmp_path / "x.fa").write_bytes(whole[: at % len(whole)])
     assert attempt(tmp_path / "x.fa") is None
@@ -183,11 +207,12 @@ def test_lines_end_as_they_like_also_where_pieces_do(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("end", ["csv", "TSV", "csv.gz", "tsv.gz", "npy", "parquet", "pq", ""])
 def test_the_end_of_the_name_says_the_format(tmp_path: Path, end: str) -> None:
-    table = pd.DataFrame({"name": ["a", "b,c"], "length": [3, 4], "e0": np.float32([0.1, -3e-9]),
-                          "e1": np.float32([1 / 3, 2])})  # fmt: skip
+    table = pd.DataFrame(
+        {"name": ["a", "b,c"], "length": [3, 4], "e0": np.float32([0.1, -3e-9]), "e1": np.float32([1 / 3, 2])}
+    )
     path = tmp_path / (f"e?.{end}" if end else "e?")  # no query: the name of a file here
     with open(path, "wb") as file:
-        vectors.write(table, file, end=vectors.format_of(str(path)))
+        embedding_table.write(table, file, end=embedding_table.format_of(str(path)))
     first = path.read_bytes()[:4]
     if end == "npy":
         np.testing.assert_array_equal(np.load(path), table[["e0", "e1"]].to_numpy())
@@ -198,41 +223,67 @@ def test_the_end_of_the_name_says_the_format(tmp_path: Path, end: str) -> None:
         found = pd.read_parquet(path)
     else:
         assert first[:2] == b"\x1f\x8b" if end.endswith("gz") else first == b"name"
-        found = pd.read_csv(path, sep="\t" if end.lower().startswith("tsv") else ",",
-                            compression="gzip" if end.endswith("gz") else None, dtype=dict(table.dtypes))  # fmt: skip
+        found = pd.read_csv(
+            path,
+            sep="\t" if end.lower().startswith("tsv") else ",",
+            compression="gzip" if end.endswith("gz") else None,
+            dtype=dict(table.dtypes),
+        )
     pd.testing.assert_frame_equal(found, table, check_exact=True)
 
 
-@pytest.mark.parametrize(("output", "message"), [
-    ("e.xlsx", "e.xlsx ends in .xlsx, which is no format here; the end of the name says the format: .parquet"),
-    ("e.parquet.gz", "ends in .parquet.gz, which is no format"),
-    ("e.txt", "ends in .txt"),
-    ("s3://b/e.h5?versionId=x.csv", "ends in .h5"),
-    ("new/", "new/ is a folder; give the name of a file in it, such as new/embeddings.parquet"),
-    (".", ". is a folder"),
-    ("-", "- is no file; standard input and output are /dev/stdin"),
-])  # fmt: skip
-def test_another_name_is_refused_before_any_work(output: str, message: str, capsys: pytest.CaptureFixture[str],
-                                                 tmp_path: Path) -> None:  # fmt: skip
-    arguments = ["--model", "models:/none@x", "--input", "none.fa", "--track-uri", f"sqlite:///{tmp_path}/none.db"]
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (
+            "e.xlsx",
+            "e.xlsx ends in .xlsx, which is no format here; the end of the name says the format: .parquet",
+        ),
+        ("e.parquet.gz", "ends in .parquet.gz, which is no format"),
+        ("e.txt", "ends in .txt"),
+        ("s3://b/e.h5?versionId=x.csv", "ends in .h5"),
+        ("new/", "new/ is a folder; give the name of a file in it, such as new/embeddings.parquet"),
+        (".", ". is a folder"),
+        ("-", "- is no file; standard input and output are /dev/stdin"),
+    ],
+)
+def test_another_name_is_refused_before_any_work(
+    output: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = [
+        "--model",
+        "models:/none@x",
+        "--input",
+        "none.fa",
+        "--track-uri",
+        f"sqlite:///{tmp_path}/none.db",
+    ]
     assert main([*arguments, "--output", output]) == 2
     assert message in capsys.readouterr().err
     assert main([*arguments, "--output", "e.csv", "--length", "0"]) == 2
     assert "--length 0 must be at least 1" in capsys.readouterr().err
 
 
-def test_a_pipe_that_is_empty_the_second_time_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_that_is_empty_the_second_time_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert main(["--model", "models:/none@x", "--input", str(pipe), "--output", "e.csv"]) == 2
-    assert f"{pipe} is a pipe or a device, and is read more than once; save it as a file" in capsys.readouterr().err
+    assert (
+        f"{pipe} is a pipe or a device, and is read more than once; save it as a file"
+        in capsys.readouterr().err
+    )
 
 
-def test_table_round_trip_through_the_registry(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
-                                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_table_round_trip_through_the_registry(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = registered(tmp_path_factory)
     long, short = sequences([150, 20])
-    text = f">long one\n{alphabet.decode(long).decode()}\n\n>short\n{alphabet.decode(short).decode().lower()}\n"
+    text = (
+        f">long one\n{alphabet.decode(long).decode()}\n\n>short\n{alphabet.decode(short).decode().lower()}\n"
+    )
     (tmp_path / "x.fa.gz").write_bytes(gzip.compress(text.encode()))
     out = tmp_path / "out" / "e.parquet"
     arguments = ["--model", CANDIDATE, "--input", str(tmp_path / "x.fa.gz"), "--output", str(out)]
@@ -254,23 +305,39 @@ def test_table_round_trip_through_the_registry(tmp_path: Path, tmp_path_factory:
     assert list(out.parent.iterdir()) == [], "nothing half-written"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
-def test_told_to_stop_it_leaves_no_half_of_a_file(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, number: int,
-                                                  code: int, monkeypatch: pytest.MonkeyPatch, signal_handlers: None,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
+def test_told_to_stop_it_leaves_no_half_of_a_file(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    number: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    signal_handlers: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     where = registered(tmp_path_factory)
     (tmp_path / "x.fa").write_text(FASTA)
     (tmp_path / "e.csv").write_text("of yesterday")
-    arguments = ["--model", CANDIDATE, "--input", str(tmp_path / "x.fa"), "--output", str(tmp_path / "e.csv"),
-                 "--track-uri", where.uri]  # fmt: skip
-    write = vectors.write
+    arguments = [
+        "--model",
+        CANDIDATE,
+        "--input",
+        str(tmp_path / "x.fa"),
+        "--output",
+        str(tmp_path / "e.csv"),
+        "--track-uri",
+        where.uri,
+    ]
+    write = embedding_table.write
 
     def stopped(table: pd.DataFrame, file: IO[bytes], *, end: str) -> None:
         write(table, file, end=end)
         signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vectors, "write", stopped)
+        patch.setattr(embedding_table, "write", stopped)
         assert main(arguments) == code
     assert "no part of a file is left; the same command starts again" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv", "x.fa"]

@@ -7,10 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from cluster import store
-from trainer import export
-from trainer.config import Model
-from trainer.heads import EmbeddingHead, Network
+from cluster.storage import store
+from trainer.models import pretrained
+from trainer.models.config import Model
+from trainer.models.heads import EmbeddingHead
+from trainer.models.network import Network
 
 MODEL = Model(num_layers=2, num_groups=4, group_channels=4, intermediate_size=8, num_summary=2, norm="layer")
 
@@ -18,20 +19,22 @@ MODEL = Model(num_layers=2, num_groups=4, group_channels=4, intermediate_size=8,
 def network(seed: int = 0) -> Network:
     torch.manual_seed(seed)
     head = EmbeddingHead(16, mlp_size=4, embedding=3, scale=10.0, max_scale=100.0, learnable=True)
-    return Network(export.build_backbone(MODEL), heads={"contrastive": head})
+    return Network(pretrained.build_backbone(MODEL), heads={"contrastive": head})
 
 
-def write(folder: Path, model: Network) -> export.Exported:
-    return export.write(str(folder), model, export.split_tensors(model.state_dict().items(), keep=True), card="card")
+def write(folder: Path, model: Network) -> pretrained.Exported:
+    return pretrained.write(
+        str(folder), model, pretrained.split_tensors(model.state_dict().items(), keep=True), card="card"
+    )
 
 
 def test_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
     model = network().eval()
     write(tmp_path, model)
     codes = torch.randint(0, 5, (3, 20), dtype=torch.uint8)
-    assert torch.equal(export.load(str(tmp_path))(codes).logits_BLV, model(codes).logits_BLV)
-    assert not list(export.load(str(tmp_path)).heads)
-    heads = safetensors.torch.load_file(tmp_path / export.HEADS)
+    assert torch.equal(pretrained.load(str(tmp_path))(codes).logits_BLV, model(codes).logits_BLV)
+    assert not list(pretrained.load(str(tmp_path)).heads)
+    heads = safetensors.torch.load_file(tmp_path / pretrained.HEADS)
     assert heads.keys() == {f"heads.{name}" for name in model.heads.state_dict()}
     assert float(heads["heads.contrastive.log_scale"].exp()) == pytest.approx(10)
 
@@ -39,35 +42,40 @@ def test_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
 def test_bytes_depend_on_the_weights_alone(tmp_path: Path) -> None:
     same = [write(tmp_path / name, network(0)).sha256 for name in ("a", "b")]
     assert same[0] == same[1] != write(tmp_path / "c", network(1)).sha256
-    assert (tmp_path / "a" / export.WEIGHTS).read_bytes() == (tmp_path / "b" / export.WEIGHTS).read_bytes()
+    assert (tmp_path / "a" / pretrained.WEIGHTS).read_bytes() == (
+        tmp_path / "b" / pretrained.WEIGHTS
+    ).read_bytes()
 
 
 def change(folder: Path, **values: object) -> None:
-    config = json.loads((folder / export.CONFIG).read_text())
+    config = json.loads((folder / pretrained.CONFIG).read_text())
     config |= values
-    (folder / export.CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (folder / pretrained.CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
-@pytest.mark.parametrize(("values", "sentence"), [
-    ({"format_version": 99}, "has format version 99, this code reads 1"),
-    ({"model_type": "bert"}, "has model_type 'bert', known are findna"),
-    ({"num_groups": 5}, "its wiring [0-9a-f]{12} is not this code's"),
-    ({"num_hidden_layers": 3}, "does not fit its config: .*Missing key"),
-    ({"num_summary_tokens": None}, "is damaged: KeyError 'num_summary_tokens'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"format_version": 99}, "has format version 99, this code reads 1"),
+        ({"model_type": "bert"}, "has model_type 'bert', known are findna"),
+        ({"num_groups": 5}, "its wiring [0-9a-f]{12} is not this code's"),
+        ({"num_hidden_layers": 3}, "does not fit its config: .*Missing key"),
+        ({"num_summary_tokens": None}, "is damaged: KeyError 'num_summary_tokens'"),
+    ],
+)
 def test_other_models_are_refused_by_name(tmp_path: Path, values: dict[str, object], sentence: str) -> None:
     write(tmp_path, network())
     change(tmp_path, **values)
     with pytest.raises(ValueError, match=sentence):
-        export.load(str(tmp_path))
+        pretrained.load(str(tmp_path))
 
 
 def test_truncated_weights_and_missing_files_are_one_sentence(tmp_path: Path) -> None:
     write(tmp_path, network())
-    weights = tmp_path / export.WEIGHTS
+    weights = tmp_path / pretrained.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit its config"):
-        export.load(str(tmp_path))
-    (tmp_path / export.CONFIG).unlink()
+        pretrained.load(str(tmp_path))
+    (tmp_path / pretrained.CONFIG).unlink()
     with pytest.raises(store.StoreError, match=r"cannot read .*config\.json: no such file"):
-        export.load(str(tmp_path))
+        pretrained.load(str(tmp_path))

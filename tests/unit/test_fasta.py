@@ -1,4 +1,4 @@
-"""data_prep.fasta: the same records out of any cut of any mess, in bounded memory."""
+"""data_prep.sources.fasta: the same records out of any cut of any mess, in bounded memory."""
 
 import gzip
 import io
@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import fasta
+from data_prep.sources import fasta
 
 LINES = st.sampled_from(
-    [b">a x>y\n", b">b/1\r\n", b">c\t\r", b"ACGT\n", b"acgtN\r\n", b"GG", b"\n", b"\r", b" T \n", b"N" * 99])
+    [b">a x>y\n", b">b/1\r\n", b">c\t\r", b"ACGT\n", b"acgtN\r\n", b"GG", b"\n", b"\r", b" T \n", b"N" * 99]
+)
 
 
 def cut(text: bytes, places: list[int]) -> Iterator[bytes]:
@@ -51,9 +52,15 @@ def test_lines_of_what_is_rewritten_are_of_one_length() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.binary(max_size=300), min_size=1, max_size=4), st.lists(st.integers(0, 2000), max_size=8),
-       st.integers(0, 3), st.integers(1, 64))
-def test_gunzip_of_any_members_whatever_the_cut(parts: list[bytes], places: list[int], zeros: int, size: int) -> None:
+@given(
+    st.lists(st.binary(max_size=300), min_size=1, max_size=4),
+    st.lists(st.integers(0, 2000), max_size=8),
+    st.integers(0, 3),
+    st.integers(1, 64),
+)
+def test_gunzip_of_any_members_whatever_the_cut(
+    parts: list[bytes], places: list[int], zeros: int, size: int
+) -> None:
     packed = b"".join(gzip.compress(part) for part in parts) + b"\0" * zeros
     pieces = list(fasta.gunzip(cut(packed, places), uri="u", size=size))
     assert b"".join(pieces) == b"".join(parts)
@@ -64,7 +71,9 @@ def test_gunzip_of_any_members_whatever_the_cut(parts: list[bytes], places: list
 def test_a_gzip_cut_anywhere_is_noticed(size: int) -> None:
     packed = gzip.compress(b"ACGTTGCA" * 20)
     assert size < len(packed)
-    with pytest.raises(ValueError, match=r"u: the gzip stream ends early, after \d+ bytes of text; get it again"):
+    with pytest.raises(
+        ValueError, match=r"u: the gzip stream ends early, after \d+ bytes of text; get it again"
+    ):
         list(fasta.gunzip([packed[:size]], uri="u"))
 
 
@@ -73,13 +82,26 @@ def test_what_is_no_gzip_after_a_member() -> None:
         list(fasta.gunzip([gzip.compress(b"ACGT") + b"junk"], uri="u"))
 
 
-@pytest.mark.parametrize(("text", "regular"), [
-    (b">a b\nACGT\nAC\n", True), (b">a\r\nAC\r\n", True), (b">a\r\nAC\n", False), (b">a\nA C\n", False),
-    (b">a\nAC\t\n>b\nG\n", False), (b";c d\n>a\nAC\n", False), (b"\n>a\nAC\n", False),
-    (b">a\rAC\n>b\rGG\n", False), (b">a\n\rAC\n\r", False), (b"\xef\xbb\xbf>a\nAC\n", False), (b">a\x1cb\nAC\n", False),
-    (b">a\nAC\n >b\nAC\n", False), (">é\nAC\n".encode(), False),
-    (b">a\n" + b"A" * (fasta.LONGEST_LINE + 1), False), (b">a\n" + b"A" * fasta.LONGEST_LINE + b"\nA\n", True),
-])
+@pytest.mark.parametrize(
+    ("text", "regular"),
+    [
+        (b">a b\nACGT\nAC\n", True),
+        (b">a\r\nAC\r\n", True),
+        (b">a\r\nAC\n", False),
+        (b">a\nA C\n", False),
+        (b">a\nAC\t\n>b\nG\n", False),
+        (b";c d\n>a\nAC\n", False),
+        (b"\n>a\nAC\n", False),
+        (b">a\rAC\n>b\rGG\n", False),
+        (b">a\n\rAC\n\r", False),
+        (b"\xef\xbb\xbf>a\nAC\n", False),
+        (b">a\x1cb\nAC\n", False),
+        (b">a\nAC\n >b\nAC\n", False),
+        (">é\nAC\n".encode(), False),
+        (b">a\n" + b"A" * (fasta.LONGEST_LINE + 1), False),
+        (b">a\n" + b"A" * fasta.LONGEST_LINE + b"\nA\n", True),
+    ],
+)
 def test_what_can_be_indexed_in_place(text: bytes, regular: bool) -> None:
     for step in (1 if len(text) < 99 else 65_536, 7 if len(text) < 99 else 1 << 19, len(text)):
         looked_at = fasta.Regularity()

@@ -17,12 +17,13 @@ from sklearn.metrics import matthews_corrcoef
 
 import configs
 from tests.registered import CANDIDATE, NAME, TASK_ROWS, Registered, register, registered, registry
-from trainer.embed import Rows
-from trainer.finetune import finetune, main, past_results
-from trainer.registry import Registry
-from trainer.tasks import supervised
-from trainer.tasks.classification import Classification
-from trainer.tasks.config import TaskConfig
+from trainer.evaluation.embedding import Rows
+from trainer.evaluation.tasks import finetuning
+from trainer.evaluation.tasks.classification import Classification
+from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.downstream import finetune, past_results
+from trainer.finetune import main
+from trainer.tracking.registry import Registry
 
 
 @pytest.fixture
@@ -34,8 +35,9 @@ def load_task(where: Registered, *overrides: str) -> TaskConfig:
     return configs.load(TaskConfig, where.task, overrides)
 
 
-def test_all_modes_end_to_end(where: Registered, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                              tmp_path: Path) -> None:  # fmt: skip
+def test_all_modes_end_to_end(
+    where: Registered, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     looks: Counter[int] = Counter()
     honest = Classification.metrics
 
@@ -44,21 +46,36 @@ def test_all_modes_end_to_end(where: Registered, monkeypatch: pytest.MonkeyPatch
         return honest(self, truth_N, probability_NK)
 
     monkeypatch.setattr(Classification, "metrics", counted)
-    code = main(["--model", CANDIDATE, "--task", str(where.task), "--track-uri", where.uri,
-                 "--json", str(tmp_path / "rows.json")])  # fmt: skip
+    code = main(
+        [
+            "--model",
+            CANDIDATE,
+            "--task",
+            str(where.task),
+            "--track-uri",
+            where.uri,
+            "--json",
+            str(tmp_path / "rows.json"),
+        ]
+    )
     out, err = capsys.readouterr()
     assert code == 0, err
     assert looks[TASK_ROWS["test"]] == 4, "one look at test for each of four modes"
     rows = {row["mode"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert set(rows) == {"kmer", "probe", "finetune", "scratch"}
     assert all(mode in out for mode in rows)
-    assert rows["kmer"]["test/mcc"] == pytest.approx(_kmer_mcc(where, float(rows["kmer"]["chosen"].split()[1])))
+    assert rows["kmer"]["test/mcc"] == pytest.approx(
+        _kmer_mcc(where, float(rows["kmer"]["chosen"].split()[1]))
+    )
     assert rows["kmer"]["test/mcc"] > 0.5
 
     reader = registry(where)
     parents = reader.tagged("toys", {"finetune": "parent", "model.version": "1", "model.name": NAME})
-    children = [run for run in reader.tagged("toys", {"finetune": "child"}, finished=True)
-                if run.data.params["task"] == "motif"]  # fmt: skip
+    children = [
+        run
+        for run in reader.tagged("toys", {"finetune": "child"}, finished=True)
+        if run.data.params["task"] == "motif"
+    ]
     assert len(parents) == 1
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
     for run in children:
@@ -90,12 +107,23 @@ def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_
     uri = f"sqlite:///{shutil.copy(where.uri.removeprefix('sqlite:///'), tmp_path / 'mlflow.db')}"
     reader = Registry(uri)
     toys = reader.client.get_experiment_by_name("toys").experiment_id
-    command = ["--model", CANDIDATE, "--task", str(where.task), "--track-uri", uri, "modes=kmer", "name=moved"]
+    command = [
+        "--model",
+        CANDIDATE,
+        "--task",
+        str(where.task),
+        "--track-uri",
+        uri,
+        "modes=kmer",
+        "name=moved",
+    ]
     reader.client.delete_experiment(toys)
     assert main(command) == 1
     err = capsys.readouterr().err
-    assert err == (f"error: experiment toys at {uri} was deleted; restore it (MLFLOW_TRACKING_URI={uri} mlflow "
-                   f"experiments restore --experiment-id {toys}) or give another track.experiment\n")  # fmt: skip
+    assert err == (
+        f"error: experiment toys at {uri} was deleted; restore it (MLFLOW_TRACKING_URI={uri} mlflow "
+        f"experiments restore --experiment-id {toys}) or give another track.experiment\n"
+    )
     assert main([*command, "track.experiment=elsewhere"]) == 0
     assert "champion of toy: unchanged, neither" in capsys.readouterr().err
     (child,) = reader.tagged("elsewhere", {"finetune": "child"})
@@ -110,12 +138,15 @@ def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_
 def _kmer_mcc(where: Registered, c: float) -> float:
     train, test = (pd.read_csv(where.folder / f"{role}.csv") for role in ("train", "test"))
     counter = CountVectorizer(analyzer="char", ngram_range=(3, 3), lowercase=False)
-    model = LogisticRegression(C=c, max_iter=2000).fit(counter.fit_transform(train["sequence"]), train["label"])
+    model = LogisticRegression(C=c, max_iter=2000).fit(
+        counter.fit_transform(train["sequence"]), train["label"]
+    )
     return float(matthews_corrcoef(test["label"], model.predict(counter.transform(test["sequence"]))))
 
 
-def test_champion_falls_only_to_a_better_dev_score(where: Registered, monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_champion_falls_only_to_a_better_dev_score(
+    where: Registered, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     reader, task = registry(where), load_task(where, "modes=[probe]", "probe.C=[0.5]")
     reader.set_alias(NAME, "champion", "1")
     register(where.folder, where.uri, seed=1, params={"run.dir": "none"})
@@ -143,24 +174,50 @@ def test_champion_falls_only_to_a_better_dev_score(where: Registered, monkeypatc
     reader.set_alias(NAME, "candidate", "1")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
-def test_told_to_stop_it_ends_its_run(where: Registered, number: int, code: int, monkeypatch: pytest.MonkeyPatch,
-                                      capsys: pytest.CaptureFixture[str], signal_handlers: None) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
+def test_told_to_stop_it_ends_its_run(
+    where: Registered,
+    number: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    signal_handlers: None,
+) -> None:
     """In the middle of training: the run that is under way is KILLED, the one before it stays FINISHED."""
-    trained = supervised._Trial.epoch
+    trained = finetuning._Trial.epoch
 
-    def stopped(trial: supervised._Trial, *given: object) -> bool:
+    def stopped(trial: finetuning._Trial, *given: object) -> bool:
         signal.raise_signal(number)
         return trained(trial, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(supervised._Trial, "epoch", stopped)
+    monkeypatch.setattr(finetuning._Trial, "epoch", stopped)
     mode = {"modes": "[kmer,finetune]", "name": f"stopped{number}"}
-    assert main(["--model", CANDIDATE, "--task", str(where.task), "--track-uri", where.uri,
-                 *(f"{key}={value}" for key, value in mode.items())]) == code  # fmt: skip
+    assert (
+        main(
+            [
+                "--model",
+                CANDIDATE,
+                "--task",
+                str(where.task),
+                "--track-uri",
+                where.uri,
+                *(f"{key}={value}" for key, value in mode.items()),
+            ]
+        )
+        == code
+    )
     err = capsys.readouterr().err
-    assert re.search("error: (told to stop|interrupted); results that were told are in MLflow; the same command", err)
+    assert re.search(
+        "error: (told to stop|interrupted); results that were told are in MLflow; the same command", err
+    )
     runs = registry(where).runs(registry(where).client.get_experiment_by_name("toys").experiment_id, "")
-    of_task = {run.data.params["mode"]: run.info.status for run in runs if run.data.params.get("task") == mode["name"]}
+    of_task = {
+        run.data.params["mode"]: run.info.status
+        for run in runs
+        if run.data.params.get("task") == mode["name"]
+    }
     assert of_task == {"kmer": "FINISHED", "finetune": "KILLED"}
     assert not [run for run in runs if run.info.status == "RUNNING"]
 
@@ -172,7 +229,9 @@ def test_a_long_row_among_short_ones_needs_its_own_memory_alone(where: Registere
     (tmp_path / "train.csv").write_text(rows)
     made = Rows.batch
 
-    def watched(rows: Rows, index_B: torch.Tensor, *given: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def watched(
+        rows: Rows, index_B: torch.Tensor, *given: object
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         nonlocal widest
         codes_BL, length_B = made(rows, index_B, *given)  # type: ignore[arg-type]
         widest = max(widest, codes_BL.numel())
@@ -180,23 +239,36 @@ def test_a_long_row_among_short_ones_needs_its_own_memory_alone(where: Registere
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Rows, "batch", watched)
-        task = load_task(where, f"train={tmp_path / 'train.csv'}", "name=long", "modes=[probe,finetune,scratch]",
-                         "finetune.epochs=1")  # fmt: skip
+        task = load_task(
+            where,
+            f"train={tmp_path / 'train.csv'}",
+            "name=long",
+            "modes=[probe,finetune,scratch]",
+            "finetune.epochs=1",
+        )
         finetune(registry(where), CANDIDATE, task)
     assert widest == 40_000
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["--model", "models:/nobody@candidate"], 1, "registered model models:/nobody@candidate"),
-    (["--model", f"models:/{NAME}/99"], 1, f"models:/{NAME}/99"),
-    (["--model", "runs/x"], 2, "runs/x is no registered model; write models:/NAME@ALIAS"),
-    (["--model", CANDIDATE, "test=/nowhere/test.csv"], 1, "/nowhere/test.csv: no such file"),
-    (["--model", CANDIDATE, "--json", "/"], 2, "output / is a folder; give the name of a file in it, such"),
-    (["--model", CANDIDATE, "finetune.epoch=3"], 2, "did you mean 'epochs'"),
-    (["--model", CANDIDATE, "label_column=class"], 1, "train.csv has no column 'class'"),
-])  # fmt: skip
-def test_mistakes_are_one_sentence(where: Registered, arguments: list[str], code: int, message: str,
-                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--model", "models:/nobody@candidate"], 1, "registered model models:/nobody@candidate"),
+        (["--model", f"models:/{NAME}/99"], 1, f"models:/{NAME}/99"),
+        (["--model", "runs/x"], 2, "runs/x is no registered model; write models:/NAME@ALIAS"),
+        (["--model", CANDIDATE, "test=/nowhere/test.csv"], 1, "/nowhere/test.csv: no such file"),
+        (
+            ["--model", CANDIDATE, "--json", "/"],
+            2,
+            "output / is a folder; give the name of a file in it, such",
+        ),
+        (["--model", CANDIDATE, "finetune.epoch=3"], 2, "did you mean 'epochs'"),
+        (["--model", CANDIDATE, "label_column=class"], 1, "train.csv has no column 'class'"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    where: Registered, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*arguments, "--task", str(where.task), "--track-uri", where.uri]) == code
     err = capsys.readouterr().err
     assert message in err
@@ -204,10 +276,13 @@ def test_mistakes_are_one_sentence(where: Registered, arguments: list[str], code
     assert err.startswith("error: ")
 
 
-def test_json_is_written_to_no_name_of_another_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_written_to_no_name_of_another_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     task = tmp_path / "t.yaml"
     task.write_text("name: t\ntrain: none.csv\nlabels: [a, b]\n")
     for name in ("r.csv", "R.PARQUET"):
         assert main(["--model", "models:/none@x", "--task", str(task), "--json", name]) == 2
         assert f"--json {name} says another format; JSON is written, to a name that ends in .json" in (
-            capsys.readouterr().err)
+            capsys.readouterr().err
+        )

@@ -8,24 +8,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import coupled_config, set_up, small_config
 from tests.ranks import on_ranks
-from trainer import export
-from trainer.distill import train_step
-from trainer.flops import step_flops
+from trainer.distill.step import train_step
+from trainer.models import pretrained
+from trainer.run.flops import step_flops
 
 # Of these sizes what a formula leaves out, and the blocks that products are padded to, count little.
-SIZES = {"model__num_layers": 4, "model__num_groups": 6, "model__group_channels": 12, "model__intermediate_size": 160,
-         "loss__contrastive__variant": "ref"}  # fmt: skip
+SIZES = {
+    "model__num_layers": 4,
+    "model__num_groups": 6,
+    "model__group_channels": 12,
+    "model__intermediate_size": 160,
+    "loss__contrastive__variant": "ref",
+}
 CASES: dict[str, dict[str, Any]] = {
     "all losses": {},
     "one direction, no crops": {"views__symmetric": False, "views__crops__number": 0},
-    "masking alone": {"loss__distill__weight": 0.0, "loss__patch__weight": 0.0, "loss__contrastive__weight": 0.0,
-                      "views__crops__number": 0},
-    "heads of a size": {"loss__distill": {"weight": 1.0, "prototypes": 900, "mlp_size": 300, "bottleneck": 64},
-                        "loss__patch": {"weight": 1.0, "prototypes": 700, "mlp_size": 200, "bottleneck": 64,
-                                        "pairs": 9}},
+    "masking alone": {
+        "loss__distill__weight": 0.0,
+        "loss__patch__weight": 0.0,
+        "loss__contrastive__weight": 0.0,
+        "views__crops__number": 0,
+    },
+    "heads of a size": {
+        "loss__distill": {"weight": 1.0, "prototypes": 900, "mlp_size": 300, "bottleneck": 64},
+        "loss__patch": {"weight": 1.0, "prototypes": 700, "mlp_size": 200, "bottleneck": 64, "pairs": 9},
+    },
     "wide keys": {"loss__contrastive": {"weight": 1.0, "embedding": 4096, "mlp_size": 8, "variant": "ref"}},
     "ZeRO-3": {"train__zero_stage": 3},
-}  # fmt: skip
+}
 
 
 def counted(cases: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float, int]]:
@@ -36,15 +46,19 @@ def counted(cases: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float, i
         batch = reader.batch(0)
         assert now.teacher.module is not engine.network
         with FlopCounterMode(display=False) as counter:
-            train_step(engine, now.teacher, [batch.windows], config=config, centres=now.centres, group=engine.group)
+            train_step(
+                engine, now.teacher, [batch.windows], config=config, centres=now.centres, group=engine.group
+            )
         formula = step_flops(config, engine.network, length=batch.windows.length, ranks=engine.group.size)
-        found[name] = float(counter.get_total_flops()), formula, export.parameter_count(engine.network)
+        found[name] = float(counter.get_total_flops()), formula, pretrained.parameter_count(engine.network)
     return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, float, int]]:
-    uri = write_dataset(tmp_path_factory.mktemp("toy"), {"train": [markov_sequence(30_000, seed=1)]}, block_bp=1024)
+    uri = write_dataset(
+        tmp_path_factory.mktemp("toy"), {"train": [markov_sequence(30_000, seed=1)]}, block_bp=1024
+    )
     cases = {name: small_config(uri, **{**SIZES, **changes}) for name, changes in CASES.items()}
     cases["student's keys"] = coupled_config(uri, **SIZES)
     return on_ranks(1, counted, cases)[0]

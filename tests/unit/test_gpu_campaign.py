@@ -1,4 +1,5 @@
-"""The campaign for a GPU, rehearsed on a CPU without the libraries that such a machine lacks; and how it goes on."""
+"""The campaign for a GPU, rehearsed on a CPU without the libraries that such a machine lacks; and how it goes
+on."""
 
 import json
 import os
@@ -29,8 +30,9 @@ def python(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Python in the repository, where ABSENT cannot be imported, by its children neither."""
     (folder / "sitecustomize.py").write_text(BLOCK)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.timeout(600)
@@ -53,13 +55,20 @@ def test_every_stage_runs_small_on_a_cpu_and_without_what_a_gpu_machine_lacks(tm
 
 
 def test_training_says_in_a_sentence_that_mlflow_is_missing(tmp_path: Path) -> None:
-    said = python(tmp_path, "-c", "import trainer.main\nfrom trainer.track import Run\n"
-                                  "Run(uri='sqlite:///x.db', experiment='e', name='n')")  # fmt: skip
-    assert "TrackError: runs are told to MLflow, and mlflow is not installed: pip install mlflow" in said.stderr
+    said = python(
+        tmp_path,
+        "-c",
+        "import trainer.main\nfrom trainer.tracking.mlflow_run import Run\n"
+        "Run(uri='sqlite:///x.db', experiment='e', name='n')",
+    )
+    assert (
+        "TrackError: runs are told to MLflow, and mlflow is not installed: pip install mlflow" in said.stderr
+    )
 
 
-def test_a_machine_without_a_gpu_is_told_of_the_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_machine_without_a_gpu_is_told_of_the_rehearsal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(campaign.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:
         campaign.main(["--out", str(tmp_path)])
@@ -101,9 +110,14 @@ def test_no_row_is_begun_near_the_end_of_the_time(tmp_path: Path) -> None:
     assert not (tmp_path / RESULT).exists()
 
 
-@pytest.mark.parametrize(("rows", "limit", "code"), [
-    ({"one": dict}, "100", 0), ({"one": dict}, "1", 75), ({"one": lambda: {"fault": "x"}}, "100", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "limit", "code"),
+    [
+        ({"one": dict}, "100", 0),
+        ({"one": dict}, "1", 75),
+        ({"one": lambda: {"fault": "x"}}, "100", 1),
+    ],
+)
 def test_the_exit_code_says_whether_all_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Any, limit: str, code: int
 ) -> None:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import health
-from trainer.guard import CollapseGuard
+from trainer.distill import representation_metrics
+from trainer.distill.collapse_guard import CollapseGuard
 
 K = 32
 HEALTHY = {
@@ -30,35 +30,54 @@ HEALTHY = {
     "health/patch_chosen": 0.4,
 }
 COLLAPSED = {
-    "point": ({"health/embedding_std": 1e-4}, "the embeddings of all samples are the same point",
-              "embedding_std 0.0001 is below 0.001"),
-    "rank": ({"health/centred_rank": 1.01}, "the embeddings differ in few dimensions only",
-             "centred_rank 1.01 is below 1.2"),
-    "dead": ({"health/dead_dimensions": 0.8}, "most dimensions of the embeddings are the same for all samples",
-             "dead_dimensions 0.8 is above 0.5"),
+    "point": (
+        {"health/embedding_std": 1e-4},
+        "the embeddings of all samples are the same point",
+        "embedding_std 0.0001 is below 0.001",
+    ),
+    "rank": (
+        {"health/centred_rank": 1.01},
+        "the embeddings differ in few dimensions only",
+        "centred_rank 1.01 is below 1.2",
+    ),
+    "dead": (
+        {"health/dead_dimensions": 0.8},
+        "most dimensions of the embeddings are the same for all samples",
+        "dead_dimensions 0.8 is above 0.5",
+    ),
     "drift": ({"health/centre_drift": 6.0}, "the teacher's centre runs away", "centre_drift 6 is above 3"),
-    "uniform": ({"health/teacher_entropy": 0.9999 * math.log(K), "health/kl": 1e-3},
-                "the teacher is uniform over the prototypes for all samples, and the student too: nothing to learn",
-                "teacher_entropy 3.465 is above 3.462, kl 0.001 is below 0.1"),
-    "one-hot": ({"health/prototype_usage": 1.2 / K, "health/kl": 1e-3},
-                "the teacher is one-hot on the same prototype for all samples, and the student agrees",
-                "prototype_usage 0.0375 is below 0.0625, kl 0.001 is below 0.1"),
-    "choice": ({"health/prototypes_chosen": 1 / K, "health/kl": 1e-3},
-               "the teacher prefers the same prototype for all samples, and the student agrees",
-               "prototypes_chosen 0.03125 is below 0.0625, teacher_entropy 3.119 is below 3.462, "
-               "kl 0.001 is below 0.1"),
-    "patch uniform": ({"health/patch_entropy": 0.9999 * math.log(K), "health/patch_kl": 0.2},
-                      "the teacher is uniform over the prototypes for all letters, and the student too: nothing to "
-                      "learn",
-                      "patch_entropy 3.465 is above 3.462, patch_kl 0.2 is below 0.3"),
-    "patch one-hot": ({"health/patch_usage": 1.2 / K, "health/patch_kl": 0.2},
-                      "the teacher is one-hot on the same prototype for all letters, and the student agrees",
-                      "patch_usage 0.0375 is below 0.0625, patch_kl 0.2 is below 0.3"),
-    "patch choice": ({"health/patch_chosen": 1 / K, "health/patch_kl": 0.2},
-                     "the teacher prefers the same prototype for all letters, and the student agrees",
-                     "patch_chosen 0.03125 is below 0.0625, patch_entropy 3.119 is below 3.462, "
-                     "patch_kl 0.2 is below 0.3"),
-}  # fmt: skip
+    "uniform": (
+        {"health/teacher_entropy": 0.9999 * math.log(K), "health/kl": 1e-3},
+        "the teacher is uniform over the prototypes for all samples, and the student too: nothing to learn",
+        "teacher_entropy 3.465 is above 3.462, kl 0.001 is below 0.1",
+    ),
+    "one-hot": (
+        {"health/prototype_usage": 1.2 / K, "health/kl": 1e-3},
+        "the teacher is one-hot on the same prototype for all samples, and the student agrees",
+        "prototype_usage 0.0375 is below 0.0625, kl 0.001 is below 0.1",
+    ),
+    "choice": (
+        {"health/prototypes_chosen": 1 / K, "health/kl": 1e-3},
+        "the teacher prefers the same prototype for all samples, and the student agrees",
+        "prototypes_chosen 0.03125 is below 0.0625, teacher_entropy 3.119 is below 3.462, "
+        "kl 0.001 is below 0.1",
+    ),
+    "patch uniform": (
+        {"health/patch_entropy": 0.9999 * math.log(K), "health/patch_kl": 0.2},
+        "the teacher is uniform over the prototypes for all letters, and the student too: nothing to learn",
+        "patch_entropy 3.465 is above 3.462, patch_kl 0.2 is below 0.3",
+    ),
+    "patch one-hot": (
+        {"health/patch_usage": 1.2 / K, "health/patch_kl": 0.2},
+        "the teacher is one-hot on the same prototype for all letters, and the student agrees",
+        "patch_usage 0.0375 is below 0.0625, patch_kl 0.2 is below 0.3",
+    ),
+    "patch choice": (
+        {"health/patch_chosen": 1 / K, "health/patch_kl": 0.2},
+        "the teacher prefers the same prototype for all letters, and the student agrees",
+        "patch_chosen 0.03125 is below 0.0625, patch_entropy 3.119 is below 3.462, patch_kl 0.2 is below 0.3",
+    ),
+}
 
 
 def guard(**changes: float) -> CollapseGuard:
@@ -121,7 +140,9 @@ def test_of_two_kinds_the_one_that_has_lasted_longest_is_told() -> None:
 def test_what_is_missing_or_not_finite_is_not_judged_and_breaks_no_streak(value: float | None) -> None:
     watch, bad = guard(), HEALTHY | COLLAPSED["one-hot"][0]
     said(watch, bad, 2)
-    gap = {name: v for name, v in bad.items() if name != "health/kl"} | ({} if value is None else {"health/kl": value})
+    gap = {name: v for name, v in bad.items() if name != "health/kl"} | (
+        {} if value is None else {"health/kl": value}
+    )
     assert watch.check(gap, step=25) is None
     assert watch.state()["one-hot"] == 2
     assert watch.check({}, step=26) is None
@@ -141,30 +162,42 @@ def test_how_many_prototypes_are_used_is_not_judged_where_there_are_two_at_most(
     watch = guard(patience=1, prototypes=prototypes)
     assert watch.state().keys() == COLLAPSED.keys() - {"one-hot", "choice"}
     few = {"health/prototype_usage": 0.9, "health/prototypes_chosen": 0.5, "health/kl": 1e-3}
-    assert said(watch, HEALTHY | few | {"health/teacher_entropy": 0.5 * math.log(prototypes)}, 3) == [None] * 3
+    assert (
+        said(watch, HEALTHY | few | {"health/teacher_entropy": 0.5 * math.log(prototypes)}, 3) == [None] * 3
+    )
     assert {"one-hot", "choice"} <= guard(prototypes=3).state().keys()
     assert {"one-hot", "choice"} <= guard(prototypes=2, min_prototypes=1.5).state().keys()
 
 
 def test_a_uniform_teacher_of_two_prototypes_is_told() -> None:
     sentence = guard(patience=1, prototypes=2).check(
-        HEALTHY | {"health/teacher_entropy": math.log(2), "health/kl": 1e-3}, step=1)
+        HEALTHY | {"health/teacher_entropy": math.log(2), "health/kl": 1e-3}, step=1
+    )
     assert sentence is not None and COLLAPSED["uniform"][1] in sentence
 
 
 @pytest.mark.parametrize(
     ("kind", "limit"),
-    [("point", {"min_std": 0.0}), ("rank", {"min_rank": 0.0}), ("dead", {"max_dead": 1.0}),
-     ("drift", {"max_drift": math.inf}), ("uniform", {"max_entropy": 2.0}), ("one-hot", {"min_prototypes": 0.0}),
-     ("choice", {"min_prototypes": 0.0}), ("choice", {"max_kl": 0.0})],
-)  # fmt: skip
+    [
+        ("point", {"min_std": 0.0}),
+        ("rank", {"min_rank": 0.0}),
+        ("dead", {"max_dead": 1.0}),
+        ("drift", {"max_drift": math.inf}),
+        ("uniform", {"max_entropy": 2.0}),
+        ("one-hot", {"min_prototypes": 0.0}),
+        ("choice", {"min_prototypes": 0.0}),
+        ("choice", {"max_kl": 0.0}),
+    ],
+)
 def test_each_limit_can_be_switched_off(kind: str, limit: dict[str, float]) -> None:
     assert said(guard(patience=1, **limit), HEALTHY | COLLAPSED[kind][0], 3) == [None] * 3
 
 
 @given(bad=st.lists(st.booleans(), max_size=25), cut=st.integers(0, 25), patience=st.integers(1, 5))
 @settings(max_examples=80, deadline=None)
-def test_a_resumed_guard_says_what_an_uninterrupted_one_says(bad: list[bool], cut: int, patience: int) -> None:
+def test_a_resumed_guard_says_what_an_uninterrupted_one_says(
+    bad: list[bool], cut: int, patience: int
+) -> None:
     whole, resumed = guard(patience=patience), guard(patience=patience)
     expected, found = [], []
     for step, is_bad in enumerate(bad):
@@ -209,7 +242,9 @@ def planted(kind: str) -> dict[str, float]:
     elif kind == "rank":
         embeddings = torch.nn.functional.normalize(noise[:1] * noise[:, 1:2].sign() + 1e-3 * noise, dim=1)
     elif kind == "dead":
-        embeddings = torch.nn.functional.normalize(torch.cat([noise[:, :6], torch.ones(48, 10) * 0.1], 1), dim=1)
+        embeddings = torch.nn.functional.normalize(
+            torch.cat([noise[:, :6], torch.ones(48, 10) * 0.1], 1), dim=1
+        )
         embeddings[:, 6:] = 0.1
     elif kind == "drift":
         centre = 5 * before
@@ -222,9 +257,9 @@ def planted(kind: str) -> dict[str, float]:
     probability_BPK = torch.softmax(logits_BPK, -1)
     mean_PK = probability_BPK.mean(0).log()
     student = logits_BPK.log_softmax(-1) if kind == "healthy" else mean_PK.expand_as(logits_BPK)
-    sums_PS = health.prototype_sums(probability_BPK, student)
-    found = health.readings(embeddings, **{"patch_sums_PS" if patch else "sums_PS": sums_PS})
-    return found | {"health/centre_drift": health.centre_drift(centre, before)}
+    sums_PS = representation_metrics.prototype_sums(probability_BPK, student)
+    found = representation_metrics.readings(embeddings, **{"patch_sums_PS" if patch else "sums_PS": sums_PS})
+    return found | {"health/centre_drift": representation_metrics.centre_drift(centre, before)}
 
 
 @pytest.mark.parametrize("kind", sorted(COLLAPSED))
@@ -240,21 +275,25 @@ def test_the_guard_says_nothing_of_the_readings_of_healthy_tensors() -> None:
 
 def test_collapsed_says_whether_it_lasts() -> None:
     watch = guard(patience=3)
-    lasts = [(watch.check(HEALTHY | {"health/embedding_std": std}, step=step), watch.collapsed)[1]
-             for step, std in enumerate([0.0, 0.0, 0.0, 0.0, 0.03, 0.0])]  # fmt: skip
+    lasts = [
+        (watch.check(HEALTHY | {"health/embedding_std": std}, step=step), watch.collapsed)[1]
+        for step, std in enumerate([0.0, 0.0, 0.0, 0.0, 0.03, 0.0])
+    ]
     assert lasts == [False, False, True, True, False, False]
 
 
-@pytest.mark.parametrize("rows", range(1, health.FEWEST + 1))
+@pytest.mark.parametrize("rows", range(1, representation_metrics.FEWEST + 1))
 def test_a_few_rows_are_no_collapse_unless_they_are_enough_to_show_it(rows: int) -> None:
     """All samples of a batch of one are the same point, and choose the same prototype."""
     point = torch.nn.functional.normalize(torch.ones(rows, 16), dim=1)
     one_BPK = (20 * torch.eye(K)[:2]).softmax(-1).expand(rows, 2, K)
-    readings = health.readings(point, other_GE=point, sums_PS=health.prototype_sums(one_BPK, one_BPK.log()))
+    readings = representation_metrics.readings(
+        point, other_GE=point, sums_PS=representation_metrics.prototype_sums(one_BPK, one_BPK.log())
+    )
     watch = guard(patience=1)
     sentence = watch.check(readings, step=1)
     shown = {kind for kind, streak in watch.state().items() if streak}
-    if rows < health.FEWEST:
+    if rows < representation_metrics.FEWEST:
         assert sentence is None and shown == set(), sentence
     else:
         assert shown == {"point", "dead", "one-hot", "choice"}

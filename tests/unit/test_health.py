@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer import health
+from trainer.distill import representation_metrics
 
 SHAPES = [(12, 5), (5, 12), (40, 8)]
 
@@ -32,7 +32,9 @@ def naive_stds(x: list[list[float]]) -> list[float]:
     found = []
     for column in zip(*x, strict=True):
         mean = sum(column) / len(column)
-        found.append(math.sqrt(sum((v - mean) ** 2 for v in column) / (len(column) - 1)) * math.sqrt(len(x[0])))
+        found.append(
+            math.sqrt(sum((v - mean) ** 2 for v in column) / (len(column) - 1)) * math.sqrt(len(x[0]))
+        )
     return found
 
 
@@ -45,23 +47,30 @@ def test_spread_of_each_dimension_equals_the_naive_loop(rows: int, width: int) -
     x = units(rows, width)
     x[:, 1] *= 1e-4
     expected = naive_stds(x.tolist())
-    assert health.dimension_std(x).tolist() == pytest.approx(expected, rel=1e-6)
-    assert health.embedding_std(x) == pytest.approx(sum(expected) / width, rel=1e-6)
-    assert health.dead_dimensions(x) == sum(std < 0.01 * sum(expected) / width for std in expected) / width == 1 / width
+    assert representation_metrics.dimension_std(x).tolist() == pytest.approx(expected, rel=1e-6)
+    assert representation_metrics.embedding_std(x) == pytest.approx(sum(expected) / width, rel=1e-6)
+    assert (
+        representation_metrics.dead_dimensions(x)
+        == sum(std < 0.01 * sum(expected) / width for std in expected) / width
+        == 1 / width
+    )
 
 
 def test_dead_is_measured_against_the_other_dimensions() -> None:
     """Windows close together in all dimensions alike have no dead one; without any spread all are dead."""
     close = torch.nn.functional.normalize(torch.ones(20, 8) + 1e-4 * torch.randn(20, 8), dim=1)
-    assert health.embedding_std(close) < 1e-3
-    assert health.dead_dimensions(close) == 0
-    assert health.dead_dimensions(close[:1].expand(20, 8)) == 1
+    assert representation_metrics.embedding_std(close) < 1e-3
+    assert representation_metrics.dead_dimensions(close) == 0
+    assert representation_metrics.dead_dimensions(close[:1].expand(20, 8)) == 1
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_effective_rank_equals_that_of_the_gram_matrix(rows: int, width: int) -> None:
     x = units(rows, width).double()
-    for matrix, found in ((x, health.effective_rank(x)), (x - x.mean(0), health.centred_rank(x))):
+    for matrix, found in (
+        (x, representation_metrics.effective_rank(x)),
+        (x - x.mean(0), representation_metrics.centred_rank(x)),
+    ):
         singular = torch.linalg.eigvalsh(matrix.T @ matrix).clamp(min=0).sqrt().tolist()
         share = [value / sum(singular) for value in singular]
         assert found == pytest.approx(math.exp(naive_entropy(share)), rel=1e-4)
@@ -69,11 +78,11 @@ def test_effective_rank_equals_that_of_the_gram_matrix(rows: int, width: int) ->
 
 def test_rank_counts_dimensions() -> None:
     x = torch.eye(16)[torch.arange(63) % 3]
-    assert health.effective_rank(x) == pytest.approx(3, rel=1e-6)
-    assert health.centred_rank(x) == pytest.approx(2, rel=1e-6)  # three points lie in a plane
+    assert representation_metrics.effective_rank(x) == pytest.approx(3, rel=1e-6)
+    assert representation_metrics.centred_rank(x) == pytest.approx(2, rel=1e-6)  # three points lie in a plane
     near = torch.nn.functional.normalize(torch.ones(64, 16) + 0.01 * torch.randn(64, 16), dim=1)
-    assert health.effective_rank(near) < 1.3, "the common direction takes it all"
-    assert health.centred_rank(near) > 10
+    assert representation_metrics.effective_rank(near) < 1.3, "the common direction takes it all"
+    assert representation_metrics.centred_rank(near) > 10
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
@@ -81,14 +90,16 @@ def test_alignment_and_uniformity_equal_the_naive_loops(rows: int, width: int) -
     first, second = units(rows, width), units(rows, width, seed=1)
     a, b = first.tolist(), second.tolist()
     expected = sum(squared_distance(p, q) for p, q in zip(a, b, strict=True)) / rows
-    assert health.alignment(first, second) == pytest.approx(expected, rel=1e-5)
+    assert representation_metrics.alignment(first, second) == pytest.approx(expected, rel=1e-5)
     pairs = [math.exp(-2 * squared_distance(a[i], a[j])) for i in range(rows) for j in range(i)]
-    assert health.uniformity(first) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
+    assert representation_metrics.uniformity(first) == pytest.approx(
+        math.log(sum(pairs) / len(pairs)), rel=1e-5
+    )
 
 
 def test_entropy_and_divergence_equal_the_naive_loops() -> None:
     p, q = distributions(4, 3, 7), distributions(4, 3, 7, seed=1)
-    found_entropy, found_kl = health.entropy(p), health.divergence(p, q.log())
+    found_entropy, found_kl = representation_metrics.entropy(p), representation_metrics.divergence(p, q.log())
     for b in range(4):
         for place in range(3):
             ps, qs = p[b, place].tolist(), q[b, place].tolist()
@@ -99,17 +110,24 @@ def test_entropy_and_divergence_equal_the_naive_loops() -> None:
 
 def test_divergence_at_its_ends() -> None:
     one_hot = torch.eye(4)
-    assert health.divergence(one_hot, one_hot.log()).tolist() == [0] * 4  # 0 · log(0 / 0) is 0
-    assert health.divergence(one_hot, torch.full((4, 4), 0.25).log()).tolist() == pytest.approx([math.log(4)] * 4)
-    assert health.divergence(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]).log()).item() == math.inf
+    assert (
+        representation_metrics.divergence(one_hot, one_hot.log()).tolist() == [0] * 4
+    )  # 0 · log(0 / 0) is 0
+    assert representation_metrics.divergence(
+        one_hot, torch.full((4, 4), 0.25).log()
+    ).tolist() == pytest.approx([math.log(4)] * 4)
+    assert (
+        representation_metrics.divergence(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]).log()).item()
+        == math.inf
+    )
 
 
 @given(seed=st.integers(0, 999), prototypes=st.integers(1, 9), sharp=st.floats(0, 60))
 @settings(max_examples=60, deadline=None)
 def test_divergence_is_never_negative_and_zero_of_itself(seed: int, prototypes: int, sharp: float) -> None:
     p, q = (distributions(5, prototypes, seed=seed + i, sharp=sharp) for i in range(2))
-    assert (health.divergence(p, q.clamp(min=1e-30).log()) >= 0).all()
-    assert health.divergence(p, p.log()).tolist() == pytest.approx([0] * 5, abs=1e-5)
+    assert (representation_metrics.divergence(p, q.clamp(min=1e-30).log()) >= 0).all()
+    assert representation_metrics.divergence(p, p.log()).tolist() == pytest.approx([0] * 5, abs=1e-5)
 
 
 def test_centre_drift_equals_its_formula_and_reads_as_documented() -> None:
@@ -118,15 +136,19 @@ def test_centre_drift_equals_its_formula_and_reads_as_documented() -> None:
     spread = math.sqrt(sum(v**2 for v in before.tolist()) / 50)
     mean = sum(moved) / 50
     expected = math.sqrt(sum((v - mean) ** 2 for v in moved) / 50) / spread
-    assert health.centre_drift(now, before) == pytest.approx(expected, rel=1e-5)
-    assert health.centre_drift(before, before) == 0
-    assert health.centre_drift(before + 7, before) == pytest.approx(0, abs=1e-6)  # softmax does not see it
-    assert health.centre_drift(-before, before) == pytest.approx(2)
-    assert health.centre_drift(3.5 * before, before) == pytest.approx(2.5)
-    assert health.centre_drift(before, torch.zeros(50)) == 0  # nothing to measure against
+    assert representation_metrics.centre_drift(now, before) == pytest.approx(expected, rel=1e-5)
+    assert representation_metrics.centre_drift(before, before) == 0
+    assert representation_metrics.centre_drift(before + 7, before) == pytest.approx(
+        0, abs=1e-6
+    )  # softmax does not see it
+    assert representation_metrics.centre_drift(-before, before) == pytest.approx(2)
+    assert representation_metrics.centre_drift(3.5 * before, before) == pytest.approx(2.5)
+    assert representation_metrics.centre_drift(before, torch.zeros(50)) == 0  # nothing to measure against
     both = torch.stack([before, -before])
-    assert health.centre_drift(both + torch.tensor([[1.0], [5.0]]), both) == pytest.approx(0, abs=1e-6)
-    assert health.centre_drift(2 * both, both) == pytest.approx(1)
+    assert representation_metrics.centre_drift(both + torch.tensor([[1.0], [5.0]]), both) == pytest.approx(
+        0, abs=1e-6
+    )
+    assert representation_metrics.centre_drift(2 * both, both) == pytest.approx(1)
 
 
 def naive_sums(teacher: Tensor, student_log: Tensor) -> dict[str, float]:
@@ -136,30 +158,48 @@ def naive_sums(teacher: Tensor, student_log: Tensor) -> dict[str, float]:
     for p in range(positions):
         mean = [sum(t[b][p][k] for b in range(rows)) / rows for k in range(prototypes)]
         usage += math.exp(naive_entropy(mean)) / prototypes / positions
-        chosen += len({max(range(prototypes), key=t[b][p].__getitem__) for b in range(rows)}) / prototypes / positions
+        chosen += (
+            len({max(range(prototypes), key=t[b][p].__getitem__) for b in range(rows)})
+            / prototypes
+            / positions
+        )
         for b in range(rows):
             entropies += naive_entropy(t[b][p]) / rows / positions
-            kls += sum(x * (math.log(x) - y) for x, y in zip(t[b][p], s[b][p], strict=True)) / rows / positions
-    return {"health/prototype_usage": usage, "health/prototypes_chosen": chosen, "health/teacher_entropy": entropies,
-            "health/kl": kls}  # fmt: skip
+            kls += (
+                sum(x * (math.log(x) - y) for x, y in zip(t[b][p], s[b][p], strict=True)) / rows / positions
+            )
+    return {
+        "health/prototype_usage": usage,
+        "health/prototypes_chosen": chosen,
+        "health/teacher_entropy": entropies,
+        "health/kl": kls,
+    }
 
 
 @pytest.mark.parametrize(("rows", "positions", "prototypes"), [(6, 3, 5), (1, 1, 4), (9, 2, 1)])
 def test_prototype_readings_equal_the_naive_loops_however_they_were_shared_out(
     rows: int, positions: int, prototypes: int
 ) -> None:
-    teacher, student = distributions(rows, positions, prototypes), distributions(rows, positions, prototypes, seed=1)
+    teacher, student = (
+        distributions(rows, positions, prototypes),
+        distributions(rows, positions, prototypes, seed=1),
+    )
     expected = naive_sums(teacher, student.log())
-    if rows < health.FEWEST:
+    if rows < representation_metrics.FEWEST:
         expected = {name: expected[name] for name in ("health/teacher_entropy", "health/kl")}
-    parts = [health.prototype_sums(t, s) for t, s in zip(teacher.split(2), student.log().split(2), strict=True)]
-    found = health.readings(sums_PS=torch.stack(parts).sum(0))
+    parts = [
+        representation_metrics.prototype_sums(t, s)
+        for t, s in zip(teacher.split(2), student.log().split(2), strict=True)
+    ]
+    found = representation_metrics.readings(sums_PS=torch.stack(parts).sum(0))
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 def test_usage_at_its_ends_and_by_position() -> None:
     def read(teacher: Tensor) -> tuple[float, float]:
-        found = health.readings(sums_PS=health.prototype_sums(teacher, teacher.clamp(min=1e-9).log()))
+        found = representation_metrics.readings(
+            sums_PS=representation_metrics.prototype_sums(teacher, teacher.clamp(min=1e-9).log())
+        )
         return found["health/prototype_usage"], found["health/prototypes_chosen"]
 
     eye = torch.eye(8)
@@ -185,7 +225,7 @@ POINTS: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.parametrize("name", sorted(POINTS))
 def test_no_reading_is_nan_whatever_the_embeddings(name: str) -> None:
     x = POINTS[name]()
-    found = health.readings(x, other_GE=x)
+    found = representation_metrics.readings(x, other_GE=x)
     assert all(math.isfinite(value) for value in found.values()), found
     assert found["health/alignment"] == 0
     assert ("health/embedding_std" in found) == (name not in ("one row", "two rows"))
@@ -203,7 +243,7 @@ def test_no_reading_is_nan_whatever_the_embeddings(name: str) -> None:
 )
 def test_no_reading_is_nan_whatever_the_prototypes(teacher: Tensor) -> None:
     student = torch.log_softmax(teacher * 1e4, -1)
-    found = health.readings(sums_PS=health.prototype_sums(teacher, student))
+    found = representation_metrics.readings(sums_PS=representation_metrics.prototype_sums(teacher, student))
     assert all(math.isfinite(value) for value in found.values()), found
     assert ("health/prototype_usage" in found) == ("health/prototypes_chosen" in found) == (len(teacher) >= 4)
 
@@ -212,30 +252,59 @@ def test_what_is_not_finite_reads_as_nan_and_raises_nothing() -> None:
     """A non-finite step is dealt with elsewhere; looking at it must not end the run."""
     x = units(9, 8)
     x[3, 2] = math.nan
-    found = health.readings(x, sums_PS=health.prototype_sums(torch.full((3, 1, 4), math.nan), torch.zeros(3, 1, 4)))
+    found = representation_metrics.readings(
+        x,
+        sums_PS=representation_metrics.prototype_sums(torch.full((3, 1, 4), math.nan), torch.zeros(3, 1, 4)),
+    )
     for name in ("embedding_std", "effective_rank", "centred_rank", "uniformity", "kl"):
         assert math.isnan(found[f"health/{name}"]), name
 
 
 def test_readings_hold_what_their_tensors_allow() -> None:
     x, p = units(9, 8), distributions(9, 2, 5)
-    embeddings = {f"health/{name}" for name in ("embedding_std", "dimension_std_min", "dead_dimensions",
-                                                "effective_rank", "centred_rank", "uniformity")}  # fmt: skip
-    assert health.readings() == {}
-    assert health.readings(x).keys() == embeddings
-    assert health.readings(x, other_GE=x).keys() == embeddings | {"health/alignment"}
+    embeddings = {
+        f"health/{name}"
+        for name in (
+            "embedding_std",
+            "dimension_std_min",
+            "dead_dimensions",
+            "effective_rank",
+            "centred_rank",
+            "uniformity",
+        )
+    }
+    assert representation_metrics.readings() == {}
+    assert representation_metrics.readings(x).keys() == embeddings
+    assert representation_metrics.readings(x, other_GE=x).keys() == embeddings | {"health/alignment"}
     judged = {f"health/{name}" for name in ("teacher_entropy", "kl", "prototype_usage", "prototypes_chosen")}
-    assert health.readings(sums_PS=health.prototype_sums(p, p.log())).keys() == judged
+    assert (
+        representation_metrics.readings(sums_PS=representation_metrics.prototype_sums(p, p.log())).keys()
+        == judged
+    )
 
 
 @pytest.mark.parametrize("rows", range(1, 7))
 def test_what_says_how_samples_differ_is_left_out_of_too_few(rows: int) -> None:
     x, p = units(rows, 8), distributions(rows, 5, 7)
-    found = health.readings(x, other_GE=units(rows, 8, seed=1), sums_PS=health.prototype_sums(p, p.log()))
+    found = representation_metrics.readings(
+        x, other_GE=units(rows, 8, seed=1), sums_PS=representation_metrics.prototype_sums(p, p.log())
+    )
     always = {f"health/{name}" for name in ("alignment", "teacher_entropy", "kl")}
-    differ = {f"health/{name}" for name in ("embedding_std", "dimension_std_min", "dead_dimensions", "effective_rank",
-                                            "uniformity", "prototype_usage", "prototypes_chosen")}  # fmt: skip
-    expected = always if rows < 4 else always | differ if rows == 4 else always | differ | {"health/centred_rank"}
+    differ = {
+        f"health/{name}"
+        for name in (
+            "embedding_std",
+            "dimension_std_min",
+            "dead_dimensions",
+            "effective_rank",
+            "uniformity",
+            "prototype_usage",
+            "prototypes_chosen",
+        )
+    }
+    expected = (
+        always if rows < 4 else always | differ if rows == 4 else always | differ | {"health/centred_rank"}
+    )
     assert found.keys() == expected
 
 
@@ -243,27 +312,36 @@ def test_what_says_how_samples_differ_is_left_out_of_too_few(rows: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_readings_are_what_their_functions_say(seed: int, rows: int, width: int) -> None:
     x = units(rows, width, seed=seed)
-    found = health.readings(x)
-    functions = {"embedding_std": health.embedding_std, "dead_dimensions": health.dead_dimensions,
-                 "effective_rank": health.effective_rank, "centred_rank": health.centred_rank,
-                 "uniformity": health.uniformity,
-                 "dimension_std_min": lambda rows: float(health.dimension_std(rows).min())}  # fmt: skip
-    assert found == {f"health/{name}": function(x) for name, function in functions.items() if f"health/{name}" in found}
-    assert bool(found) == (rows >= health.FEWEST)
+    found = representation_metrics.readings(x)
+    functions = {
+        "embedding_std": representation_metrics.embedding_std,
+        "dead_dimensions": representation_metrics.dead_dimensions,
+        "effective_rank": representation_metrics.effective_rank,
+        "centred_rank": representation_metrics.centred_rank,
+        "uniformity": representation_metrics.uniformity,
+        "dimension_std_min": lambda rows: float(representation_metrics.dimension_std(rows).min()),
+    }
+    assert found == {
+        f"health/{name}": function(x) for name, function in functions.items() if f"health/{name}" in found
+    }
+    assert bool(found) == (rows >= representation_metrics.FEWEST)
 
 
 NOTHING_GIVEN = [
-    (lambda: health.embedding_std(torch.zeros(0, 4)), "health of no embeddings"),
-    (lambda: health.effective_rank(torch.zeros(0, 4)), "health of no embeddings"),
-    (lambda: health.uniformity(torch.zeros(0, 4)), "health of no embeddings"),
-    (lambda: health.alignment(torch.zeros(2, 4), torch.zeros(3, 4)), "or of unlike ones"),
-    (lambda: health.prototype_sums(torch.ones(2, 1, 4), torch.ones(3, 1, 4)), r"rows of .*\[2, 1, 4\].*\[3, 1, 4"),
+    (lambda: representation_metrics.embedding_std(torch.zeros(0, 4)), "health of no embeddings"),
+    (lambda: representation_metrics.effective_rank(torch.zeros(0, 4)), "health of no embeddings"),
+    (lambda: representation_metrics.uniformity(torch.zeros(0, 4)), "health of no embeddings"),
+    (lambda: representation_metrics.alignment(torch.zeros(2, 4), torch.zeros(3, 4)), "or of unlike ones"),
+    (
+        lambda: representation_metrics.prototype_sums(torch.ones(2, 1, 4), torch.ones(3, 1, 4)),
+        r"rows of .*\[2, 1, 4\].*\[3, 1, 4",
+    ),
 ]
 
 
 def test_no_row_of_prototypes_reads_nothing() -> None:
     """As where no hidden letter has a partner in the teacher's view."""
-    assert health.readings(sums_PS=torch.zeros(2, 11), patch_sums_PS=torch.zeros(1, 11)) == {}
+    assert representation_metrics.readings(sums_PS=torch.zeros(2, 11), patch_sums_PS=torch.zeros(1, 11)) == {}
 
 
 @pytest.mark.parametrize(

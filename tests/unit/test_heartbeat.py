@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import heartbeat, store
-from cluster.heartbeat import SIZE, Beat, Heart, read
-from cluster.retry import StoreError
+from cluster.process import heartbeat
+from cluster.process.heartbeat import SIZE, Beat, Heart, read
+from cluster.storage import store
+from cluster.storage.retry import StoreError
 
 RANK = """
 import sys
-from cluster.heartbeat import heart
+from cluster.process.heartbeat import heart
 heart.step(7)
 heart.saved(5)
 with heart.inside("all_reduce"):
@@ -32,12 +33,19 @@ with heart.inside("all_reduce"):
 def test_the_record_of_another_process_is_read_while_it_hangs_and_when_it_is_dead(tmp_path: Path) -> None:
     path, before = tmp_path / "rank-0", time.time()
     environment = os.environ | {heartbeat.ENV: str(path)}
-    with subprocess.Popen([sys.executable, "-c", RANK], env=environment, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", RANK], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdin and process.stdout
         assert process.stdout.readline() == b"inside\n"
         beat = read(path)
-        assert (beat.step, beat.saved, beat.collectives, beat.inside, beat.label) == (7, 5, 1, True, "all_reduce")
+        assert (beat.step, beat.saved, beat.collectives, beat.inside, beat.label) == (
+            7,
+            5,
+            1,
+            True,
+            "all_reduce",
+        )
         assert beat.told() == "step 7, inside all_reduce (collective 1)"
         assert before <= beat.at <= time.time()
         assert read(path) == beat, "it hangs: nothing moves"
@@ -61,10 +69,13 @@ def test_labels_within_labels(tmp_path: Path) -> None:
         raise KeyError
     told.append(heart.read().told())
     assert told == [
-        "step 0, before any collective (collective 0)", "step 3, inside backward (collective 1)",
-        "step 3, inside all_gather (collective 2)", "step 3, inside backward (collective 2, last issued all_gather)",
+        "step 0, before any collective (collective 0)",
+        "step 3, inside backward (collective 1)",
+        "step 3, inside all_gather (collective 2)",
+        "step 3, inside backward (collective 2, last issued all_gather)",
         "step 3, after backward (collective 2, last issued all_gather)",
-        "step 3, after broadcast (collective 3)"]  # fmt: skip
+        "step 3, after broadcast (collective 3)",
+    ]
     assert read(tmp_path / "x") == heart.read()
 
 
@@ -87,10 +98,16 @@ def test_everything_that_is_told_moves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["memory://beats", ""])
 def test_each_answer_of_a_store_is_progress_but_what_keeps_a_lease_is_not(base: str, tmp_path: Path) -> None:
-    """Uploads, downloads, listings and removals; a lease is renewed for as long as the process lives, hang or not."""
+    """Uploads, downloads, listings and removals; a lease is renewed for as long as the process lives, hang or
+    not."""
     uri = f"{base or tmp_path}/x"
-    for work in (lambda: store.write_bytes(uri, b"abc"), lambda: store.read_bytes(uri), lambda: store.sizes(uri),
-                 lambda: store.exists(uri), lambda: store.remove(uri)):  # fmt: skip
+    for work in (
+        lambda: store.write_bytes(uri, b"abc"),
+        lambda: store.read_bytes(uri),
+        lambda: store.sizes(uri),
+        lambda: store.exists(uri),
+        lambda: store.remove(uri),
+    ):
         before = heartbeat.heart.read().moves
         work()
         assert heartbeat.heart.read().moves > before

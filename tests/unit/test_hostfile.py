@@ -6,32 +6,63 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.hostfile import read_hostfile
+from cluster.launch.hostfile import read_hostfile
 from configs import ConfigError
 
 
-@pytest.mark.parametrize("data", [
-    b"\xef\xbb\xbfw1 slots=4\nw2 slots=2\n", b"w1 slots=4\r\nw2 slots=2\r\n", b"w1 slots=4\rw2 slots=2",
-    b"# all\rw1 slots=4 # one\rw2 slots=2\n", b"w1 slots=4\r\r\nw2 slots=2\r\r\n",  # of several editors
-    b"\n\n  w1\t slots=4 \t\n \t\nw2 slots=2", b"# all\nw1 slots=4  # the first\n\t# and\nw2 slots=2\n",
-    "w1 slots=4 # a\u2028b slots=9\nw2 slots=2\n# x\x0by\x85z\n".encode(),  # line ends for str.splitlines alone
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfw1 slots=4\nw2 slots=2\n",
+        b"w1 slots=4\r\nw2 slots=2\r\n",
+        b"w1 slots=4\rw2 slots=2",
+        b"# all\rw1 slots=4 # one\rw2 slots=2\n",
+        b"w1 slots=4\r\r\nw2 slots=2\r\r\n",  # of several editors
+        b"\n\n  w1\t slots=4 \t\n \t\nw2 slots=2",
+        b"# all\nw1 slots=4  # the first\n\t# and\nw2 slots=2\n",
+        # line ends for str.splitlines alone
+        "w1 slots=4 # a\u2028b slots=9\nw2 slots=2\n# x\x0by\x85z\n".encode(),
+    ],
+)
 def test_marks_blanks_line_ends_and_comments(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "hosts").write_bytes(data)
     assert read_hostfile(str(tmp_path / "hosts")) == {"w1": 4, "w2": 2}
 
 
-@pytest.mark.parametrize(("line", "advice"), [
-    ("w1:4", "; write w1 slots=4 for 4 ranks; a port belongs in launch.remote (ssh -p PORT)"),
-    ("w1:4 slots=2", "; write w1 slots=4 for 4 ranks; a port belongs in launch.remote (ssh -p PORT)"),
-    ("[fe80::1]:4", "; write fe80::1 slots=4 for 4 ranks; a port belongs in launch.remote (ssh -p PORT)"),
-    ("me@w1 slots=4", "; a host's user belongs in launch.remote (ssh -l USER ... {host}) or in ~/.ssh/config"),
-    ("w1 slots = 4", ""), ("w1 slots= 4", ""), ("w1 slot=4", ""), ("w1 Slots=4", ""), ("w1 slots:4", ""),
-    ("w1 slots=4 max_slots=8", ""), ("w1 w2", ""), ("w1,w2", ""), ("w1 4", ""), ("'w1' slots=4", ""),
-    ("w1 slots=\u0664", ""), ("w\u0131 slots=4", ""), ("w1 slots=4#b", ""), ("w1#b", ""), ("w1\u00a0slots=4", ""),
-    ("\x0c", ""), ("\u2003", ""),
-    ("w1:", ""), ("localhost:", ""), ("w1 slots=-1", ""), ("w1 slots=4.0", ""), ("w1 slots=1e3", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("w1:4", "; write w1 slots=4 for 4 ranks; a port belongs in launch.remote (ssh -p PORT)"),
+        ("w1:4 slots=2", "; write w1 slots=4 for 4 ranks; a port belongs in launch.remote (ssh -p PORT)"),
+        ("[fe80::1]:4", "; write fe80::1 slots=4 for 4 ranks; a port belongs in launch.remote (ssh -p PORT)"),
+        (
+            "me@w1 slots=4",
+            "; a host's user belongs in launch.remote (ssh -l USER ... {host}) or in ~/.ssh/config",
+        ),
+        ("w1 slots = 4", ""),
+        ("w1 slots= 4", ""),
+        ("w1 slot=4", ""),
+        ("w1 Slots=4", ""),
+        ("w1 slots:4", ""),
+        ("w1 slots=4 max_slots=8", ""),
+        ("w1 w2", ""),
+        ("w1,w2", ""),
+        ("w1 4", ""),
+        ("'w1' slots=4", ""),
+        ("w1 slots=\u0664", ""),
+        ("w\u0131 slots=4", ""),
+        ("w1 slots=4#b", ""),
+        ("w1#b", ""),
+        ("w1\u00a0slots=4", ""),
+        ("\x0c", ""),
+        ("\u2003", ""),
+        ("w1:", ""),
+        ("localhost:", ""),
+        ("w1 slots=-1", ""),
+        ("w1 slots=4.0", ""),
+        ("w1 slots=1e3", ""),
+    ],
+)
 def test_a_line_that_is_not_of_the_format_is_named(tmp_path: Path, line: str, advice: str) -> None:
     path = tmp_path / "hosts"
     path.write_text(f"fine slots=8\n{line}\n")
@@ -49,17 +80,45 @@ def test_a_host_under_two_spellings_is_one(tmp_path: Path, twin: str) -> None:
 
 
 HOSTS = st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]{0,6}", fullmatch=True), st.integers(1, 64), min_size=1)
-NOISE = ["\ufeff", "\r", "\t", " ", "#", "\"", "'", ":", "=", ",", "\x00", "\x0b", "\u2028", "\u00a0", "@", "-", "\n"]
+NOISE = [
+    "\ufeff",
+    "\r",
+    "\t",
+    " ",
+    "#",
+    '"',
+    "'",
+    ":",
+    "=",
+    ",",
+    "\x00",
+    "\x0b",
+    "\u2028",
+    "\u00a0",
+    "@",
+    "-",
+    "\n",
+]
 
 
 @settings(deadline=None, max_examples=300)
-@given(hosts=HOSTS, end=st.sampled_from(["\n", "\r\n", "\r"]), mark=st.sampled_from(["", "\ufeff"]),
-       blanks=st.sampled_from([" ", "\t", "  \t"]), code=st.sampled_from(["utf-8", "utf-16", "utf-32"]),
-       noise=st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from(NOISE)), max_size=2))
+@given(
+    hosts=HOSTS,
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    mark=st.sampled_from(["", "\ufeff"]),
+    blanks=st.sampled_from([" ", "\t", "  \t"]),
+    code=st.sampled_from(["utf-8", "utf-16", "utf-32"]),
+    noise=st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from(NOISE)), max_size=2),
+)
 def test_a_mangled_hostfile_gives_all_its_hosts_or_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, hosts: dict[str, int], end: str, mark: str, blanks: str, code: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    hosts: dict[str, int],
+    end: str,
+    mark: str,
+    blanks: str,
+    code: str,
     noise: list[tuple[int, str]],
-) -> None:  # fmt: skip
+) -> None:
     text = mark + "".join(f"{name}{blanks}slots={slots}{end}" for name, slots in hosts.items())
     for at, what in noise:
         at %= len(text) + 1

@@ -1,4 +1,5 @@
-"""The house: floors, one library in one file, the order inside a package as the README tree has it, short files."""
+"""The house: floors, one library in one file, the order inside a package as the README tree has it, short
+files."""
 
 import ast
 import fnmatch
@@ -11,11 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ["configs", "cluster", "data_prep", "trainer"]
 ONLY_IN = {
-    "ray": {"cluster/jobs.py", "cluster/ray_nodes.py"}, "fsspec": {"cluster/uri.py"},
-    "pyfaidx": {"data_prep/reference.py"}, "py2bit": {"data_prep/twobit.py"},
-    "webdataset": {"data_prep/tar.py"},
-    "deepspeed": {"trainer/engine/masters.py", "trainer/engine/student.py"},
-    "mlflow": {"trainer/mlflow_client.py"},
+    "ray": {"cluster/tasks/jobs.py", "cluster/launch/ray_nodes.py"},
+    "fsspec": {"cluster/storage/uri.py"},
+    "pyfaidx": {"data_prep/sources/reference.py"},
+    "py2bit": {"data_prep/sources/twobit.py"},
+    "webdataset": {"data_prep/dataset/tar.py"},
+    "deepspeed": {"trainer/engine/optimizer_adapters.py", "trainer/engine/engine.py"},
+    "mlflow": {"trainer/tracking/mlflow_client.py"},
 }
 TRAINER_MAY_USE = {"data_prep.alphabet", "data_prep.shards"}
 MAX_LINES = 300
@@ -28,7 +31,8 @@ def name_of(path: Path) -> str:
 
 
 def imports(node: ast.AST) -> Iterator[str]:
-    """Dotted names imported anywhere under ``node``; ``from a import b`` gives a.b where that is a module, else a."""
+    """Dotted names imported anywhere under ``node``; ``from a import b`` gives a.b where that is a module,
+    else a."""
     for part in ast.walk(node):
         if isinstance(part, ast.Import):
             yield from (alias.name for alias in part.names)
@@ -48,7 +52,9 @@ def readme_order() -> dict[str, list[str]]:
     """package -> its files and folders from top to bottom, from the README's fenced tree."""
     order: dict[str, list[str]] = {}
     package = None
-    for block in re.findall(r"^```[a-z]*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL):
+    for block in re.findall(
+        r"^```[a-z]*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    ):
         for line in block.splitlines():
             if head := re.match(r"(\w+)/", line):
                 package = head[1] if head[1] in FLOORS else None
@@ -66,21 +72,32 @@ def test_floors() -> None:
             if floor == "tests" or (floor in FLOORS and FLOORS.index(floor) > FLOORS.index(own)):
                 faults.append(f"{name_of(path)} imports {name} from a floor to its right")
             if own == "trainer" and floor == "data_prep" and name not in TRAINER_MAY_USE:
-                faults.append(f"{name_of(path)} imports {name}; of data_prep the trainer may use alphabet and shards")
+                faults.append(
+                    f"{name_of(path)} imports {name}; of data_prep the trainer may use alphabet and shards"
+                )
     assert faults == []
 
 
 def test_one_library_one_file() -> None:
-    faults = [f"{name_of(path)} imports {name}, which belongs in {' and '.join(sorted(ONLY_IN[name.split('.')[0]]))}"
-              for path in FILES for name in imports(tree(path))
-              if name_of(path) not in ONLY_IN.get(name.split(".")[0], {name_of(path)})]
+    faults = [
+        f"{name_of(path)} imports {name}, which belongs in "
+        f"{' and '.join(sorted(ONLY_IN[name.split('.')[0]]))}"
+        for path in FILES
+        for name in imports(tree(path))
+        if name_of(path) not in ONLY_IN.get(name.split(".")[0], {name_of(path)})
+    ]
     assert faults == []
 
 
 def test_no_import_of_ours_inside_a_function() -> None:
-    faults = [f"{name_of(path)}: {function.name} imports {name}" for path in FILES for function in ast.walk(tree(path))
-              if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-              for name in imports(function) if name.split(".")[0] in FLOORS]
+    faults = [
+        f"{name_of(path)}: {function.name} imports {name}"
+        for path in FILES
+        for function in ast.walk(tree(path))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for name in imports(function)
+        if name.split(".")[0] in FLOORS
+    ]
     assert faults == []
 
 
@@ -104,7 +121,9 @@ def test_a_file_imports_only_files_above_it_in_the_readme_tree() -> None:
                 faults.append(f"{name_of(path)} imports {name}, which stands below it in README.md")
     listed = {(package, entry) for package, entries in order.items() for entry in entries}
     there = {(package, found.stem) for package in FLOORS for found in (ROOT / package).iterdir()}
-    faults += [f"README.md lists {package}/{entry}, which is not there" for package, entry in sorted(listed - there)]
+    faults += [
+        f"README.md lists {package}/{entry}, which is not there" for package, entry in sorted(listed - there)
+    ]
     assert faults == []
 
 
@@ -112,11 +131,18 @@ def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None
     """pytest passes over folders called dist or build unless it is told otherwise."""
     folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
     assert {"tests/dist", "tests/faults", "tests/gpu", "tests/unit"} <= folders
-    hidden = [folder for folder in sorted(folders) for part in folder.split("/")
-              for pattern in pytestconfig.getini("norecursedirs") if fnmatch.fnmatch(part, pattern)]  # fmt: skip
+    hidden = [
+        folder
+        for folder in sorted(folders)
+        for part in folder.split("/")
+        for pattern in pytestconfig.getini("norecursedirs")
+        if fnmatch.fnmatch(part, pattern)
+    ]
     assert hidden == []
 
 
 def test_files_are_short() -> None:
-    long = {name_of(path): count for path in FILES if (count := len(path.read_text().splitlines())) > MAX_LINES}
+    long = {
+        name_of(path): count for path in FILES if (count := len(path.read_text().splitlines())) > MAX_LINES
+    }
     assert long == {}, f"past {MAX_LINES} lines a file wants to be a folder"

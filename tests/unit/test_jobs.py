@@ -1,4 +1,4 @@
-"""cluster.jobs: results in order, faults as themselves, dead workers replaced."""
+"""cluster.tasks.jobs: results in order, faults as themselves, dead workers replaced."""
 
 import errno
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster import jobs, store
+from cluster.storage import store
+from cluster.tasks import jobs
 from configs import ConfigError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -110,7 +111,7 @@ def test_a_failure_is_raised_when_the_others_have_ended(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.jobs._PATIENCE", 0.1)
+    monkeypatch.setattr("cluster.tasks.jobs._PATIENCE", 0.1)
     file = tmp_path / "beat"
     with pytest.raises(ValueError, match="stop here"):
         jobs.run(beat, [(str(file), False), (str(file), True)], workers=2)
@@ -124,14 +125,18 @@ def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "died").exists()
 
 
-def test_what_may_pass_is_tried_again_with_growing_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.jobs._BACKOFF", 0.1)
+def test_what_may_pass_is_tried_again_with_growing_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF", 0.1)
     told: list[tuple[int, str]] = []
     began = time.monotonic()
-    assert jobs.run(out_of_reach, [(str(tmp_path), 2)], workers=1, on_retry=lambda *at: told.append(at)) == [2]
+    assert jobs.run(out_of_reach, [(str(tmp_path), 2)], workers=1, on_retry=lambda *at: told.append(at)) == [
+        2
+    ]
     assert told == [(0, "cannot read x: try 0"), (0, "cannot read x: try 1")]
     assert time.monotonic() - began >= 0.8 * (0.1 + 0.2), "it did not wait"
-    monkeypatch.setattr("cluster.jobs._BACKOFF", 0.01)
+    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF", 0.01)
     (tmp_path / "never").mkdir()
     with pytest.raises(store.TransientError, match="cannot read x: try 4"):
         jobs.run(out_of_reach, [(str(tmp_path / "never"), 99)], workers=1)
@@ -144,7 +149,10 @@ def test_a_shared_object_is_sent_once_and_read_only() -> None:
 
 def test_one_worker_needs_no_ray() -> None:
     seen: list[int] = []
-    assert jobs.run_here_or_there(where, [0, 1], workers=1, on_result=lambda i, _: seen.append(i)) == [os.getpid()] * 2
+    assert (
+        jobs.run_here_or_there(where, [0, 1], workers=1, on_result=lambda i, _: seen.append(i))
+        == [os.getpid()] * 2
+    )
     assert seen == [0, 1]
     assert os.getpid() not in jobs.run_here_or_there(where, [0, 1], workers=2)
 
@@ -166,8 +174,16 @@ def test_nodes_that_join_later_are_used(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(jobs.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(jobs.ray, "cluster_resources", lambda: there)
     room = jobs._Room(None)
-    for after, cpus, now, missing in ((0, 0, 1, False), (9, 0, 1, False), (11, 0, 1, True), (17, 0, 1, False),
-                                      (18, 24, 1, False), (23, 24, 24, False), (60, 32, 32, False), (90, 3, 3, False)):
+    for after, cpus, now, missing in (
+        (0, 0, 1, False),
+        (9, 0, 1, False),
+        (11, 0, 1, True),
+        (17, 0, 1, False),
+        (18, 24, 1, False),
+        (23, 24, 24, False),
+        (60, 32, 32, False),
+        (90, 3, 3, False),
+    ):
         clock[0], there["CPU"] = 100.0 + after, cpus
         assert (room.now(), room.is_missing()) == (now, missing), after
     there.clear()  # as Ray has it where no node has any
@@ -176,7 +192,9 @@ def test_nodes_that_join_later_are_used(monkeypatch: pytest.MonkeyPatch) -> None
     assert jobs._Room(5).now() == 5
 
 
-def test_tasks_that_run_at_once_grow_with_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_that_run_at_once_grow_with_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first task ends only once the second runs beside it, which needs a second look at the cluster."""
     seen = iter([0.0, 2.0])
     last = [0.0]
@@ -185,7 +203,7 @@ def test_tasks_that_run_at_once_grow_with_the_cluster(tmp_path: Path, monkeypatc
         last[0] = next(seen, last[0])
         return {"CPU": last[0]}
 
-    monkeypatch.setattr("cluster.jobs._LOOK", 0.1)
+    monkeypatch.setattr("cluster.tasks.jobs._LOOK", 0.1)
     monkeypatch.setattr(jobs.ray, "cluster_resources", resources)
     assert jobs.run(meet, [(str(tmp_path), "a"), (str(tmp_path), "b")]) == ["a", "b"]
 
@@ -197,11 +215,15 @@ def test_a_ray_that_does_not_start_in_time_is_a_sentence(monkeypatch: pytest.Mon
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(jobs.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(jobs.ray, "init", late)
-    with pytest.raises(RuntimeError, match=r"^cannot start a local Ray: The current node timed out during start"):
+    with pytest.raises(
+        RuntimeError, match=r"^cannot start a local Ray: The current node timed out during start"
+    ):
         jobs.join().__enter__()
 
 
-def test_a_long_folder_for_temporary_files_has_a_short_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_folder_for_temporary_files_has_a_short_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = tmp_path / ("slurm_jobdir" * 6) / "4711001.scratch"
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     for variable in ("TMPDIR", "RAY_TMPDIR"):
@@ -213,8 +235,11 @@ def test_a_long_folder_for_temporary_files_has_a_short_way(tmp_path: Path, monke
             assert not os.path.lexists(os.path.dirname(way)) and (long / "ray" / "session").is_dir()
             (long / "ray" / "session").rmdir()
             patch.setattr(jobs.tempfile, "mkdtemp", refuse_folder)
-            with pytest.raises(RuntimeError, match=f"^cannot start a local Ray: {variable}={long} is too long for its "
-                                                   r"sockets, .*\(\[Errno 30\] Read-only.*; set RAY_TMPDIR to a short"):
+            with pytest.raises(
+                RuntimeError,
+                match=f"^cannot start a local Ray: {variable}={long} is too long for its "
+                r"sockets, .*\(\[Errno 30\] Read-only.*; set RAY_TMPDIR to a short",
+            ):
                 jobs.short_folder().__enter__()
     monkeypatch.setenv("TMPDIR", "/tmp")
     with jobs.short_folder() as way:

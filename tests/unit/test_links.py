@@ -1,4 +1,5 @@
-"""Hostfiles with every mistake, how a host is reached, and links to agents that are gone or were never there."""
+"""Hostfiles with every mistake, how a host is reached, and links to agents that are gone or were never
+there."""
 
 import os
 import subprocess
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import nodes
-from cluster.hostfile import read_hostfile
-from cluster.nodes import HostNodes, Link, LocalNodes, Member, NodeLost, Place, close_all
+from cluster.launch import nodes
+from cluster.launch.hostfile import read_hostfile
+from cluster.launch.nodes import HostNodes, Link, LocalNodes, Member, NodeLost, Place, close_all
 from configs import ConfigError
 
 LIMIT_S = 30.0
@@ -52,7 +53,9 @@ def member(code: str, name: str = "localhost") -> Member:
 
 
 def test_a_hostfile(tmp_path: Path) -> None:
-    path = written(tmp_path, "# of the cluster\n\nb slots=8\n  a\tslots=2  # the other\n10.0.0.1\nfe80::1 slots=03\n")
+    path = written(
+        tmp_path, "# of the cluster\n\nb slots=8\n  a\tslots=2  # the other\n10.0.0.1\nfe80::1 slots=03\n"
+    )
     assert list(read_hostfile(path).items()) == [("b", 8), ("a", 2), ("10.0.0.1", 1), ("fe80::1", 3)]
 
 
@@ -63,7 +66,8 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert str(fault.value).splitlines() == [
         f"launch.hostfile: {path}, line 2: a is there already",
         f"  {path}, line 3: 'b slots=x' must be NAME slots=RANKS",
-        f"  {path}, line 4: 'c slots=00' must be NAME slots=RANKS"]
+        f"  {path}, line 4: 'c slots=00' must be NAME slots=RANKS",
+    ]
 
 
 def test_hostfiles_that_cannot_be_read(tmp_path: Path) -> None:
@@ -84,8 +88,12 @@ def test_how_a_host_is_reached(tmp_path: Path) -> None:
     reach = tmp_path / "reach"
     reach.write_text('#!/bin/sh\necho "$1" >&2\nshift\nexec "$@"\n')
     reach.chmod(0o755)
-    hosts = HostNodes(written(tmp_path, "a"), f"{reach} 'me@{{host}} -x'", directory=str(tmp_path / "there"),
-                      agent=["-c", "import os; print(os.getcwd()); raise SystemExit(4)"])  # fmt: skip
+    hosts = HostNodes(
+        written(tmp_path, "a"),
+        f"{reach} 'me@{{host}} -x'",
+        directory=str(tmp_path / "there"),
+        agent=["-c", "import os; print(os.getcwd()); raise SystemExit(4)"],
+    )
     link = hosts.connect(hosts.places()[0])
     found: list[str] = []
     until(lambda: found.extend(link.receive()) or found)
@@ -95,7 +103,9 @@ def test_how_a_host_is_reached(tmp_path: Path) -> None:
 
 
 def test_lines_come_in_order_and_before_the_end() -> None:
-    link = agent("print('one'); print('two'); import sys; sys.exit('at last')").connect(Place("n", "127.0.0.1", 1))
+    link = agent("print('one'); print('two'); import sys; sys.exit('at last')").connect(
+        Place("n", "127.0.0.1", 1)
+    )
     found: list[str] = []
     until(lambda: found.extend(link.receive()) or len(found) == 2)
     assert found == ["one", "two"]
@@ -107,7 +117,9 @@ def test_lines_come_in_order_and_before_the_end() -> None:
 
 
 def test_an_agent_that_is_killed() -> None:
-    link = agent("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)").connect(Place("n", "127.0.0.1", 1))
+    link = agent("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)").connect(
+        Place("n", "127.0.0.1", 1)
+    )
     assert lost(link) == "n: its agent was killed by SIGSEGV"
     link.close()
 
@@ -130,15 +142,17 @@ def test_an_agent_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - start < LIMIT_S
     assert lost(deaf.link) == "localhost: its agent was killed by SIGKILL"
     monkeypatch.setattr(nodes, "_PATIENCE", 0.2)
-    spoke = member("import time; print('{\"event\": \"ready\"}', flush=True); time.sleep(600)")
+    spoke = member('import time; print(\'{"event": "ready"}\', flush=True); time.sleep(600)')
     spoke.await_event("ready", LIMIT_S)
     spoke.link.close()
     assert lost(spoke.link) == "localhost: its agent was killed by SIGKILL"
 
 
 def test_what_is_no_event_is_passed_over_and_the_rest_kept() -> None:
-    one = member("import os\nos.write(1, b'Welcome \\xff\\n[1]\\n{}\\n{\"event\": \"line\", \"n\": 1}\\n"
-                 "{\"event\": \"ready\"}\\n{\"event\": \"line\", \"n\": 2}\\n')\ninput()")  # fmt: skip
+    one = member(
+        'import os\nos.write(1, b\'Welcome \\xff\\n[1]\\n{}\\n{"event": "line", "n": 1}\\n'
+        '{"event": "ready"}\\n{"event": "line", "n": 2}\\n\')\ninput()'
+    )
     assert one.await_event("ready", LIMIT_S) == {"event": "ready"}
     found: list[dict[str, object]] = []
     until(lambda: found.extend(one.events()) or len(found) == 2)
@@ -152,11 +166,14 @@ def test_what_is_no_event_is_passed_over_and_the_rest_kept() -> None:
 
 def test_nothing_of_a_link_is_left_when_this_process_is_killed() -> None:
     """The agent's input ends with it."""
-    code = ("import os, time\nfrom cluster.nodes import LocalNodes\nnodes = LocalNodes(1)\n"
-            "link = nodes.connect(nodes.places()[0])\nprint(link._process.pid, flush=True)\n"
-            "time.sleep(60)")  # fmt: skip
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                          cwd=Path(__file__).parents[2]) as parent:  # fmt: skip
+    code = (
+        "import os, time\nfrom cluster.launch.nodes import LocalNodes\nnodes = LocalNodes(1)\n"
+        "link = nodes.connect(nodes.places()[0])\nprint(link._process.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as parent:
         assert parent.stdout
         pid = int(parent.stdout.readline())
         os.kill(pid, 0)

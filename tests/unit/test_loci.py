@@ -1,4 +1,5 @@
-"""Places of windows: content is one for both strands and for nothing else, and overlaps are what a naive loop finds."""
+"""Places of windows: content is one for both strands and for nothing else, and overlaps are what a naive loop
+finds."""
 
 import dataclasses
 import itertools
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_prep import alphabet
 from tests.unit.test_views import windows
-from trainer.loci import MIN_LETTERS, Loci, content_hash, loci, same_place
+from trainer.data.locus import MIN_LETTERS, Loci, content_hash, loci, same_place
 
 LETTERS = st.lists(st.sampled_from([0, 1, 2, 3, 0, 1, 2, 3, alphabet.N]), min_size=0, max_size=70)
 
@@ -37,7 +38,9 @@ def test_content_is_the_same_on_both_strands_whatever_the_padding_and_the_other_
     sequences: list[list[int]], padding: int
 ) -> None:
     hashes = content_hash(batch(sequences))
-    others = content_hash(batch([turned(row) for row in sequences], length=max(1, *map(len, sequences)) + padding))
+    others = content_hash(
+        batch([turned(row) for row in sequences], length=max(1, *map(len, sequences)) + padding)
+    )
     assert torch.equal(hashes, others)
     for row, sequence in enumerate(sequences):
         assert int(content_hash(batch([sequence]))) == int(hashes[row])
@@ -49,10 +52,22 @@ def test_content_is_the_same_on_both_strands_whatever_the_padding_and_the_other_
 @given(LETTERS.filter(lambda row: len(row) >= 20), st.data())
 def test_content_is_another_after_any_edit(sequence: list[int], data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(sequence) - 1))
-    changed = [*sequence[:place], (sequence[place] + data.draw(st.integers(1, 4))) % 5, *sequence[place + 1 :]]
-    edits = [changed, sequence[:place] + sequence[place + 1 :], [*sequence, alphabet.N], [alphabet.N, *sequence],
-             [*sequence, 0], sequence[:8] + turned(sequence[8:-8]) + sequence[-8:],
-             sequence[1:] + sequence[:1], sequence[::-1], sequence[8:16] + sequence[:8] + sequence[16:]]
+    changed = [
+        *sequence[:place],
+        (sequence[place] + data.draw(st.integers(1, 4))) % 5,
+        *sequence[place + 1 :],
+    ]
+    edits = [
+        changed,
+        sequence[:place] + sequence[place + 1 :],
+        [*sequence, alphabet.N],
+        [alphabet.N, *sequence],
+        [*sequence, 0],
+        sequence[:8] + turned(sequence[8:-8]) + sequence[-8:],
+        sequence[1:] + sequence[:1],
+        sequence[::-1],
+        sequence[8:16] + sequence[:8] + sequence[16:],
+    ]
     rows = [sequence, *edits]
     hashes = content_hash(batch(rows)).tolist()
     for (one, first), (two, second) in itertools.combinations(zip(rows, hashes, strict=True), 2):
@@ -63,7 +78,9 @@ def test_content_is_another_after_any_edit(sequence: list[int], data: st.DataObj
 def test_no_two_of_many_sequences_share_content() -> None:
     generator = torch.Generator().manual_seed(0)
     random = torch.randint(0, 4, (50_000, 16), generator=generator, dtype=torch.uint8).tolist()
-    repeats = [list(unit) * 20 for size in (1, 2, 3, 4, 5) for unit in itertools.product(range(4), repeat=size)]
+    repeats = [
+        list(unit) * 20 for size in (1, 2, 3, 4, 5) for unit in itertools.product(range(4), repeat=size)
+    ]
     rows = random + [unit[:length] for unit in repeats for length in (16, 17, 20)]
     hashes = content_hash(batch(rows))
     assert len(hashes.unique()) == len({canonical(row) for row in rows})
@@ -77,8 +94,16 @@ def naive_same(a: list[int], b: list[int]) -> bool:
     return overlap or (a[3] == b[3] and a[3] != 0)
 
 
-PLACES = st.lists(st.tuples(st.sampled_from([-5, 7, 1 << 62]), st.integers(0, 12), st.integers(1, 5),
-                            st.sampled_from([0, 0, 1, 3, -7])), min_size=1, max_size=12)  # fmt: skip
+PLACES = st.lists(
+    st.tuples(
+        st.sampled_from([-5, 7, 1 << 62]),
+        st.integers(0, 12),
+        st.integers(1, 5),
+        st.sampled_from([0, 0, 1, 3, -7]),
+    ),
+    min_size=1,
+    max_size=12,
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -86,8 +111,9 @@ PLACES = st.lists(st.tuples(st.sampled_from([-5, 7, 1 << 62]), st.integers(0, 12
 def test_same_place_is_what_a_naive_loop_finds(
     one: list[tuple[int, int, int, int]], two: list[tuple[int, int, int, int]]
 ) -> None:
-    rows_a, rows_b = ([[block, start, start + size, content] for block, start, size, content in rows]
-                      for rows in (one, two))  # fmt: skip
+    rows_a, rows_b = (
+        [[block, start, start + size, content] for block, start, size, content in rows] for rows in (one, two)
+    )
     a, b = Loci(torch.tensor(rows_a)), Loci(torch.tensor(rows_b))
     before = a.place_N4.clone()
     found = same_place(a, b)

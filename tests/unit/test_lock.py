@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from cluster import lease, store
-from cluster.lock import LockedError, LockLostError, hold
+from cluster.storage import lease, store
+from cluster.storage.lock import LockedError, LockLostError, hold
 from tests.s3 import S3
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys
-from cluster.lock import hold
+from cluster.storage.lock import hold
 with hold(sys.argv[1], token=sys.argv[2] or None, ttl_s=float(sys.argv[3])):
     print("held", flush=True)
     sys.stdin.read()
@@ -31,8 +31,13 @@ class Holder:
     """Another process that holds a lock until its stdin ends."""
 
     def __init__(self, uri: str, *, token: str = "", ttl_s: float = 60) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", HOLDER, uri, token, str(ttl_s)], cwd=ROOT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, uri, token, str(ttl_s)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert self.process.stdout and self.process.stdout.readline() == "held\n"
 
     def end(self, how: int | None = None) -> None:
@@ -64,7 +69,10 @@ def test_the_second_is_refused_and_a_killed_holder_leaves_the_folder_free(
 ) -> None:
     uri = str(tmp_path / "run")
     first = holders(uri)
-    said = rf"{uri} is in use by process {first.process.pid} on \S+, since .*; end that run, or give another run.dir"
+    said = (
+        rf"{uri} is in use by process {first.process.pid} on \S+, since .*; end that run, or give "
+        rf"another run.dir"
+    )
     with pytest.raises(LockedError, match=said), hold(uri):
         pass
     first.end(signal.SIGKILL)
@@ -76,7 +84,9 @@ def test_the_second_is_refused_and_a_killed_holder_leaves_the_folder_free(
 
 def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(store.StoreError, match=f"cannot lock {tmp_path}/file/run.lock: (Not a directory|File exists)"):
+    with pytest.raises(
+        store.StoreError, match=f"cannot lock {tmp_path}/file/run.lock: (Not a directory|File exists)"
+    ):
         hold(str(tmp_path / "file")).__enter__()
 
 
@@ -153,7 +163,8 @@ def test_of_two_that_take_a_lease_together_one_is_refused(s3: S3) -> None:
     for thread in threads:
         thread.join()
     assert sorted("held" if one == "held" else one[: len(uri) + 10] for one in outcomes) == sorted(
-        ["held", f"{uri} is in use"])  # fmt: skip
+        ["held", f"{uri} is in use"]
+    )
 
 
 def test_a_lease_that_is_not_renewed_in_time_is_lost_for_good_and_left_to_whoever_takes_it(
@@ -167,7 +178,9 @@ def test_a_lease_that_is_not_renewed_in_time_is_lost_for_good_and_left_to_whoeve
         clock[0] = 500.0
         held.check()
         clock[0] = 9000.0
-        with pytest.raises(LockLostError, match=r"could not be renewed for 90\d\d s; another run may have it by now"):
+        with pytest.raises(
+            LockLostError, match=r"could not be renewed for 90\d\d s; another run may have it by now"
+        ):
             held.check()
         clock[0] = 0.0
         with pytest.raises(LockLostError):
@@ -185,7 +198,9 @@ def test_the_clock_of_the_wall_is_not_looked_at(s3: S3, monkeypatch: pytest.Monk
                 pass
 
 
-def test_what_is_no_lease_is_watched_and_taken_once_it_is_still(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_lease_is_watched_and_taken_once_it_is_still(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = f"{s3.uri}/run/run.lock"
     store.write_bytes(path, b"{not JSON")
     with hold(f"{s3.uri}/run", ttl_s=1) as held:
@@ -201,7 +216,9 @@ def test_a_folder_that_was_deleted_and_made_anew_is_another(tmp_path: Path) -> N
     with hold(uri) as held:
         held.check()
         store.remove(uri)
-        with pytest.raises(LockLostError, match=rf"lock on {uri} is lost: {uri}/run.lock was removed or replaced; an"):
+        with pytest.raises(
+            LockLostError, match=rf"lock on {uri} is lost: {uri}/run.lock was removed or replaced; an"
+        ):
             held.check()
         with hold(uri) as second:
             second.check()
@@ -220,7 +237,9 @@ def test_a_file_is_swapped_only_for_what_was_read(s3: S3, kind: str) -> None:
     assert second and store.swap(uri, b"3", first) is None and store.read_tagged(uri) == (b"2", second)
     assert store.swap(uri, None, second) == "" and not store.exists(uri)
     assert store.swap(uri, b"3", second) is None and not store.exists(uri)
-    with pytest.raises(store.StoreError, match="cannot write s3://no-such-bucket-at-all/x: no such file or bucket"):
+    with pytest.raises(
+        store.StoreError, match="cannot write s3://no-such-bucket-at-all/x: no such file or bucket"
+    ):
         store.swap("s3://no-such-bucket-at-all/x", b"1", None)
 
 

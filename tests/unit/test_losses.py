@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.losses.distillation import Distilled, centred_probabilities, distillation
+from trainer.losses.dino import Distilled, centred_probabilities, distillation
 from trainer.losses.koleo import Spread, koleo
-from trainer.losses.masked import Scored, masked_nucleotides
-from trainer.losses.share import as_share
+from trainer.losses.masked_lm import Scored, masked_nucleotides
+from trainer.losses.reduction import as_share
 from trainer.losses.vicreg import Expanded, vicreg
 
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -35,25 +35,36 @@ def scored(seed: int, rows: int = 5, letters: int = 11, *, weighted: bool = True
     target_BL = torch.rand(rows, letters, generator=g) < 0.4
     weight_BL = torch.rand(rows, letters, generator=g)
     total = float((weight_BL if weighted else target_BL.float())[target_BL].sum())
-    return Scored(3 * torch.randn(rows, letters, 4, generator=g),
-                  torch.randint(0, 4, (rows, letters), generator=g, dtype=torch.uint8), target_BL,
-                  weight_BL if weighted else None, total)  # fmt: skip
+    return Scored(
+        3 * torch.randn(rows, letters, 4, generator=g),
+        torch.randint(0, 4, (rows, letters), generator=g, dtype=torch.uint8),
+        target_BL,
+        weight_BL if weighted else None,
+        total,
+    )
 
 
 def naive_masked(s: Scored) -> Tensor:
     total = ZERO
     for b, place in s.target_BL.nonzero().tolist():
         weight = 1.0 if s.weight_BL is None else float(s.weight_BL[b, place])
-        total = total - weight * torch.softmax(s.logits_BLV[b, place].double(), 0)[int(s.labels_BL[b, place])].log()
+        total = (
+            total
+            - weight * torch.softmax(s.logits_BLV[b, place].double(), 0)[int(s.labels_BL[b, place])].log()
+        )
     return total / (s.total or 1)
 
 
 def distilled(seed: int, places: int = 5, readings: int = 3, *, weighted: bool = True) -> Distilled:
     g = generator(seed)
     weight_N = (torch.rand(places, generator=g) < 0.7).float() if weighted else torch.ones(places)
-    return Distilled(2 * torch.rand(readings, places, 7, generator=g) - 1,
-                     torch.softmax(5 * torch.randn(places, 7, generator=g), -1), weight_N if weighted else None,
-                     0.1, float(weight_N.sum()) * readings)  # fmt: skip
+    return Distilled(
+        2 * torch.rand(readings, places, 7, generator=g) - 1,
+        torch.softmax(5 * torch.randn(places, 7, generator=g), -1),
+        weight_N if weighted else None,
+        0.1,
+        float(weight_N.sum()) * readings,
+    )
 
 
 def naive_distillation(d: Distilled) -> Tensor:
@@ -62,7 +73,10 @@ def naive_distillation(d: Distilled) -> Tensor:
         for n in range(len(d.teacher_NK)):
             log_student_K = torch.softmax(d.student_SNK[r, n].double() / d.temperature, 0).log()
             for k in range(len(log_student_K)):
-                total = total - (1 if d.weight_N is None else d.weight_N[n]) * d.teacher_NK[n, k] * log_student_K[k]
+                total = (
+                    total
+                    - (1 if d.weight_N is None else d.weight_N[n]) * d.teacher_NK[n, k] * log_student_K[k]
+                )
     return total / (d.total or 1)
 
 
@@ -90,7 +104,9 @@ def naive_vicreg(x: Expanded) -> Tensor:
     z, t = x.rows_BE.double(), x.teacher_BE.double()
     rows, size = z.shape
     mean = sum(z[g] for g in range(rows)) / rows
-    total = x.invariance * sum((z[g, e] - t[g, e]) ** 2 for g in range(rows) for e in range(size)) / (rows * size)
+    total = (
+        x.invariance * sum((z[g, e] - t[g, e]) ** 2 for g in range(rows) for e in range(size)) / (rows * size)
+    )
     for e in range(size):
         for f in range(size):
             c = sum((z[g, e] - mean[e]) * (z[g, f] - mean[f]) for g in range(rows)) / (rows - 1)
@@ -102,13 +118,16 @@ def naive_vicreg(x: Expanded) -> Tensor:
 
 
 def part_of(field: str, *, dim: int = 0, others: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Cuts rows out of ``field`` and ``others``; where there are gathered rows, says where the part stands in them."""
+    """Cuts rows out of ``field`` and ``others``; where there are gathered rows, says where the part stands in
+    them."""
 
     def cut(inputs: Any, begin: int, end: int, parts: int) -> Any:
         tensors = {name: value for name in others if (value := getattr(inputs, name)) is not None}
         changes: dict[str, Any] = {name: value[begin:end] for name, value in tensors.items()}
         changes[field] = getattr(inputs, field).narrow(dim, begin, end - begin)
-        return replace(inputs, **changes, **({"first_row": begin, "ranks": parts} if hasattr(inputs, "ranks") else {}))
+        return replace(
+            inputs, **changes, **({"first_row": begin, "ranks": parts} if hasattr(inputs, "ranks") else {})
+        )
 
     return cut
 
@@ -124,13 +143,24 @@ class Case:
 
 
 CASES = {
-    "masked": Case(masked_nucleotides, naive_masked, scored, "logits_BLV",
-                   part_of("logits_BLV", others=("labels_BL", "target_BL", "weight_BL"))),
-    "distillation": Case(distillation, naive_distillation, distilled, "student_SNK",
-                         part_of("student_SNK", dim=1, others=("teacher_NK", "weight_N")), dim=1),
+    "masked": Case(
+        masked_nucleotides,
+        naive_masked,
+        scored,
+        "logits_BLV",
+        part_of("logits_BLV", others=("labels_BL", "target_BL", "weight_BL")),
+    ),
+    "distillation": Case(
+        distillation,
+        naive_distillation,
+        distilled,
+        "student_SNK",
+        part_of("student_SNK", dim=1, others=("teacher_NK", "weight_N")),
+        dim=1,
+    ),
     "koleo": Case(koleo, naive_koleo, spread, "rows_BD", part_of("rows_BD")),
     "vicreg": Case(vicreg, naive_vicreg, expanded, "rows_BE", part_of("rows_BE", others=("teacher_BE",))),
-}  # fmt: skip
+}
 
 
 def differentiate(loss: Callable[[Any], Tensor], inputs: Any, leaf: str) -> tuple[Tensor, Tensor]:
@@ -148,21 +178,32 @@ def assert_equals_naive(case: Case, inputs: Any) -> None:
     assert value.item() == pytest.approx(expected.item(), rel=2e-5, abs=1e-6)
     spacing = torch.finfo(gradient.dtype).eps
     scale = reference.abs().max().item()
-    torch.testing.assert_close(gradient.double(), reference.double(), rtol=2 * max(spacing, 1e-5), atol=1e-5 * scale)
+    torch.testing.assert_close(
+        gradient.double(), reference.double(), rtol=2 * max(spacing, 1e-5), atol=1e-5 * scale
+    )
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds, rows=st.integers(2, 9), dtype=st.sampled_from(DTYPES))
-def test_loss_equals_its_naive_loop_in_value_and_gradient(name: str, seed: int, rows: int, dtype: torch.dtype) -> None:
+def test_loss_equals_its_naive_loop_in_value_and_gradient(
+    name: str, seed: int, rows: int, dtype: torch.dtype
+) -> None:
     case = CASES[name]
     inputs = case.make(seed, rows)
     fields = {"koleo": ("rows_BD", "all_GD"), "vicreg": ("rows_BE", "all_GE")}.get(name, (case.leaf,))
-    assert_equals_naive(case, replace(inputs, **{field: getattr(inputs, field).to(dtype) for field in fields}))
+    assert_equals_naive(
+        case, replace(inputs, **{field: getattr(inputs, field).to(dtype) for field in fields})
+    )
 
 
-@pytest.mark.parametrize("case", [replace(CASES["masked"], make=lambda seed: scored(seed, weighted=False)),
-                                  replace(CASES["distillation"], make=lambda seed: distilled(seed, weighted=False))])
+@pytest.mark.parametrize(
+    "case",
+    [
+        replace(CASES["masked"], make=lambda seed: scored(seed, weighted=False)),
+        replace(CASES["distillation"], make=lambda seed: distilled(seed, weighted=False)),
+    ],
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_no_weights_are_weights_of_one(case: Case, seed: int) -> None:
     assert_equals_naive(case, case.make(seed))
@@ -171,13 +212,17 @@ def test_no_weights_are_weights_of_one(case: Case, seed: int) -> None:
 @pytest.mark.parametrize("name", sorted(CASES))
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds, cuts=st.lists(st.integers(0, 11), min_size=1, max_size=3))
-def test_shares_sum_to_the_whole_and_their_gradients_are_its_gradient(name: str, seed: int, cuts: list[int]) -> None:
+def test_shares_sum_to_the_whole_and_their_gradients_are_its_gradient(
+    name: str, seed: int, cuts: list[int]
+) -> None:
     """As ranks and micro-batches would compute them; also where one of them has no row at all."""
     case, bounds = CASES[name], [0, *sorted(cuts), 11]
     inputs = case.make(seed, 11)
     value, gradient = differentiate(case.loss, inputs, case.leaf)
-    parts = [differentiate(case.loss, case.cut(inputs, begin, end, len(bounds) - 1), case.leaf)
-             for begin, end in pairwise(bounds)]  # fmt: skip
+    parts = [
+        differentiate(case.loss, case.cut(inputs, begin, end, len(bounds) - 1), case.leaf)
+        for begin, end in pairwise(bounds)
+    ]
     assert sum(part.item() for part, _ in parts) == pytest.approx(value.item(), rel=1e-5, abs=1e-7)
     together = torch.cat([gradient for _, gradient in parts], case.dim)
     torch.testing.assert_close(together, gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
@@ -207,8 +252,11 @@ def test_a_share_is_exact_and_keeps_the_whole_gradient() -> None:
 
 def test_masked_loss_touches_exactly_the_targets_whatever_stands_elsewhere() -> None:
     s = scored(0)
-    s = replace(s, logits_BLV=s.logits_BLV.masked_fill(~s.target_BL[..., None], math.nan),
-                labels_BL=s.labels_BL.masked_fill(~s.target_BL, 255))  # fmt: skip
+    s = replace(
+        s,
+        logits_BLV=s.logits_BLV.masked_fill(~s.target_BL[..., None], math.nan),
+        labels_BL=s.labels_BL.masked_fill(~s.target_BL, 255),
+    )
     value, gradient = differentiate(masked_nucleotides, s, "logits_BLV")
     assert math.isfinite(value)
     assert torch.equal(gradient.abs().sum(-1) > 0, s.target_BL)
@@ -228,8 +276,11 @@ def test_nothing_that_counts_gives_zero_and_no_gradient() -> None:
     empty_mask = replace(s, target_BL=nothing, total=0.0)
     weightless = replace(s, weight_BL=nothing.float(), total=0.0)
     no_place = replace(d, weight_N=torch.zeros(5), total=0.0)
-    for loss, inputs, leaf in ((masked_nucleotides, empty_mask, "logits_BLV"),
-                               (masked_nucleotides, weightless, "logits_BLV"), (distillation, no_place, "student_SNK")):
+    for loss, inputs, leaf in (
+        (masked_nucleotides, empty_mask, "logits_BLV"),
+        (masked_nucleotides, weightless, "logits_BLV"),
+        (distillation, no_place, "student_SNK"),
+    ):
         value, gradient = differentiate(loss, inputs, leaf)
         assert value == 0
         assert gradient.count_nonzero() == 0

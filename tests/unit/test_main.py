@@ -1,4 +1,5 @@
-"""The training command from outside: exit codes, one clear sentence, nothing half-written; and one whole run."""
+"""The training command from outside: exit codes, one clear sentence, nothing half-written; and one whole
+run."""
 
 import json
 import os
@@ -14,30 +15,49 @@ import torch
 
 from tests import commands
 from tests.datasets import markov_sequence, write_dataset
-from trainer import export
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
 from trainer.main import main
-from trainer.registry import Registry
+from trainer.models import pretrained
+from trainer.tracking.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TINY = ["model.num_layers=2", "model.num_groups=5", "model.group_channels=6", "model.intermediate_size=32",
-        "data.length=48", "loss.distill.prototypes=32", "val.windows=24", "val.every=4", "track.every=2"]
+TINY = [
+    "model.num_layers=2",
+    "model.num_groups=5",
+    "model.group_channels=6",
+    "model.intermediate_size=32",
+    "data.length=48",
+    "loss.distill.prototypes=32",
+    "val.windows=24",
+    "val.every=4",
+    "track.every=2",
+]
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_dataset(tmp_path_factory.mktemp("toy"),
-                         {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(5_000, seed=2)]})
+    return write_dataset(
+        tmp_path_factory.mktemp("toy"),
+        {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(5_000, seed=2)]},
+    )
 
 
 def launch(*arguments: str, cwd: Path, by: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
-    """trainer/main.py in ``cwd``; ``by``: what starts it, else it is forked from a prepared process, for the CPU."""
+    """trainer/main.py in ``cwd``; ``by``: what starts it, else it is forked from a prepared process, for the
+    CPU."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     given = ["--config", str(ROOT / "configs/train/demo.yaml"), *arguments]
     if not by:
         return commands.run(ROOT / "trainer/main.py", given, cwd=cwd, environment=environment)
-    return subprocess.run([*by, str(ROOT / "trainer/main.py"), *given], cwd=cwd, env=environment, capture_output=True,
-                          text=True, timeout=110, check=False)  # fmt: skip
+    return subprocess.run(
+        [*by, str(ROOT / "trainer/main.py"), *given],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
 
 
 def damage(shard: Path, offset: int) -> None:
@@ -47,42 +67,74 @@ def damage(shard: Path, offset: int) -> None:
 
 
 def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> None:
-    arguments = [*TINY, f"data.uri={toy}", "run.dir=run", "train.steps=8", "train.zero_stage=2",
-                 "checkpoint.every=2", "checkpoint.keep_last=2"]
+    arguments = [
+        *TINY,
+        f"data.uri={toy}",
+        "run.dir=run",
+        "train.steps=8",
+        "train.zero_stage=2",
+        "checkpoint.every=2",
+        "checkpoint.keep_last=2",
+    ]
     done = launch(*arguments, cwd=tmp_path, by=[sys.executable])
     assert done.returncode == 0, done.stderr
     assert "registered findna version 1 as candidate" in done.stderr
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
     version = registry.version("models:/findna@candidate")
     run = registry.run(version.run_id)
-    for name in ("loss/total", "loss/mlm", "loss/distill", "loss/contrastive", "lr", "ema/momentum", "grad_norm"):
+    for name in (
+        "loss/total",
+        "loss/mlm",
+        "loss/distill",
+        "loss/contrastive",
+        "lr",
+        "ema/momentum",
+        "grad_norm",
+    ):
         assert registry.history(run.info.run_id, name)["step"].tolist() == list(range(1, 9)), name
     assert registry.history(run.info.run_id, "val/mlm_accuracy")["step"].tolist() == [0, 4, 8]
-    wanted = {"val/mlm_loss", "val/student_mlm_loss", "val/student_mlm_accuracy", "val/mlm_accuracy_majority",
-              "val/mlm_accuracy_markov", "health/teacher_entropy", "health/embedding_std", "health/effective_rank",
-              "health/alignment", "health/uniformity", "throughput/bp_per_s", "throughput/step_ms",
-              "throughput/data_wait_fraction", "throughput/mfu", "memory/peak_bytes"}
+    wanted = {
+        "val/mlm_loss",
+        "val/student_mlm_loss",
+        "val/student_mlm_accuracy",
+        "val/mlm_accuracy_majority",
+        "val/mlm_accuracy_markov",
+        "health/teacher_entropy",
+        "health/embedding_std",
+        "health/effective_rank",
+        "health/alignment",
+        "health/uniformity",
+        "throughput/bp_per_s",
+        "throughput/step_ms",
+        "throughput/data_wait_fraction",
+        "throughput/mfu",
+        "memory/peak_bytes",
+    }
     assert wanted <= run.data.metrics.keys()
     assert 0 < run.data.metrics["throughput/mfu"] < 1.5
     tags = run.data.tags
     assert {"dataset.manifest_sha256", "git.commit", "world_size", "zero_stage"} <= tags.keys()
-    assert tags["checkpoint.uri"] == str(tmp_path / "run" / export.WEIGHTS)
+    assert tags["checkpoint.uri"] == str(tmp_path / "run" / pretrained.WEIGHTS)
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "8"
 
     exported = tmp_path / "run"
-    assert sorted(p.name for p in registry.download(version, tmp_path / "got").iterdir()) == sorted(export.FILES)
-    tensors = safetensors.torch.load_file(exported / export.WEIGHTS)
+    assert sorted(p.name for p in registry.download(version, tmp_path / "got").iterdir()) == sorted(
+        pretrained.FILES
+    )
+    tensors = safetensors.torch.load_file(exported / pretrained.WEIGHTS)
     assert not any(name.startswith("heads.") for name in tensors)
-    heads = safetensors.torch.load_file(exported / export.HEADS)
+    heads = safetensors.torch.load_file(exported / pretrained.HEADS)
     assert {name.split(".")[1] for name in heads} == {"distill", "contrastive"}
-    config = json.loads((exported / export.CONFIG).read_text())
+    config = json.loads((exported / pretrained.CONFIG).read_text())
     assert config["model_type"] == "findna"
     assert config["hidden_size"] == 30
-    export.load(str(exported))
+    pretrained.load(str(exported))
     kept = sorted(p.name for p in (exported / "checkpoints").iterdir())
     assert kept == ["latest.json", "step-00000006", "step-00000008"]
-    saved = safetensors.torch.load_file(exported / "checkpoints" / kept[-1] / "rank-00000-of-00001.safetensors")
+    saved = safetensors.torch.load_file(
+        exported / "checkpoints" / kept[-1] / "rank-00000-of-00001.safetensors"
+    )
     for name, tensor in tensors.items():  # on one rank a fragment is the whole
         assert torch.equal(saved[f"teacher/{name}"].view_as(tensor), tensor), name
 
@@ -100,15 +152,22 @@ def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path:
     arguments = [*TINY, f"data.uri={toy}", "train.steps=4", "track.registered_model=null"]
     histories: list[Any] = []
     held_out: list[dict[str, float]] = []
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2",
-                "--master_port", str(20_000 + os.getpid() % 20_000)]
+    launcher = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        str(20_000 + os.getpid() % 20_000),
+    ]
     for processes, by in ((0, [sys.executable]), (2, launcher)):
         named = [f"run.dir=run{processes}", f"run.name=run{processes}"]
         done = launch(*arguments, *named, cwd=tmp_path, by=by)
         assert done.returncode == 0, done.stdout + done.stderr
         registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
-        (run,) = registry.runs(registry.client.get_experiment_by_name("findna").experiment_id,
-                               f"attributes.run_name = 'run{processes}'")
+        (run,) = registry.runs(
+            registry.client.get_experiment_by_name("findna").experiment_id,
+            f"attributes.run_name = 'run{processes}'",
+        )
         assert run.data.tags["world_size"] == str(max(1, processes))
         histories.append(registry.history(run.info.run_id, "loss/total")["value"].tolist())
         metrics = run.data.metrics
@@ -118,31 +177,54 @@ def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path:
     assert held_out[0] == pytest.approx(held_out[1], rel=1e-2)
     for name in ("val/scored_positions", "val/mlm_accuracy_majority", "val/mlm_accuracy_markov"):
         assert held_out[0][name] == held_out[1][name]
-    weights = [safetensors.torch.load_file(tmp_path / f"run{p}" / export.WEIGHTS) for p in (0, 2)]
+    weights = [safetensors.torch.load_file(tmp_path / f"run{p}" / pretrained.WEIGHTS) for p in (0, 2)]
     for name in weights[0]:
-        # The rows of a batch are summed in another order; AdamW's first steps amplify that where gradients are near 0.
+        # The rows of a batch are summed in another order; AdamW's first steps amplify that where gradients
+        # are near 0.
         assert (weights[0][name] - weights[1][name]).abs().max() < 1e-3, name
 
 
-@pytest.mark.parametrize(("override", "sentence"), [
-    ("trian.steps=3", "trian: unknown key, did you mean 'train'?"),
-    ("train.stesp=3", "train.stesp: unknown key, did you mean 'steps'?"),
-    ("train.steps=0", "train.steps: input should be greater than or equal to 1 (given 0)"),
-    ("train.zero_stage=4", "train.zero_stage: input should be less than or equal to 3 (given 4)"),
-    ("train.deepspeed={fp16: {enabled: true}}", "train.deepspeed: fp16 cannot be set: set train.precision"),
-    ("loss={mlm: {weight: 0}, distill: {weight: 0}, contrastive: {weight: 0}}", "every loss has weight 0"),
-    ("views.teacher.operations={rotate: 3}", "unknown rotate; must be of deletion, insertion, shift"),
-    ("train.steps", "not an override of the form dotted.key=value: train.steps"),
-    ("track.registered_model=yeast/v1",
-     "track.registered_model: MLflow takes no / or : in the name of a model (given 'yeast/v1')"),
-    ("track.registered_model='yeast:v1'",
-     "track.registered_model: MLflow takes no / or : in the name of a model (given 'yeast:v1')"),
-    ("track.registered_model=..", "track.registered_model: is no name that MLflow takes for a model"),
-    ("track.experiment=''", "track.experiment: an experiment needs a name (given '')"),
-    (f"run.name={'x' * 251}", "run.name: the name of a run has at most 250 characters in MLflow's databases, not 251"),
-    ("track.uri=foo://me:word@x", "track.uri: is no MLflow server or database; give http://, https://, sqlite://,"),
-    ("track.uri=localhost:5000", "track.uri: has no scheme; write http://localhost:5000 (given 'localhost:5000')"),
-])
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trian.steps=3", "trian: unknown key, did you mean 'train'?"),
+        ("train.stesp=3", "train.stesp: unknown key, did you mean 'steps'?"),
+        ("train.steps=0", "train.steps: input should be greater than or equal to 1 (given 0)"),
+        ("train.zero_stage=4", "train.zero_stage: input should be less than or equal to 3 (given 4)"),
+        (
+            "train.deepspeed={fp16: {enabled: true}}",
+            "train.deepspeed: fp16 cannot be set: set train.precision",
+        ),
+        (
+            "loss={mlm: {weight: 0}, distill: {weight: 0}, contrastive: {weight: 0}}",
+            "every loss has weight 0",
+        ),
+        ("views.teacher.operations={rotate: 3}", "unknown rotate; must be of deletion, insertion, shift"),
+        ("train.steps", "not an override of the form dotted.key=value: train.steps"),
+        (
+            "track.registered_model=yeast/v1",
+            "track.registered_model: MLflow takes no / or : in the name of a model (given 'yeast/v1')",
+        ),
+        (
+            "track.registered_model='yeast:v1'",
+            "track.registered_model: MLflow takes no / or : in the name of a model (given 'yeast:v1')",
+        ),
+        ("track.registered_model=..", "track.registered_model: is no name that MLflow takes for a model"),
+        ("track.experiment=''", "track.experiment: an experiment needs a name (given '')"),
+        (
+            f"run.name={'x' * 251}",
+            "run.name: the name of a run has at most 250 characters in MLflow's databases, not 251",
+        ),
+        (
+            "track.uri=foo://me:word@x",
+            "track.uri: is no MLflow server or database; give http://, https://, sqlite://,",
+        ),
+        (
+            "track.uri=localhost:5000",
+            "track.uri: has no scheme; write http://localhost:5000 (given 'localhost:5000')",
+        ),
+    ],
+)
 def test_wrong_config_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], override: str, sentence: str
 ) -> None:
@@ -152,10 +234,17 @@ def test_wrong_config_is_refused_before_anything_starts(
     assert ("val.every" in said) == ("=" in override)  # every fault at once
 
 
-@pytest.mark.parametrize(("overrides", "code", "sentence"), [
-    (["train.micro_batch=7"], 2, "train.micro_batch: 7 times 1 processes does not divide train.global_batch 48"),
-    (["data.uri=/nowhere/at/all"], 1, "no dataset at /nowhere/at/all: manifest.json is missing there"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "code", "sentence"),
+    [
+        (
+            ["train.micro_batch=7"],
+            2,
+            "train.micro_batch: 7 times 1 processes does not divide train.global_batch 48",
+        ),
+        (["data.uri=/nowhere/at/all"], 1, "no dataset at /nowhere/at/all: manifest.json is missing there"),
+    ],
+)
 def test_user_mistakes_get_one_sentence_and_leave_nothing(
     toy: str, tmp_path: Path, overrides: list[str], code: int, sentence: str
 ) -> None:
@@ -171,8 +260,16 @@ def test_a_mixture_with_lengths_by_step_and_a_damaged_block(toy: str, tmp_path: 
     dataset = Dataset(other, "train")
     damage(tmp_path / "d" / "train-000000.tar", dataset.blocks[4][1].offset)
     lengths = "[{from_step: 0, length: 48}, {from_step: 3, length: 80}]"
-    done = launch(*TINY, f"data.uri=[{{uri: {toy}, weight: 3}}, {{uri: {other}, weight: 2}}]", f"data.length={lengths}",
-                  "data.on_corrupt=skip", "data.workers=2", "run.dir=run", "train.steps=7", cwd=tmp_path)
+    done = launch(
+        *TINY,
+        f"data.uri=[{{uri: {toy}, weight: 3}}, {{uri: {other}, weight: 2}}]",
+        f"data.length={lengths}",
+        "data.on_corrupt=skip",
+        "data.workers=2",
+        "run.dir=run",
+        "train.steps=7",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert f"{other} has no val split: it is trained on, and left out of validation" in done.stderr
     assert done.stderr.count("skipped shard") == 1
@@ -205,4 +302,4 @@ def test_corrupt_shard_fails_with_its_name_and_marks_the_run(tmp_path: Path) -> 
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = registry.runs(registry.client.get_experiment_by_name("findna").experiment_id, "")
     assert run.info.status == "FAILED"
-    assert not (tmp_path / "run" / export.WEIGHTS).exists()
+    assert not (tmp_path / "run" / pretrained.WEIGHTS).exists()

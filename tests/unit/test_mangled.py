@@ -1,5 +1,5 @@
-"""Right files, mangled as editors, spreadsheets and broken transfers do it: a reader finds the same content, or refuses
-in a sentence that names the file. Never less content with success."""
+"""Right files, mangled as editors, spreadsheets and broken transfers do it: a reader finds the same content,
+or refuses in a sentence that names the file. Never less content with success."""
 
 import contextlib
 import gzip
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from configs import ConfigError, load
 from configs.values import argument
 from data_prep.config import DataConfig
-from data_prep.intervals import merge
-from data_prep.plan import make_plan
-from data_prep.reference import Handle, fetch
-from data_prep.survey import Reference, prepare
+from data_prep.dataset.plan import make_plan
+from data_prep.sources.reference import Handle, fetch
+from data_prep.sources.survey import Reference, prepare
+from data_prep.split.intervals import merge
 from tests.unit.test_reference import twobit
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -52,8 +52,11 @@ TEXT: dict[str, Mangle] = {
     "blanks at the end": lambda text, where: at_line(text, where, lambda line: line + b" \t"),
     "quotes": lambda text, where: at_line(text, where, lambda line: b'"' + line + b'"'),
     "quoted words": lambda text, where: at_line(
-        text, where, lambda line: b"\t".join(b'"' + word + b'"' for word in line.split())),
-    "one word quoted": lambda text, where: at_line(text, where, lambda line: re.sub(rb"^(\w+)", rb'"\1"', line)),
+        text, where, lambda line: b"\t".join(b'"' + word + b'"' for word in line.split())
+    ),
+    "one word quoted": lambda text, where: at_line(
+        text, where, lambda line: re.sub(rb"^(\w+)", rb'"\1"', line)
+    ),
     "comment #": lambda text, where: at_line(text, where, lambda line: b"# chrA\t0\t9\n" + line),
     "comment ;": lambda text, where: at_line(text, where, lambda line: b"; chrA\n" + line),
     "no last line end": lambda text, _: text.rstrip(b"\n"),
@@ -75,7 +78,10 @@ mangles = st.lists(st.tuples(st.sampled_from(sorted(TEXT)), st.integers(0, 500))
 
 def mangled(text: bytes, how: list[tuple[str, int]]) -> bytes:
     """Encoded and packed after all else, as it happens."""
-    encoded, packed = (lambda name: name.startswith(("utf-16", "utf-32"))), (lambda name: name.startswith("gzip"))
+    encoded, packed = (
+        (lambda name: name.startswith(("utf-16", "utf-32"))),
+        (lambda name: name.startswith("gzip")),
+    )
     for name, where in sorted(how, key=lambda one: (packed(one[0]), encoded(one[0]))):
         text = TEXT[name](text, where) if text else text
     return text
@@ -94,8 +100,10 @@ def one_sentence(fault: Exception, path: Path) -> None:
 
 
 RECORDS = {"chrA": b"ACGTNacgtn" * 3, "b/2": b"GGCC", "c|3": b"TTTTTTTTT"}
-FASTA = b"".join(b">%s of some\n" % name.encode() + re.sub(b"(.{1,8})", b"\\1\n", letters)
-                 for name, letters in RECORDS.items())
+FASTA = b"".join(
+    b">%s of some\n" % name.encode() + re.sub(b"(.{1,8})", b"\\1\n", letters)
+    for name, letters in RECORDS.items()
+)
 
 
 def read_fasta(path: Path) -> dict[str, bytes]:
@@ -132,8 +140,13 @@ TWO = {"chrA": b"ACGTNacgtNNNNN" * 3, "b": b"GGCC", "c": b"TTTTtttttTTTNN"}
 
 
 @QUICK
-@given(order=st.sampled_from("<>"), version=st.integers(0, 1), cut=st.integers(0, 400), junk=st.binary(max_size=5),
-       flip=st.none() | st.tuples(st.integers(0, 60), st.integers(0, 255)))
+@given(
+    order=st.sampled_from("<>"),
+    version=st.integers(0, 1),
+    cut=st.integers(0, 400),
+    junk=st.binary(max_size=5),
+    flip=st.none() | st.tuples(st.integers(0, 60), st.integers(0, 255)),
+)
 @example(order=">", version=0, cut=0, junk=b"", flip=(8, 1))
 @example(order="<", version=1, cut=0, junk=b"", flip=(8, 1))
 def test_a_twobit(order: str, version: int, cut: int, junk: bytes, flip: tuple[int, int] | None) -> None:
@@ -159,8 +172,14 @@ HELD_OUT = {"chrA": [(0, 2048), (3000, 4000)], "chrB": [(100, 1024)]}
 
 
 def held_out(path: Path) -> dict[str, list[tuple[int, int]]]:
-    config = DataConfig.model_validate({"references": [{"name": "g", "uri": "u"}], "output": "o", "block_bp": 1024,
-                                        "split": {"val": {"bed": str(path)}, "gap": 0}})
+    config = DataConfig.model_validate(
+        {
+            "references": [{"name": "g", "uri": "u"}],
+            "output": "o",
+            "block_bp": 1024,
+            "split": {"val": {"bed": str(path)}, "gap": 0},
+        }
+    )
     reference = Reference(Handle("u", "u", "", "0" * 64, ""), CONTIGS, 0, "", "", {}, {})
     plan = make_plan(config, {"g": reference})
     found: dict[str, list[tuple[int, int]]] = {}
@@ -171,7 +190,9 @@ def held_out(path: Path) -> dict[str, list[tuple[int, int]]]:
 
 BED_MANGLES: dict[str, Mangle] = {
     "spaces": lambda text, _: text.replace(b"\t", b" "),
-    "thousands": lambda text, where: at_line(text, where, lambda line: re.sub(rb"(\d)(\d{3})\b", rb"\1,\2", line)),
+    "thousands": lambda text, where: at_line(
+        text, where, lambda line: re.sub(rb"(\d)(\d{3})\b", rb"\1,\2", line)
+    ),
     "floats": lambda text, where: at_line(text, where, lambda line: re.sub(rb"\t(\d+)", rb"\t\1.0", line)),
     "no prefix": lambda text, where: at_line(text, where, lambda line: line.removeprefix(b"chr")),
     "upper case": lambda text, where: at_line(text, where, bytes.upper),
@@ -201,7 +222,9 @@ def check_bed(how: list[tuple[str, int]], own: list[tuple[str, int]]) -> None:
 
 
 @QUICK
-@given(how=mangles, own=st.lists(st.tuples(st.sampled_from(sorted(BED_MANGLES)), st.integers(0, 9)), max_size=2))
+@given(
+    how=mangles, own=st.lists(st.tuples(st.sampled_from(sorted(BED_MANGLES)), st.integers(0, 9)), max_size=2)
+)
 @example(how=[("utf-16", 0)], own=[("spaces", 0)])
 def test_a_bed(how: list[tuple[str, int]], own: list[tuple[str, int]]) -> None:
     check_bed(how, own)
@@ -213,8 +236,10 @@ def test_a_bed_mangled_once(name: str) -> None:
         check_bed([(name, where)] if name in TEXT else [], [(name, where)] if name in BED_MANGLES else [])
 
 
-CONFIG = (b"references:\n  - name: g\n    uri: [a.fa, b.fa]  # two\n    contigs: ['1', X]\noutput: run/2\n"
-          b"block_bp: 2048\nsplit:\n  val: ['2']\n  leakage: 'off'\n")
+CONFIG = (
+    b"references:\n  - name: g\n    uri: [a.fa, b.fa]  # two\n    contigs: ['1', X]\noutput: run/2\n"
+    b"block_bp: 2048\nsplit:\n  val: ['2']\n  leakage: 'off'\n"
+)
 ADDED = {"letter", "mark later", "no-break space", "line separator"}  # they may become part of a value
 
 
@@ -233,12 +258,16 @@ def test_a_config(how: list[tuple[str, int]]) -> None:
     assert found == wanted or (ADDED & {name for name, _ in how} and len(str(found)) > len(str(wanted)))
 
 
-@given(lines=st.permutations(["output: o", "seed: 1", "references: [{name: g, uri: a}]", "block_bp: 1024"]),
-       again=st.sampled_from(["output: p", "seed: 2", "'seed': 2", "\"output\": o", "references: []"]))
+@given(
+    lines=st.permutations(["output: o", "seed: 1", "references: [{name: g, uri: a}]", "block_bp: 1024"]),
+    again=st.sampled_from(["output: p", "seed: 2", "'seed': 2", '"output": o', "references: []"]),
+)
 @settings(max_examples=40, deadline=None)
 def test_a_key_that_stands_twice(lines: list[str], again: str) -> None:
-    with written("\n".join([*lines, again]).encode(), "c.yaml") as path, \
-         pytest.raises(ConfigError, match=rf"{path}: line 5, column 1: key \w+ stands there twice"):
+    with (
+        written("\n".join([*lines, again]).encode(), "c.yaml") as path,
+        pytest.raises(ConfigError, match=rf"{path}: line 5, column 1: key \w+ stands there twice"),
+    ):
         load(DataConfig, path)
 
 
@@ -274,4 +303,13 @@ def test_the_mangles_are_not_all_refused() -> None:
                 read += [name] if read_fasta(path) == RECORDS else []
             except ValueError:
                 continue
-    assert {"crlf", "cr", "utf-8 mark", "blanks first", "blank line", "indented", "gzip", "gzip members"} <= set(read)
+    assert {
+        "crlf",
+        "cr",
+        "utf-8 mark",
+        "blanks first",
+        "blank line",
+        "indented",
+        "gzip",
+        "gzip members",
+    } <= set(read)

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from configs import ConfigError, dump, validate
-from trainer.config import Data, Train, TrainConfig
-from trainer.method_config import Loss, Prototypes, Views
+from trainer.data.config import Data
+from trainer.engine.config import Train
+from trainer.losses.config import Loss, Prototypes
+from trainer.run.config import TrainConfig
+from trainer.views.config import Views
 
 MINIMAL = {"run": {"dir": "r"}, "data": {"uri": "d"}, "train": {"steps": 1}}
 
@@ -27,85 +30,180 @@ def config(changes: dict[str, Any]) -> TrainConfig:
 WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in Loss.model_fields}
 
 
-@pytest.mark.parametrize(("changes", "fault"), [
-    ({"views.student.operations": {"rotate": 3, "flip": 1, "shift": 2}},
-     "views.student.operations: unknown flip, rotate; must be of deletion, insertion, shift"),
-    ({"views.teacher.operations": {"shift": 1001}},
-     "views.teacher.operations.shift: input should be less than or equal to 1000 (given 1001)"),
-    ({"views.student.substitution": 1.5},
-     "views.student.substitution: input should be less than or equal to 1 (given 1.5)"),
-    ({"views.student.noise": -0.1}, "views.student.noise: input should be greater than or equal to 0 (given -0.1)"),
-    ({"views.masking.rate": 0.0}, "views.masking.rate: input should be greater than 0 (given 0.0)"),
-    ({"views.masking.rate": 1.0}, "views.masking.rate: input should be less than 1 (given 1.0)"),
-    ({"views.masking.mask_share": 0.8, "views.masking.random_share": 0.3},
-     "views.masking: mask_share 0.8 and random_share 0.3 exceed 1 together"),
-    ({"views.crops.number": 33}, "views.crops.number: input should be less than or equal to 32 (given 33)"),
-    ({"views.crops.length": 15}, "views.crops.length: input should be greater than or equal to 16 (given 15)"),
-    ({"views.crops.operations": {"turn": 1}},
-     "views.crops.operations: unknown turn; must be of deletion, insertion, shift"),
-    ({"views.teacher.noise": 0.1},
-     "views.teacher.noise: only the student's whole windows are noisy; set views.student.noise"),
-    ({"views.crops.noise": 0.1},
-     "views.crops.noise: only the student's whole windows are noisy; set views.student.noise"),
-    ({"views.crops.number": 2, "views.crops.length": 1000},
-     "views.crops.length: 1000 must be below data.length 1000"),
-    ({"views.crops.number": 2, "views.crops.length": 64,
-      "data.length": [{"from_step": 0, "length": 64}, {"from_step": 9, "length": 1000}]},
-     "views.crops.length: 64 must be below data.length 64"),
-    ({"views.crops.number": 1, "loss.distill.weight": 0.0},
-     "views.crops.number: only loss.distill reads local windows, and its weight is 0"),
-    (WEIGHTLESS, "loss: every loss has weight 0; at least one of mlm, distill, patch, contrastive, koleo, vicreg must "
-                 "be above 0"),
-    ({"loss.mlm.weight": -1.0}, "loss.mlm.weight: input should be greater than or equal to 0 (given -1.0)"),
-    ({"loss.mlm.soft_weight": 1.1}, "loss.mlm.soft_weight: input should be less than or equal to 1 (given 1.1)"),
-    ({"loss.distill.student_temperature": 0.0},
-     "loss.distill.student_temperature: input should be greater than 0 (given 0.0)"),
-    ({"loss.distill.balance": "center"},
-     "loss.distill.balance: input should be 'centring', 'sinkhorn' or 'none' (given 'center')"),
-    ({"loss.patch.centre_momentum": 1.0}, "loss.patch.centre_momentum: input should be less than 1 (given 1.0)"),
-    ({"loss.patch.sinkhorn_iterations": 0},
-     "loss.patch.sinkhorn_iterations: input should be greater than or equal to 1 (given 0)"),
-    ({"loss.patch.pairs": 0}, "loss.patch.pairs: input should be greater than or equal to 1 (given 0)"),
-    ({"loss.patch.weight": 1.0, "views.masking.mask_share": 0.0},
-     "loss.patch.weight: only hidden letters are compared, and views.masking.mask_share is 0"),
-    ({"loss.contrastive.temperature": 0.05, "loss.contrastive.max_scale": 10.0},
-     "loss.contrastive: temperature 0.05 is a scale of 20, but max_scale is 10"),
-    ({"loss.contrastive.variant": "fast"},
-     "loss.contrastive.variant: input should be 'lse', 'ring' or 'ref' (given 'fast')"),
-    ({"loss.contrastive.keys": "both"},
-     "loss.contrastive.keys: input should be 'teacher' or 'student' (given 'both')"),
-    ({"loss.contrastive.weight": 1.0, "loss.contrastive.keys": "student"},
-     "loss.contrastive.keys: student keys need views.symmetric: true; or use the teacher's"),
-    ({"loss.vicreg.variance": -1.0}, "loss.vicreg.variance: input should be greater than or equal to 0 (given -1.0)"),
-    ({"loss.koleo.wieght": 1.0}, "loss.koleo.wieght: unknown key, did you mean 'weight'?"),
-    ({"loss.koleo.weight": 0.1, "train.global_batch": 1},
-     "train.global_batch: 1 must be at least 2 for loss.koleo, which compares the rows of a batch with each other; or "
-     "set loss.koleo.weight to 0"),
-    ({"loss.vicreg.weight": 1.0, "train.global_batch": 1},
-     "train.global_batch: 1 must be at least 2 for loss.vicreg, which compares the rows of a batch with each other; or "
-     "set loss.vicreg.weight to 0"),
-    ({"train.zero_stage": 4}, "train.zero_stage: input should be less than or equal to 3 (given 4)"),
-    ({"train.precision": "fp16"}, "train.precision: input should be 'fp32' or 'bf16' (given 'fp16')"),
-    ({"train.max_skipped": 0}, "train.max_skipped: input should be greater than or equal to 1 (given 0)"),
-    ({"health.patience": 0}, "health.patience: input should be greater than or equal to 1 (given 0)"),
-    ({"health.every": -1}, "health.every: input should be greater than or equal to 0 (given -1)"),
-    ({"health.on_collapse": "cry"}, "health.on_collapse: input should be 'warn' or 'stop' (given 'cry')"),
-    ({"model.name": "bert"}, "model.name: must be one of findna (given 'bert')"),
-    ({"model.norm": "batch"}, "model.norm: input should be 'none', 'layer' or 'rms' (given 'batch')"),
-    ({"run.seed": -1}, "run.seed: input should be greater than or equal to 0 (given -1)"),
-    ({"data.uri": ""}, "data.uri: must be a URI or a list of {uri, weight} (given '')"),
-    ({"data.uri": []}, "data.uri: at least one dataset is needed (given [])"),
-    ({"data.uri": [{"uri": "a"}, {"uri": "b"}, {"uri": "a", "weight": 2}]},
-     "data.uri: given twice: a; give each dataset once, with the sum of its weights"),
-    ({"data.uri": [{"uri": "a", "weight": 0}]}, "data.uri.0.weight: input should be greater than 0 (given 0)"),
-    ({"data.length": 15}, "data.length: must be an integer of at least 16 or a list of {from_step, length} (given 15)"),
-    ({"data.length": True}, "data.length: must be an integer of at least 16 or a list of {from_step, length}"),
-    ({"data.length": []}, "data.length: the first from_step must be 0, not missing (given [])"),
-    ({"data.length": [{"from_step": 3, "length": 64}]}, "data.length: the first from_step must be 0, not 3"),
-    ({"data.length": [{"from_step": 0, "length": 64}, {"from_step": 9, "length": 80}, {"from_step": 9, "length": 96}]},
-     "data.length: from_step must increase from entry to entry: 0, 9, 9"),
-    ({"data.on_corrupt": "maybe"}, "data.on_corrupt: input should be 'fail' or 'skip' (given 'maybe')"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"views.student.operations": {"rotate": 3, "flip": 1, "shift": 2}},
+            "views.student.operations: unknown flip, rotate; must be of deletion, insertion, shift",
+        ),
+        (
+            {"views.teacher.operations": {"shift": 1001}},
+            "views.teacher.operations.shift: input should be less than or equal to 1000 (given 1001)",
+        ),
+        (
+            {"views.student.substitution": 1.5},
+            "views.student.substitution: input should be less than or equal to 1 (given 1.5)",
+        ),
+        (
+            {"views.student.noise": -0.1},
+            "views.student.noise: input should be greater than or equal to 0 (given -0.1)",
+        ),
+        ({"views.masking.rate": 0.0}, "views.masking.rate: input should be greater than 0 (given 0.0)"),
+        ({"views.masking.rate": 1.0}, "views.masking.rate: input should be less than 1 (given 1.0)"),
+        (
+            {"views.masking.mask_share": 0.8, "views.masking.random_share": 0.3},
+            "views.masking: mask_share 0.8 and random_share 0.3 exceed 1 together",
+        ),
+        (
+            {"views.crops.number": 33},
+            "views.crops.number: input should be less than or equal to 32 (given 33)",
+        ),
+        (
+            {"views.crops.length": 15},
+            "views.crops.length: input should be greater than or equal to 16 (given 15)",
+        ),
+        (
+            {"views.crops.operations": {"turn": 1}},
+            "views.crops.operations: unknown turn; must be of deletion, insertion, shift",
+        ),
+        (
+            {"views.teacher.noise": 0.1},
+            "views.teacher.noise: only the student's whole windows are noisy; set views.student.noise",
+        ),
+        (
+            {"views.crops.noise": 0.1},
+            "views.crops.noise: only the student's whole windows are noisy; set views.student.noise",
+        ),
+        (
+            {"views.crops.number": 2, "views.crops.length": 1000},
+            "views.crops.length: 1000 must be below data.length 1000",
+        ),
+        (
+            {
+                "views.crops.number": 2,
+                "views.crops.length": 64,
+                "data.length": [{"from_step": 0, "length": 64}, {"from_step": 9, "length": 1000}],
+            },
+            "views.crops.length: 64 must be below data.length 64",
+        ),
+        (
+            {"views.crops.number": 1, "loss.distill.weight": 0.0},
+            "views.crops.number: only loss.distill reads local windows, and its weight is 0",
+        ),
+        (
+            WEIGHTLESS,
+            "loss: every loss has weight 0; at least one of mlm, distill, patch, contrastive, koleo, vicreg "
+            "must "
+            "be above 0",
+        ),
+        (
+            {"loss.mlm.weight": -1.0},
+            "loss.mlm.weight: input should be greater than or equal to 0 (given -1.0)",
+        ),
+        (
+            {"loss.mlm.soft_weight": 1.1},
+            "loss.mlm.soft_weight: input should be less than or equal to 1 (given 1.1)",
+        ),
+        (
+            {"loss.distill.student_temperature": 0.0},
+            "loss.distill.student_temperature: input should be greater than 0 (given 0.0)",
+        ),
+        (
+            {"loss.distill.balance": "center"},
+            "loss.distill.balance: input should be 'centring', 'sinkhorn' or 'none' (given 'center')",
+        ),
+        (
+            {"loss.patch.centre_momentum": 1.0},
+            "loss.patch.centre_momentum: input should be less than 1 (given 1.0)",
+        ),
+        (
+            {"loss.patch.sinkhorn_iterations": 0},
+            "loss.patch.sinkhorn_iterations: input should be greater than or equal to 1 (given 0)",
+        ),
+        ({"loss.patch.pairs": 0}, "loss.patch.pairs: input should be greater than or equal to 1 (given 0)"),
+        (
+            {"loss.patch.weight": 1.0, "views.masking.mask_share": 0.0},
+            "loss.patch.weight: only hidden letters are compared, and views.masking.mask_share is 0",
+        ),
+        (
+            {"loss.contrastive.temperature": 0.05, "loss.contrastive.max_scale": 10.0},
+            "loss.contrastive: temperature 0.05 is a scale of 20, but max_scale is 10",
+        ),
+        (
+            {"loss.contrastive.variant": "fast"},
+            "loss.contrastive.variant: input should be 'lse', 'ring' or 'ref' (given 'fast')",
+        ),
+        (
+            {"loss.contrastive.keys": "both"},
+            "loss.contrastive.keys: input should be 'teacher' or 'student' (given 'both')",
+        ),
+        (
+            {"loss.contrastive.weight": 1.0, "loss.contrastive.keys": "student"},
+            "loss.contrastive.keys: student keys need views.symmetric: true; or use the teacher's",
+        ),
+        (
+            {"loss.vicreg.variance": -1.0},
+            "loss.vicreg.variance: input should be greater than or equal to 0 (given -1.0)",
+        ),
+        ({"loss.koleo.wieght": 1.0}, "loss.koleo.wieght: unknown key, did you mean 'weight'?"),
+        (
+            {"loss.koleo.weight": 0.1, "train.global_batch": 1},
+            "train.global_batch: 1 must be at least 2 for loss.koleo, which compares the rows of a batch "
+            "with each other; or "
+            "set loss.koleo.weight to 0",
+        ),
+        (
+            {"loss.vicreg.weight": 1.0, "train.global_batch": 1},
+            "train.global_batch: 1 must be at least 2 for loss.vicreg, which compares the rows of a batch "
+            "with each other; or "
+            "set loss.vicreg.weight to 0",
+        ),
+        ({"train.zero_stage": 4}, "train.zero_stage: input should be less than or equal to 3 (given 4)"),
+        ({"train.precision": "fp16"}, "train.precision: input should be 'fp32' or 'bf16' (given 'fp16')"),
+        ({"train.max_skipped": 0}, "train.max_skipped: input should be greater than or equal to 1 (given 0)"),
+        ({"health.patience": 0}, "health.patience: input should be greater than or equal to 1 (given 0)"),
+        ({"health.every": -1}, "health.every: input should be greater than or equal to 0 (given -1)"),
+        ({"health.on_collapse": "cry"}, "health.on_collapse: input should be 'warn' or 'stop' (given 'cry')"),
+        ({"model.name": "bert"}, "model.name: must be one of findna (given 'bert')"),
+        ({"model.norm": "batch"}, "model.norm: input should be 'none', 'layer' or 'rms' (given 'batch')"),
+        ({"run.seed": -1}, "run.seed: input should be greater than or equal to 0 (given -1)"),
+        ({"data.uri": ""}, "data.uri: must be a URI or a list of {uri, weight} (given '')"),
+        ({"data.uri": []}, "data.uri: at least one dataset is needed (given [])"),
+        (
+            {"data.uri": [{"uri": "a"}, {"uri": "b"}, {"uri": "a", "weight": 2}]},
+            "data.uri: given twice: a; give each dataset once, with the sum of its weights",
+        ),
+        (
+            {"data.uri": [{"uri": "a", "weight": 0}]},
+            "data.uri.0.weight: input should be greater than 0 (given 0)",
+        ),
+        (
+            {"data.length": 15},
+            "data.length: must be an integer of at least 16 or a list of {from_step, length} (given 15)",
+        ),
+        (
+            {"data.length": True},
+            "data.length: must be an integer of at least 16 or a list of {from_step, length}",
+        ),
+        ({"data.length": []}, "data.length: the first from_step must be 0, not missing (given [])"),
+        (
+            {"data.length": [{"from_step": 3, "length": 64}]},
+            "data.length: the first from_step must be 0, not 3",
+        ),
+        (
+            {
+                "data.length": [
+                    {"from_step": 0, "length": 64},
+                    {"from_step": 9, "length": 80},
+                    {"from_step": 9, "length": 96},
+                ]
+            },
+            "data.length: from_step must increase from entry to entry: 0, 9, 9",
+        ),
+        ({"data.on_corrupt": "maybe"}, "data.on_corrupt: input should be 'fail' or 'skip' (given 'maybe')"),
+    ],
+)
 def test_every_fault_is_a_sentence_with_its_key(changes: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError) as refused:
         config(changes)
@@ -117,22 +215,42 @@ def test_every_fault_is_a_sentence_with_its_key(changes: dict[str, Any], fault: 
 
 def test_faults_between_sections_come_all_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
-        config({"loss.contrastive.weight": 1.0, "loss.contrastive.keys": "student", "loss.distill.weight": 0.0,
-                "views.crops.number": 1, "views.crops.length": 2000})  # fmt: skip
+        config(
+            {
+                "loss.contrastive.weight": 1.0,
+                "loss.contrastive.keys": "student",
+                "loss.distill.weight": 0.0,
+                "views.crops.number": 1,
+                "views.crops.length": 2000,
+            }
+        )
     assert str(refused.value) == (
-        "c.yaml: 3 faults\n  loss.contrastive.keys: student keys need views.symmetric: true; or use the teacher's\n  "
+        "c.yaml: 3 faults\n  loss.contrastive.keys: student keys need views.symmetric: true; or use the "
+        "teacher's\n  "
         "views.crops.number: only loss.distill reads local windows, and its weight is 0\n  "
-        "views.crops.length: 2000 must be below data.length 1000")
+        "views.crops.length: 2000 must be below data.length 1000"
+    )
 
 
 def test_faults_of_sections_come_all_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
-        config({"loss.mlm.weight": -1.0, "views.masking.rate": 2.0, "train.deepspeed": {"fp16": {}, "zero": 1},
-                "data.length": 3})  # fmt: skip
+        config(
+            {
+                "loss.mlm.weight": -1.0,
+                "views.masking.rate": 2.0,
+                "train.deepspeed": {"fp16": {}, "zero": 1},
+                "data.length": 3,
+            }
+        )
     first, *faults = str(refused.value).split("\n  ")
     assert first == "c.yaml: 5 faults"
     assert [fault.split(":")[0] for fault in faults] == [
-        "data.length", "views.masking.rate", "loss.mlm.weight", "train.deepspeed", "train.deepspeed"]
+        "data.length",
+        "views.masking.rate",
+        "loss.mlm.weight",
+        "train.deepspeed",
+        "train.deepspeed",
+    ]
     assert faults[3].startswith("train.deepspeed: fp16 cannot be set: set train.precision")
     assert faults[4].startswith("train.deepspeed: zero is not among the settings")
 
@@ -149,7 +267,9 @@ def test_a_batch_of_one_row_or_two_is_enough_where_the_losses_allow_it() -> None
     assert config({"train.global_batch": 1}).train.global_batch == 1
     both = {"loss.koleo.weight": 0.1, "loss.vicreg.weight": 1.0}
     assert config(both | {"train.global_batch": 2}).train.global_batch == 2
-    with pytest.raises(ConfigError, match=r"koleo\.weight to 0\n  train\.global_batch: 1 must .* loss\.vicreg"):
+    with pytest.raises(
+        ConfigError, match=r"koleo\.weight to 0\n  train\.global_batch: 1 must .* loss\.vicreg"
+    ):
         config(both | {"train.global_batch": 1})
 
 
@@ -160,7 +280,8 @@ def test_weights_are_those_of_the_losses_in_use() -> None:
 
 
 def test_defaults_of_the_prototype_losses() -> None:
-    """The published temperatures; patch and distillation differ in what they are given, not in how they work."""
+    """The published temperatures; patch and distillation differ in what they are given, not in how they
+    work."""
     distill, patch = Loss().distill, Loss().patch
     assert isinstance(distill, Prototypes) and isinstance(patch, Prototypes)
     for head in (distill, patch):
@@ -182,10 +303,14 @@ def test_short_forms_are_read_and_given_back_as_they_were() -> None:
     assert Data.model_validate({"uri": "d"}).cache_folder.name == "blocks"
 
 
-@pytest.mark.parametrize(("train", "world", "micro", "accumulation"), [
-    ({"global_batch": 48}, 4, 12, 1), ({"global_batch": 48, "micro_batch": 4}, 2, 4, 6),
-    ({"global_batch": 48, "micro_batch": 48}, 1, 48, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("train", "world", "micro", "accumulation"),
+    [
+        ({"global_batch": 48}, 4, 12, 1),
+        ({"global_batch": 48, "micro_batch": 4}, 2, 4, 6),
+        ({"global_batch": 48, "micro_batch": 48}, 1, 48, 1),
+    ],
+)
 def test_micro_batch_and_accumulation_follow_the_number_of_ranks(
     train: dict[str, Any], world: int, micro: int, accumulation: int
 ) -> None:

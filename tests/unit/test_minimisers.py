@@ -1,4 +1,5 @@
-"""data_prep.minimisers: against a naive loop, on both strands, in pieces; sketches and sets of hashes."""
+"""data_prep.split.minimisers: against a naive loop, on both strands, in pieces; sketches and sets of
+hashes."""
 
 import itertools
 
@@ -7,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import minimisers as module
 from data_prep.alphabet import Codes, N, decode, encode, reverse_complement
-from data_prep.minimisers import ALL, WINDOW, K, Sketch, cover, find, minimisers, unique
+from data_prep.split import minimisers as module
+from data_prep.split.minimisers import ALL, WINDOW, K, Sketch, cover, find, minimisers, unique
 
 WORD = (1 << 64) - 1
 
@@ -41,7 +42,9 @@ def naive(codes: Codes) -> list[tuple[int, int]]:
         kmers.append(None if b"N" in kmer else min(kmer_number(kmer), kmer_number(other)))
     found: dict[int, int] = {}
     for start in range(len(kmers) - WINDOW + 1):
-        there = [(rank(kmer), i) for i, kmer in enumerate(kmers[start : start + WINDOW], start) if kmer is not None]
+        there = [
+            (rank(kmer), i) for i, kmer in enumerate(kmers[start : start + WINDOW], start) if kmer is not None
+        ]
         for value, i in there:
             if value == min(there)[0]:
                 kmer_here = kmers[i]
@@ -61,11 +64,16 @@ def some(seed: int, bp: int) -> Codes:
 
 
 random_part = st.builds(some, st.integers(0, 1 << 32), st.integers(0, 120))
-repeat_part = st.builds(lambda seed, unit, times: np.tile(some(seed, unit), times),
-                        st.integers(0, 1 << 32), st.integers(1, 9), st.integers(1, 20))
+repeat_part = st.builds(
+    lambda seed, unit, times: np.tile(some(seed, unit), times),
+    st.integers(0, 1 << 32),
+    st.integers(1, 9),
+    st.integers(1, 20),
+)
 n_part = st.integers(1, 40).map(lambda bp: np.full(bp, N, np.uint8))
 sequences = st.lists(st.one_of(random_part, repeat_part, n_part), max_size=6).map(
-    lambda parts: np.concatenate([np.zeros(0, np.uint8), *parts]))
+    lambda parts: np.concatenate([np.zeros(0, np.uint8), *parts])
+)
 
 
 @given(sequences, st.sampled_from([1, 7, 31, 64, 1 << 20]))
@@ -93,7 +101,12 @@ def test_pieces_of_the_shipped_size() -> None:
     codes[[40_000, 65_536, 65_537, 200_000]] = N
     codes[98_000:98_400] = 0
     hashes, positions = minimisers(codes)
-    for cut in (0, 1, 32_768, 131_071):  # windows inside the rest choose the same, those across its start are gone
+    for cut in (
+        0,
+        1,
+        32_768,
+        131_071,
+    ):  # windows inside the rest choose the same, those across its start are gone
         rest_hashes, rest_positions = minimisers(codes[cut:])
         inside = positions >= cut + WINDOW
         late = rest_positions >= WINDOW
@@ -126,7 +139,9 @@ def test_the_mixer_is_splitmix64() -> None:
 @given(st.lists(st.integers(0, 400), unique=True).map(sorted))
 def test_cover_against_sets(positions: list[int]) -> None:
     intervals = cover(np.array(positions, np.int64))
-    assert {i for start, end in intervals for i in range(start, end)} == {p + i for p in positions for i in range(K)}
+    assert {i for start, end in intervals for i in range(start, end)} == {
+        p + i for p in positions for i in range(K)
+    }
     assert all(left[1] < right[0] for left, right in itertools.pairwise(intervals))
 
 
@@ -142,9 +157,12 @@ def test_unique_and_find_against_sets(parts: list[list[int]], wanted: list[int])
     assert among[at[hit]].tolist() == [value for value in wanted if value in among.tolist()]
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), hash_lists), max_size=6), st.integers(1, 30), st.integers(0, 10))
-def test_a_sketch_holds_the_lowest_hashes_in_any_order(added: list[tuple[str, list[int]]], room: int,
-                                                       slack: int) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), hash_lists), max_size=6), st.integers(1, 30), st.integers(0, 10)
+)
+def test_a_sketch_holds_the_lowest_hashes_in_any_order(
+    added: list[tuple[str, list[int]]], room: int, slack: int
+) -> None:
     every = sorted({(value, name) for name, values in added for value in values})
     below = every[room][0] if len(every) > room else ALL
     with pytest.MonkeyPatch.context() as patch:
@@ -156,5 +174,6 @@ def test_a_sketch_holds_the_lowest_hashes_in_any_order(added: list[tuple[str, li
             sketch.merge(other.result())
             threshold, sets = sketch.result()
             assert threshold == below
-            assert {(int(value), name) for name, data in sets.items() for value in np.frombuffer(data, np.uint64)} == {
-                pair for pair in every if pair[0] < below}
+            assert {
+                (int(value), name) for name, data in sets.items() for value in np.frombuffer(data, np.uint64)
+            } == {pair for pair in every if pair[0] < below}

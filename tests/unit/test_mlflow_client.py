@@ -17,16 +17,17 @@ import pytest
 import sqlalchemy.exc
 from mlflow import MlflowClient
 
-from trainer import mlflow_client
-from trainer.delivery import Delivery
-from trainer.mlflow_client import TrackError, connect
-from trainer.registry import Registry
-from trainer.track import Run, Tracker
+from trainer.tracking import mlflow_client
+from trainer.tracking.mlflow_client import TrackError, connect
+from trainer.tracking.mlflow_run import Run, Tracker
+from trainer.tracking.registry import Registry
+from trainer.tracking.uploader import Delivery
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with a deleted experiment "gone" and a prompt "words"; copied, since making one takes seconds."""
+    """A database with a deleted experiment "gone" and a prompt "words"; copied, since making one takes
+    seconds."""
     path = tmp_path_factory.mktemp("made") / "mlflow.db"
     client = connect(f"sqlite:///{path}")
     client.delete_experiment(client.create_experiment("gone"))
@@ -42,16 +43,29 @@ def database(made: Path, tmp_path: Path) -> Path:
 
 def start(uri: str, folder: Path, **more: Any) -> Callable[[], object]:
     """A training run's beginning."""
-    given: dict[str, Any] = {"uri": uri, "experiment": "e", "name": "n", "artifact_uri": None, "key": "k", "params": {},
-                             "tags": {}, "folder": folder / "queue"}  # fmt: skip
+    given: dict[str, Any] = {
+        "uri": uri,
+        "experiment": "e",
+        "name": "n",
+        "artifact_uri": None,
+        "key": "k",
+        "params": {},
+        "tags": {},
+        "folder": folder / "queue",
+    }
     return lambda: Delivery(**given | more)
 
 
 def test_runs_that_start_together_make_one_database(tmp_path: Path) -> None:
     """With MLflow's own migrations, in processes of their own, as runs of a sweep are."""
-    code = "import sys; from trainer.mlflow_client import connect; print(connect(sys.argv[1]).get_experiment('0').name)"
+    code = (
+        "import sys; from trainer.tracking.mlflow_client import connect; "
+        "print(connect(sys.argv[1]).get_experiment('0').name)"
+    )
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/new/mlflow.db"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
     for process in processes:
         said, fault = process.communicate(timeout=300)
         assert (process.returncode, said) == (0, "Default\n"), fault[-2000:]
@@ -69,7 +83,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, *answers: Exception) -> list[str]:
             raise coming.pop(0)
         return "client"
 
-    monkeypatch.setattr(mlflow_client, "library", lambda: SimpleNamespace(MlflowClient=client, __version__="3.99"))
+    monkeypatch.setattr(
+        mlflow_client, "library", lambda: SimpleNamespace(MlflowClient=client, __version__="3.99")
+    )
     monkeypatch.setattr(mlflow_client, "_PAUSE_S", 0.0)
     return asked
 
@@ -78,26 +94,40 @@ def database_says(text: str) -> Exception:
     return sqlalchemy.exc.OperationalError("ALTER TABLE x", {}, sqlite3.OperationalError(text))
 
 
-def test_tables_that_somebody_else_makes_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program than ours, or another machine: these are the words of three runs that met in the migrations."""
-    words = ("duplicate column name: step", "table experiments already exists", "database is locked",
-             "no such table: alembic_version")  # fmt: skip
-    asked = fake(monkeypatch, *map(database_says, words),
-                 RuntimeError("Online migration expected to match one row when updating 'a' to 'b'; 0 found"),
-                 RuntimeError("Detected out-of-date database schema (found version None, but expected b)"),
-                 RuntimeError("Detected out-of-date database schema (found version a, but expected b)"))
+def test_tables_that_somebody_else_makes_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program than ours, or another machine: these are the words of three runs that met in the
+    migrations."""
+    words = (
+        "duplicate column name: step",
+        "table experiments already exists",
+        "database is locked",
+        "no such table: alembic_version",
+    )
+    asked = fake(
+        monkeypatch,
+        *map(database_says, words),
+        RuntimeError("Online migration expected to match one row when updating 'a' to 'b'; 0 found"),
+        RuntimeError("Detected out-of-date database schema (found version None, but expected b)"),
+        RuntimeError("Detected out-of-date database schema (found version a, but expected b)"),
+    )
     assert connect(f"sqlite:///{tmp_path}/x.db") == "client"
     assert len(asked) == 8
 
 
 def test_what_does_not_pass_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = fake(monkeypatch, database_says("disk I/O error"))
-    with pytest.raises(TrackError, match=r"MLflow at sqlite:///.*x\.db: \(sqlite3\.OperationalError\) disk I/O error$"):
+    with pytest.raises(
+        TrackError, match=r"MLflow at sqlite:///.*x\.db: \(sqlite3\.OperationalError\) disk I/O error$"
+    ):
         connect(f"sqlite:///{tmp_path}/x.db")
     assert len(asked) == 1
     monkeypatch.setattr(mlflow_client, "_MADE_S", 0.0)
     fake(monkeypatch, database_says("table experiments already exists"))
-    with pytest.raises(TrackError, match=r"not whole after 0 s .*killed while it did: then name another database$"):
+    with pytest.raises(
+        TrackError, match=r"not whole after 0 s .*killed while it did: then name another database$"
+    ):
         connect(f"sqlite:///{tmp_path}/x.db")
 
 
@@ -132,8 +162,11 @@ def test_tables_of_another_version_are_named_with_what_to_do(
     monkeypatch.setattr(mlflow_client, "_SAME_S", 0.0)
     uri = f"sqlite:///{database}"
     for begin in (start(uri, tmp_path), lambda: Registry(uri)):
-        with pytest.raises(TrackError, match=rf"^MLflow at {uri}: its tables are of version {version}, and MLflow .* "
-                                             r"wants \w+: back the database up and run `mlflow db upgrade`"):
+        with pytest.raises(
+            TrackError,
+            match=rf"^MLflow at {uri}: its tables are of version {version}, and MLflow .* "
+            r"wants \w+: back the database up and run `mlflow db upgrade`",
+        ):
             begin()
 
 
@@ -141,7 +174,9 @@ def test_a_database_that_is_locked_may_be_free_later(database: Path, monkeypatch
     monkeypatch.setattr(mlflow_client, "_MADE_S", 0.0)
     holder = sqlite3.connect(database)
     holder.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(TrackError, match=r"database is locked by another program, which has to end first$") as fault:
+    with pytest.raises(
+        TrackError, match=r"database is locked by another program, which has to end first$"
+    ) as fault:
         connect(f"sqlite:///{database}?timeout=0.1")
     assert fault.value.passes
     holder.close()
@@ -151,18 +186,27 @@ def test_a_database_that_cannot_be_written_is_read_but_takes_no_run(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     readonly = f"sqlite:///file:{database}?mode=ro&uri=true"
-    said = r"MLflow at sqlite:///.*: \(sqlite3\.OperationalError\) attempt to write a readonly database; make its file"
+    said = (
+        r"MLflow at sqlite:///.*: \(sqlite3\.OperationalError\) attempt to write a readonly database; "
+        r"make its file"
+    )
     for begin in (start(readonly, tmp_path), lambda: Run(uri=readonly, experiment="e", name="n")):
         with pytest.raises(TrackError, match=said):
             begin()
     assert "Traceback" not in capfd.readouterr().err
-    monkeypatch.setattr(mlflow_client.os, "access", lambda path, mode: Path(path) != database or mode != os.W_OK)
+    monkeypatch.setattr(
+        mlflow_client.os, "access", lambda path, mode: Path(path) != database or mode != os.W_OK
+    )
     uri = f"sqlite:///{database}"
-    with pytest.raises(TrackError, match=rf"^MLflow at {uri}: this user cannot write to {database}; make it writable"):
+    with pytest.raises(
+        TrackError, match=rf"^MLflow at {uri}: this user cannot write to {database}; make it writable"
+    ):
         start(uri, tmp_path)()
     assert Registry(uri).tagged(None, {"a": "b"}) == []
     monkeypatch.setattr(mlflow_client.os, "access", lambda path, mode: Path(path) != database.parent)
-    with pytest.raises(TrackError, match=rf"this user cannot write to the folder {database.parent}; make it writable"):
+    with pytest.raises(
+        TrackError, match=rf"this user cannot write to the folder {database.parent}; make it writable"
+    ):
         connect(f"sqlite:///{database.parent}/other.db")
 
 
@@ -177,10 +221,16 @@ def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
 def test_a_deleted_experiment_is_named_with_the_way_back(database: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{database}"
     found = MlflowClient(uri, registry_uri=uri).get_experiment_by_name("gone")
-    said = (f"experiment gone at {uri} was deleted; restore it (MLFLOW_TRACKING_URI={uri} mlflow experiments restore "
-            f"--experiment-id {found.experiment_id}) or give another track.experiment")  # fmt: skip
-    for begin in (start(uri, tmp_path, experiment="gone"), lambda: Run(uri=uri, experiment="gone", name="n"),
-                  lambda: Registry(uri).usable("gone")):  # fmt: skip
+    said = (
+        f"experiment gone at {uri} was deleted; restore it (MLFLOW_TRACKING_URI={uri} mlflow experiments "
+        f"restore "
+        f"--experiment-id {found.experiment_id}) or give another track.experiment"
+    )
+    for begin in (
+        start(uri, tmp_path, experiment="gone"),
+        lambda: Run(uri=uri, experiment="gone", name="n"),
+        lambda: Registry(uri).usable("gone"),
+    ):
         with pytest.raises(TrackError, match=f"^{re.escape(said)}$"):
             begin()
     MlflowClient(uri, registry_uri=uri).restore_experiment(found.experiment_id)
@@ -197,7 +247,9 @@ def test_a_name_that_a_prompt_has_is_no_models(database: Path, tmp_path: Path) -
     with Run(uri=uri, experiment="e", name="n") as run, pytest.raises(TrackError, match=said):
         run.register("words", "model")
     with sqlite3.connect(database) as connection:
-        assert connection.execute("SELECT version FROM model_versions WHERE name = 'words'").fetchall() == [(1,)]
+        assert connection.execute("SELECT version FROM model_versions WHERE name = 'words'").fetchall() == [
+            (1,)
+        ]
     connection.close()
 
 
@@ -210,8 +262,16 @@ def test_a_run_that_was_deleted_by_hand_has_a_successor_and_that_is_said(
     database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"sqlite:///{database}"
-    first = Delivery(uri=uri, experiment="e", name="n", artifact_uri=None, key="k", params={}, tags={},
-                     folder=tmp_path / "queue")  # fmt: skip
+    first = Delivery(
+        uri=uri,
+        experiment="e",
+        name="n",
+        artifact_uri=None,
+        key="k",
+        params={},
+        tags={},
+        folder=tmp_path / "queue",
+    )
     first.log({"x": 1.0}, step=1)
     first.drain(60)
     MlflowClient(uri, registry_uri=uri).delete_run(first.id)
@@ -219,7 +279,9 @@ def test_a_run_that_was_deleted_by_hand_has_a_successor_and_that_is_said(
     second.open(experiment="e", name="n", artifact_uri=None, key="k", params={}, tags={})
     assert second.id != first.id
     said = capsys.readouterr().err
-    assert f"warning: MLflow run {first.id}, which this run was told to, is deleted; a new one is made" in said
+    assert (
+        f"warning: MLflow run {first.id}, which this run was told to, is deleted; a new one is made" in said
+    )
 
 
 def test_values_with_quotes_are_found(database: Path) -> None:
@@ -228,4 +290,6 @@ def test_values_with_quotes_are_found(database: Path) -> None:
         with Run(uri=uri, experiment="e", name="n", tags={"of": value}) as run:
             pass
         for experiment in ("e", None):
-            assert [found.info.run_id for found in Registry(uri).tagged(experiment, {"of": value})] == [run.id]
+            assert [found.info.run_id for found in Registry(uri).tagged(experiment, {"of": value})] == [
+                run.id
+            ]

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from data_prep import alphabet
-from trainer import export
-from trainer.config import Model
-from trainer.heads import Assigned, EmbeddingHead, ExpanderHead, Network, Outputs, PrototypeHead, mean_pool
-from trainer.method_config import Loss
+from trainer.losses.config import Loss
+from trainer.models import pretrained
 from trainer.models.chordmixer import ChordMixer
+from trainer.models.config import Model
+from trainer.models.heads import Assigned, EmbeddingHead, ExpanderHead, PrototypeHead
+from trainer.models.network import Network, Outputs, mean_pool
 
 TINY = {"num_layers": 3, "num_groups": 5, "group_channels": 4, "intermediate_size": 16, "num_summary": 3}
 
@@ -20,7 +21,9 @@ def tiny(norm: str = "layer", **changes: int) -> ChordMixer:
     return ChordMixer(**{**TINY, **changes}, norm=norm)
 
 
-def embedding_head(*, scale: float = 10.0, max_scale: float = 100.0, learnable: bool = False) -> EmbeddingHead:
+def embedding_head(
+    *, scale: float = 10.0, max_scale: float = 100.0, learnable: bool = False
+) -> EmbeddingHead:
     return EmbeddingHead(20, mlp_size=8, embedding=4, scale=scale, max_scale=max_scale, learnable=learnable)
 
 
@@ -34,14 +37,16 @@ def every_head() -> dict[str, torch.nn.Module]:
 
 
 def naive_mixer(model: ChordMixer, codes_L: torch.Tensor) -> torch.Tensor:
-    """One row, position by position: every channel group reads its update from ``shift`` places further on."""
+    """One row, position by position: every channel group reads its update from ``shift`` places further
+    on."""
     codes = [alphabet.CLS] * model.num_summary + codes_L.tolist()
     x = [model.input.weight[:, code] + model.input.bias for code in codes]
     for layer in model.layers:
         update = [layer(row) for row in x]
         c = model.group_channels
         x = [
-            x[t] + torch.cat([update[(t + s) % len(x)][g * c : (g + 1) * c] for g, s in enumerate(model.shifts)])
+            x[t]
+            + torch.cat([update[(t + s) % len(x)][g * c : (g + 1) * c] for g, s in enumerate(model.shifts)])
             for t in range(len(x))
         ]
     return torch.stack(x)
@@ -60,8 +65,8 @@ def test_mixer_equals_its_naive_loop(norm: str, length: int) -> None:
 def test_findna_has_the_published_size() -> None:
     """12.65 M: linear 5→308, 40 layers 308→512→308, linear head of 5; ours reads 8 codes and predicts 4."""
     published = (5 * 308 + 308) + 40 * (308 * 512 + 512 + 512 * 308 + 308) + (308 * 5 + 5)
-    network = Network(export.build_backbone(Model()), heads={})
-    assert abs(export.parameter_count(network) / published - 1) < 1e-4
+    network = Network(pretrained.build_backbone(Model()), heads={})
+    assert abs(pretrained.parameter_count(network) / published - 1) < 1e-4
     assert network.backbone.shifts == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 
 
@@ -168,12 +173,22 @@ def test_a_learnable_scale_is_clamped_and_a_fixed_one_is_no_parameter() -> None:
 
 def test_a_network_answers_what_it_is_asked() -> None:
     network = Network(tiny(), heads=every_head()).eval()
-    codes_BL, crops_XL = (torch.randint(0, 4, (rows, length), dtype=torch.uint8) for rows, length in ((4, 30), (8, 12)))
+    codes_BL, crops_XL = (
+        torch.randint(0, 4, (rows, length), dtype=torch.uint8) for rows, length in ((4, 30), (8, 12))
+    )
     letters_BN = torch.randint(0, 30, (4, 6))
     said = network(codes_BL, letters_BN=letters_BN, crops_XL=crops_XL)
-    shapes = {name: tuple(part.shape) for name, part in said._asdict().items() if isinstance(part, torch.Tensor)}
-    assert shapes == {"logits_BLV": (4, 30, 4), "crops_XPK": (8, 3, 11), "embedding_BE": (4, 4), "expanded_BE": (4, 5),
-                      "scale": (), "pooled_BD": (4, 20)}  # fmt: skip
+    shapes = {
+        name: tuple(part.shape) for name, part in said._asdict().items() if isinstance(part, torch.Tensor)
+    }
+    assert shapes == {
+        "logits_BLV": (4, 30, 4),
+        "crops_XPK": (8, 3, 11),
+        "embedding_BE": (4, 4),
+        "expanded_BE": (4, 5),
+        "scale": (),
+        "pooled_BD": (4, 20),
+    }
     assert said.summary.cosines.shape == (4, 3, 11)
     hidden_BTD = network.backbone(codes_BL)
     torch.testing.assert_close(said.pooled_BD, hidden_BTD[:, 3:].mean(1))
@@ -235,12 +250,20 @@ def test_assigned_letters_become_rows_of_one_position() -> None:
 
 def test_heads_are_those_that_the_losses_in_use_need() -> None:
     off = {name: {"weight": 0.0} for name in Loss.model_fields}
-    for name, heads in (("mlm", set()), ("koleo", set()), ("distill", {"distill"}), ("patch", {"patch"}),
-                        ("contrastive", {"contrastive"}), ("vicreg", {"vicreg"})):  # fmt: skip
+    for name, heads in (
+        ("mlm", set()),
+        ("koleo", set()),
+        ("distill", {"distill"}),
+        ("patch", {"patch"}),
+        ("contrastive", {"contrastive"}),
+        ("vicreg", {"vicreg"}),
+    ):
         losses = Loss.model_validate(off | {name: {"weight": 0.5}})
-        assert export.projection_heads(losses, 20).keys() == heads
-    learnable = Loss.model_validate({"contrastive": {"weight": 1, "temperature": 0.5, "learnable_scale": True}})
-    head = export.projection_heads(learnable, 20)["contrastive"]
+        assert pretrained.projection_heads(losses, 20).keys() == heads
+    learnable = Loss.model_validate(
+        {"contrastive": {"weight": 1, "temperature": 0.5, "learnable_scale": True}}
+    )
+    head = pretrained.projection_heads(learnable, 20)["contrastive"]
     assert isinstance(head, EmbeddingHead) and head.log_scale is not None
     assert head.log_scale.exp().item() == pytest.approx(2)
 

@@ -1,4 +1,4 @@
-"""cluster.nodes: hostfiles, addresses, and what comes over the way to an agent, whole or not."""
+"""cluster.launch.nodes: hostfiles, addresses, and what comes over the way to an agent, whole or not."""
 
 import threading
 import time
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import nodes
-from cluster.hostfile import read_hostfile
-from cluster.nodes import HostNodes, LocalNodes, Member, NodeLost, Place, close_all, reach
+from cluster.launch import nodes
+from cluster.launch.hostfile import read_hostfile
+from cluster.launch.nodes import HostNodes, LocalNodes, Member, NodeLost, Place, close_all, reach
 from configs import ConfigError
 
 
@@ -58,11 +58,20 @@ def test_waiting_ends_when_it_is_called_off() -> None:
     assert time.monotonic() - begin < 30
 
 
-@pytest.mark.parametrize(("fault", "refused", "listens", "told"), [
-    ("null", "false", True, None), ('"x"', "false", False, "b: x"),
-    ('"x"', "true", True, "b: x"),  # its agent holds the port: another answers in its place
-    ('"x"', "true", False, None),  # the host answers, and the ranks' port is not open: the network is whole
-])
+@pytest.mark.parametrize(
+    ("fault", "refused", "listens", "told"),
+    [
+        ("null", "false", True, None),
+        ('"x"', "false", False, "b: x"),
+        ('"x"', "true", True, "b: x"),  # its agent holds the port: another answers in its place
+        (
+            '"x"',
+            "true",
+            False,
+            None,
+        ),  # the host answers, and the ranks' port is not open: the network is whole
+    ],
+)
 def test_whether_a_node_reaches_the_first(fault: str, refused: str, listens: bool, told: str | None) -> None:
     link = Said([f'{{"event": "reach", "fault": {fault}, "refused": {refused}}}'])
     head = Member(Place("a", "10.0.0.1", 1), Said(), port=7)
@@ -85,7 +94,9 @@ def test_links_are_closed_side_by_side() -> None:
     close_all([])
 
 
-@pytest.mark.parametrize("line", ["-oProxyCommand=evil slots=2", "slots=8", "a slots=0", "a slots=", "a slots=2 b"])
+@pytest.mark.parametrize(
+    "line", ["-oProxyCommand=evil slots=2", "slots=8", "a slots=0", "a slots=", "a slots=2 b"]
+)
 def test_a_line_of_a_hostfile_that_is_wrong_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "hosts"
     path.write_text(f"fine slots=8\n{line}\n")
@@ -104,7 +115,9 @@ def test_this_host_has_the_address_by_which_it_reaches_the_others(
     path = tmp_path / "hosts"
     path.write_text("self\nother slots=2\n")
     assert HostNodes(str(path), "ssh {host}").places() == [
-        Place("self", "the address towards 192.0.2.7", 1), Place("other", "192.0.2.7", 2)]
+        Place("self", "the address towards 192.0.2.7", 1),
+        Place("other", "192.0.2.7", 2),
+    ]
     path.write_text("self\n")
     assert HostNodes(str(path), "ssh {host}").places() == [Place("self", "127.0.1.1", 1)]
 
@@ -115,7 +128,9 @@ def test_the_own_address() -> None:
 
 def test_an_agent_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "_PATIENCE", 0.3)
-    local = LocalNodes(1, agent=("-c", "import os, signal, time; print(os.getpid(), flush=True); time.sleep(600)"))
+    local = LocalNodes(
+        1, agent=("-c", "import os, signal, time; print(os.getpid(), flush=True); time.sleep(600)")
+    )
     link = local.connect(local.places()[0])
     while not (lines := link.receive()):
         time.sleep(0.01)
@@ -125,7 +140,9 @@ def test_an_agent_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_all_lines_of_an_agent_come_before_its_loss() -> None:
-    local = LocalNodes(1, agent=("-c", "import sys; print('one'); print('two'); sys.exit('no room on the disk')"))
+    local = LocalNodes(
+        1, agent=("-c", "import sys; print('one'); print('two'); sys.exit('no room on the disk')")
+    )
     link, lines = local.connect(local.places()[0]), list[str]()
     with pytest.raises(NodeLost, match=r"^localhost: its agent ended \(1\): no room on the disk$"):  # noqa: PT012
         while True:
@@ -140,8 +157,12 @@ def test_all_lines_of_an_agent_come_before_its_loss() -> None:
 
 def test_where_an_agent_starts(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("b\n")
-    hosts = HostNodes(str(tmp_path / "hosts"), "env X={host}", directory=str(tmp_path),
-                      agent=("-c", "import os; print(os.getcwd(), os.environ['X'])"))
+    hosts = HostNodes(
+        str(tmp_path / "hosts"),
+        "env X={host}",
+        directory=str(tmp_path),
+        agent=("-c", "import os; print(os.getcwd(), os.environ['X'])"),
+    )
     link = hosts.connect(hosts.places()[0])
     while not (lines := link.receive()):
         time.sleep(0.01)

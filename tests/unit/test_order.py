@@ -1,4 +1,5 @@
-"""The order of samples: exact shares, every window once an epoch, and the same whichever way it is asked for."""
+"""The order of samples: exact shares, every window once an epoch, and the same whichever way it is asked
+for."""
 
 from collections import Counter
 from itertools import pairwise
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.order import (
+from trainer.data.sampling import (
     EPOCHS_A_PHASE,
     LARGEST_SET,
     OPEN_BLOCKS,
@@ -22,10 +23,27 @@ from trainer.order import (
 weights = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
 
 
-def sampler(bp: list[int], *, lanes: int, length: int = 64, flank: int = 10, seed: int = 3, phase: int = 0,
-            weight: list[float] | None = None, dataset: int = 0) -> Sampler:
-    return Sampler(np.array(bp), weight_N=np.array(weight or [1.0] * len(bp)), seed=seed, length=length, flank=flank,
-                   lanes=lanes, phase=phase, dataset=dataset)
+def sampler(
+    bp: list[int],
+    *,
+    lanes: int,
+    length: int = 64,
+    flank: int = 10,
+    seed: int = 3,
+    phase: int = 0,
+    weight: list[float] | None = None,
+    dataset: int = 0,
+) -> Sampler:
+    return Sampler(
+        np.array(bp),
+        weight_N=np.array(weight or [1.0] * len(bp)),
+        seed=seed,
+        length=length,
+        flank=flank,
+        lanes=lanes,
+        phase=phase,
+        dataset=dataset,
+    )
 
 
 def lane_epochs(of: Sampler, lane: int, epochs: int) -> list[tuple[int, int, int]]:
@@ -80,15 +98,24 @@ def test_products_of_eighty_bits_are_exact() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(20, 3000), min_size=1, max_size=60), st.sampled_from([1, 2, 5, 12]),
-       st.sampled_from([16, 64, 200]), st.integers(0, 40), st.integers(0, 3))  # fmt: skip
+@given(
+    st.lists(st.integers(20, 3000), min_size=1, max_size=60),
+    st.sampled_from([1, 2, 5, 12]),
+    st.sampled_from([16, 64, 200]),
+    st.integers(0, 40),
+    st.integers(0, 3),
+)
 def test_an_epoch_visits_every_window_of_every_block_once(
     bp: list[int], lanes: int, length: int, flank: int, phase: int
 ) -> None:
     of = sampler(bp, lanes=lanes, length=length, flank=flank, phase=phase)
     seen = Counter(sample for lane in range(lanes) for sample in lane_epochs(of, lane, 2))
-    expected = {(phase * EPOCHS_A_PHASE + e, b, w) for e in (0, 1) for b in range(len(bp))
-                for w in range(of.windows_N[b])}
+    expected = {
+        (phase * EPOCHS_A_PHASE + e, b, w)
+        for e in (0, 1)
+        for b in range(len(bp))
+        for w in range(of.windows_N[b])
+    }
     assert seen.keys() == expected
     assert set(seen.values()) == {1}
 
@@ -140,12 +167,16 @@ def test_a_lane_mixes_at_least_sixteen_open_blocks() -> None:
 
 
 def test_seed_dataset_and_phase_change_the_order() -> None:
-    first = [lane_epochs(sampler([1000] * 50, lanes=2, **change), 0, 1)
-             for change in ({}, {"seed": 4}, {"dataset": 1}, {"phase": 1})]
+    first = [
+        lane_epochs(sampler([1000] * 50, lanes=2, **change), 0, 1)
+        for change in ({}, {"seed": 4}, {"dataset": 1}, {"phase": 1})
+    ]
     orders = {tuple((block, window) for _, block, window in lane) for lane in first}
     assert len(orders) == 4
-    keys = {sampler([1000] * 50, lanes=2, **change).open_set(0, 0).samples_M5[0, 4]
-            for change in ({}, {"dataset": 1}, {"phase": 1})}
+    keys = {
+        sampler([1000] * 50, lanes=2, **change).open_set(0, 0).samples_M5[0, 4]
+        for change in ({}, {"dataset": 1}, {"phase": 1})
+    }
     assert len(keys) == 3
 
 
@@ -183,4 +214,6 @@ def test_phase_of_a_step(step: int, phase: int) -> None:
 
 @pytest.mark.parametrize("samples", [0, 1, 11, 12, 100])
 def test_lane_counts(samples: int) -> None:
-    assert lane_counts(samples, 12).tolist() == [sum(j % 12 == lane for j in range(samples)) for lane in range(12)]
+    assert lane_counts(samples, 12).tolist() == [
+        sum(j % 12 == lane for j in range(samples)) for lane in range(12)
+    ]

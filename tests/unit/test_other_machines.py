@@ -1,7 +1,8 @@
 """What docs/training.md promises of bits and of values, on processors that this one can play.
 
-A setting takes instructions away from torch, MKL and oneDNN, which look at it once, when they are loaded: so each is a
-child process of its own, which checks everything there with 1 to 4 threads. docs/training.md has the promises.
+A setting takes instructions away from torch, MKL and oneDNN, which look at it once, when they are loaded: so
+each is a child process of its own, which checks everything there with 1 to 4 threads. docs/training.md has
+the promises.
 """
 
 import hashlib
@@ -20,30 +21,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer import counter
-from trainer.collectives import Group, Pending
-from trainer.ema import ShardedEMA
-from trainer.fragments import FlatGroup
-from trainer.heads import EmbeddingHead, ExpanderHead, Network, Outputs, PrototypeHead
-from trainer.loci import loci
-from trainer.losses.contrastive import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
+from trainer.core import random
+from trainer.core.collectives import Group, Pending
+from trainer.data.locus import loci
+from trainer.data.sampling import Sampler
+from trainer.data.windows import Windows
+from trainer.engine.ema import ShardedEMA
+from trainer.engine.partition import FlatGroup
+from trainer.losses.infonce import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
 from trainer.losses.koleo import Spread, koleo
-from trainer.losses.ring import RingContrast, RingSymmetricContrast, ring_info_nce, ring_symmetric_info_nce
+from trainer.losses.ring_infonce import (
+    RingContrast,
+    RingSymmetricContrast,
+    ring_info_nce,
+    ring_symmetric_info_nce,
+)
 from trainer.losses.sinkhorn import Assignment, sinkhorn
 from trainer.losses.tiles import aligned
 from trainer.losses.vicreg import Expanded, vicreg
 from trainer.models.chordmixer import ChordMixer
-from trainer.order import Sampler
-from trainer.views import View, Windows, input_noise, make_view, mask
+from trainer.models.heads import EmbeddingHead, ExpanderHead, PrototypeHead
+from trainer.models.network import Network, Outputs
+from trainer.views.view import View, input_noise, make_view, mask
 
 pytestmark = pytest.mark.timeout(300)  # all children run before the first test
 
-# What a processor lacks, by what is taken away. The third is a Cascade Lake Xeon: AVX-512 without bf16 and AMX.
+# What a processor lacks, by what is taken away. The third is a Cascade Lake Xeon: AVX-512 without bf16 and
+# AMX.
 SETTINGS = {
     "as it is": {},
     "AVX-512, no bf16": {"MKL_ENABLE_INSTRUCTIONS": "AVX512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    "SSE4.2": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "SSE4.2": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+    },
 }
 if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
     del SETTINGS["AVX2"]  # torch would believe it, and die of the first instruction
@@ -88,10 +101,13 @@ def gradients(form: str, first_BE: Tensor, second_BE: Tensor) -> tuple[Tensor, T
         "teacher": lambda: info_nce(Contrast(views[0], second_BE, torch.arange(rows), SCALE, rows)),
         "teacher ring": lambda: ring_info_nce(RingContrast(views[0], second_BE, SCALE, ALONE, rows)),
         "two views": lambda: symmetric_info_nce(
-            SymmetricContrast(*views, first_BE, second_BE, 0, SCALE, ALONE, rows)),
+            SymmetricContrast(*views, first_BE, second_BE, 0, SCALE, ALONE, rows)
+        ),
         "two views ring": lambda: ring_symmetric_info_nce(RingSymmetricContrast(*views, SCALE, ALONE, rows)),
-    }[form]()  # fmt: skip
-    return loss.detach(), torch.cat(torch.autograd.grad(loss, views[: 1 if form.startswith("teacher") else 2]))
+    }[form]()
+    return loss.detach(), torch.cat(
+        torch.autograd.grad(loss, views[: 1 if form.startswith("teacher") else 2])
+    )
 
 
 def contrastive_by_threads() -> int:
@@ -107,14 +123,17 @@ def contrastive_by_threads() -> int:
 
 
 def contrastive_by_rows() -> int:
-    """A row's gradient whatever other rows are in the call, wherever it stands, and wherever the keys begin."""
+    """A row's gradient whatever other rows are in the call, wherever it stands, and wherever the keys
+    begin."""
     wrong = 0
     for keys, features in ((120, 33), (700, 64)):
         query_BE, keys_GE = two_views(keys, features)
 
         def gradient(rows: Tensor, keys_GE: Tensor = keys_GE, query_BE: Tensor = query_BE) -> Tensor:
             query = query_BE[rows].requires_grad_()
-            (found,) = torch.autograd.grad(info_nce(Contrast(query, keys_GE, rows, SCALE, len(keys_GE))), query)
+            (found,) = torch.autograd.grad(
+                info_nce(Contrast(query, keys_GE, rows, SCALE, len(keys_GE))), query
+            )
             return found
 
         every = torch.arange(keys)
@@ -145,8 +164,12 @@ def teacher_by_partition() -> int:
             for rank in range(ranks):
                 size = entries // ranks
                 master = before[rank * size :][:size].clone()
-                group = FlatGroup(entries, {"all": (0, torch.Size([entries]))}, [(0, master[:5]), (5, master[5:])])
-                teacher = ShardedEMA(nn.Module(), nn.Module(), [group], _NoWeights(), group=Group(rank, ranks))
+                group = FlatGroup(
+                    entries, {"all": (0, torch.Size([entries]))}, [(0, master[:5]), (5, master[5:])]
+                )
+                teacher = ShardedEMA(
+                    nn.Module(), nn.Module(), [group], _NoWeights(), group=Group(rank, ranks)
+                )
                 master.copy_(after[rank * size :][:size])
                 with threads(5 - ranks):
                     teacher.update(momentum)
@@ -162,7 +185,7 @@ def adamw_by_partition() -> int:
     found = []
     for ranks in THREADS:
         shards = [nn.Parameter(shard.clone()) for shard in start.chunk(ranks)]
-        # As trainer.engine.student has it on a CPU: fused rounds by an entry's place.
+        # As trainer.engine.engine has it on a CPU: fused rounds by an entry's place.
         optimiser = torch.optim.AdamW(shards, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=False)
         with threads(5 - ranks):
             for step in range(1, 4):
@@ -174,11 +197,11 @@ def adamw_by_partition() -> int:
 
 
 def noise_by_rows() -> int:
-    key_B = counter.fold(3, torch.arange(700))
+    key_B = random.fold(3, torch.arange(700))
     found = []
     for ranks in THREADS:
         with threads(5 - ranks):
-            found.append(torch.cat([counter.normals(part, "noise", 301) for part in key_B.chunk(ranks)]))
+            found.append(torch.cat([random.normals(part, "noise", 301) for part in key_B.chunk(ranks)]))
     return of_each(found)
 
 
@@ -202,10 +225,16 @@ def network() -> Network:
     heads: dict[str, nn.Module] = {}
     for name in ("distill", "patch"):
         heads[name] = PrototypeHead(80, mlp_size=48, bottleneck=24, prototypes=300)
-    heads["contrastive"] = EmbeddingHead(80, mlp_size=48, embedding=32, scale=10.0, max_scale=100.0, learnable=True)
+    heads["contrastive"] = EmbeddingHead(
+        80, mlp_size=48, embedding=32, scale=10.0, max_scale=100.0, learnable=True
+    )
     heads["vicreg"] = ExpanderHead(80, mlp_size=48, embedding=64)
-    return Network(ChordMixer(num_layers=2, num_groups=5, group_channels=16, intermediate_size=96, num_summary=3,
-                              norm="layer"), heads=heads)  # fmt: skip
+    return Network(
+        ChordMixer(
+            num_layers=2, num_groups=5, group_channels=16, intermediate_size=96, num_summary=3, norm="layer"
+        ),
+        heads=heads,
+    )
 
 
 def pooled() -> Tensor:
@@ -221,17 +250,31 @@ def step(net: Network) -> tuple[Tensor, Tensor]:
     codes_BL = torch.randint(0, 4, (32, 90), generator=generator, dtype=torch.uint8)
     length_B = torch.randint(50, 91, (32,), generator=generator)
     letters_BN = torch.randint(0, 50, (32, 20), generator=generator)
-    said: Outputs = net(codes_BL, length_B=length_B, noise_BLC=normal(32, 90, 4), letters_BN=letters_BN,
-                        crops_XL=codes_BL[:, :30].contiguous(), crop_length_X=length_B.clamp(max=30))  # fmt: skip
+    said: Outputs = net(
+        codes_BL,
+        length_B=length_B,
+        noise_BLC=normal(32, 90, 4),
+        letters_BN=letters_BN,
+        crops_XL=codes_BL[:, :30].contiguous(),
+        crop_length_X=length_B.clamp(max=30),
+    )
     leaf = pooled().requires_grad_()
     expanded_BE = said.expanded_BE
-    losses = torch.stack([
-        F.cross_entropy(said.logits_BLV[codes_BL < 2], codes_BL[codes_BL < 2].long()),
-        said.summary.cosines.square().mean(), said.patches.cosines.square().mean(), said.crops_XPK.square().mean(),
-        info_nce(Contrast(said.embedding_BE, said.embedding_BE.detach().flip(0), torch.arange(32), said.scale, 32)),
-        koleo(Spread(leaf, leaf.detach(), 0, 1)),
-        vicreg(Expanded(expanded_BE, expanded_BE.detach(), 0.9 * expanded_BE.detach(), 0, 1)),
-    ])  # fmt: skip
+    losses = torch.stack(
+        [
+            F.cross_entropy(said.logits_BLV[codes_BL < 2], codes_BL[codes_BL < 2].long()),
+            said.summary.cosines.square().mean(),
+            said.patches.cosines.square().mean(),
+            said.crops_XPK.square().mean(),
+            info_nce(
+                Contrast(
+                    said.embedding_BE, said.embedding_BE.detach().flip(0), torch.arange(32), said.scale, 32
+                )
+            ),
+            koleo(Spread(leaf, leaf.detach(), 0, 1)),
+            vicreg(Expanded(expanded_BE, expanded_BE.detach(), 0.9 * expanded_BE.detach(), 0, 1)),
+        ]
+    )
     found = torch.autograd.grad(losses.sum(), [*net.parameters(), leaf], allow_unused=True)
     return losses.detach(), torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
@@ -258,15 +301,26 @@ BITS: dict[str, Callable[[], int]] = {
 
 
 def windows() -> Windows:
-    codes_BS = counter.letters(counter.words(counter.fold(1, torch.arange(64)), "genome", 10))
+    codes_BS = random.letters(random.words(random.fold(1, torch.arange(64)), "genome", 10))
     place_B3 = torch.stack([torch.arange(64), torch.full((64,), 100), torch.full((64,), 300)], 1)
-    return Windows(codes_BS, torch.zeros(64, dtype=torch.int64), torch.full((64,), 320),
-                   counter.fold(5, torch.arange(64)), place_B3, 60)  # fmt: skip
+    return Windows(
+        codes_BS,
+        torch.zeros(64, dtype=torch.int64),
+        torch.full((64,), 320),
+        random.fold(5, torch.arange(64)),
+        place_B3,
+        60,
+    )
 
 
 def view(source: Windows) -> View:
-    return make_view(source, name="v", operations={"deletion": 9, "insertion": 9, "shift": 9}, substitution=0.1,
-                     reverse_complement=0.5)  # fmt: skip
+    return make_view(
+        source,
+        name="v",
+        operations={"deletion": 9, "insertion": 9, "shift": 9},
+        substitution=0.1,
+        reverse_complement=0.5,
+    )
 
 
 def digests() -> dict[str, str]:
@@ -278,8 +332,16 @@ def digests() -> dict[str, str]:
     source = windows()
     seen = view(source)
     masked = mask(seen, source, name="m", rate=0.3, mask_share=0.8, random_share=0.1)
-    sampler = Sampler(np.array([700, 1300, 250]), weight_N=np.ones(3), seed=3, length=64, flank=10, lanes=2, phase=0,
-                      dataset=0)  # fmt: skip
+    sampler = Sampler(
+        np.array([700, 1300, 250]),
+        weight_N=np.ones(3),
+        seed=3,
+        length=64,
+        flank=10,
+        lanes=2,
+        phase=0,
+        dataset=0,
+    )
     return {
         "views": digest(seen.codes_BL, seen.source_BL, seen.reversed_B),
         "masks": digest(masked.codes_BL, masked.target_BL),
@@ -299,14 +361,20 @@ def errors() -> dict[str, float]:
     loss, got = gradients("two views", first_BE, second_BE)
     reference = torch.cat(torch.autograd.grad(wanted, exact))
     found["contrastive loss, against float64"] = abs(loss.item() / wanted.item() - 1) / 5e-6
-    found["contrastive gradients, against float64"] = float((got - reference).norm() / reference.norm()) / 5e-6
+    found["contrastive gradients, against float64"] = (
+        float((got - reference).norm() / reference.norm()) / 5e-6
+    )
     by_threads, balanced = [], []
     for number in THREADS:
         with threads(number):
             by_threads.append(step(net)[0])
             balanced.append(sinkhorn(assignment()))
-    found["losses, any number of threads"] = max(float((a / by_threads[0] - 1).abs().max()) for a in by_threads) / 1e-5
-    found["Sinkhorn, any number of threads"] = max(float((a - balanced[0]).abs().max()) for a in balanced) / 5e-6
+    found["losses, any number of threads"] = (
+        max(float((a / by_threads[0] - 1).abs().max()) for a in by_threads) / 1e-5
+    )
+    found["Sinkhorn, any number of threads"] = (
+        max(float((a - balanced[0]).abs().max()) for a in balanced) / 5e-6
+    )
     codes_BL = torch.randint(0, 4, (6, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     length_B = torch.tensor([40, 23, 31, 40, 7, 12])
     with torch.no_grad():
@@ -314,23 +382,34 @@ def errors() -> dict[str, float]:
         separate = [net(codes_BL[row : row + 1, :length]) for row, length in enumerate(length_B.tolist())]
     for row, alone in enumerate(separate):
         length = int(length_B[row])
-        for ours, theirs in ((together.logits_BLV[row, :length], alone.logits_BLV[0]),
-                             (together.embedding_BE[row], alone.embedding_BE[0])):  # fmt: skip
+        for ours, theirs in (
+            (together.logits_BLV[row, :length], alone.logits_BLV[0]),
+            (together.embedding_BE[row], alone.embedding_BE[0]),
+        ):
             error = float(((ours - theirs).abs() / (theirs.abs() + 0.1)).max()) / 1e-5
-            found["a row among others and padding"] = max(error, found.get("a row among others and padding", 0))
+            found["a row among others and padding"] = max(
+                error, found.get("a row among others and padding", 0)
+            )
     return found
 
 
 def numbers() -> dict[str, list[float]]:
     """To be compared between machines, within 1e-5 of each other (noise: within 1e-5 of its deviation)."""
     source = windows()
-    return {"losses": step(network())[0].tolist(),
-            "noise": input_noise(view(source), source, name="v", std=1.0).flatten()[:99].tolist()}  # fmt: skip
+    return {
+        "losses": step(network())[0].tolist(),
+        "noise": input_noise(view(source), source, name="v", std=1.0).flatten()[:99].tolist(),
+    }
 
 
 def measure() -> dict[str, Any]:
-    return {"capability": torch.backends.cpu.get_cpu_capability(), "digests": digests(), "errors": errors(),
-            "bits": {name: check() for name, check in BITS.items()}, "numbers": numbers()}  # fmt: skip
+    return {
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "digests": digests(),
+        "errors": errors(),
+        "bits": {name: check() for name, check in BITS.items()},
+        "numbers": numbers(),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -339,10 +418,16 @@ def found() -> dict[str, dict[str, Any]]:
     hidden = {name for changes in SETTINGS.values() for name in changes}
     own = {name: value for name, value in os.environ.items() if name not in hidden}
     # Threads that wait must not spin: there are more than cores.
-    children = {name: subprocess.Popen(
-        [sys.executable, "-m", __name__], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=own | changes | {"OMP_WAIT_POLICY": "passive"},
-    ) for name, changes in SETTINGS.items()}  # fmt: skip
+    children = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=own | changes | {"OMP_WAIT_POLICY": "passive"},
+        )
+        for name, changes in SETTINGS.items()
+    }
     try:
         answers = {name: child.communicate() for name, child in children.items()}
     finally:
@@ -371,7 +456,9 @@ def test_values_are_as_exact_as_promised(found: dict[str, Any], setting: str) ->
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_samples_views_and_masks_are_the_same_bits_on_every_machine(found: dict[str, Any], setting: str) -> None:
+def test_samples_views_and_masks_are_the_same_bits_on_every_machine(
+    found: dict[str, Any], setting: str
+) -> None:
     assert found[setting]["digests"] == found["as it is"]["digests"]
 
 

@@ -1,4 +1,5 @@
-"""What a step shows: directions, masks and noise of their own, crops in order, letters aligned and weighed."""
+"""What a step shows: directions, masks and noise of their own, crops in order, letters aligned and
+weighed."""
 
 import dataclasses
 import operator
@@ -9,18 +10,26 @@ import torch
 
 from data_prep import alphabet
 from tests.unit.test_views import ALL, windows
-from trainer.align import align, letter_weights
-from trainer.crops import local_windows
-from trainer.loci import loci
-from trainer.method_config import Loss, Views
-from trainer.pairs import Pair, Shown, lengths, make_pairs, ragged, show
-from trainer.views import PADDED, View, Windows, input_noise, make_view, mask
+from trainer.data.locus import loci
+from trainer.data.windows import Windows
+from trainer.losses.config import Loss
+from trainer.views.alignment import align, letter_weights
+from trainer.views.config import Views
+from trainer.views.crops import local_windows
+from trainer.views.view import PADDED, View, input_noise, make_view, mask
+from trainer.views.view_batch import Pair, Shown, lengths, make_pairs, ragged, show
 
-STUDENT: dict[str, Any] = {"operations": {"shift": 3}, "substitution": 0.05, "reverse_complement": 0.5, "noise": 0.2}
+STUDENT: dict[str, Any] = {
+    "operations": {"shift": 3},
+    "substitution": 0.05,
+    "reverse_complement": 0.5,
+    "noise": 0.2,
+}
 TEACHER: dict[str, Any] = {"operations": ALL, "reverse_complement": 0.5}
 CROPS = {"number": 3, "length": 40, "operations": {"deletion": 5}, "reverse_complement": 0.5}
-ALL_LOSSES = Loss.model_validate({
-    "mlm": {"soft_weight": 0.25}, "patch": {"weight": 1, "pairs": 6}, "contrastive": {"weight": 1}})  # fmt: skip
+ALL_LOSSES = Loss.model_validate(
+    {"mlm": {"soft_weight": 0.25}, "patch": {"weight": 1, "pairs": 6}, "contrastive": {"weight": 1}}
+)
 
 
 def soft(rows: int = 16) -> Windows:
@@ -29,11 +38,16 @@ def soft(rows: int = 16) -> Windows:
 
 
 def short(source: Windows, high: int) -> Windows:
-    """Sequence from the window's first letter up to ``high`` alone, as of a block that is shorter than a window."""
+    """Sequence from the window's first letter up to ``high`` alone, as of a block that is shorter than a
+    window."""
     codes_BS = source.codes_BS.clone()
     codes_BS[:, : source.flank] = codes_BS[:, high:] = alphabet.PAD
-    return dataclasses.replace(source, codes_BS=codes_BS, low_B=torch.full_like(source.low_B, source.flank),
-                               high_B=torch.full_like(source.high_B, high))  # fmt: skip
+    return dataclasses.replace(
+        source,
+        codes_BS=codes_BS,
+        low_B=torch.full_like(source.low_B, source.flank),
+        high_B=torch.full_like(source.high_B, high),
+    )
 
 
 def views(**changes: Any) -> Views:
@@ -41,8 +55,13 @@ def views(**changes: Any) -> Views:
 
 
 def expected_view(source: Windows, name: str, keys: dict[str, Any]) -> View:
-    return make_view(source, name=name, operations=keys["operations"], substitution=keys.get("substitution", 0.0),
-                     reverse_complement=keys["reverse_complement"])  # fmt: skip
+    return make_view(
+        source,
+        name=name,
+        operations=keys["operations"],
+        substitution=keys.get("substitution", 0.0),
+        reverse_complement=keys["reverse_complement"],
+    )
 
 
 def same(one: Any, two: Any) -> None:
@@ -107,22 +126,27 @@ def test_the_masking_is_the_config_s() -> None:
 
 def test_letters_are_aligned_and_weighed_for_the_losses_that_ask() -> None:
     source = soft()
-    for pair, name in zip(make_pairs(source, views(symmetric=True), ALL_LOSSES), ("student", "teacher"), strict=True):
+    for pair, name in zip(
+        make_pairs(source, views(symmetric=True), ALL_LOSSES), ("student", "teacher"), strict=True
+    ):
         same(pair.weight_BL, letter_weights(pair.student, source, soft_weight=0.25))
         assert pair.weight_BL is not None and {0.25, 1.0} == set(pair.weight_BL.unique().tolist())
         same(pair.aligned, align(pair.student, pair.masked, pair.teacher, source, name=name, pairs=6))
         assert pair.aligned is not None and pair.aligned.valid_BN.any()
 
 
-@pytest.mark.parametrize(("loss", "weighed", "aligned", "placed"), [
-    ({}, False, False, False),
-    ({"mlm": {"soft_weight": 0.5}}, True, False, False),
-    ({"mlm": {"soft_weight": 0.5, "weight": 0}}, False, False, False),
-    ({"mlm": {"soft_weight": 1}, "patch": {"weight": 0.1}}, False, True, False),
-    ({"contrastive": {"weight": 0.1}}, False, False, True),
-    ({"contrastive": {"weight": 0.1, "mask_same_place": False}}, False, False, False),
-    ({"contrastive": {"mask_same_place": True}, "koleo": {"weight": 1}}, False, False, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("loss", "weighed", "aligned", "placed"),
+    [
+        ({}, False, False, False),
+        ({"mlm": {"soft_weight": 0.5}}, True, False, False),
+        ({"mlm": {"soft_weight": 0.5, "weight": 0}}, False, False, False),
+        ({"mlm": {"soft_weight": 1}, "patch": {"weight": 0.1}}, False, True, False),
+        ({"contrastive": {"weight": 0.1}}, False, False, True),
+        ({"contrastive": {"weight": 0.1, "mask_same_place": False}}, False, False, False),
+        ({"contrastive": {"mask_same_place": True}, "koleo": {"weight": 1}}, False, False, False),
+    ],
+)
 def test_nothing_is_made_that_no_loss_in_use_asks_for(
     loss: dict[str, Any], weighed: bool, aligned: bool, placed: bool
 ) -> None:
@@ -175,7 +199,9 @@ def test_rows_are_shown_the_same_in_any_micro_batch() -> None:
     source = soft(12)
     config = views(symmetric=True, crops=CROPS)
     whole = show(source, config, ALL_LOSSES)
-    parts = [show(source.each(operator.itemgetter(slice(i, i + 4))), config, ALL_LOSSES) for i in range(0, 12, 4)]
+    parts = [
+        show(source.each(operator.itemgetter(slice(i, i + 4))), config, ALL_LOSSES) for i in range(0, 12, 4)
+    ]
 
     def joined(values: list[Any]) -> Any:
         if isinstance(values[0], torch.Tensor):
@@ -184,7 +210,9 @@ def test_rows_are_shown_the_same_in_any_micro_batch() -> None:
             return [joined(list(column)) for column in zip(*values, strict=True)]
         if dataclasses.is_dataclass(values[0]):
             names = [field.name for field in dataclasses.fields(values[0])]
-            return type(values[0])(**{name: joined([getattr(value, name) for value in values]) for name in names})
+            return type(values[0])(
+                **{name: joined([getattr(value, name) for value in values]) for name in names}
+            )
         return values[0]
 
     for name in ("pairs", "loci"):

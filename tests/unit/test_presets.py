@@ -1,7 +1,8 @@
-"""Every shipped way to train: dry-run at full size, trained and exported small, its losses held against golden ones.
+"""Every shipped way to train: dry-run at full size, trained and exported small, its losses held against
+golden ones.
 
-The numbers are a contract: a refactor changes none of them. Who means to change the method writes them anew, with
-``python -m tests.unit.test_presets --write``, and commits the difference with its reason.
+The numbers are a contract: a refactor changes none of them. Who means to change the method writes them anew,
+with ``python -m tests.unit.test_presets --write``, and commits the difference with its reason.
 """
 
 import json
@@ -19,13 +20,13 @@ import torch
 import configs
 from tests.datasets import markov_sequence, write_dataset
 from tests.ranks import on_ranks
-from trainer import export
-from trainer.collectives import Group
-from trainer.config import TrainConfig
-from trainer.engine.student import init_distributed
-from trainer.heads import Network
-from trainer.loop import train
-from trainer.registry import Registry
+from trainer.core.collectives import Group
+from trainer.engine.engine import init_distributed
+from trainer.models import pretrained
+from trainer.models.network import Network
+from trainer.run.config import TrainConfig
+from trainer.run.train import train
+from trainer.tracking.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -41,17 +42,32 @@ LOSSES = {
 }
 # The method stays; sizes, and the rate that goes with them, are those of seconds.
 SMALL = [
-    "model.num_layers=3", "model.num_groups=6", "model.group_channels=6", "model.intermediate_size=48",
-    "model.num_summary=3", "data.length=80", "data.lanes=12", "train.global_batch=24", "train.precision=fp32",
-    "train.lr=4e-3", f"train.steps={STEPS}", "val.every=25", "val.windows=24", "track.every=25", "health.every=25",
+    "model.num_layers=3",
+    "model.num_groups=6",
+    "model.group_channels=6",
+    "model.intermediate_size=48",
+    "model.num_summary=3",
+    "data.length=80",
+    "data.lanes=12",
+    "train.global_batch=24",
+    "train.precision=fp32",
+    "train.lr=4e-3",
+    f"train.steps={STEPS}",
+    "val.every=25",
+    "val.windows=24",
+    "track.every=25",
+    "health.every=25",
     "loss.distill={prototypes: 48, mlp_size: 24, bottleneck: 16}",
-]  # fmt: skip
+]
 ALSO = {
     "demo": ["loss.contrastive={mlp_size: 24, embedding: 16}"],
     "findna": [],
-    "findna-plus": ["loss.contrastive={mlp_size: 24, embedding: 16}", "views.crops.length=24",
-                    "loss.patch={prototypes: 32, mlp_size: 24, bottleneck: 16, pairs: 6}"],
-}  # fmt: skip
+    "findna-plus": [
+        "loss.contrastive={mlp_size: 24, embedding: 16}",
+        "views.crops.length=24",
+        "loss.patch={prototypes: 32, mlp_size: 24, bottleneck: 16, pairs: 6}",
+    ],
+}
 # The method changed by a hair: preset, the change, the first step whose losses tell, and which of them.
 CHANGED = {
     "a loss's weight": ("findna", "loss.distill.weight=1.001", 1, {"total"}),
@@ -67,8 +83,16 @@ def preset(name: str, *overrides: str) -> TrainConfig:
 
 
 def small(name: str, run: str, folder: Path, *overrides: str) -> TrainConfig:
-    return preset(name, *SMALL, *ALSO[name], f"data.uri={folder / 'data'}", f"run.dir={folder / run}",
-                  f"run.name={run}", f"track.uri=sqlite:///{folder}/mlflow.db", *overrides)  # fmt: skip
+    return preset(
+        name,
+        *SMALL,
+        *ALSO[name],
+        f"data.uri={folder / 'data'}",
+        f"run.dir={folder / run}",
+        f"run.name={run}",
+        f"track.uri=sqlite:///{folder}/mlflow.db",
+        *overrides,
+    )
 
 
 def train_all(runs: list[TrainConfig]) -> None:
@@ -94,14 +118,17 @@ def losses_of(folder: Path, run: str) -> dict[str, list[float]]:
 
 
 def run_all(folder: Path, *, changed: bool) -> dict[str, dict[str, list[float]]]:
-    """run -> its losses: every preset for 50 steps and, if wanted, its changes for a few steps of the same schedule."""
+    """run -> its losses: every preset for 50 steps and, if wanted, its changes for a few steps of the same
+    schedule."""
     contigs = {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(5_000, seed=2)]}
     write_dataset(folder / "data", contigs, soft=True)
     runs = [small(name, name, folder) for name in LOSSES]
     if changed:
         few = [f"train.steps={CHANGED_STEPS}", f"train.schedule_steps={STEPS}", "track.registered_model=null"]
-        runs += [small(name, run, folder, override, *few) for run, (name, override, *_) in
-                 zip(CHANGED_RUNS, CHANGED.values(), strict=True)]  # fmt: skip
+        runs += [
+            small(name, run, folder, override, *few)
+            for run, (name, override, *_) in zip(CHANGED_RUNS, CHANGED.values(), strict=True)
+        ]
     on_ranks(1, train_all, runs)
     return {config.run.name: losses_of(folder, config.run.name) for config in runs}
 
@@ -126,8 +153,11 @@ def golden(name: str) -> dict[str, list[float]]:
     return found
 
 
-def differences(got: dict[str, list[float]], wanted: dict[str, list[float]], steps: int) -> Iterator[tuple[int, str]]:
-    """(step, loss) of what differs in the first ``steps`` steps, by step; all of a loss that only one of them has."""
+def differences(
+    got: dict[str, list[float]], wanted: dict[str, list[float]], steps: int
+) -> Iterator[tuple[int, str]]:
+    """(step, loss) of what differs in the first ``steps`` steps, by step; all of a loss that only one of them
+    has."""
     for step in range(steps):
         for name in sorted(got.keys() | wanted.keys()):
             values = [run[name][step] if name in run else math.nan for run in (got, wanted)]
@@ -140,13 +170,15 @@ def test_the_full_size_is_sound(name: str) -> None:
     config = preset(name)
     assert config.loss.weights().keys() == LOSSES[name]
     with torch.device("meta"):
-        backbone = export.build_backbone(config.model)
-        network = Network(backbone, heads=export.projection_heads(config.loss, backbone.hidden_size))
+        backbone = pretrained.build_backbone(config.model)
+        network = Network(backbone, heads=pretrained.projection_heads(config.loss, backbone.hidden_size))
         crops = config.views.crops
         codes_BL = torch.zeros(2, config.data.last_length, dtype=torch.uint8)
         outputs = network(
             codes_BL,
-            letters_BN=torch.zeros(2, config.loss.patch.pairs, dtype=torch.int64) if config.loss.patch.weight else None,
+            letters_BN=torch.zeros(2, config.loss.patch.pairs, dtype=torch.int64)
+            if config.loss.patch.weight
+            else None,
             crops_XL=torch.zeros(2 * crops.number, crops.length, dtype=torch.uint8) if crops.number else None,
         )
     assert outputs.logits_BLV.shape == (*codes_BL.shape, 4)
@@ -156,14 +188,17 @@ def test_the_full_size_is_sound(name: str) -> None:
     if crops.number:
         assert outputs.crops_XPK.shape[:2] == (2 * crops.number, config.model.num_summary)
     if name != "demo":
-        assert abs(export.parameter_count(backbone) / 12.65e6 - 1) < 3e-3
+        assert abs(pretrained.parameter_count(backbone) / 12.65e6 - 1) < 3e-3
 
 
-@pytest.mark.parametrize(("name", "worlds", "not_these"), [
-    ("demo", [1, 2, 3, 4, 6, 8, 12, 16, 24, 48], [5, 32]),
-    ("findna", [1, 2, 4, 8, 16], [3, 32]),
-    ("findna-plus", [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 192], [5, 128]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "worlds", "not_these"),
+    [
+        ("demo", [1, 2, 3, 4, 6, 8, 12, 16, 24, 48], [5, 32]),
+        ("findna", [1, 2, 4, 8, 16], [3, 32]),
+        ("findna-plus", [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 192], [5, 128]),
+    ],
+)
 def test_numbers_of_processes(name: str, worlds: list[int], not_these: list[int]) -> None:
     config = preset(name)
     for world in worlds:
@@ -191,10 +226,16 @@ def test_fifty_steps_end_in_an_export(losses: dict[str, Any], folder: Path, name
     assert name in losses
     exported = folder / name
     assert {path.name for path in exported.iterdir()} == {
-        *export.FILES, "train_config.json", "checkpoints", "finished.json", "run.lock", "track"}  # fmt: skip
-    network = export.load(str(exported))
+        *pretrained.FILES,
+        "train_config.json",
+        "checkpoints",
+        "finished.json",
+        "run.lock",
+        "track",
+    }
+    network = pretrained.load(str(exported))
     assert network(torch.zeros(1, 80, dtype=torch.uint8)).logits_BLV.isfinite().all()
-    heads = safetensors.torch.load_file(exported / export.HEADS)
+    heads = safetensors.torch.load_file(exported / pretrained.HEADS)
     assert {head.split(".")[1] for head in heads} == LOSSES[name] - {"mlm", "koleo"}
     resolved = json.loads((exported / "train_config.json").read_text())
     assert resolved["views"] == configs.dump(small(name, name, folder))["views"]
@@ -209,8 +250,10 @@ def test_losses_are_the_golden_ones(losses: dict[str, dict[str, list[float]]], n
     assert wanted.keys() == LOSSES[name] | {"total"}
     assert {len(values) for values in wanted.values()} == {GOLDEN_STEPS}
     for step, loss in differences(got, wanted, GOLDEN_STEPS):
-        pytest.fail(f"{name}, step {step}: {loss} is {got[loss][step - 1]:.8g}, and {wanted[loss][step - 1]:.8g} in "
-                    f"tests/golden; if the method was meant to change, write them anew with {WRITE}")  # fmt: skip
+        pytest.fail(
+            f"{name}, step {step}: {loss} is {got[loss][step - 1]:.8g}, and {wanted[loss][step - 1]:.8g} in "
+            f"tests/golden; if the method was meant to change, write them anew with {WRITE}"
+        )
 
 
 @pytest.mark.parametrize(("run", "change"), list(zip(CHANGED_RUNS, CHANGED, strict=True)))
@@ -226,7 +269,9 @@ def test_a_changed_method_is_told_by_the_golden_losses(
 
 def test_missing_golden_losses_are_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys.modules[__name__], "GOLDEN", tmp_path)
-    with pytest.raises(AssertionError, match=rf"no golden losses at {tmp_path}/demo\.json; write them with {WRITE}"):
+    with pytest.raises(
+        AssertionError, match=rf"no golden losses at {tmp_path}/demo\.json; write them with {WRITE}"
+    ):
         golden("demo")
 
 
@@ -234,8 +279,10 @@ def write() -> None:
     """Golden losses of every preset from runs of this code."""
     with tempfile.TemporaryDirectory() as folder:
         for name, found in run_all(Path(folder), changed=False).items():
-            rows = [f' "{loss}": {json.dumps([float(f"{value:.7g}") for value in values[:GOLDEN_STEPS]])}'
-                    for loss, values in sorted(found.items())]  # fmt: skip
+            rows = [
+                f' "{loss}": {json.dumps([float(f"{value:.7g}") for value in values[:GOLDEN_STEPS]])}'
+                for loss, values in sorted(found.items())
+            ]
             (GOLDEN / f"{name}.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")
             print(f"{name}: {', '.join(found)}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import process
+from cluster.process import exits, host, world
 from configs import ConfigError
 from tests import signals
 
@@ -32,40 +32,47 @@ def failing(fault: BaseException) -> int:
     raise fault
 
 
-@pytest.mark.parametrize(("fault", "code", "said"), [
-    (ConfigError("a.b: unknown key"), 2, "error: a.b: unknown key\n"),
-    (ValueError("no such thing"), 1, "error: no such thing\n"),
-    (OSError("s3://u:p@host/x is gone"), 1, "error: s3://***@host/x is gone\n"),
-    (KeyboardInterrupt(), 130, "error: interrupted; nothing is left\n"),
-    (process.Preempted(), 75, "error: told to stop; nothing is left\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (ConfigError("a.b: unknown key"), 2, "error: a.b: unknown key\n"),
+        (ValueError("no such thing"), 1, "error: no such thing\n"),
+        (OSError("s3://u:p@host/x is gone"), 1, "error: s3://***@host/x is gone\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; nothing is left\n"),
+        (exits.Preempted(), 75, "error: told to stop; nothing is left\n"),
+    ],
+)
 def test_faults_become_one_sentence_and_their_code(
     capsys: pytest.CaptureFixture[str], fault: BaseException, code: int, said: str
 ) -> None:
-    assert process.exit_code(lambda: failing(fault), interrupted="nothing is left") == code
+    assert exits.exit_code(lambda: failing(fault), interrupted="nothing is left") == code
     assert capsys.readouterr().err == said
 
 
 def test_sigterm_is_heard_where_the_work_can_be_taken_up_again(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
-        code = process.exit_code(lambda: os.kill(os.getpid(), signal.SIGTERM), resumable=True, interrupted="go on")
+        code = exits.exit_code(
+            lambda: os.kill(os.getpid(), signal.SIGTERM), resumable=True, interrupted="go on"
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
     assert (code, capsys.readouterr().err) == (75, "error: told to stop; go on\n")
 
 
-def test_sighup_is_heard_as_sigterm_but_not_under_nohup(capsys: pytest.CaptureFixture[str], hup: None) -> None:
+def test_sighup_is_heard_as_sigterm_but_not_under_nohup(
+    capsys: pytest.CaptureFixture[str], hup: None
+) -> None:
     def command() -> None:
         signal.raise_signal(signal.SIGHUP)
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert process.exit_code(command, resumable=True, interrupted="go on") == 75
+        assert exits.exit_code(command, resumable=True, interrupted="go on") == 75
         assert capsys.readouterr().err == "error: told to stop; go on\n"
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        assert process.exit_code(command, resumable=True) == 0
-        stops = process.StopSignals()
+        assert exits.exit_code(command, resumable=True) == 0
+        stops = exits.StopSignals()
         stops.between_steps()
         command()
         stops.close()
@@ -78,7 +85,7 @@ def test_sighup_is_heard_as_sigterm_but_not_under_nohup(capsys: pytest.CaptureFi
 # Its terminal is closed, as by a connection that is cut: SIGHUP comes, and whatever is written there fails.
 HUNG_UP = """
 import os, signal, sys, time
-from cluster import process
+from cluster.process import exits as process
 stops = process.StopSignals()
 stops.between_steps()
 print("ready", flush=True)
@@ -100,8 +107,9 @@ def test_work_is_finished_after_the_terminal_is_gone(tmp_path: Path) -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     command = [sys.executable, "-c", HUNG_UP, str(tmp_path / "told")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
-                          preexec_fn=own_terminal) as one:  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=own_terminal
+    ) as one:
         os.close(theirs)
         said = b""
         while not said.endswith(b"\n"):  # a terminal gives what it has
@@ -114,12 +122,12 @@ def test_work_is_finished_after_the_terminal_is_gone(tmp_path: Path) -> None:
 
 def test_words_are_whole_however_long_the_text_is() -> None:
     text = "Connection closed by peer [127.0.0.1]:4711. " * 9
-    said = process.brief(text)
+    said = exits.brief(text)
     assert len(said) <= 200
     assert said.endswith(" ...")
     assert text.startswith(said.removesuffix(" ...") + " ")
-    assert process.brief(" two\n words ") == "two words"
-    assert process.brief("x" * 300) == "x" * 200
+    assert exits.brief(" two\n words ") == "two words"
+    assert exits.brief("x" * 300) == "x" * 200
 
 
 def test_of_those_that_are_left_the_first_says_it(hup: None) -> None:
@@ -127,9 +135,13 @@ def test_of_those_that_are_left_the_first_says_it(hup: None) -> None:
     gone.wait()
     with subprocess.Popen(["sleep", "600"]) as other:
         me = os.getpid()
-        for peers, supervised, first in (([me, other.pid], False, True), ([other.pid, me], False, False),
-                                         ([gone.pid, me, other.pid], False, True), ([other.pid, me], True, True)):
-            stops = process.StopSignals(peers=peers, supervised=supervised)
+        for peers, supervised, first in (
+            ([me, other.pid], False, True),
+            ([other.pid, me], False, False),
+            ([gone.pid, me, other.pid], False, True),
+            ([other.pid, me], True, True),
+        ):
+            stops = exits.StopSignals(peers=peers, supervised=supervised)
             assert stops.is_first_left() is first
             stops.close()
         other.kill()
@@ -141,17 +153,24 @@ import os, subprocess, sys, time
 if len(sys.argv) == 2:
     os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], "deepspeed.launcher.launch", "rank"])
 if "rank" in sys.argv:
-    code = "import sys; from cluster import process; print('ready', flush=True); sys.stdin.readline()\\n" \
+    code = "import sys; from cluster.process import exits as process; print('ready', flush=True); sys.stdin.readline()\\n" \
            "print(repr(process.after_launcher()), flush=True)"
     subprocess.run([sys.executable, "-c", code])
 """
 
 
 @pytest.mark.parametrize(("ends", "words"), [(True, "; the traceback is the launcher's own"), (False, "")])
-def test_under_deepspeeds_launcher_the_last_sentence_comes_after_its_traceback(ends: bool, words: str) -> None:
+def test_under_deepspeeds_launcher_the_last_sentence_comes_after_its_traceback(
+    ends: bool, words: str
+) -> None:
     first = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], sys.argv[1]])"
-    with subprocess.Popen([sys.executable, "-c", first, LAUNCHER], cwd=ROOT, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True) as one:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", first, LAUNCHER],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as one:
         try:
             assert one.stdin and one.stdout
             assert one.stdout.readline() == "ready\n"
@@ -167,49 +186,52 @@ def test_under_deepspeeds_launcher_the_last_sentence_comes_after_its_traceback(e
 
 def test_debug_shows_the_traceback_and_bugs_are_never_hidden() -> None:
     with pytest.raises(ValueError, match="no such thing"):
-        process.exit_code(lambda: failing(ValueError("no such thing")), debug=True)
+        exits.exit_code(lambda: failing(ValueError("no such thing")), debug=True)
     with pytest.raises(KeyError):
-        process.exit_code(lambda: failing(KeyError("bug")))
+        exits.exit_code(lambda: failing(KeyError("bug")))
 
 
 def test_a_config_fault_that_every_rank_meets_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert process.exit_code(lambda: failing(ConfigError("x")), main=False) == 2
+    assert exits.exit_code(lambda: failing(ConfigError("x")), main=False) == 2
     assert capsys.readouterr().err == ""
 
 
 def test_what_another_rank_says_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
     for main in (True, False):
-        assert process.exit_code(lambda: failing(process.ElsewhereError("rank 1 says why")), main=main) == 1
+        assert exits.exit_code(lambda: failing(exits.ElsewhereError("rank 1 says why")), main=main) == 1
     assert capsys.readouterr().err == ""
 
 
 def test_what_every_rank_meets_alike_is_said_by_the_main_one(capsys: pytest.CaptureFixture[str]) -> None:
-    for fault, said in ((process.EverywhereError("the store is away"), ""), (RuntimeError("mine"), "error: mine\n")):
-        assert process.exit_code(lambda fault=fault: failing(fault), main=False) == 1
+    for fault, said in (
+        (exits.EverywhereError("the store is away"), ""),
+        (RuntimeError("mine"), "error: mine\n"),
+    ):
+        assert exits.exit_code(lambda fault=fault: failing(fault), main=False) == 1
         assert capsys.readouterr().err == said
-        assert process.exit_code(lambda fault=fault: failing(fault)) == 1
+        assert exits.exit_code(lambda fault=fault: failing(fault)) == 1
         assert capsys.readouterr().err == f"error: {fault}\n"
 
 
 @pytest.fixture
-def stops(hup: None) -> Iterator[process.StopSignals]:
-    stops = process.StopSignals()
+def stops(hup: None) -> Iterator[exits.StopSignals]:
+    stops = exits.StopSignals()
     yield stops
     with contextlib.suppress(OSError):
         stops.close()
 
 
-def test_a_signal_ends_what_is_before_the_steps_at_once(stops: process.StopSignals) -> None:
-    with pytest.raises(process.Preempted):
+def test_a_signal_ends_what_is_before_the_steps_at_once(stops: exits.StopSignals) -> None:
+    with pytest.raises(exits.Preempted):
         signal.raise_signal(signal.SIGTERM)
     assert stops.code == 75
     with pytest.raises(KeyboardInterrupt) as caught:
         signal.raise_signal(signal.SIGINT)
-    assert not isinstance(caught.value, process.Preempted)
+    assert not isinstance(caught.value, exits.Preempted)
     assert stops.code == 130
 
 
-def test_between_steps_a_signal_is_noted_and_a_second_ctrl_c_ends_it(stops: process.StopSignals) -> None:
+def test_between_steps_a_signal_is_noted_and_a_second_ctrl_c_ends_it(stops: exits.StopSignals) -> None:
     stops.between_steps()
     assert stops.code == 0
     signal.raise_signal(signal.SIGTERM)
@@ -226,14 +248,14 @@ def test_between_steps_a_signal_is_noted_and_a_second_ctrl_c_ends_it(stops: proc
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     stops.between_steps(False)
-    with pytest.raises(process.Preempted):
+    with pytest.raises(exits.Preempted):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_the_handlers_that_were_there_are_back(stops: process.StopSignals) -> None:
+def test_the_handlers_that_were_there_are_back(stops: exits.StopSignals) -> None:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     ours = [signal.getsignal(number) for number in numbers]
-    inner = process.StopSignals(peers=[os.getpid()])
+    inner = exits.StopSignals(peers=[os.getpid()])
     wakeup = signal.set_wakeup_fd(-1)
     assert wakeup == inner._pipe[1]
     signal.set_wakeup_fd(wakeup)
@@ -246,7 +268,7 @@ def test_the_handlers_that_were_there_are_back(stops: process.StopSignals) -> No
 # A mutex that is locked twice waits for ever, and no signal wakes it: Python's handlers cannot run.
 STUCK = """
 import ctypes, sys
-from cluster import process
+from cluster.process import exits as process
 process.StopSignals.ALONE_S = 0.1
 stops = process.StopSignals(peers=[int(sys.argv[1])])
 stops.between_steps()
@@ -260,8 +282,12 @@ for _ in range(2):
 def test_a_process_whose_peer_is_gone_ends_by_itself_though_its_main_thread_is_stuck() -> None:
     peer = subprocess.Popen(["sleep", "600"])
     command = [sys.executable, "-c", STUCK, str(peer.pid)]
-    with peer, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                preexec_fn=signals.hear) as one:  # fmt: skip
+    with (
+        peer,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=signals.hear
+        ) as one,
+    ):
         try:
             assert one.stdout and one.stderr
             assert one.stdout.readline() == "stuck\n"
@@ -270,8 +296,10 @@ def test_a_process_whose_peer_is_gone_ends_by_itself_though_its_main_thread_is_s
                 one.wait(timeout=0.6)
             peer.kill()  # it is a zombie now, which is seen without another signal
             assert one.wait(timeout=30) == 1
-            assert one.stderr.read() == ("error: lost its peers: a process of this host is gone; steps after the last "
-                                         "checkpoint are lost\n")
+            assert one.stderr.read() == (
+                "error: lost its peers: a process of this host is gone; steps after the last "
+                "checkpoint are lost\n"
+            )
         finally:
             for each in (one, peer):
                 each.kill()
@@ -280,10 +308,10 @@ def test_a_process_whose_peer_is_gone_ends_by_itself_though_its_main_thread_is_s
 def test_world_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert process.world_from_env() == process.World(0, 1, 0)
+    assert world.world_from_env() == world.World(0, 1, 0)
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert process.world_from_env() == process.World(5, 8, 1)
-    assert not process.world_from_env().is_main
-    assert process.threads_per_process(10_000) == 1
+    assert world.world_from_env() == world.World(5, 8, 1)
+    assert not world.world_from_env().is_main
+    assert host.threads_per_process(10_000) == 1

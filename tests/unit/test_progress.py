@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from trainer import progress
-from trainer.config import TrainConfig
-from trainer.progress import Progress
+from trainer.core import console
+from trainer.core.console import Progress
+from trainer.run.config import TrainConfig
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(progress, "time", made)
+    monkeypatch.setattr(console, "time", made)
     return made
 
 
@@ -44,7 +44,9 @@ def test_a_line_a_minute_says_speed_and_time_left(clock: Clock, capsys: pytest.C
     ]
 
 
-def test_validation_is_in_the_time_left_and_not_in_the_speed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_is_in_the_time_left_and_not_in_the_speed(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = Progress(100, shown=True, bp_left=100_000)
     for step in range(1, 12):
         clock.now += 10
@@ -53,12 +55,15 @@ def test_validation_is_in_the_time_left_and_not_in_the_speed(clock: Clock, capsy
             clock.now += 50
             shown.restart()
     *_, last = capsys.readouterr().err.splitlines()
-    # Ten steps after the first and twice 50 s for them: 20 s a step, and 91 (of 100) steps to go at the tenth.
+    # Ten steps after the first and twice 50 s for them: 20 s a step, and 91 (of 100) steps to go at the
+    # tenth.
     assert last == "step 9/100  loss, 100 bp/s, 34:07 left"
     assert 91 * (8 * 10 + 2 * 50) / 8 == 2047.5
 
 
-def test_a_run_that_goes_on_counts_its_own_steps_alone(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_goes_on_counts_its_own_steps_alone(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock.now = 1e6
     shown = Progress(1000, shown=True, done=997, bp_left=3000)
     clock.now += 70
@@ -99,10 +104,20 @@ def test_nothing_is_said_where_it_is_not_shown(clock: Clock, capsys: pytest.Capt
 
 
 def test_what_steps_read_follows_the_lengths() -> None:
-    config = TrainConfig.model_validate({
-        "run": {"dir": "r"}, "train": {"steps": 100, "global_batch": 4},
-        "data": {"uri": "d", "length": [{"from_step": 0, "length": 50}, {"from_step": 30, "length": 100},
-                                        {"from_step": 500, "length": 999}]}})  # fmt: skip
+    config = TrainConfig.model_validate(
+        {
+            "run": {"dir": "r"},
+            "train": {"steps": 100, "global_batch": 4},
+            "data": {
+                "uri": "d",
+                "length": [
+                    {"from_step": 0, "length": 50},
+                    {"from_step": 30, "length": 100},
+                    {"from_step": 500, "length": 999},
+                ],
+            },
+        }
+    )
     read = [4 * (50 if step < 30 else 100) for step in range(100)]
     for first, last in ((0, 100), (0, 10), (20, 40), (30, 30), (99, 100)):
         assert config.bp(first, last) == sum(read[first:last])

@@ -1,4 +1,5 @@
-"""cluster.ray_nodes: an agent on a node of a local Ray, its lines, and each way in which it is lost."""
+"""cluster.launch.ray_nodes: an agent on a node of a local Ray, its lines, and each way in which it is
+lost."""
 
 import contextlib
 import json
@@ -12,14 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import jobs, ray_nodes
-from cluster.nodes import Link, NodeLost, Place
-from cluster.ray_nodes import RayNodes
+from cluster.launch import ray_nodes
+from cluster.launch.nodes import Link, NodeLost, Place
+from cluster.launch.ray_nodes import RayNodes
+from cluster.tasks import jobs
 from configs import ConfigError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-TOY = '''
+TOY = """
 import json, os, subprocess, sys
 rank = subprocess.Popen(["sleep", "600"], start_new_session=True)  # as ranks are
 print(json.dumps({"agent": os.getpid(), "rank": rank.pid}), flush=True)
@@ -34,12 +36,13 @@ for line in sys.stdin:
         os.kill(os.getpid(), 9)
     print(os.environ.get(rest) if order == "env" else line.strip(), flush=True)
 rank.kill()
-'''
+"""
 
 
 @pytest.fixture
 def toy(tmp_path: Path) -> str:
-    """An agent that says its pid and that of a rank, echoes what it is told, and ends the rank when its input ends."""
+    """An agent that says its pid and that of a rank, echoes what it is told, and ends the rank when its input
+    ends."""
     path = tmp_path / "toy.py"
     path.write_text(TOY)
     return str(path)
@@ -110,17 +113,32 @@ def test_places_are_the_nodes_that_are_large_enough(make: Callable[..., RayNodes
     assert make(ranks_per_node=3).places() == []
 
 
-def shown(nodes: RayNodes, patch: pytest.MonkeyPatch, *there: tuple[str, str, int, int]) -> list[tuple[str, int]]:
-    """Name and slots of the places when the cluster has nodes of this id, host, and numbers of CPUs and GPUs."""
-    patch.setattr(ray_nodes.ray, "nodes", lambda: [
-        {"Alive": True, "NodeID": name * 8, "NodeManagerHostname": host, "NodeManagerAddress": "10.0.0.1",
-         "NodeManagerPort": 1, "Resources": {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})}
-        for name, host, cpus, gpus in there])
+def shown(
+    nodes: RayNodes, patch: pytest.MonkeyPatch, *there: tuple[str, str, int, int]
+) -> list[tuple[str, int]]:
+    """Name and slots of the places when the cluster has nodes of this id, host, and numbers of CPUs and
+    GPUs."""
+    patch.setattr(
+        ray_nodes.ray,
+        "nodes",
+        lambda: [
+            {
+                "Alive": True,
+                "NodeID": name * 8,
+                "NodeManagerHostname": host,
+                "NodeManagerAddress": "10.0.0.1",
+                "NodeManagerPort": 1,
+                "Resources": {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}),
+            }
+            for name, host, cpus, gpus in there
+        ],
+    )
     return [(place.name, place.slots) for place in nodes.places()]
 
 
 def test_a_rank_per_gpu_and_no_cpus_once_a_gpu_was_seen(
-        make: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch) -> None:
+    make: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes, four = make(), make(ranks_per_node=4)
     with monkeypatch.context() as patch:
         assert shown(nodes, patch, ("a", "head", 0, 0), ("c", "n1", 16, 0)) == [("n1", 1)]
@@ -131,7 +149,8 @@ def test_a_rank_per_gpu_and_no_cpus_once_a_gpu_was_seen(
 
 
 def test_nodes_of_one_host_have_names_that_stay(
-        make: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch) -> None:
+    make: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes = make()
     with monkeypatch.context() as patch:
         assert shown(nodes, patch, ("a", "n1", 1, 0)) == [("n1", 1)]
@@ -163,22 +182,28 @@ def test_lines_go_to_and_fro_in_order_and_close_ends_all(make: Callable[..., Ray
 
 
 def test_the_environment_is_the_workers_and_no_argument_holds_a_secret(
-        make: Callable[..., RayNodes], toy: str) -> None:
+    make: Callable[..., RayNodes], toy: str
+) -> None:
     nodes = make(agent=[toy])
     link = nodes.connect(nodes.places()[0])
     agent, _ = started(link)
     link.send("env AWS_SECRET_ACCESS_KEY")  # local_ray has it
-    secret, = receive(link, 1)
+    (secret,) = receive(link, 1)
     assert secret != "None"
     family = [psutil.Process(agent), *psutil.Process(agent).parents()[:2]]
     assert not any(secret in part for member in family for part in member.cmdline())
 
 
-@pytest.mark.parametrize(("order", "sentence"), [
-    ("fail", "exit code 1 (no more memory)"), ("vanish", "signal 9"),
-])
+@pytest.mark.parametrize(
+    ("order", "sentence"),
+    [
+        ("fail", "exit code 1 (no more memory)"),
+        ("vanish", "signal 9"),
+    ],
+)
 def test_an_agent_that_ends_is_lost_after_its_last_line(
-        make: Callable[..., RayNodes], toy: str, order: str, sentence: str) -> None:
+    make: Callable[..., RayNodes], toy: str, order: str, sentence: str
+) -> None:
     nodes = make(agent=[toy])
     (place,) = nodes.places()
     link = nodes.connect(place)
@@ -194,13 +219,17 @@ def test_an_agent_that_cannot_be_imported_says_so(make: Callable[..., RayNodes])
     assert "No module named cluster.no_such_agent" in lost(nodes.connect(nodes.places()[0]))
 
 
-def test_an_agent_starts_in_the_directory_that_is_named(make: Callable[..., RayNodes], tmp_path: Path) -> None:
+def test_an_agent_starts_in_the_directory_that_is_named(
+    make: Callable[..., RayNodes], tmp_path: Path
+) -> None:
     nodes = make(agent=["-c", "import os; print(os.getcwd())"], directory=str(tmp_path))
     assert receive(nodes.connect(nodes.places()[0]), 1) == [str(tmp_path.resolve())]
     nodes.close()
     nodes = make(directory=f"{tmp_path}/none")
     (place,) = nodes.places()
-    with pytest.raises(NodeLost, match=f"{place.name} did not start its agent: FileNotFoundError: .*{tmp_path}/none"):
+    with pytest.raises(
+        NodeLost, match=f"{place.name} did not start its agent: FileNotFoundError: .*{tmp_path}/none"
+    ):
         nodes.connect(place)
 
 
@@ -215,8 +244,11 @@ def test_the_agent_of_the_supervisor_is_ready_and_ends_with_its_link(make: Calla
     assert not jobs.listens(held)
 
 
-def test_a_launcher_that_is_killed_takes_agent_and_ranks_with_it(make: Callable[..., RayNodes], toy: str) -> None:
-    """Ray kills the children of its workers, but not theirs: the agent must live long enough to end its rank."""
+def test_a_launcher_that_is_killed_takes_agent_and_ranks_with_it(
+    make: Callable[..., RayNodes], toy: str
+) -> None:
+    """Ray kills the children of its workers, but not theirs: the agent must live long enough to end its
+    rank."""
     nodes = make(agent=[toy])
     (place,) = nodes.places()
     link = nodes.connect(place)
@@ -260,12 +292,15 @@ def test_a_node_whose_resources_are_taken_is_lost(make: Callable[..., RayNodes],
     link.close()  # the group stays for the next attempt
     other = make(agent=[toy], start_seconds=0.3)
     (place,) = other.places()
-    with pytest.raises(NodeLost, match=f"{place.name} did not give 1 CPU within 0.3 s: another job holds them"):
+    with pytest.raises(
+        NodeLost, match=f"{place.name} did not give 1 CPU within 0.3 s: another job holds them"
+    ):
         other.connect(place)
 
 
 def test_an_agent_that_is_not_started_in_time_is_lost(
-        make: Callable[..., RayNodes], toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make: Callable[..., RayNodes], toy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes = make(agent=[toy], start_seconds=0)
     (place,) = nodes.places()
     with monkeypatch.context() as patch:
@@ -278,7 +313,8 @@ def test_an_agent_that_is_not_started_in_time_is_lost(
 
 
 def test_a_node_that_leaves_while_it_is_waited_for_is_lost(
-        make: Callable[..., RayNodes], toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make: Callable[..., RayNodes], toy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes = make(agent=[toy])
     (place,) = nodes.places()
     with monkeypatch.context() as patch:
@@ -295,7 +331,9 @@ def test_a_place_is_not_known_before_it_was_named(make: Callable[..., RayNodes])
 
 def test_without_a_cluster_the_sentence_says_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_nodes.ray, "is_initialized", lambda: False)
-    with pytest.raises(ConfigError, match=r"no Ray cluster is named: set RAY_ADDRESS \(ray job submit does\)"):
+    with pytest.raises(
+        ConfigError, match=r"no Ray cluster is named: set RAY_ADDRESS \(ray job submit does\)"
+    ):
         RayNodes()
 
 

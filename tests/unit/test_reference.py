@@ -1,4 +1,5 @@
-"""data_prep.reference: FASTA and .2bit as they really come; each mess is read right or refused in one sentence."""
+"""data_prep.sources.reference: FASTA and .2bit as they really come; each mess is read right or refused in one
+sentence."""
 
 import gzip
 import hashlib
@@ -18,13 +19,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster import store
-from cluster.store import StoreError
-from data_prep import fasta
-from data_prep import reference as reference_module
+from cluster.storage import store
+from cluster.storage.store import StoreError
 from data_prep.alphabet import encode
-from data_prep.reference import changed, fetch, locate
-from data_prep.survey import Reference, prepare
+from data_prep.sources import fasta
+from data_prep.sources import reference as reference_module
+from data_prep.sources.reference import changed, fetch, locate
+from data_prep.sources.survey import Reference, prepare
 
 WELL_FORMED = b">a desc\nACGT\nAC\n>b\nGg\n"
 
@@ -42,30 +43,53 @@ def letters(reference: Reference) -> dict[str, bytes]:
     return whole
 
 
-@pytest.mark.parametrize(("content", "in_place"), [
-    (WELL_FORMED, True),
-    (WELL_FORMED.replace(b"\n", b"\r\n"), True),
-    (WELL_FORMED[:-1], True),
-    (b"; a comment\n\n;another > one\r\n" + WELL_FORMED, False),
-    (b" " + WELL_FORMED, False),
-    (b"\n\t" + WELL_FORMED, False),
-    (gzip.compress(b"\r\n \t" + WELL_FORMED), False),
-    (WELL_FORMED.replace(b">b", b" \t>b"), False),
-    (b"\xef\xbb\xbf" + WELL_FORMED, False),
-    (b"\xef\xbb\xbf\r\n; x\r\n " + WELL_FORMED, False),
-    (gzip.compress(b"\xef\xbb\xbf" + WELL_FORMED), False),
-    (WELL_FORMED.replace(b"a desc\n", b" a desc\r").replace(b"b\n", b"b\r"), False),
-    (WELL_FORMED.replace(b"\n", b"\r"), False),
-    (b">a\nACGT\n\nAC\n\n>b\nGg\n\n\n", False),
-    (b"\n\n>a\nAC\nACGT\n\n>b\nGg", False),
-    (b">a\nACGT\r\nAC\n>b\nGg\n", False),
-    (gzip.compress(WELL_FORMED), False),
-    (gzip.compress(WELL_FORMED[:17]) + gzip.compress(WELL_FORMED[17:]) + b"\0" * 9, False),
-    (b">a\nAC GT\t\nAC\n>b\nGg\n", False),
-    (b">a x\ty\nACGT\nAC\n>b z\nGg\n", True),
-], ids=["plain", "crlf", "no-final-newline", "comments", "blank-first", "tab-first", "blank-first-gz", "blank-later",
-        "mark", "mark-and-more", "mark-gz", "cr-after-names", "cr", "blank", "uneven", "mixed-ends", "gzip", "members",
-        "white-space", "white-space-in-names"])
+@pytest.mark.parametrize(
+    ("content", "in_place"),
+    [
+        (WELL_FORMED, True),
+        (WELL_FORMED.replace(b"\n", b"\r\n"), True),
+        (WELL_FORMED[:-1], True),
+        (b"; a comment\n\n;another > one\r\n" + WELL_FORMED, False),
+        (b" " + WELL_FORMED, False),
+        (b"\n\t" + WELL_FORMED, False),
+        (gzip.compress(b"\r\n \t" + WELL_FORMED), False),
+        (WELL_FORMED.replace(b">b", b" \t>b"), False),
+        (b"\xef\xbb\xbf" + WELL_FORMED, False),
+        (b"\xef\xbb\xbf\r\n; x\r\n " + WELL_FORMED, False),
+        (gzip.compress(b"\xef\xbb\xbf" + WELL_FORMED), False),
+        (WELL_FORMED.replace(b"a desc\n", b" a desc\r").replace(b"b\n", b"b\r"), False),
+        (WELL_FORMED.replace(b"\n", b"\r"), False),
+        (b">a\nACGT\n\nAC\n\n>b\nGg\n\n\n", False),
+        (b"\n\n>a\nAC\nACGT\n\n>b\nGg", False),
+        (b">a\nACGT\r\nAC\n>b\nGg\n", False),
+        (gzip.compress(WELL_FORMED), False),
+        (gzip.compress(WELL_FORMED[:17]) + gzip.compress(WELL_FORMED[17:]) + b"\0" * 9, False),
+        (b">a\nAC GT\t\nAC\n>b\nGg\n", False),
+        (b">a x\ty\nACGT\nAC\n>b z\nGg\n", True),
+    ],
+    ids=[
+        "plain",
+        "crlf",
+        "no-final-newline",
+        "comments",
+        "blank-first",
+        "tab-first",
+        "blank-first-gz",
+        "blank-later",
+        "mark",
+        "mark-and-more",
+        "mark-gz",
+        "cr-after-names",
+        "cr",
+        "blank",
+        "uneven",
+        "mixed-ends",
+        "gzip",
+        "members",
+        "white-space",
+        "white-space-in-names",
+    ],
+)
 def test_messes_that_are_read(tmp_path: Path, content: bytes, in_place: bool) -> None:
     reference = opened(tmp_path, content)
     expected = {"a": b"ACGTAC", "b": b"Gg"} if b"AC\nACGT" not in content else {"a": b"ACACGT", "b": b"Gg"}
@@ -74,9 +98,14 @@ def test_messes_that_are_read(tmp_path: Path, content: bytes, in_place: bool) ->
     assert sorted(os.listdir(tmp_path)) == ["cache", "x.fa"], "nothing may be written beside a source"
 
 
-@pytest.mark.parametrize("content", [
-    b">a\nACGT\nACGTACGG\n>b\nGG\n", b">b\nGG\n>a\nACGT\nACGTACGG\n", b">a\nACGT\nACGTACGG\n\n>b\nGG\n\n",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b">a\nACGT\nACGTACGG\n>b\nGG\n",
+        b">b\nGG\n>a\nACGT\nACGTACGG\n",
+        b">a\nACGT\nACGTACGG\n\n>b\nGG\n\n",
+    ],
+)
 def test_a_longer_last_line_which_pyfaidx_would_misread(tmp_path: Path, content: bytes) -> None:
     assert letters(opened(tmp_path, content)) == {"a": b"ACGTACGTACGG", "b": b"GG"}
 
@@ -97,44 +126,62 @@ def test_empty_records_are_left_out_and_counted(tmp_path: Path) -> None:
 TEXT = b">a\n" + b"ACGT" * 5000 + b"\n"
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "is empty, not a FASTA"),
-    (gzip.compress(b""), "is empty, not a FASTA"),
-    (b"hello\n", "is not a FASTA: it starts with b'hello"),
-    (b"; only this\n", "is not a FASTA: no line starts with '>'"),
-    (b">a\n>b\n", "no sequence in its 2 records"),
-    (b">a 1\nAC\n>b\nG\n>a 2\nGG\n", 'contig name "a" stands there twice'),
-    (b"> seq 0\nAC\n> seq 1\nGG\n", 'contig name "seq" stands there twice .a name is the first word of its line.;'),
-    (gzip.compress(b"> seq 0\nAC\n> seq 1\nGG\n"), 'contig name "seq" stands there twice'),
-    (b"ACGT\n>a\nAC\n", "is not a FASTA: it starts with letters of a sequence, not with '>'"),
-    (b"; c\nACGT\n>a\nAC\n", "is not a FASTA: it starts with letters of a sequence"),
-    (gzip.compress(b"\xef\xbb\xbf; c\nACGT\n>a\nAC\n"), "is not a FASTA: it starts with letters"),
-    (b"; one line > without an end", "no line starts with '>'"),
-    (b">a\nAC\n; c\nGG\n", "contig a: byte b';' at position 2 is no nucleotide letter"),
-    (b">a\nAC\n1 GG\n", "contig a: byte b'1' at position 2 is no nucleotide letter"),
-    (b">a\nAC-GG*\n", "contig a: byte b'-' at position 2 is no nucleotide letter"),
-    (b">a\nMKVLEF*\n", "contig a: byte b'L' at position 3 is no nucleotide letter"),
-    (b">a\nACGT\n\x1a", "contig a: byte b'.x1a' at position 4 is no nucleotide letter"),
-    (b">a\nACGT\n\xef\xbb\xbf>b\nGG\n", "contig a: byte b'.xef' at position 4 is no nucleotide letter"),
-    (b"@r1\nACGT\n+\nIIII\n", "it starts with b'@r1.*; it looks like FASTQ or SAM, and is to be converted"),
-    (b"##gff-version 3\nchr1\t.\n", "it looks like GFF"),
-    (gzip.compress(gzip.compress(WELL_FORMED)), "it looks like gzip within gzip"),
-    (gzip.compress(b"\x43\x27\x41\x1a" + b"\0" * 12), "it looks like .2bit within gzip, and is to be converted"),
-    (b"<!DOCTYPE html>", "it looks like a web page"),
-    (WELL_FORMED.decode().encode("utf-16"), "it looks like UTF-16 text"),
-    (WELL_FORMED.decode().encode("utf-16-le"), "the name of (a record|record 1), .* is not readable text"),
-    (b">a\x01b\nAC\n", "the name of a record, 'a.x01b', is not readable text"),
-    (gzip.compress(WELL_FORMED) + b"trailing", "damaged gzip after 22 bytes of text"),
-    (b">a\nAC\n>\nAC\n", "record 2 has no name after its '>'"),
-    (">a\nAC\u00e9GT\n".encode(), r"contig a: byte b'\\xc3' at position 2 is no nucleotide letter"),
-    (b">a\nACGT\nAC>GT\n", "contig a: byte b'>' at position 6 is no nucleotide letter"),
-    (b">a\n" + b"ACGT" * 500 + b"\n>b\nACEG\n", "contig b: byte b'E' at position 2 is no nucleotide letter"),
-    (gzip.compress(b">" + b"x" * 70_000), "is not a FASTA: a header line is longer than 65536 bytes"),
-    (b">a\xff\nAC\n", "the name of record 1, .* is not readable text"),
-    (gzip.compress(TEXT)[:-12], "the gzip stream ends early, after .* bytes of text"),
-    (gzip.compress(TEXT)[:-8] + b"\0" * 8, "damaged gzip after .* bytes of text"),
-    (b"\x43\x27\x41\x1a" + b"\0" * 12, r"damaged .2bit file \(.*\); get it again"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty, not a FASTA"),
+        (gzip.compress(b""), "is empty, not a FASTA"),
+        (b"hello\n", "is not a FASTA: it starts with b'hello"),
+        (b"; only this\n", "is not a FASTA: no line starts with '>'"),
+        (b">a\n>b\n", "no sequence in its 2 records"),
+        (b">a 1\nAC\n>b\nG\n>a 2\nGG\n", 'contig name "a" stands there twice'),
+        (
+            b"> seq 0\nAC\n> seq 1\nGG\n",
+            'contig name "seq" stands there twice .a name is the first word of its line.;',
+        ),
+        (gzip.compress(b"> seq 0\nAC\n> seq 1\nGG\n"), 'contig name "seq" stands there twice'),
+        (b"ACGT\n>a\nAC\n", "is not a FASTA: it starts with letters of a sequence, not with '>'"),
+        (b"; c\nACGT\n>a\nAC\n", "is not a FASTA: it starts with letters of a sequence"),
+        (gzip.compress(b"\xef\xbb\xbf; c\nACGT\n>a\nAC\n"), "is not a FASTA: it starts with letters"),
+        (b"; one line > without an end", "no line starts with '>'"),
+        (b">a\nAC\n; c\nGG\n", "contig a: byte b';' at position 2 is no nucleotide letter"),
+        (b">a\nAC\n1 GG\n", "contig a: byte b'1' at position 2 is no nucleotide letter"),
+        (b">a\nAC-GG*\n", "contig a: byte b'-' at position 2 is no nucleotide letter"),
+        (b">a\nMKVLEF*\n", "contig a: byte b'L' at position 3 is no nucleotide letter"),
+        (b">a\nACGT\n\x1a", "contig a: byte b'.x1a' at position 4 is no nucleotide letter"),
+        (b">a\nACGT\n\xef\xbb\xbf>b\nGG\n", "contig a: byte b'.xef' at position 4 is no nucleotide letter"),
+        (
+            b"@r1\nACGT\n+\nIIII\n",
+            "it starts with b'@r1.*; it looks like FASTQ or SAM, and is to be converted",
+        ),
+        (b"##gff-version 3\nchr1\t.\n", "it looks like GFF"),
+        (gzip.compress(gzip.compress(WELL_FORMED)), "it looks like gzip within gzip"),
+        (
+            gzip.compress(b"\x43\x27\x41\x1a" + b"\0" * 12),
+            "it looks like .2bit within gzip, and is to be converted",
+        ),
+        (b"<!DOCTYPE html>", "it looks like a web page"),
+        (WELL_FORMED.decode().encode("utf-16"), "it looks like UTF-16 text"),
+        (
+            WELL_FORMED.decode().encode("utf-16-le"),
+            "the name of (a record|record 1), .* is not readable text",
+        ),
+        (b">a\x01b\nAC\n", "the name of a record, 'a.x01b', is not readable text"),
+        (gzip.compress(WELL_FORMED) + b"trailing", "damaged gzip after 22 bytes of text"),
+        (b">a\nAC\n>\nAC\n", "record 2 has no name after its '>'"),
+        (">a\nAC\u00e9GT\n".encode(), r"contig a: byte b'\\xc3' at position 2 is no nucleotide letter"),
+        (b">a\nACGT\nAC>GT\n", "contig a: byte b'>' at position 6 is no nucleotide letter"),
+        (
+            b">a\n" + b"ACGT" * 500 + b"\n>b\nACEG\n",
+            "contig b: byte b'E' at position 2 is no nucleotide letter",
+        ),
+        (gzip.compress(b">" + b"x" * 70_000), "is not a FASTA: a header line is longer than 65536 bytes"),
+        (b">a\xff\nAC\n", "the name of record 1, .* is not readable text"),
+        (gzip.compress(TEXT)[:-12], "the gzip stream ends early, after .* bytes of text"),
+        (gzip.compress(TEXT)[:-8] + b"\0" * 8, "damaged gzip after .* bytes of text"),
+        (b"\x43\x27\x41\x1a" + b"\0" * 12, r"damaged .2bit file \(.*\); get it again"),
+    ],
+)
 def test_messes_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message) as fault:
         opened(tmp_path, content)
@@ -151,7 +198,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_pipe_of_which_the_start_would_be_lost_is_refused(tmp_path: Path) -> None:
     """As <(zcat a.fa.gz) and /dev/stdin are."""
     os.mkfifo(tmp_path / "x.fa")
-    with pytest.raises(ValueError, match=r"x\.fa is a pipe or a device, and is read more than once; save it as a file"):
+    with pytest.raises(
+        ValueError, match=r"x\.fa is a pipe or a device, and is read more than once; save it as a file"
+    ):
         locate(str(tmp_path / "x.fa"), cache=tmp_path / "cache")
 
 
@@ -166,8 +215,13 @@ def test_the_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.fa", "x.fa.gz", "x.2bit"])
 def test_what_changes_a_file_and_not_its_bytes_is_no_change(
-        tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = {"x.fa": WELL_FORMED, "x.fa.gz": gzip.compress(WELL_FORMED), "x.2bit": twobit({"a": b"ACGTAC"})}[name]
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {
+        "x.fa": WELL_FORMED,
+        "x.fa.gz": gzip.compress(WELL_FORMED),
+        "x.2bit": twobit({"a": b"ACGTAC"}),
+    }[name]
     reference, path = opened(tmp_path, content, name), tmp_path / name
     assert not changed(reference)
     with monkeypatch.context() as patch:
@@ -195,7 +249,9 @@ def test_a_worker_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert letters(elsewhere) == letters(there)
     changed = replace(elsewhere.handle, sha256="0" * 64, path="/no/such/other.fa")
     host = socket.gethostname()
-    with pytest.raises(ValueError, match=f"another file than the build was planned with: sha256 0{{12}} .* {host}"):
+    with pytest.raises(
+        ValueError, match=f"another file than the build was planned with: sha256 0{{12}} .* {host}"
+    ):
         fetch(changed, "a", 0, 1)
     lost = replace(changed, uri=str(tmp_path / "lost.fa"))
     with pytest.raises(StoreError, match=f"lost.fa: no such file.* on host {host}; every node must reach it"):
@@ -216,11 +272,16 @@ def test_another_file_at_the_same_place_on_this_machine_is_refused(tmp_path: Pat
 
 
 messy_line = st.sampled_from(
-    [b"ACGT", b"acgtn", b"", b"", b"NNRY", b"AC GT", b"A\tC", b"G\vT", b"\r", b">x%d y", b"T" * 70])
+    [b"ACGT", b"acgtn", b"", b"", b"NNRY", b"AC GT", b"A\tC", b"G\vT", b"\r", b">x%d y", b"T" * 70]
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lines=st.lists(messy_line, min_size=1, max_size=12), end=st.sampled_from([b"\n", b"\r\n"]), last=st.booleans())
+@given(
+    lines=st.lists(messy_line, min_size=1, max_size=12),
+    end=st.sampled_from([b"\n", b"\r\n"]),
+    last=st.booleans(),
+)
 def test_plain_and_packed_are_read_alike(tmp_path: Path, lines: list[bytes], end: bytes, last: bool) -> None:
     """Whatever the mess: the plain file, which may be indexed in place, gives what the packed one gives."""
     named = [line % i if b"%d" in line else line for i, line in enumerate([b">first", *lines])]
@@ -235,7 +296,7 @@ def test_plain_and_packed_are_read_alike(tmp_path: Path, lines: list[bytes], end
 
 
 def test_where_n_and_ambiguity_letters_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.survey._SCAN", 7)
+    monkeypatch.setattr("data_prep.sources.survey._SCAN", 7)
     text = b"ACNNNNNNNNNRYGTnnACGk"
     reference = opened(tmp_path, b">a\n" + text + b"\n>b\nACGT\n>c\nN\n")
     for runs, where in ((reference.n_runs, b"NnRYk"), (reference.ambiguous_runs, b"RYk")):
@@ -245,7 +306,8 @@ def test_where_n_and_ambiguity_letters_stand(tmp_path: Path, monkeypatch: pytest
     assert reference.n_runs["c"].tolist() == [[0, 1]]
     again = prepare(reference.handle.uri, cache=tmp_path / "cache")
     assert {c: runs.tolist() for c, runs in again.n_runs.items()} == {
-        c: runs.tolist() for c, runs in reference.n_runs.items()}
+        c: runs.tolist() for c, runs in reference.n_runs.items()
+    }
 
 
 def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
@@ -264,7 +326,9 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "x.fa").write_bytes(WELL_FORMED)
-    with pytest.raises(StoreError, match=r"cannot use the cache folder .*/file/x: Not a directory; set DNA_CACHE"):
+    with pytest.raises(
+        StoreError, match=r"cannot use the cache folder .*/file/x: Not a directory; set DNA_CACHE"
+    ):
         locate(str(tmp_path / "x.fa"), cache=tmp_path / "file" / "x")
 
 
@@ -280,7 +344,8 @@ def test_one_long_line_is_not_held_in_memory(tmp_path: Path) -> None:
 
 
 def bgzip(data: bytes) -> bytes:
-    """As the bgzip program writes it (SAM specification, 4.1): members of at most 64 KiB with their size, then EOF."""
+    """As the bgzip program writes it (SAM specification, 4.1): members of at most 64 KiB with their size,
+    then EOF."""
     out = b""
     for start in range(0, len(data), 60_000):
         raw = gzip.compress(data[start : start + 60_000])[10:-8]
@@ -299,12 +364,15 @@ def test_bgzip(tmp_path: Path) -> None:
 
 
 def twobit(sequences: dict[str, bytes], order: str = "<", version: int = 0) -> bytes:
-    """A .2bit file as the format's description at UCSC has it: T 0, C 1, A 2, G 3, first base in the high bits."""
+    """A .2bit file as the format's description at UCSC has it: T 0, C 1, A 2, G 3, first base in the high
+    bits."""
     place = f"{order}{'Q' if version else 'I'}"
 
     def runs(mask: np.ndarray) -> bytes:
         edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
-        return struct.pack(f"{order}I{2 * len(edges)}I", len(edges), *edges[:, 0], *(edges[:, 1] - edges[:, 0]))
+        return struct.pack(
+            f"{order}I{2 * len(edges)}I", len(edges), *edges[:, 0], *(edges[:, 1] - edges[:, 0])
+        )
 
     index, records = b"", b""
     at = 16 + sum(1 + len(name) + struct.calcsize(place) for name in sequences)
@@ -315,7 +383,9 @@ def twobit(sequences: dict[str, bytes], order: str = "<", version: int = 0) -> b
         for value, letter in enumerate(b"TCAG"):
             values[: len(raw)][upper == letter] = value
         quads = values.reshape(-1, 4)
-        packed = (quads[:, 0] << 6 | quads[:, 1] << 4 | quads[:, 2] << 2 | quads[:, 3]).astype(np.uint8).tobytes()
+        packed = (
+            (quads[:, 0] << 6 | quads[:, 1] << 4 | quads[:, 2] << 2 | quads[:, 3]).astype(np.uint8).tobytes()
+        )
         masks = runs(upper == ord("N")) + runs(raw >= ord("a"))
         record = struct.pack(f"{order}I", len(raw)) + masks + b"\0" * 4 + packed
         index += bytes([len(name)]) + name.encode() + struct.pack(place, at + len(records))
@@ -326,7 +396,9 @@ def twobit(sequences: dict[str, bytes], order: str = "<", version: int = 0) -> b
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text("ACGTNacgtn", min_size=1, max_size=80).map(str.encode), min_size=1, max_size=4))
 def test_twobit_is_read_as_it_was_written(tmp_path: Path, texts: list[bytes]) -> None:
-    sequences = {f"c{i}": text.replace(b"n", b"N") for i, text in enumerate(texts)}  # py2bit shows N in upper case
+    sequences = {
+        f"c{i}": text.replace(b"n", b"N") for i, text in enumerate(texts)
+    }  # py2bit shows N in upper case
     reference = opened(tmp_path, twobit(sequences), "x.2bit")
     assert letters(reference) == sequences
     assert reference.handle.path == str(tmp_path / "x.2bit")
@@ -336,16 +408,24 @@ def test_twobit_is_read_as_it_was_written(tmp_path: Path, texts: list[bytes]) ->
 def test_a_twobit_cut_short(tmp_path: Path, lost: int) -> None:
     """py2bit itself reads what is missing as T."""
     whole = twobit({"a": b"ACGT" * 100, "b": b"ACgtNN" * 60})
-    said = r"x.2bit: damaged .2bit file \((it ends early, after \d+ (of \d+ )?bytes|the runs .* do not fit.*)\); get it"
+    said = (
+        r"x.2bit: damaged .2bit file \((it ends early, after \d+ (of \d+ )?bytes|the runs .* do not "
+        r"fit.*)\); get it"
+    )
     with pytest.raises(ValueError, match=said):
         opened(tmp_path, whole[:-lost], "x.2bit")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(st.text("ACGTNacgt", max_size=60).map(str.encode), min_size=1, max_size=4).filter(any),
-       order=st.sampled_from("<>"), version=st.integers(0, 1), tail=st.integers(0, 9))
+@given(
+    texts=st.lists(st.text("ACGTNacgt", max_size=60).map(str.encode), min_size=1, max_size=4).filter(any),
+    order=st.sampled_from("<>"),
+    version=st.integers(0, 1),
+    tail=st.integers(0, 9),
+)
 def test_a_twobit_of_either_byte_order_and_version(
-        tmp_path: Path, texts: list[bytes], order: str, version: int, tail: int) -> None:
+    tmp_path: Path, texts: list[bytes], order: str, version: int, tail: int
+) -> None:
     sequences = {f"c{i}": text for i, text in enumerate(texts)}
     reference = opened(tmp_path, twobit(sequences, order, version) + b"\0" * tail, "x.2bit")
     assert letters(reference) == {name: text for name, text in sequences.items() if text}
@@ -353,7 +433,7 @@ def test_a_twobit_of_either_byte_order_and_version(
 
 
 def test_a_large_twobit_is_turned_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.twobit._PIECE", 16)
+    monkeypatch.setattr("data_prep.sources.twobit._PIECE", 16)
     sequences = {"a": b"ACNNgt" * 50, "b": b"NaNcNgNt" * 9}
     assert letters(opened(tmp_path, twobit(sequences, ">", 1), "x.2bit")) == sequences
 
@@ -363,12 +443,14 @@ def test_a_twobit_that_says_less_than_it_holds_is_refused(tmp_path: Path, order:
     whole = bytearray(twobit({"aa": b"NNGT" * 9, "bb": b"GGCC" * 9}, order))
     one = struct.pack(f"{order}I", 1)
     first = 16 + 3  # the place of the first sequence, in the index
-    for said, at, new in (("bytes 23 to 30 belong to none of its 1 sequences", 8, one),
-                          ("sequence bb lies where another thing does", first + 7, whole[first : first + 4]),
-                          ("its version is 7, known are 0 and 1", 4, struct.pack(f"{order}I", 7)),
-                          ("the runs of N of aa do not fit into its 36 bases", 38, struct.pack(f"{order}I", 35)),
-                          ("the name of sequence 2, .*, is not readable text", 24, b"\xff"),
-                          ("bytes 152 to 153 belong to none of its 2 sequences", len(whole), b"x")):
+    for said, at, new in (
+        ("bytes 23 to 30 belong to none of its 1 sequences", 8, one),
+        ("sequence bb lies where another thing does", first + 7, whole[first : first + 4]),
+        ("its version is 7, known are 0 and 1", 4, struct.pack(f"{order}I", 7)),
+        ("the runs of N of aa do not fit into its 36 bases", 38, struct.pack(f"{order}I", 35)),
+        ("the name of sequence 2, .*, is not readable text", 24, b"\xff"),
+        ("bytes 152 to 153 belong to none of its 2 sequences", len(whole), b"x"),
+    ):
         content = bytes(whole[:at] + new + whole[at + len(new) :])
         with pytest.raises(ValueError, match=rf"x.2bit: damaged .2bit file \({said}\S*\); get it again"):
             opened(tmp_path, content, "x.2bit")
@@ -405,9 +487,14 @@ def serving(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("x.fa", WELL_FORMED), ("x.fa.gz", gzip.compress(WELL_FORMED)), ("x.2bit", twobit({"a": b"ACGTAC", "b": b"Gg"})),
-])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.fa", WELL_FORMED),
+        ("x.fa.gz", gzip.compress(WELL_FORMED)),
+        ("x.2bit", twobit({"a": b"ACGTAC", "b": b"Gg"})),
+    ],
+)
 def test_over_http(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with serving(tmp_path) as url:
@@ -424,15 +511,18 @@ def test_outside_a_contig_is_an_error_of_ours(tmp_path: Path) -> None:
 
 
 def test_real_genomes_are_read_to_the_letter(dna_data: Path, tmp_path: Path) -> None:
-    """Every FASTA of the real data: digest, contigs, letters and runs of N against a plain reading of the text."""
+    """Every FASTA of the real data: digest, contigs, letters and runs of N against a plain reading of the
+    text."""
     files = sorted((dna_data / "genomes").glob("*.gz"))
     assert len(files) > 10
     for file in files:
         text = gzip.decompress(file.read_bytes())
         reference = prepare(str(file), cache=tmp_path / "cache")
         assert reference.handle.sha256 == hashlib.sha256(text).hexdigest()
-        records = {head.split()[0].decode(): body.replace(b"\n", b"").replace(b"\r", b"") for head, body in (
-            record.split(b"\n", 1) for record in text.split(b">")[1:])}
+        records = {
+            head.split()[0].decode(): body.replace(b"\n", b"").replace(b"\r", b"")
+            for head, body in (record.split(b"\n", 1) for record in text.split(b">")[1:])
+        }
         assert reference.contigs == {name: len(body) for name, body in records.items() if body}
         for name, body in records.items():
             assert fetch(reference.handle, name, 0, len(body)) == body

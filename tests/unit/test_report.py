@@ -10,12 +10,12 @@ import pytest
 import configs
 from tests.datasets import markov_sequence, write_dataset
 from tests.registered import CANDIDATE, Registered, registered, registry
-from trainer.finetune import finetune
+from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.downstream import finetune
 from trainer.report import figures
 from trainer.report.__main__ import main
 from trainer.report.facts import dataset_uris, first_with_val, trouble, verdict
-from trainer.tasks.config import TaskConfig
-from trainer.track import Run
+from trainer.tracking.mlflow_run import Run
 
 
 @pytest.fixture
@@ -41,9 +41,16 @@ def test_page_has_everything_and_loads_nothing(where: Registered, capsys: pytest
     assert "&lt;script&gt;alert(1)" in text
     assert "&lt;toy &amp; run&gt;" in text
     assert "What went wrong" not in text
-    for words in ("above always guessing the most frequent letter (0.3000) by 6.4 standard errors", "4+4 Markov",
-                  "12,000 bp: train 9,000, val 3,000", "<td>short</td><td>kmer</td>", "<td>short</td><td>probe</td>",
-                  "health/effective_rank", "val/scored_positions", "model.version"):  # fmt: skip
+    for words in (
+        "above always guessing the most frequent letter (0.3000) by 6.4 standard errors",
+        "4+4 Markov",
+        "12,000 bp: train 9,000, val 3,000",
+        "<td>short</td><td>kmer</td>",
+        "<td>short</td><td>probe</td>",
+        "health/effective_rank",
+        "val/scored_positions",
+        "model.version",
+    ):
         assert words in text, words
 
 
@@ -69,10 +76,20 @@ def test_a_wrong_run_is_one_sentence(where: Registered, capsys: pytest.CaptureFi
 
 def test_a_failed_run_says_so_and_shows_its_readings(where: Registered, tmp_path: Path) -> None:
     params = {"run.dir": str(tmp_path / "run"), "data.uri": str(where.folder / "data"), "data.length": 64}
-    run = Run(uri=where.uri, experiment="troubled", name="stuck", params=params, artifact_uri=str(tmp_path / "art"))
+    run = Run(
+        uri=where.uri, experiment="troubled", name="stuck", params=params, artifact_uri=str(tmp_path / "art")
+    )
     for step in (10, 20, 30):
-        run.log({"loss/total": 3.0, "loss/koleo": 1.0, "batch_health/kl": 0.1, "batch_health/effective_rank": 1.5,
-                 "batch_health/collapsed": float(step > 10)}, step=step)  # fmt: skip
+        run.log(
+            {
+                "loss/total": 3.0,
+                "loss/koleo": 1.0,
+                "batch_health/kl": 0.1,
+                "batch_health/effective_rank": 1.5,
+                "batch_health/collapsed": float(step > 10),
+            },
+            step=step,
+        )
     for step in (31, 32):
         run.log({"train/skipped_steps": step - 30}, step=step)
     run.finish("FAILED")
@@ -91,17 +108,33 @@ def history(*values: float) -> pd.DataFrame:
     return pd.DataFrame({"step": range(len(values)), "value": values})
 
 
-@pytest.mark.parametrize(("accuracy", "scored", "expected"), [
-    ((0.25, 0.36), 10_000, ["above always guessing the most frequent letter (0.3000) by 12.5 standard errors.",
-                            "below the two-sided 4+4 Markov model (0.3720) by 2.5 standard errors, which is less",
-                            ": rising"]),
-    ((0.36, 0.36), 10_000, ["not rising beyond chance"]),
-    ((0.25, 0.28), None, ["below always guessing the most frequent letter (0.3000) by 0.0200.", "are not known"]),
-    ((0.31,), 100, ["measured once", "no difference is shown"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("accuracy", "scored", "expected"),
+    [
+        (
+            (0.25, 0.36),
+            10_000,
+            [
+                "above always guessing the most frequent letter (0.3000) by 12.5 standard errors.",
+                "below the two-sided 4+4 Markov model (0.3720) by 2.5 standard errors, which is less",
+                ": rising",
+            ],
+        ),
+        ((0.36, 0.36), 10_000, ["not rising beyond chance"]),
+        (
+            (0.25, 0.28),
+            None,
+            ["below always guessing the most frequent letter (0.3000) by 0.0200.", "are not known"],
+        ),
+        ((0.31,), 100, ["measured once", "no difference is shown"]),
+    ],
+)
 def test_verdict(accuracy: tuple[float, ...], scored: int | None, expected: list[str]) -> None:
-    found = {"val/mlm_accuracy": history(*accuracy), "val/mlm_accuracy_majority": history(0.3),
-             "val/mlm_accuracy_markov": history(0.372)} | ({"val/scored_positions": history(scored)} if scored else {})
+    found = {
+        "val/mlm_accuracy": history(*accuracy),
+        "val/mlm_accuracy_majority": history(0.3),
+        "val/mlm_accuracy_markov": history(0.372),
+    } | ({"val/scored_positions": history(scored)} if scored else {})
     said = " ".join(verdict(found))
     for words in expected:
         assert words in said
@@ -112,7 +145,9 @@ def test_the_datasets_of_a_mixture(tmp_path: Path) -> None:
     letters = [markov_sequence(3000, seed=1)]
     without = write_dataset(tmp_path / "a", {"train": letters})
     held_out = write_dataset(tmp_path / "b", {"train": letters, "val": letters})
-    logged = str([{"uri": without, "weight": 1.0}, {"uri": held_out, "weight": 0.5}])  # as MLflow keeps a parameter
+    logged = str(
+        [{"uri": without, "weight": 1.0}, {"uri": held_out, "weight": 0.5}]
+    )  # as MLflow keeps a parameter
     assert dataset_uris({"data.uri": logged}) == [without, held_out]
     assert first_with_val([without, held_out]) == held_out
     assert first_with_val([without]) == without
@@ -120,13 +155,36 @@ def test_the_datasets_of_a_mixture(tmp_path: Path) -> None:
 
 
 def test_every_loss_and_reading_is_drawn() -> None:
-    metrics = [f"loss/{name}" for name in ("contrastive", "koleo", "mlm", "patch", "total", "vicreg", "to_come")]
+    metrics = [
+        f"loss/{name}" for name in ("contrastive", "koleo", "mlm", "patch", "total", "vicreg", "to_come")
+    ]
     metrics += [f"health/{name}" for name in ("alignment", "effective_rank")]
-    metrics += [f"batch_health/{name}" for name in ("alignment", "effective_rank", "kl", "collapsed", "patch_entropy",
-                "centre_drift", "dead_dimensions", "to_come", "prototype_usage", "prototypes_chosen")]  # fmt: skip
+    metrics += [
+        f"batch_health/{name}"
+        for name in (
+            "alignment",
+            "effective_rank",
+            "kl",
+            "collapsed",
+            "patch_entropy",
+            "centre_drift",
+            "dead_dimensions",
+            "to_come",
+            "prototype_usage",
+            "prototypes_chosen",
+        )
+    ]
     found = {name: history(*range(100 * place, 100 * place + 60)) for place, name in enumerate(metrics)}
     losses, health = figures.loss_panels(found), figures.health_panels(found)
-    assert [title for title, _ in losses] == ["total", "contrastive", "koleo", "mlm", "patch", "to_come", "vicreg"]
+    assert [title for title, _ in losses] == [
+        "total",
+        "contrastive",
+        "koleo",
+        "mlm",
+        "patch",
+        "to_come",
+        "vicreg",
+    ]
     titles: list[str] = []
     colours: dict[str, set[str]] = {name: set() for name in metrics}
     for panels, smooth in ((losses, 20), (health, 1)):
@@ -140,15 +198,21 @@ def test_every_loss_and_reading_is_drawn() -> None:
                 colours[name].add(str(line.get_color()))
                 assert name.split("/")[1] == titles[-1]
     assert [name for name in metrics if not colours[name]] == [], "not drawn"
-    assert len(titles) == len(set(titles)) + 1, "to_come is a loss and a reading; every other name has one panel"
+    assert len(titles) == len(set(titles)) + 1, (
+        "to_come is a loss and a reading; every other name has one panel"
+    )
     assert titles[len(losses) :][:2] == ["alignment", "effective_rank"], "those of validations first"
-    held_out, batch = (set().union(*(colours[name] for name in metrics if name.startswith(prefix)))
-                       for prefix in ("health/", "batch_health/"))  # fmt: skip
+    held_out, batch = (
+        set().union(*(colours[name] for name in metrics if name.startswith(prefix)))
+        for prefix in ("health/", "batch_health/")
+    )
     assert len(held_out) == len(batch) == 1 and held_out != batch
 
 
 def test_many_readings_stand_in_a_grid_and_a_flag_keeps_its_scale() -> None:
-    found = {f"batch_health/reading{i:02}": history(0, 1, 0) for i in range(20)} | {"batch_health/kl": history(1, 5)}
+    found = {f"batch_health/reading{i:02}": history(0, 1, 0) for i in range(20)} | {
+        "batch_health/kl": history(1, 5)
+    }
     figure = figures.curves(found, figures.health_panels(found))
     assert figure
     assert len({axis.get_position().x0 for axis in figure.axes}) == 4, "columns"
@@ -160,22 +224,46 @@ def test_many_readings_stand_in_a_grid_and_a_flag_keeps_its_scale() -> None:
     assert figures.health_panels({"loss/total": history(1)}) == []
 
 
-@pytest.mark.parametrize(("found", "status", "expected"), [
-    ({"lr": history(1, 1)}, "FINISHED", []),
-    ({"lr": history(1, 1)}, "RUNNING", []),
-    ({"lr": history(1, 1), "loss/total": history(3, 2, 1)}, "FAILED",
-     ["The run failed at step 2, the last that it logged."]),
-    ({}, "FAILED", ["The run failed before it logged anything."]),
-    ({"batch_health/collapsed": history(0, 0)}, "FINISHED", []),
-    ({"batch_health/collapsed": history(0, 1, 0, 1)}, "FINISHED",
-     ["From step 1 on the batch showed a collapse, in 2 of 4 readings, still in the last one, at step 3."]),
-    ({"batch_health/collapsed": history(0, 1, 1, 0)}, "FINISHED",
-     ["From step 1 on the batch showed a collapse, in 2 of 4 readings, but no longer in the last one, at step 3."]),
-    ({"train/skipped_steps": history(0)}, "FINISHED", []),
-    ({"train/skipped_steps": history(1)}, "FINISHED",
-     ["1 step was skipped, since its loss or gradient was not finite."]),
-    ({"train/skipped_steps": history(1, 2, 3)}, "FINISHED",
-     ["3 steps were skipped, since their loss or gradient was not finite."]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("found", "status", "expected"),
+    [
+        ({"lr": history(1, 1)}, "FINISHED", []),
+        ({"lr": history(1, 1)}, "RUNNING", []),
+        (
+            {"lr": history(1, 1), "loss/total": history(3, 2, 1)},
+            "FAILED",
+            ["The run failed at step 2, the last that it logged."],
+        ),
+        ({}, "FAILED", ["The run failed before it logged anything."]),
+        ({"batch_health/collapsed": history(0, 0)}, "FINISHED", []),
+        (
+            {"batch_health/collapsed": history(0, 1, 0, 1)},
+            "FINISHED",
+            [
+                "From step 1 on the batch showed a collapse, in 2 of 4 readings, still in the last one, at "
+                "step 3."
+            ],
+        ),
+        (
+            {"batch_health/collapsed": history(0, 1, 1, 0)},
+            "FINISHED",
+            [
+                "From step 1 on the batch showed a collapse, in 2 of 4 readings, but no longer in the last "
+                "one, at step 3."
+            ],
+        ),
+        ({"train/skipped_steps": history(0)}, "FINISHED", []),
+        (
+            {"train/skipped_steps": history(1)},
+            "FINISHED",
+            ["1 step was skipped, since its loss or gradient was not finite."],
+        ),
+        (
+            {"train/skipped_steps": history(1, 2, 3)},
+            "FINISHED",
+            ["3 steps were skipped, since their loss or gradient was not finite."],
+        ),
+    ],
+)
 def test_trouble(found: dict[str, pd.DataFrame], status: str, expected: list[str]) -> None:
     assert trouble(found, status) == expected

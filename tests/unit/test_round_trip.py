@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.build import build
 from data_prep.config import DataConfig
-from data_prep.export import export
-from data_prep.read import load_manifest
-from data_prep.reference import fetch
+from data_prep.dataset.build import build
+from data_prep.dataset.export import export
+from data_prep.dataset.read import load_manifest
+from data_prep.dataset.verify import verify
 from data_prep.shards import SPLITS
-from data_prep.survey import prepare
-from data_prep.verify import verify
+from data_prep.sources.reference import fetch
+from data_prep.sources.survey import prepare
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 _AMBIGUOUS = re.compile(b"[RYSWKMBDHV]", re.IGNORECASE)
@@ -60,29 +60,51 @@ def joined(pieces: dict[int, bytes]) -> bytes:
 
 words = st.sampled_from(["ACGT", "acgt", "N", "n", "RYK", "GATTACA", "U", "tta"])
 contig_letters = st.lists(st.tuples(words, st.integers(1, 700)), min_size=1, max_size=8).map(
-    lambda parts: "".join(text * times for text, times in parts).encode())
+    lambda parts: "".join(text * times for text, times in parts).encode()
+)
 
 
 @settings(max_examples=12, deadline=None)
-@given(contigs=st.lists(contig_letters, min_size=1, max_size=4), width=st.integers(1, 200),
-       end=st.sampled_from([b"\n", b"\r\n"]), block_bp=st.sampled_from([1024, 2048, 65536]),
-       shard_bp=st.sampled_from([1 << 16, 1 << 20]), val=st.booleans(), packed=st.booleans())
-def test_export_of_build_is_the_reference(contigs: list[bytes], width: int, end: bytes, block_bp: int, shard_bp: int,
-                                          val: bool, packed: bool) -> None:
+@given(
+    contigs=st.lists(contig_letters, min_size=1, max_size=4),
+    width=st.integers(1, 200),
+    end=st.sampled_from([b"\n", b"\r\n"]),
+    block_bp=st.sampled_from([1024, 2048, 65536]),
+    shard_bp=st.sampled_from([1 << 16, 1 << 20]),
+    val=st.booleans(),
+    packed=st.booleans(),
+)
+def test_export_of_build_is_the_reference(
+    contigs: list[bytes], width: int, end: bytes, block_bp: int, shard_bp: int, val: bool, packed: bool
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text = b"".join(b">c%d of some" % i + end + b"".join(letters[at : at + width] + end
-                                                            for at in range(0, len(letters), width))
-                        for i, letters in enumerate(contigs))
+        text = b"".join(
+            b">c%d of some" % i
+            + end
+            + b"".join(letters[at : at + width] + end for at in range(0, len(letters), width))
+            for i, letters in enumerate(contigs)
+        )
         fasta = folder / ("x.fa.gz" if packed else "x.fa")
         fasta.write_bytes(gzip.compress(text) if packed else text)
-        built = build(DataConfig.model_validate({
-            "references": [{"name": "x", "uri": str(fasta)}], "output": str(folder / "o"), "block_bp": block_bp,
-            "shard_bp": shard_bp, "max_n_fraction": 1,
-            "split": {"val": ["c0"] if val and len(contigs) > 1 else 0, "leakage": "off"}}))
+        built = build(
+            DataConfig.model_validate(
+                {
+                    "references": [{"name": "x", "uri": str(fasta)}],
+                    "output": str(folder / "o"),
+                    "block_bp": block_bp,
+                    "shard_bp": shard_bp,
+                    "max_n_fraction": 1,
+                    "split": {"val": ["c0"] if val and len(contigs) > 1 else 0, "leakage": "off"},
+                }
+            )
+        )
         assert {contig: joined(parts) for (_, contig), parts in exported(folder / "o").items()} == {
-            f"c{i}": as_kept(letters) for i, letters in enumerate(contigs)}
-        assert built.manifest.sources[0].iupac_to_n == sum(len(_AMBIGUOUS.findall(letters)) for letters in contigs)
+            f"c{i}": as_kept(letters) for i, letters in enumerate(contigs)
+        }
+        assert built.manifest.sources[0].iupac_to_n == sum(
+            len(_AMBIGUOUS.findall(letters)) for letters in contigs
+        )
         assert verify(str(folder / "o")) == []
 
 
@@ -91,9 +113,17 @@ def test_the_real_genomes_come_back_to_the_letter(dna_data: Path, tmp_path: Path
     """All of them, FASTA and .2bit, as assemblies of one dataset, held out by blocks."""
     files = sorted([*(dna_data / "genomes").glob("*.gz"), *(dna_data / "genomes").glob("*.2bit")])
     names = {re.sub(r"[^A-Za-z0-9._+-]", "_", file.name): file for file in files}
-    build(DataConfig.model_validate({
-        "references": [{"name": name, "uri": str(file)} for name, file in names.items()], "output": str(tmp_path / "o"),
-        "max_n_fraction": 1, "split": {"val": 0.1, "test": 0.05, "gap": 0}, "workers": 2}))
+    build(
+        DataConfig.model_validate(
+            {
+                "references": [{"name": name, "uri": str(file)} for name, file in names.items()],
+                "output": str(tmp_path / "o"),
+                "max_n_fraction": 1,
+                "split": {"val": 0.1, "test": 0.05, "gap": 0},
+                "workers": 2,
+            }
+        )
+    )
     assert verify(str(tmp_path / "o"), workers=2) == []
     manifest = load_manifest(str(tmp_path / "o"))
     assert all(manifest.bp(split) > 1_000_000 for split in SPLITS)
@@ -104,7 +134,9 @@ def test_the_real_genomes_come_back_to_the_letter(dna_data: Path, tmp_path: Path
             text = gzip.decompress(file.read_bytes())
             records = [record.split(b"\n", 1) for record in text.split(b">")[1:]]
             source = {head.split()[0].decode(): b"".join(body.split()) for head, body in records}
-            assert next(s.sha256 for s in manifest.sources if s.name == name) == hashlib.sha256(text).hexdigest()
+            assert (
+                next(s.sha256 for s in manifest.sources if s.name == name) == hashlib.sha256(text).hexdigest()
+            )
         else:
             reference = prepare(str(file))
             source = {c: fetch(reference.handle, c, 0, bp) for c, bp in reference.contigs.items()}

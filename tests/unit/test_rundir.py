@@ -1,4 +1,5 @@
-"""What is found in a run.dir: nothing, a run to go on with, one that is finished, another run, something else."""
+"""What is found in a run.dir: nothing, a run to go on with, one that is finished, another run, something
+else."""
 
 import json
 from pathlib import Path
@@ -7,14 +8,15 @@ from typing import Any
 import pytest
 
 import configs
-from cluster import store
+from cluster.storage import store
 from configs import ConfigError
 from tests.s3 import S3
 from tests.unit.test_checkpoint_files import WRITTEN, manifest, resealed
-from trainer import export, rundir
-from trainer.checkpoint import layout
-from trainer.config import TrainConfig
-from trainer.rundir import Looked, look
+from trainer.models import pretrained
+from trainer.run import run_status
+from trainer.run.checkpoint import manifests
+from trainer.run.config import TrainConfig
+from trainer.run.run_status import Looked, look
 
 
 def config(run_dir: object, **changes: Any) -> TrainConfig:
@@ -31,16 +33,16 @@ def config(run_dir: object, **changes: Any) -> TrainConfig:
 
 def checkpoint(saved: TrainConfig, step: int) -> str:
     """A whole checkpoint as files go; its manifest's URI."""
-    uri = layout.place(saved.run.dir, step)
+    uri = manifests.place(saved.run.dir, step)
     for name, data in WRITTEN.items():
         store.write_bytes(store.join(uri, name), data)
     whole = manifest(step, WRITTEN).model_copy(update={"config": configs.dump(saved)})
-    store.write_bytes(store.join(uri, layout.MANIFEST), whole.to_bytes())
-    return store.join(uri, layout.MANIFEST)
+    store.write_bytes(store.join(uri, manifests.MANIFEST), whole.to_bytes())
+    return store.join(uri, manifests.MANIFEST)
 
 
 def exported(saved: TrainConfig) -> None:
-    store.write_bytes(store.join(saved.run.dir, export.WEIGHTS), b"weights")
+    store.write_bytes(store.join(saved.run.dir, pretrained.WEIGHTS), b"weights")
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -54,9 +56,9 @@ def run_dir(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_the_life_of_a_run(run_dir: str) -> None:
     one = config(run_dir)
     assert look(one) == Looked("new", again=False)
-    store.write_bytes(store.join(run_dir, rundir.LOCK), b"")
+    store.write_bytes(store.join(run_dir, run_status.LOCK), b"")
     assert look(one) == Looked("new", again=False)
-    rundir.write(one)
+    run_status.write(one)
     assert look(one) == Looked("new", again=True)
     checkpoint(one, 10)
     assert look(one) == Looked("unfinished", 10, True, 20)
@@ -64,27 +66,32 @@ def test_the_life_of_a_run(run_dir: str) -> None:
     assert look(one) == Looked("unfinished", 20, True, 20)
     exported(one)
     assert look(one) == Looked("undelivered", 20, True, 20), "killed between its export and the note"
-    rundir.tell_finished(one, delivered=False)
+    run_status.tell_finished(one, delivered=False)
     assert look(one) == Looked("undelivered", 20, True, 20)
-    rundir.tell_finished(one, delivered=True)
+    run_status.tell_finished(one, delivered=True)
     assert look(one) == Looked("finished", 20, True, 20)
 
     longer = config(run_dir, train__steps=30)
     assert look(longer) == Looked("unfinished", 20, True, 20), "the schedules stay those of 20 steps"
-    rundir.write(longer)
-    checkpoint(longer.model_copy(update={"train": longer.train.model_copy(update={"schedule_steps": 20})}), 30)
+    run_status.write(longer)
+    checkpoint(
+        longer.model_copy(update={"train": longer.train.model_copy(update={"schedule_steps": 20})}), 30
+    )
     assert look(longer) == Looked("unfinished", 30, True, 20)
-    rundir.tell_finished(longer, delivered=True)
+    run_status.tell_finished(longer, delivered=True)
     assert look(longer) == Looked("finished", 30, True, 20)
-    with pytest.raises(ConfigError, match=rf"^train.steps: 20 are fewer than the 30 that the run in {run_dir} has "
-                                          r"behind it; give at least as many, or a new folder$"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^train.steps: 20 are fewer than the 30 that the run in {run_dir} has "
+        r"behind it; give at least as many, or a new folder$",
+    ):
         look(one)
 
 
 def test_a_run_that_died_before_its_first_checkpoint(tmp_path: Path) -> None:
     """Its MLflow run goes on with the very same run only; another may begin in its place."""
-    rundir.write(config(tmp_path))
-    store.write_bytes(f"{tmp_path}/{rundir.TRACK}/key.json", b"{}")
+    run_status.write(config(tmp_path))
+    store.write_bytes(f"{tmp_path}/{run_status.TRACK}/key.json", b"{}")
     assert look(config(tmp_path)) == Looked("new", again=True)
     assert look(config(tmp_path, track__every=7)) == Looked("new", again=True)
     assert look(config(tmp_path, train__lr=1e-3)) == Looked("new", again=False)
@@ -95,13 +102,24 @@ def test_a_run_that_died_before_its_first_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["genome.fa", "model.bin", "sub/.train_config.json", "checkpoints.txt"])
 def test_files_of_something_else_are_left_alone(tmp_path: Path, name: str) -> None:
     store.write_bytes(f"{tmp_path}/{name}", b"1")
-    with pytest.raises(ConfigError, match=rf"^run.dir: {tmp_path} holds files of something else \({name}\); give a new "
-                                          r"folder$"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^run.dir: {tmp_path} holds files of something else \({name}\); give a new "
+        r"folder$",
+    ):
         look(config(tmp_path))
 
 
-@pytest.mark.parametrize("name", [".train_config.json.x7_2ab1c", ".run.lock.abcdefgh", "not_finite.json",
-                                  "checkpoints/.latest.json.abcdefgh", "track/queue.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".train_config.json.x7_2ab1c",
+        ".run.lock.abcdefgh",
+        "not_finite.json",
+        "checkpoints/.latest.json.abcdefgh",
+        "track/queue.jsonl",
+    ],
+)
 def test_what_a_killed_process_leaves_is_not_something_else(tmp_path: Path, name: str) -> None:
     store.write_bytes(f"{tmp_path}/{name}", b"1")
     assert look(config(tmp_path)) == Looked("new", again=False)
@@ -109,7 +127,7 @@ def test_what_a_killed_process_leaves_is_not_something_else(tmp_path: Path, name
 
 def test_a_damaged_config_of_a_run_that_has_no_checkpoint(tmp_path: Path) -> None:
     for damaged in (b"", b"[]", b"{}", b'{"train": 1}', b'{"train": {"steps": "x"}}', b"\xff"):
-        (tmp_path / rundir.RESOLVED).write_bytes(damaged)
+        (tmp_path / run_status.RESOLVED).write_bytes(damaged)
         assert look(config(tmp_path)) == Looked("new", again=False)
 
 
@@ -118,7 +136,7 @@ def test_a_model_without_the_config_of_its_run(tmp_path: Path) -> None:
     sentence = rf"^run.dir: {tmp_path} holds a model without the config of its run; give a new folder$"
     for damaged in (None, b"{", b"[]"):
         if damaged is not None:
-            (tmp_path / rundir.RESOLVED).write_bytes(damaged)
+            (tmp_path / run_status.RESOLVED).write_bytes(damaged)
         with pytest.raises(ConfigError, match=sentence):
             look(config(tmp_path))
 
@@ -126,13 +144,16 @@ def test_a_model_without_the_config_of_its_run(tmp_path: Path) -> None:
 def test_a_finished_run_without_checkpoints(tmp_path: Path) -> None:
     """checkpoint.every 0, or of a version that had none; that version left no note either."""
     one = config(tmp_path)
-    rundir.write(one)
+    run_status.write(one)
     exported(one)
     assert look(one) == Looked("finished", 0, True, 20)
-    rundir.tell_finished(one, delivered=False)
+    run_status.tell_finished(one, delivered=False)
     assert look(one) == Looked("undelivered", 0, True, 20)
-    with pytest.raises(ConfigError, match=rf"^train.steps: {tmp_path} holds a run finished at 20 steps and no "
-                                          r"checkpoint to go on from; give a new folder$"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^train.steps: {tmp_path} holds a run finished at 20 steps and no "
+        r"checkpoint to go on from; give a new folder$",
+    ):
         look(config(tmp_path, train__steps=21))
     with pytest.raises(ConfigError, match=r"^train.steps: 19 are fewer than the 20 "):
         look(config(tmp_path, train__steps=19))
@@ -143,22 +164,35 @@ def test_a_finished_run_without_checkpoints(tmp_path: Path) -> None:
 def test_a_damaged_note_does_not_finish_a_run(tmp_path: Path) -> None:
     """The export is of its first 20 steps, of 30 it has 25."""
     longer = config(tmp_path, train__steps=30, train__schedule_steps=20)
-    rundir.write(longer)
+    run_status.write(longer)
     exported(longer)
     checkpoint(longer, 25)
     for damaged in (b"", b"[]", b'{"steps": "30"}', b'{"delivered": true}'):
-        (tmp_path / rundir.FINISHED).write_bytes(damaged)
+        (tmp_path / run_status.FINISHED).write_bytes(damaged)
         assert look(longer) == Looked("unfinished", 25, True, 20)
 
 
 ANOTHER = {
-    "run.seed": (0, 1), "run.name": ("findna", "x"), "data.uri": ("/data", "/other"), "data.length": (1000, 500),
-    "data.lanes": (48, 24), "data.on_corrupt": ("fail", "skip"), "model.num_layers": (40, 2),
-    "model.norm": ("none", "layer"), "views.symmetric": (False, True), "views.masking.rate": (0.3, 0.2),
-    "loss.mlm.weight": (1.0, 0.5), "ema.momentum": (0.996, 0.9), "train.global_batch": (64, 32),
-    "train.zero_stage": (1, 2), "train.precision": ("fp32", "bf16"), "train.betas": ([0.9, 0.999], [0.9, 0.99]),
-    "train.schedule_steps": (20, 40), "health.on_collapse": ("warn", "stop"), "val.every": (500, 9),
-}  # fmt: skip
+    "run.seed": (0, 1),
+    "run.name": ("findna", "x"),
+    "data.uri": ("/data", "/other"),
+    "data.length": (1000, 500),
+    "data.lanes": (48, 24),
+    "data.on_corrupt": ("fail", "skip"),
+    "model.num_layers": (40, 2),
+    "model.norm": ("none", "layer"),
+    "views.symmetric": (False, True),
+    "views.masking.rate": (0.3, 0.2),
+    "loss.mlm.weight": (1.0, 0.5),
+    "ema.momentum": (0.996, 0.9),
+    "train.global_batch": (64, 32),
+    "train.zero_stage": (1, 2),
+    "train.precision": ("fp32", "bf16"),
+    "train.betas": ([0.9, 0.999], [0.9, 0.99]),
+    "train.schedule_steps": (20, 40),
+    "health.on_collapse": ("warn", "stop"),
+    "val.every": (500, 9),
+}
 
 
 @pytest.mark.parametrize("key", ANOTHER)
@@ -167,8 +201,10 @@ def test_another_run_is_refused_by_every_key_that_differs(tmp_path: Path, key: s
     checkpoint(config(tmp_path), 10)
     with pytest.raises(ConfigError) as caught:
         look(config(tmp_path, **{key.replace(".", "__"): now}))
-    assert str(caught.value) == (f"run.dir: {tmp_path} holds another run; give a new folder, or the keys it began with:"
-                                 f"\n  {key}: was {was!r}, now {now!r}")
+    assert str(caught.value) == (
+        f"run.dir: {tmp_path} holds another run; give a new folder, or the keys it began with:"
+        f"\n  {key}: was {was!r}, now {now!r}"
+    )
 
 
 def test_all_differences_are_said_at_once_and_keys_of_one_side_only(tmp_path: Path) -> None:
@@ -178,9 +214,11 @@ def test_all_differences_are_said_at_once_and_keys_of_one_side_only(tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         look(config(tmp_path, data__uri=mixture, train__deepspeed=settings, run__seed=3))
     assert str(caught.value).split("\n  ")[1:] == [
-        f"data.uri: was '/data', now {mixture!r}", "run.seed: was 0, now 3",
+        f"data.uri: was '/data', now {mixture!r}",
+        "run.seed: was 0, now 3",
         "train.deepspeed.zero_optimization.sub_group_size: was None, now 100",
-        "views.teacher.operations.deletion: was 3, now None"]  # fmt: skip
+        "views.teacher.operations.deletion: was 3, now None",
+    ]
 
 
 def test_what_may_differ(tmp_path: Path) -> None:
@@ -189,11 +227,14 @@ def test_what_may_differ(tmp_path: Path) -> None:
     checkpoint(config(tmp_path / "elsewhere"), 10)
     (tmp_path / "elsewhere").rename(path)
     free = {
-        "train__steps": 40, "train__micro_batch": 4,
-        "data__workers": 3, "data__cache_dir": "/c", "data__cache_bytes": 0,
+        "train__steps": 40,
+        "train__micro_batch": 4,
+        "data__workers": 3,
+        "data__cache_dir": "/c",
+        "data__cache_bytes": 0,
         "checkpoint": {"every": 3, "keep_last": 9, "keep_every": 9, "max_failed": 1},
         "track": {"uri": "sqlite:///x.db", "artifact_uri": "/a", "experiment": "x", "registered_model": None},
-    }  # fmt: skip
+    }
     assert look(config(path, **free)) == Looked("unfinished", 10, True, 20)
     for key, value in free.items():
         assert look(config(path, **{key: value})) == Looked("unfinished", 10, True, 20), key
@@ -220,21 +261,26 @@ def test_the_newest_checkpoint_whose_manifest_can_be_read_says_whose_run_it_is(t
     newest.unlink()
     assert look(one) == Looked("unfinished", 10, True, 20)
     newest.write_bytes(whole)
-    (newest.parent / layout.SHARED).unlink()
+    (newest.parent / manifests.SHARED).unlink()
     assert look(one) == Looked("unfinished", 10, True, 20)
-    Path(layout.place(str(tmp_path), 10), layout.MANIFEST).write_bytes(b"")
+    Path(manifests.place(str(tmp_path), 10), manifests.MANIFEST).write_bytes(b"")
     assert look(one) == Looked("new", again=False), "that nothing can be read is said where it is read"
 
 
 def test_another_version_of_the_format_is_refused(tmp_path: Path) -> None:
     Path(checkpoint(config(tmp_path), 1)).write_bytes(resealed(format_version=2))
-    with pytest.raises(ConfigError, match=rf"^run.dir: {layout.place(str(tmp_path), 1)}: it has format version 2 and "
-                                          r"this code reads 1; go on with the version of this package that wrote it$"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^run.dir: {manifests.place(str(tmp_path), 1)}: it has format version 2 and "
+        r"this code reads 1; go on with the version of this package that wrote it$",
+    ):
         look(config(tmp_path))
 
 
 def test_a_web_server_is_no_run_dir() -> None:
-    with pytest.raises(store.StoreError, match=r"^cannot list https://\*\*\*@host/run: a web server has no listing"):
+    with pytest.raises(
+        store.StoreError, match=r"^cannot list https://\*\*\*@host/run: a web server has no listing"
+    ):
         look(config("https://me:SECRET@host/run"))
 
 
@@ -252,9 +298,9 @@ def test_a_store_that_is_away_is_not_a_new_run(s3: S3) -> None:
 
 def test_no_secret_is_shown_or_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = config(tmp_path, data__uri="https://me:SECRET@host/a?sig=SECRET")
-    rundir.write(one)
+    run_status.write(one)
     path = checkpoint(one, 10)
-    for text in ((tmp_path / rundir.RESOLVED).read_text(), Path(path).read_text()):
+    for text in ((tmp_path / run_status.RESOLVED).read_text(), Path(path).read_text()):
         assert json.loads(text) and "https://***@host/a?..." in text and "SECRET" not in text
     assert look(config(tmp_path, data__uri="https://you:SECRET2@host/a?sig=new")).status == "unfinished"
     with pytest.raises(ConfigError) as caught:
@@ -267,10 +313,10 @@ def test_no_secret_is_shown_or_saved(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_an_object_that_stands_for_a_folder_is_no_file(s3: S3) -> None:
     """A console makes it with the folder; a new run begins there, and goes on there."""
-    for key in ("run/", f"run/{layout.FOLDER}/"):
+    for key in ("run/", f"run/{manifests.FOLDER}/"):
         s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"")
     saved = config(f"{s3.uri}/run")
     assert look(saved).status == "new"
-    rundir.write(saved)
+    run_status.write(saved)
     checkpoint(saved, 10)
     assert (look(saved).status, look(saved).step) == ("unfinished", 10)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from trainer import schedule
+from trainer.core import schedules
 
 
 def rate(step: int) -> float:
-    return schedule.learning_rate(step, peak=2.0, total_steps=100, warmup_fraction=0.3, final_fraction=0.1)
+    return schedules.learning_rate(step, peak=2.0, total_steps=100, warmup_fraction=0.3, final_fraction=0.1)
 
 
 def test_rate_warms_up_peaks_and_ends_at_its_final_fraction() -> None:
@@ -18,12 +18,12 @@ def test_rate_warms_up_peaks_and_ends_at_its_final_fraction() -> None:
 
 
 def test_rate_without_warm_up_starts_near_the_peak() -> None:
-    first = schedule.learning_rate(1, peak=1.0, total_steps=10, warmup_fraction=0, final_fraction=0)
+    first = schedules.learning_rate(1, peak=1.0, total_steps=10, warmup_fraction=0, final_fraction=0)
     assert 0.9 < first < 1
 
 
 def test_momentum_goes_from_start_to_end_by_samples() -> None:
-    values = [schedule.momentum(s, start=0.996, end=1.0, total_samples=1000) for s in range(0, 1100, 50)]
+    values = [schedules.momentum(s, start=0.996, end=1.0, total_samples=1000) for s in range(0, 1100, 50)]
     assert values[0] == 0.996
     assert values[20] == 1.0
     assert values[21] == 1.0

@@ -51,16 +51,21 @@ def test_every_single_flipped_bit_is_noticed() -> None:
             back = unpack(bytes(damaged))
         except FormatError:
             continue
-        assert [b.tolist() for b in back] == [codes.tolist(), (codes > 1).tolist()], f"bit {bit} changed the bases"
+        assert [b.tolist() for b in back] == [codes.tolist(), (codes > 1).tolist()], (
+            f"bit {bit} changed the bases"
+        )
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda p: p[:10], "has 10 bytes, less than its 24-byte head"),
-    (lambda p: b"XXXX" + p[4:], "starts with b'XXXX', not b'DNAB'"),
-    (lambda p: p[:4] + struct.pack("<H", 9) + p[6:], "format version 9, this code reads 1"),
-    (lambda p: p[:-1], "bytes, its head says"),
-    (lambda p: p[:-1] + bytes([p[-1] ^ 1]), "does not match its crc32"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p[:10], "has 10 bytes, less than its 24-byte head"),
+        (lambda p: b"XXXX" + p[4:], "starts with b'XXXX', not b'DNAB'"),
+        (lambda p: p[:4] + struct.pack("<H", 9) + p[6:], "format version 9, this code reads 1"),
+        (lambda p: p[:-1], "bytes, its head says"),
+        (lambda p: p[:-1] + bytes([p[-1] ^ 1]), "does not match its crc32"),
+    ],
+)
 def test_damaged_payloads(change, message: str) -> None:  # type: ignore[no-untyped-def]
     codes = np.arange(9, dtype=np.uint8) % 5
     with pytest.raises(FormatError, match=message):
@@ -69,8 +74,16 @@ def test_damaged_payloads(change, message: str) -> None:  # type: ignore[no-unty
 
 BLOCK = Block(512, 99, "a", "c/1", 10, 40)
 SOURCE = Source("a", "00", {"c/1": 50}, 2, {"contigs": None}, 1.5)
-MANIFEST = Manifest(1, (SOURCE,), 1024, 4096, 0.5, {"val": ["c/1"]}, 0,
-                    {"train": (Shard("train-000000.tar", 1, "ff", (BLOCK, BLOCK)),), "val": (), "test": ()})
+MANIFEST = Manifest(
+    1,
+    (SOURCE,),
+    1024,
+    4096,
+    0.5,
+    {"val": ["c/1"]},
+    0,
+    {"train": (Shard("train-000000.tar", 1, "ff", (BLOCK, BLOCK)),), "val": (), "test": ()},
+)
 
 
 def test_manifest_round_trip() -> None:
@@ -81,14 +94,20 @@ def test_manifest_round_trip() -> None:
     assert again.blocks("train")[1] == (again.shards["train"][0], BLOCK)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: t.pop("seed"), "damaged dataset manifest"),
-    (lambda t: t.update(extra=1), "damaged dataset manifest"),
-    (lambda t: t["shards"].pop("val"), "damaged dataset manifest: 'val'"),
-    (lambda t: t["shards"]["train"][0]["blocks"][0].pop("end"), "damaged dataset manifest: Block has keys"),
-    (lambda t: t.update(format_version=2), "format version 2, this code reads 1"),
-    (lambda t: t.pop("format_version"), "not a dataset manifest: .format_version. is missing"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("seed"), "damaged dataset manifest"),
+        (lambda t: t.update(extra=1), "damaged dataset manifest"),
+        (lambda t: t["shards"].pop("val"), "damaged dataset manifest: 'val'"),
+        (
+            lambda t: t["shards"]["train"][0]["blocks"][0].pop("end"),
+            "damaged dataset manifest: Block has keys",
+        ),
+        (lambda t: t.update(format_version=2), "format version 2, this code reads 1"),
+        (lambda t: t.pop("format_version"), "not a dataset manifest: .format_version. is missing"),
+    ],
+)
 def test_damaged_manifests(change, message: str) -> None:  # type: ignore[no-untyped-def]
     tree = json.loads(MANIFEST.to_bytes())
     change(tree)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import configs
-from cluster.config import ClusterConfig
+from cluster.launch.config import ClusterConfig
 from data_prep.config import DataConfig
-from trainer.config import TrainConfig
-from trainer.tasks.config import TaskConfig
+from trainer.evaluation.tasks.config import TaskConfig
+from trainer.run.config import TrainConfig
 
 FOLDER = Path(configs.__file__).parent
 MODELS = {"data": DataConfig, "train": TrainConfig, "tasks": TaskConfig, "cluster": ClusterConfig}
@@ -45,7 +45,9 @@ def test_findna_is_the_published_method() -> None:
 
 
 def test_findna_plus_adds_what_it_says_to_findna() -> None:
-    findna, plus = (configs.load(TrainConfig, FOLDER / "train" / f"{name}.yaml") for name in ("findna", "findna-plus"))
+    findna, plus = (
+        configs.load(TrainConfig, FOLDER / "train" / f"{name}.yaml") for name in ("findna", "findna-plus")
+    )
     assert plus.loss.weights().keys() == {"mlm", "distill", "patch", "contrastive", "koleo"}
     assert plus.loss.koleo.weight == 0.1
     assert (plus.loss.distill.balance, plus.loss.patch.balance) == ("sinkhorn", "sinkhorn")
@@ -54,7 +56,8 @@ def test_findna_plus_adds_what_it_says_to_findna() -> None:
     assert plus.views.symmetric
     assert plus.views.crops.number == 4
     assert plus.train.precision == "bf16"
-    # The same network but for its norm, the same views and mask, the same windows, an average over as many of them.
+    # The same network but for its norm, the same views and mask, the same windows, an average over as many of
+    # them.
     assert plus.model == findna.model.model_copy(update={"norm": "layer"})
     for name in ("student", "teacher", "masking"):
         assert getattr(plus.views, name) == getattr(findna.views, name)
@@ -65,11 +68,18 @@ def test_findna_plus_adds_what_it_says_to_findna() -> None:
     assert plus.train.lr == pytest.approx(findna.train.lr * factor**0.5, rel=0.06)
 
 
-@pytest.mark.parametrize(("world", "sentence"), [
-    (5, "train.global_batch 48 and data.lanes 48 must both be divisible by the 5 processes; numbers of processes that "
-        "work: 1, 2, 3, 4, 6, 8, 12, 16, 24, 48"),
-    (32, "must both be divisible by the 32 processes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("world", "sentence"),
+    [
+        (
+            5,
+            "train.global_batch 48 and data.lanes 48 must both be divisible by the 5 processes; numbers of "
+            "processes that "
+            "work: 1, 2, 3, 4, 6, 8, 12, 16, 24, 48",
+        ),
+        (32, "must both be divisible by the 32 processes"),
+    ],
+)
 def test_world_that_does_not_divide_is_refused_with_the_sizes_that_work(world: int, sentence: str) -> None:
     (fault,) = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml").world_faults(world)
     assert sentence in fault
@@ -78,5 +88,7 @@ def test_world_that_does_not_divide_is_refused_with_the_sizes_that_work(world: i
 def test_bf16_accumulation_at_stage_0_is_refused() -> None:
     overrides = ["train.precision=bf16", "train.zero_stage=0", "train.micro_batch=12"]
     (fault,) = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml", overrides).world_faults(2)
-    assert fault == ("train.zero_stage: DeepSpeed accumulates bf16 gradients in bf16 at stage 0; use stage 1 or 2, "
-                     "or train.micro_batch 24")
+    assert fault == (
+        "train.zero_stage: DeepSpeed accumulates bf16 gradients in bf16 at stage 0; use stage 1 or 2, "
+        "or train.micro_batch 24"
+    )

@@ -18,7 +18,9 @@ EVERYTHING = slice(None)
 
 def assignment(seed: int, rows: int = 23, prototypes: int = 7, size: int = 6, **changes: Any) -> Assignment:
     g = torch.Generator().manual_seed(seed)
-    bottleneck_NC, prototypes_KC = (F.normalize(torch.randn(n, size, generator=g), dim=-1) for n in (rows, prototypes))
+    bottleneck_NC, prototypes_KC = (
+        F.normalize(torch.randn(n, size, generator=g), dim=-1) for n in (rows, prototypes)
+    )
     return replace(Assignment(bottleneck_NC, prototypes_KC, None, 0.04, block=5), **changes)
 
 
@@ -36,11 +38,18 @@ def naive(a: Assignment, dtype: torch.dtype = torch.float64, *, highest: float =
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 17), prototypes=st.integers(1, 9),
-       temperature=st.sampled_from([0.01, 0.02, 0.04, 0.1]), iterations=st.integers(1, 4), block=st.integers(1, 20),
-       weighted=st.booleans())  # fmt: skip
-def test_equals_the_naive_loop(seed: int, rows: int, prototypes: int, temperature: float, iterations: int, block: int,
-                               weighted: bool) -> None:  # fmt: skip
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 17),
+    prototypes=st.integers(1, 9),
+    temperature=st.sampled_from([0.01, 0.02, 0.04, 0.1]),
+    iterations=st.integers(1, 4),
+    block=st.integers(1, 20),
+    weighted=st.booleans(),
+)
+def test_equals_the_naive_loop(
+    seed: int, rows: int, prototypes: int, temperature: float, iterations: int, block: int, weighted: bool
+) -> None:
     a = assignment(seed, rows, prototypes, temperature=temperature, iterations=iterations, block=block)
     if weighted:
         weight_N = (torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.6).float()
@@ -54,8 +63,12 @@ def test_equals_the_naive_loop(seed: int, rows: int, prototypes: int, temperatur
 def extreme() -> Assignment:
     """At 0.01, and half the rows at prototype 0; nobody looks at prototype 2, opposite to it."""
     axis_C = torch.tensor([1.0, 0.0])
-    return Assignment(torch.stack([axis_C, axis_C, axis_C.flip(0), axis_C.flip(0)]),
-                      torch.stack([axis_C, axis_C.flip(0), -F.normalize(torch.ones(2), dim=0)]), None, 0.01)
+    return Assignment(
+        torch.stack([axis_C, axis_C, axis_C.flip(0), axis_C.flip(0)]),
+        torch.stack([axis_C, axis_C.flip(0), -F.normalize(torch.ones(2), dim=0)]),
+        None,
+        0.01,
+    )
 
 
 def test_stays_finite_where_exponentials_leave_fp32() -> None:
@@ -99,15 +112,20 @@ def test_rows_get_the_same_bits_whichever_are_asked_for(block: int) -> None:
 def test_rows_of_weight_zero_move_nobody() -> None:
     a = assignment(2, 20, 7)
     alone_NK = sinkhorn(a)
-    padded = replace(a, bottleneck_NC=torch.cat([a.prototypes_KC[:5], a.bottleneck_NC, a.prototypes_KC[:3]]),
-                     weight_N=torch.cat([torch.zeros(5), torch.ones(20), torch.zeros(3)]))  # fmt: skip
+    padded = replace(
+        a,
+        bottleneck_NC=torch.cat([a.prototypes_KC[:5], a.bottleneck_NC, a.prototypes_KC[:3]]),
+        weight_N=torch.cat([torch.zeros(5), torch.ones(20), torch.zeros(3)]),
+    )
     torch.testing.assert_close(sinkhorn(padded, slice(5, 25)), alone_NK, rtol=0, atol=1e-6)
     torch.testing.assert_close(sinkhorn(padded).sum(1), torch.ones(28), rtol=0, atol=1e-6)
 
 
 def test_where_no_row_counts_nothing_is_balanced() -> None:
     a = assignment(3, weight_N=torch.zeros(23))
-    torch.testing.assert_close(sinkhorn(a), torch.softmax(a.bottleneck_NC @ a.prototypes_KC.T / a.temperature, -1))
+    torch.testing.assert_close(
+        sinkhorn(a), torch.softmax(a.bottleneck_NC @ a.prototypes_KC.T / a.temperature, -1)
+    )
     nobody = replace(a, bottleneck_NC=a.bottleneck_NC[:0], weight_N=None)
     assert sinkhorn(nobody).shape == (0, 7)
 
@@ -148,9 +166,11 @@ def test_no_tensor_is_larger_than_a_block_of_scores(rows: int) -> None:
 
 def test_wrong_use_is_a_fault() -> None:
     a = assignment(7)
-    for changes, message in (({"iterations": 0}, "0 iterations over blocks of 5 rows"),
-                             ({"block": 0}, "3 iterations over blocks of 0 rows"),
-                             ({"temperature": 0.0}, r"a teacher temperature of 0\.0")):
+    for changes, message in (
+        ({"iterations": 0}, "0 iterations over blocks of 5 rows"),
+        ({"block": 0}, "3 iterations over blocks of 0 rows"),
+        ({"temperature": 0.0}, r"a teacher temperature of 0\.0"),
+    ):
         with pytest.raises(AssertionError, match=message):
             sinkhorn(replace(a, **changes))
     with pytest.raises(AssertionError, match=r"the wanted rows slice\(0, 9, 2\) are not one stretch"):

@@ -8,35 +8,46 @@ from typing import Any
 
 import pytest
 
-from cluster.store import StoreError
+from cluster.storage.store import StoreError
 from tests.unit.test_delivery import AWAY, Server, log, wait_for
-from trainer import delivery, spool
-from trainer.delivery import Delivery
-from trainer.spool import Spool
-from trainer.track import Point, TrackError
+from trainer.tracking import outbox, uploader
+from trainer.tracking.mlflow_run import Point, TrackError
+from trainer.tracking.outbox import Spool
+from trainer.tracking.uploader import Delivery
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
-    monkeypatch.setattr(delivery, "Tracker", made.tracker)
-    monkeypatch.setattr(delivery, "_PAUSE_S", 0.02)
-    monkeypatch.setattr(delivery, "_EVERY_S", 0.02)
+    monkeypatch.setattr(uploader, "Tracker", made.tracker)
+    monkeypatch.setattr(uploader, "_PAUSE_S", 0.02)
+    monkeypatch.setattr(uploader, "_EVERY_S", 0.02)
     return made
 
 
 @pytest.fixture
 def begin(server: Server, tmp_path: Path) -> Callable[..., Delivery]:
     def make(machine: str = "a", **more: Any) -> Delivery:
-        given: dict[str, Any] = {"uri": "http://tracker", "experiment": "e", "name": "n", "artifact_uri": None,
-                                 "key": "k", "params": {}, "tags": {}, "folder": tmp_path / machine}  # fmt: skip
+        given: dict[str, Any] = {
+            "uri": "http://tracker",
+            "experiment": "e",
+            "name": "n",
+            "artifact_uri": None,
+            "key": "k",
+            "params": {},
+            "tags": {},
+            "folder": tmp_path / machine,
+        }
         return Delivery(**given | more)
 
     return make
 
 
-def test_a_run_that_comes_back_to_a_machine_with_an_old_queue(server: Server, begin: Callable[..., Delivery]) -> None:
-    """MLflow is away; the run goes from a to b and back, and each time on from a checkpoint that has the queue."""
+def test_a_run_that_comes_back_to_a_machine_with_an_old_queue(
+    server: Server, begin: Callable[..., Delivery]
+) -> None:
+    """MLflow is away; the run goes from a to b and back, and each time on from a checkpoint that has the
+    queue."""
     server.away = True
     on_a = begin("a")
     log(on_a, 1, 2, 3, 4)
@@ -102,7 +113,7 @@ def test_a_note_that_is_not_the_end_of_a_line_is_none(tmp_path: Path, note: str)
 
 
 def test_a_line_longer_than_what_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "_CHUNK", 8)
+    monkeypatch.setattr(outbox, "_CHUNK", 8)
     queue = Spool(tmp_path)
     entries = [{"step": 1}, {"text": "x" * 100}, {"step": 2}]
     for entry in entries:
@@ -138,7 +149,11 @@ def test_nothing_that_mlflow_raises_ends_the_delivery(
     server: Server, begin: Callable[..., Delivery], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin()
-    faults = [KeyError("http://u:secret@tracker"), ValueError("experiment e keeps its artifacts elsewhere"), AWAY]
+    faults = [
+        KeyError("http://u:secret@tracker"),
+        ValueError("experiment e keeps its artifacts elsewhere"),
+        AWAY,
+    ]
     real = run._tracker.send
 
     def send(points: Sequence[Point]) -> None:
@@ -157,36 +172,47 @@ def test_nothing_that_mlflow_raises_ends_the_delivery(
 
 
 def test_a_refusal_after_the_start_has_gone_on_is_said_and_waits(
-    server: Server, begin: Callable[..., Delivery], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], tmp_path: Path,
-) -> None:  # fmt: skip
+    server: Server,
+    begin: Callable[..., Delivery],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
     go = threading.Event()
 
     def refuse(**_: Any) -> None:
         go.wait(30)
         raise ValueError("experiment e keeps its artifacts elsewhere")
 
-    monkeypatch.setattr(delivery, "_FIRST_S", 0.05)
+    monkeypatch.setattr(uploader, "_FIRST_S", 0.05)
     tracker = server.tracker("")
     tracker.open = refuse  # type: ignore[assignment, method-assign]
-    monkeypatch.setattr(delivery, "Tracker", lambda uri: tracker)
+    monkeypatch.setattr(uploader, "Tracker", lambda uri: tracker)
     run = begin()
     log(run, 1)
     assert "does not answer within 0.05 s" in capsys.readouterr().err
     go.set()
     wait_for(lambda: run._said == "refuses")
     path = tmp_path / "a" / "queue.jsonl"
-    with pytest.raises(TrackError, match=rf"experiment e keeps its artifacts elsewhere; 1 lines wait in {path}, and"):
+    with pytest.raises(
+        TrackError, match=rf"experiment e keeps its artifacts elsewhere; 1 lines wait in {path}, and"
+    ):
         run.drain(0.1)
-    assert capsys.readouterr().err.count("refuses (experiment e keeps its artifacts elsewhere); metrics wait") == 1
+    assert (
+        capsys.readouterr().err.count("refuses (experiment e keeps its artifacts elsewhere); metrics wait")
+        == 1
+    )
     with pytest.raises(ValueError, match="keeps its artifacts elsewhere"):
         begin()
 
 
 def test_a_call_that_hangs_holds_up_no_end(
-    server: Server, begin: Callable[..., Delivery], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    begin: Callable[..., Delivery],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(delivery, "_LAST_CALL_S", 0.05)
+    monkeypatch.setattr(uploader, "_LAST_CALL_S", 0.05)
     run = begin()
     log(run, 1)
     go = threading.Event()
@@ -210,6 +236,8 @@ def test_lines_that_a_full_disk_never_took_are_named(
     log(run, 2)
     with pytest.raises(StoreError, match="No space left"):
         run.sync()
-    with pytest.raises(TrackError, match=rf"1 lines for MLflow are lost, as the disk does not take {tmp_path}/a/queue"):
+    with pytest.raises(
+        TrackError, match=rf"1 lines for MLflow are lost, as the disk does not take {tmp_path}/a/queue"
+    ):
         run.drain(30)
     assert server.steps("loss") == [1]

@@ -1,4 +1,5 @@
-"""A step applied, or skipped as a whole, and what its health readings lead to; with an engine that does as it is told.
+"""A step applied, or skipped as a whole, and what its health readings lead to; with an engine that does as it
+is told.
 
 What ranks must agree on is tested in tests/dist.
 """
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import store
-from trainer import schedule, state
-from trainer.collectives import Group
-from trainer.config import TrainConfig
-from trainer.distill import StepResult
-from trainer.state import NOT_FINITE, State, first_state
+from cluster.storage import store
+from trainer.core import schedules
+from trainer.core.collectives import Group
+from trainer.distill.step import StepResult
+from trainer.run import train_state
+from trainer.run.config import TrainConfig
+from trainer.run.train_state import NOT_FINITE, State, first_state
 
 IDS = torch.tensor([[0, 1, 2, 3], [0, 1, 5, 7]])
 
@@ -41,10 +43,17 @@ class Told:
 
 
 def config(folder: str = "unused", **sections: Any) -> TrainConfig:
-    return TrainConfig.model_validate({
-        "run": {"dir": folder}, "data": {"uri": "d"}, "ema": {"momentum": 0.9, "momentum_end": 0.99},
-        "model": {"num_summary": 2}, "loss": {"distill": {"prototypes": 5, "centre_momentum": 0.75}},
-        "train": {"steps": 10, "global_batch": 8, "lr": 0.1, "warmup_fraction": 0.2, "max_skipped": 3}} | sections)
+    return TrainConfig.model_validate(
+        {
+            "run": {"dir": folder},
+            "data": {"uri": "d"},
+            "ema": {"momentum": 0.9, "momentum_end": 0.99},
+            "model": {"num_summary": 2},
+            "loss": {"distill": {"prototypes": 5, "centre_momentum": 0.75}},
+            "train": {"steps": 10, "global_batch": 8, "lr": 0.1, "warmup_fraction": 0.2, "max_skipped": 3},
+        }
+        | sections
+    )
 
 
 def start(settings: TrainConfig, told: Told) -> State:
@@ -56,13 +65,13 @@ def result(*, finite: bool = True, loss: float = 1.5, **centres: torch.Tensor) -
 
 
 def apply(settings: TrainConfig, now: State, told: Told, of: StepResult) -> dict[str, float]:
-    metrics = state.apply(settings, now, told, of, ids_B4=IDS)  # type: ignore[arg-type]
-    state.end_if_stuck(settings, now, told.group)
+    metrics = train_state.apply(settings, now, told, of, ids_B4=IDS)  # type: ignore[arg-type]
+    train_state.end_if_stuck(settings, now, told.group)
     return metrics
 
 
 def judge(now: State, readings: dict[str, float]) -> tuple[dict[str, float], str | None]:
-    return state.judge(now, dict(readings), group=Group(0, 1))
+    return train_state.judge(now, dict(readings), group=Group(0, 1))
 
 
 def test_before_the_first_step_centres_are_zero_and_only_where_they_are_used() -> None:
@@ -71,10 +80,17 @@ def test_before_the_first_step_centres_are_zero_and_only_where_they_are_used() -
     assert {name: centre.tolist() for name, centre in now.centres.items()} == {"distill": [[0.0] * 5] * 2}
     both = {"distill": {"prototypes": 5}, "patch": {"weight": 1, "prototypes": 6}}
     assert {name: centre.shape for name, centre in start(config(loss=both), Told()).centres.items()} == {
-        "distill": (2, 5), "patch": (1, 6)}
+        "distill": (2, 5),
+        "patch": (1, 6),
+    }
     for balance in ("sinkhorn", "none"):
-        assert start(config(loss={"distill": {"balance": balance}, "patch": {"balance": balance, "weight": 1}}),
-                     Told()).centres == {}  # fmt: skip
+        assert (
+            start(
+                config(loss={"distill": {"balance": balance}, "patch": {"balance": balance, "weight": 1}}),
+                Told(),
+            ).centres
+            == {}
+        )
     assert start(config(loss={"distill": {"weight": 0}}), Told()).centres == {}
 
 
@@ -84,10 +100,18 @@ def test_an_applied_step_moves_optimiser_teacher_and_centre_in_that_order() -> N
     centre_PK = torch.arange(10.0).view(2, 5)
     for step in (1, 2, 3):
         metrics = apply(settings, now, told, result(distill=centre_PK))
-        rate = schedule.learning_rate(step, peak=0.1, total_steps=10, warmup_fraction=0.2, final_fraction=0.0)
-        momentum = schedule.momentum(8 * step, start=0.9, end=0.99, total_samples=80)
+        rate = schedules.learning_rate(
+            step, peak=0.1, total_steps=10, warmup_fraction=0.2, final_fraction=0.0
+        )
+        momentum = schedules.momentum(8 * step, start=0.9, end=0.99, total_samples=80)
         assert told.asked[-2:] == [("step", rate), ("update", momentum)]
-        assert metrics == {"loss/mlm": 1.5, "loss/total": 1.5, "lr": rate, "ema/momentum": momentum, "grad_norm": 2.0}
+        assert metrics == {
+            "loss/mlm": 1.5,
+            "loss/total": 1.5,
+            "lr": rate,
+            "ema/momentum": momentum,
+            "grad_norm": 2.0,
+        }
         assert now.step == step
         torch.testing.assert_close(now.centres["distill"], centre_PK * (1 - 0.75**step))
     assert len(told.asked) == 6
@@ -97,7 +121,7 @@ def test_the_schedule_may_be_longer_than_the_run() -> None:
     settings, told = config(train={"steps": 2, "schedule_steps": 50, "global_batch": 8, "lr": 0.1}), Told()
     metrics = apply(settings, start(settings, told), told, result())
     assert metrics["lr"] == pytest.approx(0.1 / 15)
-    assert metrics["ema/momentum"] == schedule.momentum(8, start=0.9, end=0.99, total_samples=400)
+    assert metrics["ema/momentum"] == schedules.momentum(8, start=0.9, end=0.99, total_samples=400)
 
 
 @pytest.mark.parametrize("found", ["not finite", "norm overflows"])
@@ -109,7 +133,8 @@ def test_a_skipped_step_leaves_teacher_and_centres_as_they_were(found: str) -> N
     of = result(finite=found != "not finite", loss=float("nan"), distill=torch.ones(2, 5))
     assert apply(settings, now, told, of) == {"train/skipped_steps": 1.0}
     assert [asked if isinstance(asked, str) else asked[0] for asked in told.asked] == [
-        "skip" if found == "not finite" else "step"]
+        "skip" if found == "not finite" else "step"
+    ]
     assert now.centres["distill"] is before
     assert (now.step, now.skipped) == (1, 1)
 
@@ -137,16 +162,26 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_with_their_samples(tmp_path
         apply(settings, now, told, result(finite=False, loss=float("nan")))
     path = tmp_path / NOT_FINITE
     assert str(ended.value) == (
-        "step 5: no finite loss and gradient in 3 steps on end, {'mlm': nan, 'total': nan}; weights and teacher are as "
-        f"before them, and the samples are listed in {path}")
+        "step 5: no finite loss and gradient in 3 steps on end, {'mlm': nan, 'total': nan}; weights and "
+        "teacher are as "
+        f"before them, and the samples are listed in {path}"
+    )
     saved = json.loads(path.read_text())
     assert saved["ids"] == "dataset, epoch, block, window"
-    assert [(step["step"], step["losses"]["mlm"]) for step in saved["steps"]] == [(3, "1.25"), (4, "inf"), (5, "nan")]
+    assert [(step["step"], step["losses"]["mlm"]) for step in saved["steps"]] == [
+        (3, "1.25"),
+        (4, "inf"),
+        (5, "nan"),
+    ]
     assert all(step["samples"] == IDS.tolist() for step in saved["steps"])
-    assert [asked for asked in told.asked if asked != "skip"] == told.asked[1:3], "only the good step was applied"
+    assert [asked for asked in told.asked if asked != "skip"] == told.asked[1:3], (
+        "only the good step was applied"
+    )
 
 
-def test_that_the_samples_cannot_be_saved_does_not_hide_why_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_that_the_samples_cannot_be_saved_does_not_hide_why_the_run_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(uri: str, content: bytes) -> None:
         raise store.StoreError(f"{uri}: no space left")
 
@@ -158,14 +193,18 @@ def test_that_the_samples_cannot_be_saved_does_not_hide_why_the_run_ends(monkeyp
     with pytest.raises(RuntimeError) as ended:
         apply(settings, now, told, result(finite=False))
     assert str(ended.value) == (
-        "step 3: no finite loss and gradient in 3 steps on end, {'mlm': 1.5, 'total': 1.5}; weights and teacher are as "
-        "before them, but the samples could not be listed: s3://b/run/not_finite.json: no space left")
+        "step 3: no finite loss and gradient in 3 steps on end, {'mlm': 1.5, 'total': 1.5}; weights and "
+        "teacher are as "
+        "before them, but the samples could not be listed: s3://b/run/not_finite.json: no space left"
+    )
 
 
 HEALTHY = {"health/embedding_std": 0.5, "health/kl": 1.0}
 POINT = {"health/embedding_std": 0.0, "health/kl": 1.0}
-SENTENCE = ("step 7: the embeddings of all samples are the same point (embedding_std 0 is below 0.001, "
-            "2 readings in a row)")  # fmt: skip
+SENTENCE = (
+    "step 7: the embeddings of all samples are the same point (embedding_std 0 is below 0.001, "
+    "2 readings in a row)"
+)
 
 
 def test_readings_become_metrics_of_the_batch_and_a_collapse_is_told() -> None:
@@ -173,7 +212,11 @@ def test_readings_become_metrics_of_the_batch_and_a_collapse_is_told() -> None:
     now = start(settings, Told())
     now.step = 7
     metrics, fault = judge(now, HEALTHY)
-    assert metrics == {"batch_health/embedding_std": 0.5, "batch_health/kl": 1.0, "batch_health/collapsed": 0.0}
+    assert metrics == {
+        "batch_health/embedding_std": 0.5,
+        "batch_health/kl": 1.0,
+        "batch_health/collapsed": 0.0,
+    }
     assert fault is None
     assert judge(now, POINT)[1] is None
     metrics, fault = judge(now, POINT)
@@ -195,13 +238,17 @@ def test_the_drift_of_the_centre_is_measured_from_reading_to_reading() -> None:
 
 
 def test_a_skipped_block_counts_once_an_epoch_also_after_the_run_was_taken_up_again() -> None:
-    now, alone, cpu = start(config(data={"uri": "d", "on_corrupt": "skip"}), Told()), Group(0, 1), torch.device("cpu")
+    now, alone, cpu = (
+        start(config(data={"uri": "d", "on_corrupt": "skip"}), Told()),
+        Group(0, 1),
+        torch.device("cpu"),
+    )
     assert now.skipped_blocks is not None
     now.skipped_blocks.add({(0, 0, 7), (0, 0, 8)})
-    assert state.count_skipped_blocks(now, alone, device=cpu) == {"data/skipped_blocks": 2.0}
+    assert train_state.count_skipped_blocks(now, alone, device=cpu) == {"data/skipped_blocks": 2.0}
     saved = now.skipped_blocks.everywhere(alone, device=cpu)
     now.skipped_blocks.add({(0, 1, 7)})  # of a step after the checkpoint, which is made again
     now.skipped_blocks.restore(saved)
     now.skipped_blocks.add({(0, 0, 8), (0, 1, 7)})
-    assert state.count_skipped_blocks(now, alone, device=cpu) == {"data/skipped_blocks": 3.0}
-    assert state.count_skipped_blocks(start(config(), Told()), alone, device=cpu) == {}
+    assert train_state.count_skipped_blocks(now, alone, device=cpu) == {"data/skipped_blocks": 3.0}
+    assert train_state.count_skipped_blocks(start(config(), Told()), alone, device=cpu) == {}

@@ -4,17 +4,19 @@ import signal
 
 import pytest
 
-from cluster import process, stops
+from cluster.process import exits, stops
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
 def test_every_signal_to_stop_is_heard(signal_handlers: None, number: int, code: int) -> None:
-    assert process.exit_code(lambda: signal.raise_signal(number), resumable=True) == code
+    assert exits.exit_code(lambda: signal.raise_signal(number), resumable=True) == code
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored(signal_handlers: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    assert process.exit_code(lambda: signal.raise_signal(signal.SIGHUP), resumable=True) == 0
+    assert exits.exit_code(lambda: signal.raise_signal(signal.SIGHUP), resumable=True) == 0
 
 
 def test_signals_wait_for_what_must_not_be_left_half_done(signal_handlers: None) -> None:
@@ -28,7 +30,7 @@ def test_signals_wait_for_what_must_not_be_left_half_done(signal_handlers: None)
             done.append("half")
         done.append("more")
 
-    assert process.exit_code(work, resumable=True) == 75
+    assert exits.exit_code(work, resumable=True) == 75
     assert done == ["half"]
 
     def twice() -> None:
@@ -37,7 +39,7 @@ def test_signals_wait_for_what_must_not_be_left_half_done(signal_handlers: None)
             signal.raise_signal(signal.SIGINT)
             done.append("not reached")
 
-    assert process.exit_code(twice, resumable=True) == 130, "a second Ctrl-C is heard at once"
+    assert exits.exit_code(twice, resumable=True) == 130, "a second Ctrl-C is heard at once"
     assert done == ["half"]
     with stops.wait():
         pass

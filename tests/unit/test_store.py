@@ -1,4 +1,5 @@
-"""cluster.store and cluster.retry: the same contract on every filesystem. What S3 and the web do is in tests/faults."""
+"""cluster.storage.store and cluster.storage.retry: the same contract on every filesystem. What S3 and the web
+do is in tests/faults."""
 
 import errno
 import os
@@ -19,8 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import retry, store
-from cluster.retry import failure
+from cluster.storage import retry, store
+from cluster.storage.retry import failure
 from configs import redact
 
 
@@ -131,7 +132,7 @@ def test_a_device_or_a_pipe_is_written_into_and_stays_what_it_is(tmp_path: Path)
 
 def test_standard_output_is_written_into(tmp_path: Path) -> None:
     """Also where the shell has sent it to a file, which must stay the one that is open."""
-    code = "from cluster import store; store.write_bytes('/dev/fd/1', b'data\\n'); print('told')"
+    code = "from cluster.storage import store; store.write_bytes('/dev/fd/1', b'data\\n'); print('told')"
     with open(tmp_path / "log", "wb") as log:
         subprocess.run([sys.executable, "-c", code], stdout=log, check=True, timeout=60)
     assert (tmp_path / "log").read_text() == "data\ntold\n"
@@ -155,7 +156,9 @@ def test_sizes_are_of_every_file_below(base: str) -> None:
     assert store.sizes(store.join(base, "b")) == {}, "a file has nothing below it"
 
 
-def test_a_folder_that_may_not_be_read_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_read_is_no_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "a").write_bytes(b"1")
     scandir = os.scandir
@@ -187,7 +190,9 @@ def test_fewer_bytes_than_asked_for(base: str) -> None:
     store.write_bytes(uri, b"0123456789")
     assert store.read_bytes(uri, 8) == b"89" and store.read_bytes(uri, None, 2) == b"01"
     assert store.read_bytes(uri, 10, 10) == b""
-    with pytest.raises(store.StoreError, match=f"cannot read {uri}: got 5 of 95 bytes, for the file ends at 10$"):
+    with pytest.raises(
+        store.StoreError, match=f"cannot read {uri}: got 5 of 95 bytes, for the file ends at 10$"
+    ):
         store.read_bytes(uri, 5, 100)
 
 
@@ -197,7 +202,9 @@ def test_a_memory_file_that_changes_under_chunks() -> None:
     pieces = store.chunks(uri, 2)
     assert next(pieces) == b"01"
     store.write_bytes(uri, b"012345678")
-    with pytest.raises(store.StoreError, match=f"cannot read {uri}: it changed while it was read; read it again"):
+    with pytest.raises(
+        store.StoreError, match=f"cannot read {uri}: it changed while it was read; read it again"
+    ):
         list(pieces)
     store.remove("memory://changes")
 
@@ -210,23 +217,31 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, full)
-            with pytest.raises(store.StoreError, match=f"write {tmp_path}/x: No space left on device$") as caught:
+            with pytest.raises(
+                store.StoreError, match=f"write {tmp_path}/x: No space left on device$"
+            ) as caught:
                 store.write_bytes(str(tmp_path / "x"), b"new")
         assert not isinstance(caught.value, store.TransientError)
         assert store.read_bytes(str(tmp_path / "x")) == b"old" and store.list_files(str(tmp_path)) == ["x"]
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "TemporaryFile", full)
         patch.setattr(tempfile, "tempdir", str(tmp_path))
-        with pytest.raises(store.StoreError, match=f"cannot write memory://full/x by way of {tmp_path}: No space left"):
+        with pytest.raises(
+            store.StoreError, match=f"cannot write memory://full/x by way of {tmp_path}: No space left"
+        ):
             store.write_bytes("memory://full/x", b"new")
     assert store.list_files(str(tmp_path)) == ["x"] and not store.exists("memory://full/x")
 
 
 def test_a_store_that_keeps_less_than_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = type(fsspec.filesystem("memory"))
-    monkeypatch.setattr(memory, "put_file", lambda fs, local, path: fs.pipe_file(path, Path(local).read_bytes()[:1]))
+    monkeypatch.setattr(
+        memory, "put_file", lambda fs, local, path: fs.pipe_file(path, Path(local).read_bytes()[:1])
+    )
     monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "0")
-    with pytest.raises(store.TransientError, match=r"memory://less/x: the store has 1 of the 5 bytes sent; gave up"):
+    with pytest.raises(
+        store.TransientError, match=r"memory://less/x: the store has 1 of the 5 bytes sent; gave up"
+    ):
         store.write_bytes("memory://less/x", b"12345")
     store.remove("memory://less")
 
@@ -267,10 +282,17 @@ def test_waits_grow_and_stay_within_their_budget(budget: float, failing: int) ->
 def test_what_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNA_STORE_RETRY_SECONDS", "0")
     flaky = _Flaky(*[TimeoutError("slow")] * 9)
-    with pytest.raises(store.TransientError, match=r"^cannot read s3://b/x: slow; gave up after 5 tries over 0\.\d s$"):
+    with pytest.raises(
+        store.TransientError, match=r"^cannot read s3://b/x: slow; gave up after 5 tries over 0\.\d s$"
+    ):
         retry.attempt("s3://b/x", "read", flaky)
     assert len(flaky.faults) == 4
-    for final in (PermissionError(errno.EACCES, ""), FileNotFoundError(), OSError("odd"), IsADirectoryError(21, "")):
+    for final in (
+        PermissionError(errno.EACCES, ""),
+        FileNotFoundError(),
+        OSError("odd"),
+        IsADirectoryError(21, ""),
+    ):
         flaky = _Flaky(final, final)
         with pytest.raises(store.StoreError, match=r"^cannot read s3://b/x: [^;]*$"):
             retry.attempt("s3://b/x", "read", flaky)
@@ -284,7 +306,8 @@ def test_what_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def like(name: str, module: str, base: type[Exception] = Exception, **values: Any) -> Exception:
-    """A fault as a library that is not installed here would raise it: of that name and module, with its attributes."""
+    """A fault as a library that is not installed here would raise it: of that name and module, with its
+    attributes."""
     words = values.pop("words", "")
     fault = type(name, (base,), {"__module__": module})(words)
     for attribute, value in values.items():
@@ -293,7 +316,9 @@ def like(name: str, module: str, base: type[Exception] = Exception, **values: An
 
 
 def gcs(code: int | str, message: str) -> Exception:
-    return like("HttpError", "gcsfs.retry", words=f"{message}, {code}", code=code, message=f"{message}, {code}")
+    return like(
+        "HttpError", "gcsfs.retry", words=f"{message}, {code}", code=code, message=f"{message}, {code}"
+    )
 
 
 def azure(status: int | None, message: str, name: str = "HttpResponseError") -> Exception:
@@ -301,28 +326,62 @@ def azure(status: int | None, message: str, name: str = "HttpResponseError") -> 
     return like(name, "azure.core.exceptions", words=words, message=words, status_code=status)
 
 
-@pytest.mark.parametrize(("fault", "reason", "passes"), [
-    (gcs(503, "Backend Error"), r"Backend Error \(503\)", True),
-    (gcs("429", "Slow down"), r"Slow down \(429\)", True),
-    (gcs(401, "Invalid Credentials"), r"Invalid Credentials \(401\)", False),
-    (gcs(400, ""), r"Bad Request \(400\)", False),
-    (like("ServiceUnavailable", "google.api_core.exceptions", code=HTTPStatus.SERVICE_UNAVAILABLE, message="busy"),
-     r"busy \(503\)", True),
-    (like("Forbidden", "google.api_core.exceptions", code=HTTPStatus.FORBIDDEN, message="no right"),
-     r"no right \(403\)", False),
-    (like("NotFound", "google.api_core.exceptions", code=404, message="no object"), "no such file or bucket", False),
-    (like("ChecksumError", "gcsfs.retry", words="checksums differ"), "checksums differ", True),
-    (like("RefreshError", "google.auth.exceptions", words="no token", retryable=True), "no token", True),
-    (like("DefaultCredentialsError", "google.auth.exceptions", words="none", retryable=False), "none", False),
-    (ValueError("Bad Request: b/o\nInvalid bucket name"), "Bad Request: b/o Invalid bucket name", False),
-    (azure(503, "The server is busy."), r"The server is busy. \(503\)", True),
-    (azure(500, "Internal error."), r"Internal error. \(500\)", True),
-    (azure(403, "This request is not authorized."), r"This request is not authorized. \(403\)", False),
-    (azure(404, "The specified container does not exist.", "ResourceNotFoundError"), "no such file or bucket", False),
-    (azure(None, "Cannot connect to host", "ServiceRequestError"), "Cannot connect to host RequestId.*", True),
-    (azure(None, "Connection lost", "ServiceResponseError"), "Connection lost RequestId.*", True),
-    (like("ProxyError", "requests.exceptions", ConnectionError, words="bad gateway"), "bad gateway", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "reason", "passes"),
+    [
+        (gcs(503, "Backend Error"), r"Backend Error \(503\)", True),
+        (gcs("429", "Slow down"), r"Slow down \(429\)", True),
+        (gcs(401, "Invalid Credentials"), r"Invalid Credentials \(401\)", False),
+        (gcs(400, ""), r"Bad Request \(400\)", False),
+        (
+            like(
+                "ServiceUnavailable",
+                "google.api_core.exceptions",
+                code=HTTPStatus.SERVICE_UNAVAILABLE,
+                message="busy",
+            ),
+            r"busy \(503\)",
+            True,
+        ),
+        (
+            like("Forbidden", "google.api_core.exceptions", code=HTTPStatus.FORBIDDEN, message="no right"),
+            r"no right \(403\)",
+            False,
+        ),
+        (
+            like("NotFound", "google.api_core.exceptions", code=404, message="no object"),
+            "no such file or bucket",
+            False,
+        ),
+        (like("ChecksumError", "gcsfs.retry", words="checksums differ"), "checksums differ", True),
+        (like("RefreshError", "google.auth.exceptions", words="no token", retryable=True), "no token", True),
+        (
+            like("DefaultCredentialsError", "google.auth.exceptions", words="none", retryable=False),
+            "none",
+            False,
+        ),
+        (ValueError("Bad Request: b/o\nInvalid bucket name"), "Bad Request: b/o Invalid bucket name", False),
+        (azure(503, "The server is busy."), r"The server is busy. \(503\)", True),
+        (azure(500, "Internal error."), r"Internal error. \(500\)", True),
+        (azure(403, "This request is not authorized."), r"This request is not authorized. \(403\)", False),
+        (
+            azure(404, "The specified container does not exist.", "ResourceNotFoundError"),
+            "no such file or bucket",
+            False,
+        ),
+        (
+            azure(None, "Cannot connect to host", "ServiceRequestError"),
+            "Cannot connect to host RequestId.*",
+            True,
+        ),
+        (azure(None, "Connection lost", "ServiceResponseError"), "Connection lost RequestId.*", True),
+        (
+            like("ProxyError", "requests.exceptions", ConnectionError, words="bad gateway"),
+            "bad gateway",
+            True,
+        ),
+    ],
+)
 def test_faults_of_google_and_azure_are_sentences_and_tried_again_where_they_may_pass(
     monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str, passes: bool
 ) -> None:
@@ -333,8 +392,9 @@ def test_faults_of_google_and_azure_are_sentences_and_tried_again_where_they_may
     flaky = _Flaky(*[fault] * 9)
     with pytest.raises(store.StoreError) as caught:
         retry.attempt("gs://b/x", "read", flaky)
-    assert re.fullmatch(f"cannot read gs://b/x: {reason}" + r"; gave up after 5 tries over 0.0 s" * passes,
-                        str(caught.value))
+    assert re.fullmatch(
+        f"cannot read gs://b/x: {reason}" + r"; gave up after 5 tries over 0.0 s" * passes, str(caught.value)
+    )
     assert isinstance(caught.value, store.TransientError) == passes
     assert len(flaky.faults) == (4 if passes else 8)
 
@@ -346,7 +406,9 @@ def test_a_fault_inside_one_that_says_only_that_it_failed() -> None:
         except Exception as fault:
             raise RuntimeError("Failed to upload block!") from fault
 
-    with pytest.raises(store.TransientError, match=r"^cannot write az://c/x: The server is busy. \(503\); gave up"):
+    with pytest.raises(
+        store.TransientError, match=r"^cannot write az://c/x: The server is busy. \(503\); gave up"
+    ):
         retry.attempt("az://c/x", "write", upload, tries=1)
     with pytest.raises(RuntimeError, match="a mistake"):
         retry.attempt("az://c/x", "write", _Flaky(RuntimeError("a mistake")))
@@ -355,7 +417,9 @@ def test_a_fault_inside_one_that_says_only_that_it_failed() -> None:
 def test_local_files_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flaky = _Flaky(*[TimeoutError(errno.ETIMEDOUT, "")] * 3)
     monkeypatch.setattr(os, "walk", lambda *args, **kwargs: flaky())
-    with pytest.raises(store.StoreError, match=f"cannot list {tmp_path}: Connection timed out; gave up after 1 try"):
+    with pytest.raises(
+        store.StoreError, match=f"cannot list {tmp_path}: Connection timed out; gave up after 1 try"
+    ):
         store.sizes(str(tmp_path))
     assert len(flaky.faults) == 2
 
@@ -379,14 +443,23 @@ def test_no_secret_of_a_url_is_shown(tail: str, scheme: str) -> None:
     assert redact("cannot read /data/what?.fa: a@b") == "cannot read /data/what?.fa: a@b"
 
 
-@pytest.mark.parametrize(("uri", "shown"), [
-    ("sqlite:////home/me@work/mlflow.db", None), ("sqlite:////me@work/mlflow.db", None), ("sqlite:///a@b.db", None),
-    ("http://host:5000/me@work", None), ("s3://bucket/me@work/x", None), ("/data/me@work//x@y", None),
-    ("https://me:word@host/me@work", "https://***@host/me@work"), ("https://token@host/x", "https://***@host/x"),
-    ("postgresql://me:wo/r?d@host/db?password=word", "postgresql://***@host/db?..."),
-    ("mysql+pymysql://me:wo:rd@host/me@work", "mysql+pymysql://***@host/me@work"),
-    ("postgresql://host:5432/db", None), ("postgresql://me@host/db", "postgresql://***@host/db"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("sqlite:////home/me@work/mlflow.db", None),
+        ("sqlite:////me@work/mlflow.db", None),
+        ("sqlite:///a@b.db", None),
+        ("http://host:5000/me@work", None),
+        ("s3://bucket/me@work/x", None),
+        ("/data/me@work//x@y", None),
+        ("https://me:word@host/me@work", "https://***@host/me@work"),
+        ("https://token@host/x", "https://***@host/x"),
+        ("postgresql://me:wo/r?d@host/db?password=word", "postgresql://***@host/db?..."),
+        ("mysql+pymysql://me:wo:rd@host/me@work", "mysql+pymysql://***@host/me@work"),
+        ("postgresql://host:5432/db", None),
+        ("postgresql://me@host/db", "postgresql://***@host/db"),
+    ],
+)
 def test_an_at_sign_in_a_path_is_left_and_a_password_is_not(uri: str, shown: str | None) -> None:
     assert redact(f"MLflow at {uri} says no") == f"MLflow at {shown or uri} says no"
     assert redact(redact(uri)) == redact(uri)
@@ -401,7 +474,9 @@ def test_a_file_gets_the_mode_of_the_users_umask_and_no_other_thread_sees_anothe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*args: object) -> None:
-        raise AssertionError("umask and mode belong to the whole process, or to a file that others may see already")
+        raise AssertionError(
+            "umask and mode belong to the whole process, or to a file that others may see already"
+        )
 
     old = os.umask(0)
     try:
@@ -410,7 +485,9 @@ def test_a_file_gets_the_mode_of_the_users_umask_and_no_other_thread_sees_anothe
             with monkeypatch.context() as patch:
                 for name in ("umask", "chmod", "fchmod"):
                     patch.setattr(os, name, never)
-                store.write_bytes(str(tmp_path / "x"), b"1")  # from the second time on in the place of another
+                store.write_bytes(
+                    str(tmp_path / "x"), b"1"
+                )  # from the second time on in the place of another
                 with store.publish(str(tmp_path / "y")) as file:
                     (temporary,) = (path for path in tmp_path.iterdir() if path.name.startswith(".y."))
                     assert temporary.stat().st_mode & 0o777 == mode

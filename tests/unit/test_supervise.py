@@ -1,4 +1,5 @@
-"""The supervisor with a program that plays the training: what it does and says of each fault; nothing is left."""
+"""The supervisor with a program that plays the training: what it does and says of each fault; nothing is
+left."""
 
 import os
 import re
@@ -14,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from cluster import supervise as command
-from cluster.config import ClusterConfig
-from cluster.hostfile import read_hostfile
-from cluster.nodes import HostNodes, LocalNodes, NodeLost
+from cluster.launch import supervise as command
+from cluster.launch.config import ClusterConfig
+from cluster.launch.hostfile import read_hostfile
+from cluster.launch.nodes import HostNodes, LocalNodes, NodeLost
 from configs import ConfigError, validate
 from tests import signals
 
@@ -28,17 +29,43 @@ TOY = str(ROOT / "tests/toy.py")
 
 class Supervisor:
     def __init__(
-        self, folder: Path, *toy: str, cluster: tuple[str, ...] = (), config: str = "local", reads: bool = True
+        self,
+        folder: Path,
+        *toy: str,
+        cluster: tuple[str, ...] = (),
+        config: str = "local",
+        reads: bool = True,
     ) -> None:
         """``reads``: whether anybody reads what it says."""
         folder.mkdir(exist_ok=True)
         self.mark, self.lines = uuid.uuid4().hex, []
-        command = [sys.executable, "-m", "cluster", "train", "--config", f"configs/cluster/{config}.yaml",
-                   f"program=[{TOY}]", f"fit=[{TOY}]", "launch.ranks_per_node=2", "restart_pause_s=0.05",
-                   "survivor_s=1", "probe_every_s=0.2", "rejoin_after_s=0.1", *cluster, "--", str(folder),
-                   *toy]  # fmt: skip
-        self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {MARK: self.mark}, text=True,
-                                        stderr=subprocess.PIPE, preexec_fn=signals.hear)  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "cluster",
+            "train",
+            "--config",
+            f"configs/cluster/{config}.yaml",
+            f"program=[{TOY}]",
+            f"fit=[{TOY}]",
+            "launch.ranks_per_node=2",
+            "restart_pause_s=0.05",
+            "survivor_s=1",
+            "probe_every_s=0.2",
+            "rejoin_after_s=0.1",
+            *cluster,
+            "--",
+            str(folder),
+            *toy,
+        ]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {MARK: self.mark},
+            text=True,
+            stderr=subprocess.PIPE,
+            preexec_fn=signals.hear,
+        )
         if reads:
             threading.Thread(target=self._read, daemon=True).start()
 
@@ -99,34 +126,48 @@ def test_a_run_ends_and_leaves_nothing(supervise: Callable[..., Supervisor], tmp
     assert run.left() == []
 
 
-@pytest.mark.parametrize(("what", "sentence"), [
-    ("kill", r"rank 1 on localhost was killed by signal 9, by hand or for want of memory \(step 8\)"),
-    ("fail", r"rank 1 on localhost ended with code 1: the data are wrong in row 7 \(step 8\)"),
-    ("stop", r"rank 1 on localhost is stopped \(SIGSTOP\): step 8, after .*; 1 of 2 ranks wait in all_reduce"),
-    ("hang", r"rank 1 on localhost hangs: step 8, after all_reduce .*; 1 of 2 ranks wait in all_reduce"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("kill", r"rank 1 on localhost was killed by signal 9, by hand or for want of memory \(step 8\)"),
+        ("fail", r"rank 1 on localhost ended with code 1: the data are wrong in row 7 \(step 8\)"),
+        (
+            "stop",
+            r"rank 1 on localhost is stopped \(SIGSTOP\): step 8, after .*; 1 of 2 ranks wait in all_reduce",
+        ),
+        ("hang", r"rank 1 on localhost hangs: step 8, after all_reduce .*; 1 of 2 ranks wait in all_reduce"),
+    ],
+)
 def test_a_fault_is_named_and_the_run_goes_on_from_its_checkpoint(
     supervise: Callable[..., Supervisor], what: str, sentence: str
 ) -> None:
     run = supervise("steps=20", f"once={what}:1:8", cluster=("hang_timeout_s=1",))
     assert run.wait() == 0, run.said
-    assert re.search(sentence + r".*; starting anew in 0.05 s, from the checkpoint of step 5", run.said), run.said
+    assert re.search(sentence + r".*; starting anew in 0.05 s, from the checkpoint of step 5", run.said), (
+        run.said
+    )
     assert "world 2 from 5" in run.said
     assert run.left() == []
     if what in ("stop", "hang"):  # what each does is shown before it is killed
-        assert re.search(r"supervisor: rank 0, before being killed:\n(\[rank 0\] .*\n)*\[rank 0\]   File .* in any\n",
-                         run.said), run.said  # fmt: skip
+        assert re.search(
+            r"supervisor: rank 0, before being killed:\n(\[rank 0\] .*\n)*\[rank 0\]   File .* in any\n",
+            run.said,
+        ), run.said
         assert re.search(r"\[rank 0\]   10 all_reduce, in step 8\n", run.said), run.said
-        other = r"   File .* in befall" if what == "hang" else " nothing: it is stopped, or the interpreter is"
-        assert re.search(rf"supervisor: rank 1, before being killed:\n(\[rank 1\] .*\n)*\[rank 1\]{other}\n",
-                         run.said), run.said  # fmt: skip
+        other = (
+            r"   File .* in befall" if what == "hang" else " nothing: it is stopped, or the interpreter is"
+        )
+        assert re.search(
+            rf"supervisor: rank 1, before being killed:\n(\[rank 1\] .*\n)*\[rank 1\]{other}\n", run.said
+        ), run.said
 
 
 @pytest.mark.parametrize("what", ["talk", "write"])
 def test_output_that_nobody_reads_holds_nobody_up(
     supervise: Callable[..., Supervisor], tmp_path: Path, what: str
 ) -> None:
-    """As after Ctrl-S; or what reads it is gone, as tee is after a Ctrl-C. The run is told to stop, and saves."""
+    """As after Ctrl-S; or what reads it is gone, as tee is after a Ctrl-C. The run is told to stop, and
+    saves."""
     run = supervise("steps=5000", "once=talk:0:2,talk:1:2", reads=False)
     run.until(lambda: (tmp_path / "run/checkpoint").exists())
     if what == "write":
@@ -138,21 +179,28 @@ def test_output_that_nobody_reads_holds_nobody_up(
     assert run.left() == []
 
 
-def test_a_long_phase_that_advances_is_no_hang_and_one_that_does_not_is(supervise: Callable[..., Supervisor]) -> None:
-    """As at the end of a run, where all wait for the upload of a checkpoint, which a thread does piece by piece."""
+def test_a_long_phase_that_advances_is_no_hang_and_one_that_does_not_is(
+    supervise: Callable[..., Supervisor],
+) -> None:
+    """As at the end of a run, where all wait for the upload of a checkpoint, which a thread does piece by
+    piece."""
     run = supervise("steps=8", "once=upload:0:7", cluster=("hang_timeout_s=1",))
     assert run.wait() == 0, run.said
     assert run.said.count("supervisor: ") == 1, run.said
     run = supervise("steps=8", "once=upload:0:7,stall:0:8", cluster=("hang_timeout_s=1", "max_faults=1"))
     assert run.wait() == 1
-    assert re.search(r"rank 0 on localhost hangs: step 8, inside waiting for the checkpoint .*, no move for", run.said)
+    assert re.search(
+        r"rank 0 on localhost hangs: step 8, inside waiting for the checkpoint .*, no move for", run.said
+    )
 
 
 def test_repeated_faults_end_it_with_their_cause(supervise: Callable[..., Supervisor]) -> None:
     run = supervise("steps=20", "always=fail", cluster=("max_faults=3",))
     assert run.wait() == 1
     assert run.said.count("supervisor: 2 ranks") == 3
-    assert "error: 3 faults on end without a newer checkpoint than any from before; the last: rank" in run.said
+    assert (
+        "error: 3 faults on end without a newer checkpoint than any from before; the last: rank" in run.said
+    )
     assert run.said.rstrip().endswith("ended with code 1: the data are wrong in row 7 (step 0)")
 
 
@@ -163,9 +211,13 @@ def test_a_wrong_config_ends_it_at_once(supervise: Callable[..., Supervisor]) ->
     assert run.said.count("supervisor: ") == 1
 
 
-@pytest.mark.parametrize(("fits", "code", "sentence"), [
-    ("none", 2, "error: no number fits"), ("broken", 1, "did not say how many ranks fit: it ended with code 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fits", "code", "sentence"),
+    [
+        ("none", 2, "error: no number fits"),
+        ("broken", 1, "did not say how many ranks fit: it ended with code 1"),
+    ],
+)
 def test_the_number_of_ranks_cannot_be_found(
     supervise: Callable[..., Supervisor], fits: str, code: int, sentence: str
 ) -> None:
@@ -181,9 +233,14 @@ def test_the_largest_number_of_ranks_that_fits(supervise: Callable[..., Supervis
     assert "world 2 from 0" in run.said
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 75, "told to stop"),
-                                                      (signal.SIGHUP, 75, "told to stop"),
-                                                      (signal.SIGINT, 130, "interrupted")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGTERM, 75, "told to stop"),
+        (signal.SIGHUP, 75, "told to stop"),
+        (signal.SIGINT, 130, "interrupted"),
+    ],
+)
 def test_told_to_stop_it_saves_and_the_next_start_goes_on(
     supervise: Callable[..., Supervisor], tmp_path: Path, number: int, code: int, word: str
 ) -> None:
@@ -204,7 +261,9 @@ def test_a_rank_that_does_not_listen_is_killed(supervise: Callable[..., Supervis
     run.until(lambda: (tmp_path / "run/checkpoint").exists())
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 75
-    assert re.search(r"[12] ranks had to be killed: what came after the last checkpoint is lost", run.said), run.said
+    assert re.search(r"[12] ranks had to be killed: what came after the last checkpoint is lost", run.said), (
+        run.said
+    )
     assert run.left() == []
 
 
@@ -213,7 +272,7 @@ def test_nothing_outlives_a_supervisor_or_an_agent_that_is_killed(
 ) -> None:
     run = supervise("steps=5000")
     run.until(lambda: (tmp_path / "run/checkpoint").exists())
-    (agent,) = run.left("cluster.agent")
+    (agent,) = run.left("cluster.launch.agent")
     ranks = set(run.left(TOY)) - {run.process.pid}
     os.kill(agent, signal.SIGKILL)
     run.until(lambda: "localhost: its agent was killed by SIGKILL; starting anew" in run.said)
@@ -230,8 +289,10 @@ def test_told_to_stop_it_does_not_claim_what_could_not_be_saved(
     run.until(lambda: (tmp_path / "run/checkpoint").exists())
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 75
-    sentence = (r"supervisor: told to stop; rank [01] on localhost ended with code 1: no space left on the disk "
-                r"\(step \d+\): what came after the last checkpoint is lost; the same command goes on")  # fmt: skip
+    sentence = (
+        r"supervisor: told to stop; rank [01] on localhost ended with code 1: no space left on the disk "
+        r"\(step \d+\): what came after the last checkpoint is lost; the same command goes on"
+    )
     assert re.search(sentence, run.said), run.said
     assert "is saved" not in run.said
 
@@ -240,8 +301,11 @@ def test_ranks_that_always_stop_by_themselves_are_faults(supervise: Callable[...
     """Each of them ends with 75; started anew for ever, they would come to nothing."""
     run = supervise("steps=20", "always=preempt", cluster=("max_faults=3",))
     assert run.wait() == 1
-    assert "error: 3 faults on end without a newer checkpoint than any from before; the last: the ranks were told to " \
+    assert (
+        "error: 3 faults on end without a newer checkpoint than any from before; the last: the ranks were "
+        "told to "
         "stop, not by the supervisor, and had nothing new to save" in run.said
+    )
 
 
 def test_ranks_that_nobody_told_to_stop_are_started_anew(supervise: Callable[..., Supervisor]) -> None:
@@ -254,11 +318,20 @@ def test_a_node_that_comes_back_is_taken_in(supervise: Callable[..., Supervisor]
     """Two "hosts" of this machine; one cannot be reached until a file is there."""
     (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1  # the other\n")
     reach = tmp_path / "reach"
-    reach.write_text(f'#!/bin/sh\nname=$1; shift; [ "$name" = localhost ] || [ -e {tmp_path}/up ] || '
-                     '{ echo no route to $name >&2; exit 255; }\nexec "$@"\n')  # fmt: skip
+    reach.write_text(
+        f'#!/bin/sh\nname=$1; shift; [ "$name" = localhost ] || [ -e {tmp_path}/up ] || '
+        '{ echo no route to $name >&2; exit 255; }\nexec "$@"\n'
+    )
     reach.chmod(0o755)
-    run = supervise("steps=600", config="hosts", cluster=(
-        f"launch.hostfile={tmp_path}/hosts", f"launch.remote={reach} {{host}}", "launch.ranks_per_node=1"))  # fmt: skip
+    run = supervise(
+        "steps=600",
+        config="hosts",
+        cluster=(
+            f"launch.hostfile={tmp_path}/hosts",
+            f"launch.remote={reach} {{host}}",
+            "launch.ranks_per_node=1",
+        ),
+    )
     run.until(lambda: "world 1 from 0" in run.said)
     assert "left out: 127.0.0.1: its agent ended (255): no route to 127.0.0.1" in run.said
     run.until(lambda: (tmp_path / "run/checkpoint").exists())
@@ -271,16 +344,26 @@ def test_a_node_that_comes_back_is_taken_in(supervise: Callable[..., Supervisor]
 
 def test_too_few_nodes(supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("a\nb slots=2\n")
-    run = supervise("steps=6", config="hosts", cluster=(
-        f"launch.hostfile={tmp_path}/hosts", "launch.remote=false {host}", "wait_for_nodes_s=0.3"))  # fmt: skip
+    run = supervise(
+        "steps=6",
+        config="hosts",
+        cluster=(f"launch.hostfile={tmp_path}/hosts", "launch.remote=false {host}", "wait_for_nodes_s=0.3"),
+    )
     assert run.wait() == 1
-    assert "error: 0 nodes answer and min_nodes is 1; a: its agent ended (1); b: its agent ended (1)" in run.said
+    assert (
+        "error: 0 nodes answer and min_nodes is 1; a: its agent ended (1); b: its agent ended (1)" in run.said
+    )
 
 
 def test_arguments_that_are_missing_or_wrong() -> None:
     def said(*arguments: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-m", "cluster", *arguments], cwd=ROOT, capture_output=True, text=True,
-                              check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return done.returncode, done.stderr
 
     code, words = said("train", "--config", "configs/cluster/local.yaml")
@@ -306,10 +389,15 @@ def test_told_to_stop_while_it_joins_its_nodes(
     assert "error: told to stop; nothing was running" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "sentence"), [
-    ("", "lists no host"), ("a slots=0", r"line 1: 'a slots=0' must be NAME slots=RANKS"),
-    ("a\nb slots=x", "line 2: 'b slots=x' must be"), ("a\n# c\na slots=2", "line 3: a is there already"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "lists no host"),
+        ("a slots=0", r"line 1: 'a slots=0' must be NAME slots=RANKS"),
+        ("a\nb slots=x", "line 2: 'b slots=x' must be"),
+        ("a\n# c\na slots=2", "line 3: a is there already"),
+    ],
+)
 def test_hostfiles_that_are_wrong(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "hosts").write_text(text)
     with pytest.raises(ConfigError, match=sentence):
@@ -322,11 +410,17 @@ def test_hosts_and_configs(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("localhost slots=3 # one\n\nno.such.host\n")
     assert read_hostfile(str(tmp_path / "hosts")) == {"localhost": 3, "no.such.host": 1}
     nodes = HostNodes(str(tmp_path / "hosts"), "no-such-command {host}")
-    assert [(place.address, place.slots) for place in nodes.places()] == [("127.0.0.1", 3), ("no.such.host", 1)]
+    assert [(place.address, place.slots) for place in nodes.places()] == [
+        ("127.0.0.1", 3),
+        ("no.such.host", 1),
+    ]
     with pytest.raises(NodeLost, match=r"localhost: cannot run no-such-command: No such file or directory"):
         nodes.connect(nodes.places()[0])
     assert LocalNodes(5).places()[0].slots == 5
-    for launch, sentence in (({"kind": "hostfile"}, "hostfile: missing"), ({"remote": "ssh host"}, "must name {host}"),
-                             ({"remote": "ssh '{host}"}, "cannot be split")):  # fmt: skip
+    for launch, sentence in (
+        ({"kind": "hostfile"}, "hostfile: missing"),
+        ({"remote": "ssh host"}, "must name {host}"),
+        ({"remote": "ssh '{host}"}, "cannot be split"),
+    ):
         with pytest.raises(ConfigError, match=re.escape(sentence)):
             validate(ClusterConfig, {"launch": launch}, source="x")

@@ -1,4 +1,5 @@
-"""trainer.tasks.table: the rows of a right file however it is written, and one sentence by line for every other."""
+"""trainer.evaluation.tasks.table: the rows of a right file however it is written, and one sentence by line
+for every other."""
 
 import bz2
 import gzip
@@ -16,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster import store
+from cluster.storage import store
 from tests.s3 import S3
-from trainer.tasks import table
-from trainer.tasks.table import Table
+from trainer.evaluation.tasks import table
+from trainer.evaluation.tasks.table import Table
 
 ROWS = [("ACGTACGTAC", "a"), ("GGGTTTACGN", "b"), ("TTTTACGTCC", "a")]
 PLAIN = "sequence,label\n" + "".join(f"{letters},{label}\n" for letters, label in ROWS)
@@ -33,23 +34,29 @@ def rows(found: Table) -> list[tuple[str, str]]:
     return list(zip(found.letters, found.labels, strict=True))
 
 
-@pytest.mark.parametrize("text", [
-    PLAIN,
-    PLAIN.replace("\n", "\r\n"),
-    PLAIN.replace("\n", "\r"),
-    PLAIN.replace("\n", "\n\n \n"),
-    "\ufeff" + PLAIN,
-    "\n\n" + PLAIN,
-    PLAIN.replace(",", "\t"),
-    PLAIN.replace(",", ";"),
-    PLAIN.lower(),
-    PLAIN.replace(",", " , "),
-    PLAIN.replace(",a", ',"a"').replace("label", '"label"'),
-    "".join(f"{i},{line}\n" for i, line in enumerate(PLAIN.splitlines())).replace("0,", ",", 1),  # DataFrame.to_csv
-    "".join(f'{line},"x, ""y"" é"\n' for line in PLAIN.splitlines()),
-    "".join(f"{line},\n" for line in PLAIN.splitlines()),  # a column without a name or a value
-    "".join(f"{line}{',0' * 3000}\n" for line in PLAIN.splitlines()),
-], ids=range(15))  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN,
+        PLAIN.replace("\n", "\r\n"),
+        PLAIN.replace("\n", "\r"),
+        PLAIN.replace("\n", "\n\n \n"),
+        "\ufeff" + PLAIN,
+        "\n\n" + PLAIN,
+        PLAIN.replace(",", "\t"),
+        PLAIN.replace(",", ";"),
+        PLAIN.lower(),
+        PLAIN.replace(",", " , "),
+        PLAIN.replace(",a", ',"a"').replace("label", '"label"'),
+        "".join(f"{i},{line}\n" for i, line in enumerate(PLAIN.splitlines())).replace(
+            "0,", ",", 1
+        ),  # DataFrame.to_csv
+        "".join(f'{line},"x, ""y"" é"\n' for line in PLAIN.splitlines()),
+        "".join(f"{line},\n" for line in PLAIN.splitlines()),  # a column without a name or a value
+        "".join(f"{line}{',0' * 3000}\n" for line in PLAIN.splitlines()),
+    ],
+    ids=range(15),
+)
 def test_a_right_file_is_read_however_it_is_written(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text, newline="")
     assert rows(read(tmp_path / "t.csv")) == ROWS
@@ -68,38 +75,72 @@ def test_marks_say_the_encoding(tmp_path: Path, encoding: str) -> None:
     assert rows(read(tmp_path / "t.csv")) == ROWS
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (PLAIN.replace("AC,a\n", "AC,a,\n", 1), "line 2: 3 fields, and the header names 2 columns: the line ends in"),
-    ("sequence,label\n" + "".join(f"{s},{y},\n" for s, y in ROWS), "line 2: 3 fields, .* ends in a comma too many"),
-    ("sequence,label\n" + "".join(f"{i},{s},{y}\n" for i, (s, y) in enumerate(ROWS)), "line 2: 3 fields, .*a row name"),
-    (PLAIN.replace("CC,a\n", ",CC,a\n"), "line 4: 3 fields, .*a comma too many"),
-    (PLAIN.replace("GN,b\n", "GN\n"), "line 3: 1 field, and the header names 2 columns: the line is cut short"),
-    (PLAIN[:-3], "line 4: 1 field"),
-    (PLAIN.replace("GG", "# from hg38\nGG"), "line 3: 1 field, .*looks like a comment"),
-    ("# from hg38\n" + PLAIN, "no column 'sequence', its columns are '# from hg38'"),
-    (PLAIN[len("sequence,label\n"):], r"t.csv has no header: its line 1 holds a sequence"),
-    (PLAIN.replace("label", "sequence"), "no column 'label', its columns are 'sequence', 'sequence'"),
-    ("".join(f"{x},{x[-1]}\n" for x in PLAIN.replace("label", "label").splitlines()).replace(",l\n", ",label\n", 1),
-     "line 1: 'label' is the name of columns 2 and 3; rename"),
-    (PLAIN.replace("AC,a", "AC,", 1), "line 2: label '' is not among the task's labels"),
-    (PLAIN.replace("AC,a", "AC,1.0", 1), r"line 2: label '1.0' is not among the task's labels \['a', 'b'\]"),
-    (PLAIN.replace("ACGTACGTAC", "NA"), "line 2: the sequence is 'NA', as tables write a missing value"),
-    (PLAIN.replace("ACGTACGTAC", "nan"), "line 2: the sequence is 'nan', as"),
-    (PLAIN.replace("ACGTACGTAC", "null"), "line 2: byte b'l' at position 2 is no nucleotide"),
-    (PLAIN.replace("ACGTACGTAC", " "), "line 2: the sequence is empty"),
-    (PLAIN.replace("ACGTACGTAC", "ACGT ACGT"), "line 2: byte b' ' at position 4"),
-    (PLAIN.replace("ACGTACGTAC", '"ACGT\nACGT"'), "line 2: a quoted field goes on to line 3; each row must"),
-    (PLAIN.replace("GGG", '"GGG'), r"line 3: quotes are not in order"),
-    (PLAIN.replace("ACGTACGTAC", '"ACGT"ACGT'), r"line 2: quotes are not in order"),
-    (PLAIN.replace("label", '"label'), r"line 1: quotes are not in order"),
-    (",sequence,label\nA,AAA,a\n", r"line 2: column 1 has no name in the header and holds 'A', which is no number"),
-    ("sequence,label,\nACGT,a,\nACG,b,x\n", r"line 3: column 3 has no name .* name it, or remove a comma too many"),
-    (PLAIN + PLAIN, "line 5: label 'label' is not among"),
-    (PLAIN.replace("GN,b", "GN,b\0"), "t.csv: not text in UTF-8: line 3 has a NUL"),
-    ("sequence,label\n\n", "has a header and no rows"),
-    (" \n", r"t.csv is empty; the first line must name the columns 'sequence' and 'label'"),
-    (",".join(f"c{i}" for i in range(5000)) + "\n", "no column 'sequence', its columns are 'c0', .* and 4,980 more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            PLAIN.replace("AC,a\n", "AC,a,\n", 1),
+            "line 2: 3 fields, and the header names 2 columns: the line ends in",
+        ),
+        (
+            "sequence,label\n" + "".join(f"{s},{y},\n" for s, y in ROWS),
+            "line 2: 3 fields, .* ends in a comma too many",
+        ),
+        (
+            "sequence,label\n" + "".join(f"{i},{s},{y}\n" for i, (s, y) in enumerate(ROWS)),
+            "line 2: 3 fields, .*a row name",
+        ),
+        (PLAIN.replace("CC,a\n", ",CC,a\n"), "line 4: 3 fields, .*a comma too many"),
+        (
+            PLAIN.replace("GN,b\n", "GN\n"),
+            "line 3: 1 field, and the header names 2 columns: the line is cut short",
+        ),
+        (PLAIN[:-3], "line 4: 1 field"),
+        (PLAIN.replace("GG", "# from hg38\nGG"), "line 3: 1 field, .*looks like a comment"),
+        ("# from hg38\n" + PLAIN, "no column 'sequence', its columns are '# from hg38'"),
+        (PLAIN[len("sequence,label\n") :], r"t.csv has no header: its line 1 holds a sequence"),
+        (PLAIN.replace("label", "sequence"), "no column 'label', its columns are 'sequence', 'sequence'"),
+        (
+            "".join(f"{x},{x[-1]}\n" for x in PLAIN.replace("label", "label").splitlines()).replace(
+                ",l\n", ",label\n", 1
+            ),
+            "line 1: 'label' is the name of columns 2 and 3; rename",
+        ),
+        (PLAIN.replace("AC,a", "AC,", 1), "line 2: label '' is not among the task's labels"),
+        (
+            PLAIN.replace("AC,a", "AC,1.0", 1),
+            r"line 2: label '1.0' is not among the task's labels \['a', 'b'\]",
+        ),
+        (PLAIN.replace("ACGTACGTAC", "NA"), "line 2: the sequence is 'NA', as tables write a missing value"),
+        (PLAIN.replace("ACGTACGTAC", "nan"), "line 2: the sequence is 'nan', as"),
+        (PLAIN.replace("ACGTACGTAC", "null"), "line 2: byte b'l' at position 2 is no nucleotide"),
+        (PLAIN.replace("ACGTACGTAC", " "), "line 2: the sequence is empty"),
+        (PLAIN.replace("ACGTACGTAC", "ACGT ACGT"), "line 2: byte b' ' at position 4"),
+        (
+            PLAIN.replace("ACGTACGTAC", '"ACGT\nACGT"'),
+            "line 2: a quoted field goes on to line 3; each row must",
+        ),
+        (PLAIN.replace("GGG", '"GGG'), r"line 3: quotes are not in order"),
+        (PLAIN.replace("ACGTACGTAC", '"ACGT"ACGT'), r"line 2: quotes are not in order"),
+        (PLAIN.replace("label", '"label'), r"line 1: quotes are not in order"),
+        (
+            ",sequence,label\nA,AAA,a\n",
+            r"line 2: column 1 has no name in the header and holds 'A', which is no number",
+        ),
+        (
+            "sequence,label,\nACGT,a,\nACG,b,x\n",
+            r"line 3: column 3 has no name .* name it, or remove a comma too many",
+        ),
+        (PLAIN + PLAIN, "line 5: label 'label' is not among"),
+        (PLAIN.replace("GN,b", "GN,b\0"), "t.csv: not text in UTF-8: line 3 has a NUL"),
+        ("sequence,label\n\n", "has a header and no rows"),
+        (" \n", r"t.csv is empty; the first line must name the columns 'sequence' and 'label'"),
+        (
+            ",".join(f"c{i}" for i in range(5000)) + "\n",
+            "no column 'sequence', its columns are 'c0', .* and 4,980 more",
+        ),
+    ],
+)
 def test_a_wrong_file_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.csv").write_text(text, newline="")
     with pytest.raises(ValueError, match=message) as caught:
@@ -129,7 +170,11 @@ def zstd(data: bytes) -> bytes:
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd}  # fmt: skip
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstd,
+}
 
 
 @pytest.mark.parametrize("name", PACKERS)
@@ -147,7 +192,9 @@ def test_compressed_files_are_told_by_their_first_bytes(tmp_path: Path, name: st
             read(path)
 
 
-@pytest.mark.parametrize(("first", "what"), [(b"PK\x03\x04", "a zip archive or an Excel"), (b"PAR1", "a Parquet file")])
+@pytest.mark.parametrize(
+    ("first", "what"), [(b"PK\x03\x04", "a zip archive or an Excel"), (b"PAR1", "a Parquet file")]
+)
 def test_what_is_no_text_is_named(tmp_path: Path, first: bytes, what: str) -> None:
     (tmp_path / "t.csv").write_bytes(first + bytes(100))
     with pytest.raises(ValueError, match=f"t.csv is {what}"):
@@ -201,7 +248,9 @@ def files(draw: st.DrawFn) -> tuple[list[tuple[str, str]], str]:
     """The rows of a right CSV, and its text after a few strokes of what befalls files."""
     order = draw(st.permutations(range(3)))
     count = draw(st.integers(1, 3))
-    right = [(draw(st.text("ACGTN", min_size=4, max_size=9)), draw(st.sampled_from("ab"))) for _ in range(count)]
+    right = [
+        (draw(st.text("ACGTN", min_size=4, max_size=9)), draw(st.sampled_from("ab"))) for _ in range(count)
+    ]
     notes = [draw(st.sampled_from(["", "x", '"x, y"', '"say ""x"""', "5'"])) for _ in range(count)]
     lines = [("sequence", "label", "note"), *((*row, note) for row, note in zip(right, notes, strict=True))]
     text = "".join(",".join(line[i] for i in order) + "\n" for line in lines)
@@ -242,8 +291,11 @@ def test_a_mangled_file_has_the_same_rows_or_is_refused(
     right, text = made
     (tmp_path / "t.csv").write_text(text, encoding=encoding, newline="")
     found = attempt(tmp_path / "t.csv")
-    # A comma more in the header and one within a sequence make another right table, with a column without a name.
-    nameless = not all(name.strip() for name in re.split("[,;\t]", re.split("[\r\n]", text.lstrip("\ufeff\r\n "))[0]))
+    # A comma more in the header and one within a sequence make another right table, with a column without a
+    # name.
+    nameless = not all(
+        name.strip() for name in re.split("[,;\t]", re.split("[\r\n]", text.lstrip("\ufeff\r\n "))[0])
+    )
     assert found is None or rows(found) == right or nameless, text
 
 

@@ -1,6 +1,8 @@
-"""The teacher's targets against naive loops over every row of every rank: centred, balanced, and only those that count.
+"""The teacher's targets against naive loops over every row of every rank: centred, balanced, and only those
+that count.
 
-Ranks are played one after the other here: each has its own Targets, and what they would gather is stacked by hand.
+Ranks are played one after the other here: each has its own Targets, and what they would gather is stacked by
+hand.
 """
 
 import itertools
@@ -13,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.collectives import Group
-from trainer.heads import Assigned
-from trainer.losses.distillation import centred_probabilities
-from trainer.method_config import PatchLoss, Prototypes
-from trainer.targets import Targets
+from trainer.core.collectives import Group
+from trainer.distill.teacher_targets import Targets
+from trainer.losses.config import PatchLoss, Prototypes
+from trainer.losses.dino import centred_probabilities
+from trainer.models.heads import Assigned
 
 K, C = 7, 5
 PLAIN = Prototypes(prototypes=K, bottleneck=C, teacher_temperature=0.1, balance="centring")
@@ -25,7 +27,8 @@ PLAIN = Prototypes(prototypes=K, bottleneck=C, teacher_temperature=0.1, balance=
 
 @dataclass(frozen=True)
 class Everything:
-    """What the teacher says on every rank: [W, micro-batches, directions, R, P, C] against the same prototypes."""
+    """What the teacher says on every rank: [W, micro-batches, directions, R, P, C] against the same
+    prototypes."""
 
     bottleneck: Tensor
     prototypes_KC: Tensor
@@ -40,7 +43,9 @@ def everything(seed: int, *shape: int, masked: bool = False) -> Everything:
     g = torch.Generator().manual_seed(seed)
     bottleneck = F.normalize(torch.randn(*shape, C, generator=g), dim=-1)
     prototypes_KC = F.normalize(torch.randn(K, C, generator=g), dim=-1)
-    return Everything(bottleneck, prototypes_KC, torch.rand(*shape[:-1], generator=g) < 0.6 if masked else None)
+    return Everything(
+        bottleneck, prototypes_KC, torch.rand(*shape[:-1], generator=g) < 0.6 if masked else None
+    )
 
 
 def targets(given: Everything, config: Prototypes, centre_PK: Tensor | None = None) -> list[Targets]:
@@ -50,15 +55,22 @@ def targets(given: Everything, config: Prototypes, centre_PK: Tensor | None = No
 
     def said(rank: int) -> list[list[Assigned]]:
         if split:
-            return [[Assigned(None, b, given.prototypes_KC) for b in by_direction]
-                    for by_direction in given.bottleneck[rank]]  # fmt: skip
+            return [
+                [Assigned(None, b, given.prototypes_KC) for b in by_direction]
+                for by_direction in given.bottleneck[rank]
+            ]
         return [[Assigned(c) for c in by_direction] for by_direction in given.cosines[rank]]
 
-    valid = [None if given.valid is None else [list(by_direction) for by_direction in given.valid[rank]]
-             for rank in ranks]  # fmt: skip
+    valid = [
+        None if given.valid is None else [list(by_direction) for by_direction in given.valid[rank]]
+        for rank in ranks
+    ]
     found = [Targets("distill", config, said(rank), valid[rank]) for rank in ranks]
     payloads = [one.payload() for one in found]
-    assert len({str({name: (part.shape, part.dtype) for name, part in payload.items()}) for payload in payloads}) == 1
+    assert (
+        len({str({name: (part.shape, part.dtype) for name, part in payload.items()}) for payload in payloads})
+        == 1
+    )
     everywhere = {name: torch.stack([payload[name] for payload in payloads]) for name in payloads[0]}
     for rank, one in enumerate(found):
         one.receive(everywhere, group=Group(rank, len(ranks)), centre_PK=centre_PK)
@@ -67,7 +79,9 @@ def targets(given: Everything, config: Prototypes, centre_PK: Tensor | None = No
     return found
 
 
-SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 4), st.integers(1, 3))
+SHAPES = st.tuples(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 4), st.integers(1, 3)
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,7 +127,9 @@ def test_without_balance_nothing_is_centred() -> None:
     given_ = everything(0, 2, 1, 1, 3, 2)
     for rank, one in enumerate(targets(given_, PLAIN.model_copy(update={"balance": "none"}))):
         assert one.centre_PK is None
-        assert torch.equal(one.probabilities(0, 0), centred_probabilities(given_.cosines[rank, 0, 0], None, 0.1))
+        assert torch.equal(
+            one.probabilities(0, 0), centred_probabilities(given_.cosines[rank, 0, 0], None, 0.1)
+        )
 
 
 def naive_sinkhorn(cosines_NK: Tensor, valid_N: Tensor, iterations: int) -> Tensor:
@@ -133,8 +149,13 @@ def test_sinkhorn_balances_each_position_over_all_ranks_micro_batches_and_direct
     given_ = everything(seed, *shape, masked=masked)
     config = PLAIN.model_copy(update={"balance": "sinkhorn", "sinkhorn_iterations": iterations})
     valid_N = torch.ones(shape[:-1]).bool() if given_.valid is None else given_.valid
-    exact = torch.stack([naive_sinkhorn(given_.cosines[..., p, :].reshape(-1, K), valid_N.reshape(-1), iterations)
-                         for p in range(shape[-1])], 1).view(given_.cosines.shape)  # fmt: skip
+    exact = torch.stack(
+        [
+            naive_sinkhorn(given_.cosines[..., p, :].reshape(-1, K), valid_N.reshape(-1), iterations)
+            for p in range(shape[-1])
+        ],
+        1,
+    ).view(given_.cosines.shape)
     for rank, one in enumerate(targets(given_, config)):
         assert one.centre_PK is None, "a balanced batch needs no centre"
         for m, d in itertools.product(range(shape[1]), range(shape[2])):
@@ -144,7 +165,8 @@ def test_sinkhorn_balances_each_position_over_all_ranks_micro_batches_and_direct
 
 
 def test_one_balance_for_all_positions_would_be_another() -> None:
-    """Each position prefers a prototype of its own, whatever the sample is: over all positions that looks balanced."""
+    """Each position prefers a prototype of its own, whatever the sample is: over all positions that looks
+    balanced."""
     axis = torch.eye(3, C)
     bottleneck = axis.expand(1, 1, 1, 6, 3, C) + 0.05 * torch.randn(1, 1, 1, 6, 3, C)
     given_ = Everything(F.normalize(bottleneck, dim=-1), torch.cat([axis, torch.eye(C)[3:], -axis[:2]]), None)
@@ -163,8 +185,9 @@ def test_letters_that_do_not_count_move_nobody(balance: str) -> None:
     given_ = everything(3, 2, 2, 2, 4, 1, masked=True)
     assert given_.valid is not None
     other = torch.where(given_.valid[..., None, None], given_.bottleneck, -given_.bottleneck)
-    before, after = (targets(Everything(b, given_.prototypes_KC, given_.valid), config)
-                     for b in (given_.bottleneck, other))  # fmt: skip
+    before, after = (
+        targets(Everything(b, given_.prototypes_KC, given_.valid), config) for b in (given_.bottleneck, other)
+    )
     for rank, (one, two) in enumerate(zip(before, after, strict=True)):
         if balance == "centring":
             assert one.centre_PK is not None and two.centre_PK is not None
@@ -181,7 +204,11 @@ def test_what_travels_is_small_and_of_one_shape() -> None:
     given_ = everything(0, 1, 2, 2, 5, 3)
     (centring,) = targets(given_, PLAIN)
     assert {name: tuple(part.shape) for name, part in centring.payload().items()} == {
-        "distill sum": (3, K), "distill valid": ()}
+        "distill sum": (3, K),
+        "distill valid": (),
+    }
     (balanced,) = targets(given_, PLAIN.model_copy(update={"balance": "sinkhorn"}))
     assert {name: tuple(part.shape) for name, part in balanced.payload().items()} == {
-        "distill bottleneck": (20, 3, C), "distill valid": (20,)}
+        "distill bottleneck": (20, 3, C),
+        "distill valid": (20,),
+    }

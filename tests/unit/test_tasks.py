@@ -1,4 +1,5 @@
-"""trainer.tasks: splits that share nothing, metrics that are sklearn's, selection that sees dev alone."""
+"""trainer.evaluation.tasks: splits that share nothing, metrics that are sklearn's, selection that sees dev
+alone."""
 
 from pathlib import Path
 
@@ -7,18 +8,18 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
 
-from cluster import store
+from cluster.storage import store
 from configs import ConfigError, load, validate
 from data_prep import alphabet
 from tests.registered import tiny_network, write_task
-from trainer.tasks.classification import Classification
-from trainer.tasks.config import Finetune, TaskConfig
-from trainer.tasks.data import Split
-from trainer.tasks.data import load as load_data
-from trainer.tasks.linear import fit_linear, kmer_counts
-from trainer.tasks.modes import Workbench
-from trainer.tasks.results import Result, as_text, summarise
-from trainer.tasks.supervised import fit_network
+from trainer.evaluation.tasks.classification import Classification
+from trainer.evaluation.tasks.config import Finetune, TaskConfig
+from trainer.evaluation.tasks.data import Split
+from trainer.evaluation.tasks.data import load as load_data
+from trainer.evaluation.tasks.finetuning import fit_network
+from trainer.evaluation.tasks.linear import fit_linear, kmer_counts
+from trainer.evaluation.tasks.modes import Workbench
+from trainer.evaluation.tasks.results import Result, as_text, summarise
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
 
@@ -40,7 +41,9 @@ def task(**values: object) -> TaskConfig:
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_task_loads_and_takes_overrides(file: Path) -> None:
-    config = load(TaskConfig, file, ["finetune.lr=1e-3", "modes=probe", "seeds=4", "max_train_rows=9", "kmer.C=[1,2]"])
+    config = load(
+        TaskConfig, file, ["finetune.lr=1e-3", "modes=probe", "seeds=4", "max_train_rows=9", "kmer.C=[1,2]"]
+    )
     assert config.name == file.stem
     assert (config.finetune.lr, config.modes, config.seeds) == ((1e-3,), ("probe",), (4,))
 
@@ -52,42 +55,59 @@ def test_shipped_tasks_hold_the_rows_they_say(dna_data: Path, monkeypatch: pytes
     assert 0.08 < len(data.test) / 6948 < 0.12
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"labels": ["a"], "test": "x"}, "at least 2 are needed"),
-    ({"labels": ["a", "a"], "test": "x"}, "none twice"),
-    ({}, "at least one of them must name a CSV"),
-    ({"test": "x", "kind": "regression"}, "must be one of classification"),
-    ({"test": "x", "finetune": {"lr": []}}, "at least 1 item"),
-    ({"test": "x", "modes": ["kmers"]}, "'kmer'"),
-    ({"test": "x", "max_train_row": 5}, "did you mean 'max_train_rows'"),
-    ({"test": "x", "labels": [False, True]}, r'text in quotes, .* such as "true", not \[False, True\]'),
-    ({"test": "x", "labels": [None, "a"]}, r'text in quotes, .* not \[None\]'),
-    ({"test": "x", "labels": ["a", " "]}, "one of them is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels": ["a"], "test": "x"}, "at least 2 are needed"),
+        ({"labels": ["a", "a"], "test": "x"}, "none twice"),
+        ({}, "at least one of them must name a CSV"),
+        ({"test": "x", "kind": "regression"}, "must be one of classification"),
+        ({"test": "x", "finetune": {"lr": []}}, "at least 1 item"),
+        ({"test": "x", "modes": ["kmers"]}, "'kmer'"),
+        ({"test": "x", "max_train_row": 5}, "did you mean 'max_train_rows'"),
+        ({"test": "x", "labels": [False, True]}, r'text in quotes, .* such as "true", not \[False, True\]'),
+        ({"test": "x", "labels": [None, "a"]}, r"text in quotes, .* not \[None\]"),
+        ({"test": "x", "labels": ["a", " "]}, "one of them is empty"),
+    ],
+)
 def test_config_faults(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         task(**values)
 
 
-@pytest.mark.parametrize(("written", "labels"), [
-    ("[no, yes]", ("no", "yes")), ("[1.0, 0]", ("1.0", "0")), ("[01, 1]", ("01", "1")), ('["null", a]', ("null", "a")),
-    ("[on, 1_000]", ("on", "1_000")), ('["0", a b]', ("0", "a b")), ("[0x1F, 12:30]", ("0x1F", "12:30")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "labels"),
+    [
+        ("[no, yes]", ("no", "yes")),
+        ("[1.0, 0]", ("1.0", "0")),
+        ("[01, 1]", ("01", "1")),
+        ('["null", a]', ("null", "a")),
+        ("[on, 1_000]", ("on", "1_000")),
+        ('["0", a b]', ("0", "a b")),
+        ("[0x1F, 12:30]", ("0x1F", "12:30")),
+    ],
+)
 def test_labels_are_the_words_of_the_file(tmp_path: Path, written: str, labels: tuple[str, ...]) -> None:
     (tmp_path / "t.yaml").write_text(f"name: 7\nlabels: {written}\ntest: x\nlabel_column: on\n")
     config = load(TaskConfig, tmp_path / "t.yaml")
     assert (config.labels, config.name, config.label_column) == (labels, "7", "on")
     (tmp_path / "t.yaml").write_text("name: t\nlabels: [a, b]\ntest: x\n")
     assert load(TaskConfig, tmp_path / "t.yaml", [f"labels={written}"]).labels == labels
-    rows = "".join(f"{s},{label}\n" for label in labels for s in random_letters(60, seed=len(label) + ord(label[0])))
+    rows = "".join(
+        f"{s},{label}\n" for label in labels for s in random_letters(60, seed=len(label) + ord(label[0]))
+    )
     (tmp_path / "t.csv").write_text(f"sequence,label\n{rows}")
-    data = load_data(load(TaskConfig, tmp_path / "t.yaml", [f"labels={written}", f"test={tmp_path / 't.csv'}"]))
+    data = load_data(
+        load(TaskConfig, tmp_path / "t.yaml", [f"labels={written}", f"test={tmp_path / 't.csv'}"])
+    )
     assert len(data.train) + len(data.dev) + len(data.test) == 120
 
 
 def test_one_file_is_split_by_hash_the_same_in_any_order(tmp_path: Path) -> None:
     letters = random_letters(1000)
-    first = load_data(task(test=write_csv(tmp_path / "a.csv", letters, ["ab"[len(s) % 2 or s < "G"] for s in letters])))
+    first = load_data(
+        task(test=write_csv(tmp_path / "a.csv", letters, ["ab"[len(s) % 2 or s < "G"] for s in letters]))
+    )
     shuffled = sorted(letters)
     second = load_data(task(test=write_csv(tmp_path / "b.csv", shuffled, ["ab"[s < "G"] for s in shuffled])))
     for role in ("train", "dev", "test"):
@@ -96,7 +116,9 @@ def test_one_file_is_split_by_hash_the_same_in_any_order(tmp_path: Path) -> None
     assert not set(first.train.letters) & (set(first.dev.letters) | set(first.test.letters))
     assert [len(first.train), len(first.dev), len(first.test)] == pytest.approx([800, 100, 100], abs=35)
     # u of sha256("0:GATTACA") is 0.5286, so it is for training on every machine, for ever.
-    assert "GATTACA" in load_data(task(test=write_csv(tmp_path / "c.csv", [*letters, "gattaca"]))).train.letters
+    assert (
+        "GATTACA" in load_data(task(test=write_csv(tmp_path / "c.csv", [*letters, "gattaca"]))).train.letters
+    )
 
 
 def test_two_files_leave_the_given_test_whole_and_three_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -113,8 +135,11 @@ def test_two_files_leave_the_given_test_whole_and_three_are_taken_as_they_are(tm
 def test_leaks_are_dropped_on_either_strand_and_counted(tmp_path: Path) -> None:
     train, dev, test = (random_letters(40, seed=i) for i in range(3))
     other = alphabet.decode(alphabet.reverse_complement(alphabet.encode(test[0].encode())[0])).decode()
-    uris = {"train": write_csv(tmp_path / "1", [*train, test[3].lower(), other, dev[5]]),
-            "dev": write_csv(tmp_path / "2", [*dev, test[3]]), "test": write_csv(tmp_path / "3", test)}  # fmt: skip
+    uris = {
+        "train": write_csv(tmp_path / "1", [*train, test[3].lower(), other, dev[5]]),
+        "dev": write_csv(tmp_path / "2", [*dev, test[3]]),
+        "test": write_csv(tmp_path / "3", test),
+    }
     data = load_data(task(**uris))
     assert data.dropped == {"train": 3, "dev": 1}
     assert data.train.letters == tuple(train)
@@ -124,27 +149,43 @@ def test_leaks_are_dropped_on_either_strand_and_counted(tmp_path: Path) -> None:
 def test_subsample_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     letters = random_letters(300)
     labels = ["ab"[s < "G"] for s in letters]
-    held = {"dev": write_csv(tmp_path / "d", random_letters(20, seed=3)),
-            "test": write_csv(tmp_path / "t", random_letters(20, seed=4))}  # fmt: skip
+    held = {
+        "dev": write_csv(tmp_path / "d", random_letters(20, seed=3)),
+        "test": write_csv(tmp_path / "t", random_letters(20, seed=4)),
+    }
     one = load_data(task(train=write_csv(tmp_path / "1", letters, labels), max_train_rows=50, **held))
-    two = load_data(task(train=write_csv(tmp_path / "2", letters[::-1], labels[::-1]), max_train_rows=50, **held))
+    two = load_data(
+        task(train=write_csv(tmp_path / "2", letters[::-1], labels[::-1]), max_train_rows=50, **held)
+    )
     assert len(one.train) == 50
     assert set(one.train.letters) == set(two.train.letters)
     assert one.sha256() != two.sha256()
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("seq,label\nACGT,a\n", r"bad.csv has no column 'sequence', its columns are 'seq', 'label'"),
-    ("sequence,label\nACGT,a\nACGA,c\n", r"bad.csv, line 3: label 'c' is not among the task's labels \['a', 'b'\]"),
-    ("sequence,label\nACGT,a\nAC!T,b\n", r"bad.csv, line 3: byte b'!' at position 2 is no nucleotide letter"),
-    ("sequence,label\n,a\n", r"bad.csv, line 2: the sequence is empty"),
-    ("sequence,label\n", r"bad.csv has a header and no rows"),
-    ("", r"bad.csv is empty"),
-    ("sequence,label\nACGT,a\nACGA,a\n", r"its test split of 2 rows has none with label 'b'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seq,label\nACGT,a\n", r"bad.csv has no column 'sequence', its columns are 'seq', 'label'"),
+        (
+            "sequence,label\nACGT,a\nACGA,c\n",
+            r"bad.csv, line 3: label 'c' is not among the task's labels \['a', 'b'\]",
+        ),
+        (
+            "sequence,label\nACGT,a\nAC!T,b\n",
+            r"bad.csv, line 3: byte b'!' at position 2 is no nucleotide letter",
+        ),
+        ("sequence,label\n,a\n", r"bad.csv, line 2: the sequence is empty"),
+        ("sequence,label\n", r"bad.csv has a header and no rows"),
+        ("", r"bad.csv is empty"),
+        ("sequence,label\nACGT,a\nACGA,a\n", r"its test split of 2 rows has none with label 'b'"),
+    ],
+)
 def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.csv").write_text(text)
-    good = {role: write_csv(tmp_path / role, random_letters(20, seed=i)) for i, role in enumerate(("train", "dev"))}
+    good = {
+        role: write_csv(tmp_path / role, random_letters(20, seed=i))
+        for i, role in enumerate(("train", "dev"))
+    }
     with pytest.raises(ValueError, match=message):
         load_data(task(test=str(tmp_path / "bad.csv"), **good))
 
@@ -153,16 +194,24 @@ def test_what_may_not_be_meant_is_told(tmp_path: Path) -> None:
     first, second, third = (random_letters(60, seed=i) for i in range(3))
     other = alphabet.decode(alphabet.reverse_complement(alphabet.encode(second[0].encode())[0])).decode()
     labels = [*(["a", "b"] * 30), "b", "b"]
-    uris = {"train": write_csv(tmp_path / "1.csv", [*first, first[4], other], labels),
-            "dev": write_csv(tmp_path / "2.csv", second), "test": write_csv(tmp_path / "3.csv", third)}  # fmt: skip
+    uris = {
+        "train": write_csv(tmp_path / "1.csv", [*first, first[4], other], labels),
+        "dev": write_csv(tmp_path / "2.csv", second),
+        "test": write_csv(tmp_path / "3.csv", third),
+    }
     assert load_data(task(**uris)).remarks == (
         "2 sequences (or the reverse complement) with more than one label; the first: "
-        f"{tmp_path}/1.csv, line 6 has it with label 'a', {tmp_path}/1.csv, line 62 with 'b'",)  # fmt: skip
+        f"{tmp_path}/1.csv, line 6 has it with label 'a', {tmp_path}/1.csv, line 62 with 'b'",
+    )
     (tmp_path / "3.csv").write_text((tmp_path / "3.csv").read_text() + "ACGTR,a")
     remarks = load_data(task(**uris)).remarks
-    assert remarks[0] == f"{tmp_path}/3.csv: its last line has no end; if the file was cut short, get it again"
+    assert (
+        remarks[0] == f"{tmp_path}/3.csv: its last line has no end; if the file was cut short, get it again"
+    )
     assert remarks[1] == f"{tmp_path}/3.csv: 1 ambiguous letters (IUPAC codes such as R or Y) are read as N"
-    with pytest.raises(ValueError, match=r"train split of 0 rows \(60 rows were left out, as dev or test holds"):
+    with pytest.raises(
+        ValueError, match=r"train split of 0 rows \(60 rows were left out, as dev or test holds"
+    ):
         load_data(task(train=uris["dev"], dev=uris["test"], test=uris["dev"]))
 
 
@@ -177,12 +226,19 @@ def test_metrics_are_sklearns(classes: int) -> None:
     truth = rng.integers(0, classes, 90)
     probability = rng.dirichlet(np.ones(classes), 90)
     guess = probability.argmax(1)
-    auroc = (roc_auc_score(truth, probability[:, 1]) if classes == 2
-             else roc_auc_score(truth, probability, multi_class="ovr", average="macro"))  # fmt: skip
-    assert Classification(tuple("abc"[:classes])).metrics(truth, probability) == pytest.approx({
-        "mcc": matthews_corrcoef(truth, guess), "accuracy": accuracy_score(truth, guess),
-        "f1_macro": f1_score(truth, guess, average="macro"), "auroc": auroc,
-    })  # fmt: skip
+    auroc = (
+        roc_auc_score(truth, probability[:, 1])
+        if classes == 2
+        else roc_auc_score(truth, probability, multi_class="ovr", average="macro")
+    )
+    assert Classification(tuple("abc"[:classes])).metrics(truth, probability) == pytest.approx(
+        {
+            "mcc": matthews_corrcoef(truth, guess),
+            "accuracy": accuracy_score(truth, guess),
+            "f1_macro": f1_score(truth, guess, average="macro"),
+            "auroc": auroc,
+        }
+    )
 
 
 def test_kmer_counts_are_the_naive_ones() -> None:
@@ -216,12 +272,18 @@ def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
 
 def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -> tuple[object, np.ndarray]:
     train, dev = make_split("train", 41, seed=0), make_split("dev", 30, seed=1)
-    config = task(test="x", labels=["0", "1"], finetune={"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"})
+    config = task(
+        test="x", labels=["0", "1"], finetune={"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"}
+    )
     network = tiny_network()
-    bench = Workbench(network, {"model_type": "findna", **network.backbone.config}, config, torch.device("cpu"))
+    bench = Workbench(
+        network, {"model_type": "findna", **network.backbone.config}, config, torch.device("cpu")
+    )
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fitted = bench.fit(mode, train, dev, seed=seed)  # type: ignore[arg-type]
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()), "the teacher moved"
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()), (
+        "the teacher moved"
+    )
     np.testing.assert_allclose(fitted.predict(dev), fitted.dev_NK, atol=1e-6)
     return fitted.chosen, fitted.dev_NK
 
@@ -257,8 +319,17 @@ def test_divergence_is_one_sentence() -> None:
     torch.nn.init.constant_(broken.backbone.input.weight, torch.nan)
     rows = Workbench(broken, {}, task(test="x", labels=["0", "1"]), torch.device("cpu")).rows
     with pytest.raises(RuntimeError, match="diverged at every learning rate"):
-        fit_network(train, train, start=lambda: broken, rows=rows, kind=Classification(("0", "1")),
-                    config=Finetune(), seed=0, device=torch.device("cpu"), precision="fp32")  # fmt: skip
+        fit_network(
+            train,
+            train,
+            start=lambda: broken,
+            rows=rows,
+            kind=Classification(("0", "1")),
+            config=Finetune(),
+            seed=0,
+            device=torch.device("cpu"),
+            precision="fp32",
+        )
 
 
 def result(mode: str, seed: int, mcc: float, *, settings: str = "s") -> Result:
@@ -267,8 +338,13 @@ def result(mode: str, seed: int, mcc: float, *, settings: str = "s") -> Result:
 
 
 def test_summary_has_the_floor_beside_and_counts_a_repeat_once() -> None:
-    results = [result("probe", 0, 0.9), result("kmer", 0, 0.4), result("probe", 0, 0.1), result("probe", 1, 0.3),
-               result("finetune", 0, 0.7, settings="other")]  # fmt: skip
+    results = [
+        result("probe", 0, 0.9),
+        result("kmer", 0, 0.4),
+        result("probe", 0, 0.1),
+        result("probe", 1, 0.3),
+        result("finetune", 0, 0.7, settings="other"),
+    ]
     table = summarise(results).set_index(["settings", "mode"])
     assert table.loc[("s", "probe"), "mcc"] == pytest.approx(0.2)
     assert table.loc[("s", "probe"), "mcc_sd"] == pytest.approx(np.std([0.1, 0.3], ddof=1))

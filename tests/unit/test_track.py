@@ -7,9 +7,9 @@ from typing import Any
 import mlflow
 import pytest
 
-from cluster import process
-from trainer.registry import Registry
-from trainer.track import Run, TrackError
+from cluster.process import exits
+from trainer.tracking.mlflow_run import Run, TrackError
+from trainer.tracking.registry import Registry
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,21 @@ def test_a_run_that_raises_is_marked_failed(uri: str, artifacts: Path) -> None:
     assert Registry(uri).history(run.id, "x")["value"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, process.Preempted])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, exits.Preempted])
 def test_a_run_that_is_stopped_is_marked_killed(uri: str, artifacts: Path, stop: type[BaseException]) -> None:
     with pytest.raises(stop), new_run(uri, artifacts) as run:
         raise stop
     assert Registry(uri).run(run.id).info.status == "KILLED"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
-def test_no_signal_leaves_a_run_running(uri: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch, number: int,
-                                        code: int, signal_handlers: None) -> None:  # fmt: skip
-    """It comes while the server has made the run and the client does not know it, and again while the run is ended."""
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
+def test_no_signal_leaves_a_run_running(
+    uri: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, signal_handlers: None
+) -> None:
+    """It comes while the server has made the run and the client does not know it, and again while the run is
+    ended."""
     create_run, set_terminated = mlflow.MlflowClient.create_run, mlflow.MlflowClient.set_terminated
     made = []
 
@@ -76,7 +80,7 @@ def test_no_signal_leaves_a_run_running(uri: str, artifacts: Path, monkeypatch: 
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_run", create)
     monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", end)
-    assert process.exit_code(lambda: new_run(uri, artifacts) and 0, resumable=True) == code
+    assert exits.exit_code(lambda: new_run(uri, artifacts) and 0, resumable=True) == code
     assert [Registry(uri).run(each).info.status for each in made] == ["KILLED"]
 
 
@@ -95,24 +99,41 @@ def test_candidate_moves_to_the_newest_version(uri: str, artifacts: Path, tmp_pa
             assert run.register("m", "model") == number
     registry = Registry(uri)
     assert registry.version("models:/m@candidate").version == registry.version("models:/m/2").version
-    assert (registry.download(registry.version("models:/m/1"), tmp_path / "got") / "weights").read_text() == "w"
+    assert (
+        registry.download(registry.version("models:/m/1"), tmp_path / "got") / "weights"
+    ).read_text() == "w"
     assert registry.champion("m") is None
     registry.set_alias("m", "champion", "1")
     assert str(registry.champion("m").version) == "1"
 
 
-@pytest.mark.parametrize(("model", "kind", "sentence"), [
-    ("models:/nobody@candidate", TrackError, r"registered model models:/nobody@candidate at sqlite:///.*not found"),
-    ("models:/m/99", TrackError, r"registered model models:/m/99 at "),
-    ("nobody", ValueError, "nobody is no registered model; write models:/NAME@ALIAS or models:/NAME/VERSION"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "kind", "sentence"),
+    [
+        (
+            "models:/nobody@candidate",
+            TrackError,
+            r"registered model models:/nobody@candidate at sqlite:///.*not found",
+        ),
+        ("models:/m/99", TrackError, r"registered model models:/m/99 at "),
+        (
+            "nobody",
+            ValueError,
+            "nobody is no registered model; write models:/NAME@ALIAS or models:/NAME/VERSION",
+        ),
+    ],
+)
 def test_unknown_model_is_one_sentence(uri: str, model: str, kind: type[Exception], sentence: str) -> None:
     with pytest.raises(kind, match=sentence):
         Registry(uri).version(model)
 
 
-def test_another_artifact_folder_for_an_experiment_is_refused(uri: str, artifacts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"experiment e keeps its artifacts at .*; give another track\.experiment"):
+def test_another_artifact_folder_for_an_experiment_is_refused(
+    uri: str, artifacts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"experiment e keeps its artifacts at .*; give another track\.experiment"
+    ):
         new_run(uri, tmp_path)
 
 
@@ -129,6 +150,8 @@ def test_a_password_in_the_uri_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_reading_where_there_is_no_database_makes_none(tmp_path: Path) -> None:
-    with pytest.raises(TrackError, match=r"no MLflow database at .*mlflow\.db; run from the folder of your runs"):
+    with pytest.raises(
+        TrackError, match=r"no MLflow database at .*mlflow\.db; run from the folder of your runs"
+    ):
         Registry(f"sqlite:///{tmp_path}/mlflow.db")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
-"""cluster.tree through cluster.store: what is listed and removed below a folder, whatever its name looks like."""
+"""cluster.storage.tree through cluster.storage.store: what is listed and removed below a folder, whatever its
+name looks like."""
 
 import os
 import re
@@ -9,22 +10,40 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cluster import store
+from cluster.storage import store
 from tests.s3 import S3
 
 # Beside each stand neighbours that a pattern, a prefix or an unquoted name would take for it.
 NEIGHBOURS = {
-    "exp[1]": ["exp1"], "exp[!a]": ["expb"], "exp*": ["exp", "exp-2", "exp/x"], "ex?": ["exp", "exq"], "exp": ["exp2"],
-    "a b": ["a+b", "a%20b"], "a%20b": ["a b"], "a+b": ["a b"], "a#b": ["a"], "ä": ["a"], "**": ["x/y"], "{a,b}": ["a"],
-    "$x": ["x"], "a;b": ["a"], "a&b=c": ["a"], "'\"": ["x"], "a::b": ["a"], "a:b": ["a"],
+    "exp[1]": ["exp1"],
+    "exp[!a]": ["expb"],
+    "exp*": ["exp", "exp-2", "exp/x"],
+    "ex?": ["exp", "exq"],
+    "exp": ["exp2"],
+    "a b": ["a+b", "a%20b"],
+    "a%20b": ["a b"],
+    "a+b": ["a b"],
+    "a#b": ["a"],
+    "ä": ["a"],
+    "**": ["x/y"],
+    "{a,b}": ["a"],
+    "$x": ["x"],
+    "a;b": ["a"],
+    "a&b=c": ["a"],
+    "'\"": ["x"],
+    "a::b": ["a"],
+    "a:b": ["a"],
 }
 
 
 @pytest.fixture(params=["path", "file", "memory", "s3"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     prefix = {"path": "", "file": "file://", "memory": "memory://"}
-    root = (f"{request.getfixturevalue('s3').uri}/sub" if request.param == "s3" else
-            f"{prefix[request.param]}{tmp_path}/sub")
+    root = (
+        f"{request.getfixturevalue('s3').uri}/sub"
+        if request.param == "s3"
+        else f"{prefix[request.param]}{tmp_path}/sub"
+    )
     yield root
     store.remove(root)
 
@@ -53,8 +72,11 @@ def test_a_name_is_taken_literally(base: str, name: str) -> None:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text("ab*?[]{}!^-. %#+äß$&~:", min_size=1, max_size=6)
-       .filter(lambda name: name not in (".", "..") and not re.search(r"\$\{\w+\}", name)))  # refused by paths.py
+@given(
+    st.text("ab*?[]{}!^-. %#+äß$&~:", min_size=1, max_size=6).filter(
+        lambda name: name not in (".", "..") and not re.search(r"\$\{\w+\}", name)
+    )
+)  # refused by paths.py
 @example("~")
 @example("[ab]")
 def test_any_name_of_a_folder_is_taken_literally(tmp_path: Path, name: str) -> None:
@@ -95,7 +117,9 @@ def test_an_object_that_stands_for_a_folder_is_no_file(s3: S3) -> None:
 def test_a_whole_bucket_is_not_removed(s3: S3) -> None:
     store.write_bytes(f"{s3.uri}/x", b"1")
     for uri in (s3.uri, f"{s3.uri}/"):
-        with pytest.raises(store.StoreError, match=rf"cannot remove {s3.bucket}: it is a whole bucket; name a prefix"):
+        with pytest.raises(
+            store.StoreError, match=rf"cannot remove {s3.bucket}: it is a whole bucket; name a prefix"
+        ):
             store.remove(uri)
     assert s3.objects() == {"x": 1}
 
@@ -109,12 +133,19 @@ def test_what_a_bulk_delete_refuses_is_said_or_tried_again(s3: S3, monkeypatch: 
     uri = f"{s3.uri}/exp"
     for name in ("a", "b"):
         store.write_bytes(f"{uri}/{name}", b"1")
-    answers = [{"Errors": [{"Key": "exp/a", "Code": code, "Message": message}]} for code, message in
-               (("InternalError", "try again"), ("AccessDenied", "Access Denied."))]
+    answers = [
+        {"Errors": [{"Key": "exp/a", "Code": code, "Message": message}]}
+        for code, message in (("InternalError", "try again"), ("AccessDenied", "Access Denied."))
+    ]
     fs = type(store.resolve(uri)[0])
     real = fs.call_s3
-    monkeypatch.setattr(fs, "call_s3", lambda self, name, *more, **how: answers.pop(0) if name == "delete_objects"
-                        else real(self, name, *more, **how))
+    monkeypatch.setattr(
+        fs,
+        "call_s3",
+        lambda self, name, *more, **how: (
+            answers.pop(0) if name == "delete_objects" else real(self, name, *more, **how)
+        ),
+    )
     with pytest.raises(store.StoreError, match=rf"cannot remove {uri}: Access Denied. \(AccessDenied\)$"):
         store.remove(uri)
     assert answers == [] and s3.objects() == {"exp/a": 1, "exp/b": 1}

@@ -1,11 +1,11 @@
-"""cluster.uri: paths, chains, and one identity for one place."""
+"""cluster.storage.uri: paths, chains, and one identity for one place."""
 
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from cluster import store
+from cluster.storage import store
 from configs import ConfigError
 
 
@@ -14,13 +14,36 @@ def test_one_place_has_one_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "link").symlink_to(tmp_path / "real")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    ways = ["real/x", "./real/x", "real/x/", "link/x", "link/../real//x", f"{tmp_path}/real/x", "~/link/x/",
-            f"file://{tmp_path}/link/x", "file:real/x"]
+    ways = [
+        "real/x",
+        "./real/x",
+        "real/x/",
+        "link/x",
+        "link/../real//x",
+        f"{tmp_path}/real/x",
+        "~/link/x/",
+        f"file://{tmp_path}/link/x",
+        "file:real/x",
+    ]
     assert {store.identity(way) for way in ways} == {f"{tmp_path}/real/x"}
-    assert {store.identity(way) for way in ("s3://b/x", "s3://b/x/", "s3a://b/x", "s3a://b/x//")} == {"s3://b/x"}
-    assert {store.identity(way) for way in ("memory://b/x", "memory://b/x/", "memory:///b/x")} == {"memory://b/x"}
-    others = ["s3://b/x", "s3://b/X", "s3://b/x2", "s3://b2/x", "s3://b/x y", "s3://b", "memory://b/x", "/b/x",
-              "https://b/x", "https://b/x/"]
+    assert {store.identity(way) for way in ("s3://b/x", "s3://b/x/", "s3a://b/x", "s3a://b/x//")} == {
+        "s3://b/x"
+    }
+    assert {store.identity(way) for way in ("memory://b/x", "memory://b/x/", "memory:///b/x")} == {
+        "memory://b/x"
+    }
+    others = [
+        "s3://b/x",
+        "s3://b/X",
+        "s3://b/x2",
+        "s3://b2/x",
+        "s3://b/x y",
+        "s3://b",
+        "memory://b/x",
+        "/b/x",
+        "https://b/x",
+        "https://b/x/",
+    ]
     assert len({store.identity(other) for other in others}) == len(others)
 
 
@@ -37,7 +60,9 @@ def test_a_local_path_is_no_pattern_and_no_chain(tmp_path: Path, monkeypatch: py
 def test_a_dash_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for use in (store.read_bytes, store.absolute, lambda uri: store.write_bytes(uri, b"1")):
-        with pytest.raises(ConfigError, match=r"^- is no file; standard input and output are /dev/stdin and /dev/std"):
+        with pytest.raises(
+            ConfigError, match=r"^- is no file; standard input and output are /dev/stdin and /dev/std"
+        ):
             use("-")
     assert list(tmp_path.iterdir()) == []
     store.write_bytes("./-", b"1")
@@ -51,21 +76,34 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert store.absolute(uri) == f"{tmp_path}/home/x"
     store.write_bytes("~/x", b"1")
     assert (tmp_path / "home" / "x").read_bytes() == b"1" and not (tmp_path / "~").exists()
-    with pytest.raises(ConfigError, match=r"^~nobody-here/x begins with ~nobody-here, and this machine has no user"):
+    with pytest.raises(
+        ConfigError, match=r"^~nobody-here/x begins with ~nobody-here, and this machine has no user"
+    ):
         store.write_bytes("~nobody-here/x", b"1")
     (tmp_path / "~nobody-here").mkdir()
-    assert store.absolute("~nobody-here/x") == f"{tmp_path}/~nobody-here/x", "it is there: it is what is meant"
+    assert store.absolute("~nobody-here/x") == f"{tmp_path}/~nobody-here/x", (
+        "it is there: it is what is meant"
+    )
 
 
-@pytest.mark.parametrize(("path", "name"), [
-    ("$HOME/x", "HOME"), ("/data/$USER/x", "USER"), ("runs/${SLURM_JOB_ID}", "SLURM_JOB_ID"), ("file://$X/y", "X"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("$HOME/x", "HOME"),
+        ("/data/$USER/x", "USER"),
+        ("runs/${SLURM_JOB_ID}", "SLURM_JOB_ID"),
+        ("file://$X/y", "X"),
+    ],
+)
 def test_a_variable_that_no_shell_put_in_is_refused(
     path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"holds \$\{{?{name}\}}?, which only a shell replaces; write the path out, "
-                                          rf"or \$\{{oc.env:{name}\}} in a config"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"holds \$\{{?{name}\}}?, which only a shell replaces; write the path out, "
+        rf"or \$\{{oc.env:{name}\}} in a config",
+    ):
         store.write_bytes(path, b"1")
     assert list(tmp_path.iterdir()) == []
 

@@ -7,29 +7,42 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.heartbeat import heart
+from cluster.process.heartbeat import heart
 from data_prep import alphabet
 from data_prep.shards import FormatError
 from tests.datasets import markov_sequence, write_dataset
-from trainer import health
-from trainer.collectives import Group
-from trainer.config import Data, TrainConfig
-from trainer.dataset import Dataset, open_datasets
-from trainer.heads import Outputs
-from trainer.rows import choose_windows
-from trainer.validate import Validator, _mix, _places, share_out
-from trainer.views import make_view, mask
+from trainer.core.collectives import Group
+from trainer.data.config import Data
+from trainer.data.dataset import Dataset, open_datasets
+from trainer.data.windows import choose_windows
+from trainer.distill import representation_metrics
+from trainer.evaluation.held_out import Validator, _mix, _places, share_out
+from trainer.models.network import Outputs
+from trainer.run.config import TrainConfig
+from trainer.views.view import make_view, mask
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    uri = write_dataset(tmp_path_factory.mktemp("toy"), {
-        "train": [markov_sequence(60_000, seed=1)],
-        "val": [markov_sequence(20_000, seed=2), markov_sequence(50, seed=3), np.full(300, alphabet.N, np.uint8)],
-    })
-    return TrainConfig.model_validate({
-        "run": {"dir": "unused"}, "data": {"uri": uri, "length": 100}, "train": {"steps": 1},
-        "val": {"windows": 150, "batch": 32}})
+    uri = write_dataset(
+        tmp_path_factory.mktemp("toy"),
+        {
+            "train": [markov_sequence(60_000, seed=1)],
+            "val": [
+                markov_sequence(20_000, seed=2),
+                markov_sequence(50, seed=3),
+                np.full(300, alphabet.N, np.uint8),
+            ],
+        },
+    )
+    return TrainConfig.model_validate(
+        {
+            "run": {"dir": "unused"},
+            "data": {"uri": uri, "length": 100},
+            "train": {"steps": 1},
+            "val": {"windows": 150, "batch": 32},
+        }
+    )
 
 
 def validator(config: TrainConfig) -> Validator:
@@ -44,7 +57,9 @@ class Fake(torch.nn.Module):
         self.answer, self.heads, self.embedding_size = answer, {}, 8
 
     def forward(self, codes_BL: torch.Tensor, **_: Any) -> Outputs:
-        return Outputs(self.answer(codes_BL), None, None, None, None, None, None, torch.ones(len(codes_BL), 8))
+        return Outputs(
+            self.answer(codes_BL), None, None, None, None, None, None, torch.ones(len(codes_BL), 8)
+        )
 
 
 def copying(codes_BL: torch.Tensor) -> torch.Tensor:
@@ -73,7 +88,9 @@ def test_every_scored_position_is_hidden_and_no_n_is_scored(config: TrainConfig)
 def test_copying_visible_letters_scores_no_more_than_a_constant(config: TrainConfig) -> None:
     """Scored like training (10 % kept, 10 % random), the copier would look like a model that has learned."""
     held_out = validator(config)
-    constant = held_out.masked(Fake(lambda codes: torch.eye(4)[0].expand(*codes.shape, 4) * 10))["val/mlm_accuracy"]
+    constant = held_out.masked(Fake(lambda codes: torch.eye(4)[0].expand(*codes.shape, 4) * 10))[
+        "val/mlm_accuracy"
+    ]
     assert held_out.masked(Fake(copying))["val/mlm_accuracy"] == constant
     rows = held_out._batches[0]
     view = make_view(rows.windows, name="v", operations={})
@@ -131,13 +148,17 @@ def test_a_constant_teacher_is_caught(config: TrainConfig) -> None:
 
 
 def test_health_of_random_directions_is_full() -> None:
-    unit = torch.nn.functional.normalize(torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert health.embedding_std(unit) == pytest.approx(1, abs=0.05)
-    assert health.effective_rank(unit) == pytest.approx(16, abs=0.1)
-    assert health.uniformity(unit) < -3
-    assert health.alignment(unit, -unit) == pytest.approx(4, abs=1e-4)
-    assert health.entropy(torch.full((5, 8), 1 / 8)).tolist() == pytest.approx([np.log(8)] * 5, rel=1e-6)
-    assert (health.entropy(torch.eye(8)) == 0).all()
+    unit = torch.nn.functional.normalize(
+        torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    assert representation_metrics.embedding_std(unit) == pytest.approx(1, abs=0.05)
+    assert representation_metrics.effective_rank(unit) == pytest.approx(16, abs=0.1)
+    assert representation_metrics.uniformity(unit) < -3
+    assert representation_metrics.alignment(unit, -unit) == pytest.approx(4, abs=1e-4)
+    assert representation_metrics.entropy(torch.full((5, 8), 1 / 8)).tolist() == pytest.approx(
+        [np.log(8)] * 5, rel=1e-6
+    )
+    assert (representation_metrics.entropy(torch.eye(8)) == 0).all()
 
 
 def test_val_split_without_letters_says_so(tmp_path: Path, config: TrainConfig) -> None:
@@ -149,19 +170,34 @@ def test_val_split_without_letters_says_so(tmp_path: Path, config: TrainConfig) 
 
 
 def mixture(tmp_path: Path, **data: Any) -> TrainConfig:
-    """Two datasets by 3 : 1, in the second of which T is the most frequent letter, and one without a val split."""
+    """Two datasets by 3 : 1, in the second of which T is the most frequent letter, and one without a val
+    split."""
     rng = np.random.default_rng(0)
-    rich_in_t = [np.where(rng.random(bases) < 0.9, alphabet.T, markov_sequence(bases, seed=5)).astype(np.uint8)
-                 for bases in (3_000, 20_000)]  # fmt: skip
-    uris = [write_dataset(tmp_path / "one", {"train": [markov_sequence(60_000, seed=1)],
-                                             "val": [markov_sequence(20_000, seed=2)]}),
-            write_dataset(tmp_path / "two", {"train": rich_in_t[:1], "val": rich_in_t[1:]}),
-            write_dataset(tmp_path / "three", {"train": [markov_sequence(500, seed=4)]})]  # fmt: skip
+    rich_in_t = [
+        np.where(rng.random(bases) < 0.9, alphabet.T, markov_sequence(bases, seed=5)).astype(np.uint8)
+        for bases in (3_000, 20_000)
+    ]
+    uris = [
+        write_dataset(
+            tmp_path / "one",
+            {"train": [markov_sequence(60_000, seed=1)], "val": [markov_sequence(20_000, seed=2)]},
+        ),
+        write_dataset(tmp_path / "two", {"train": rich_in_t[:1], "val": rich_in_t[1:]}),
+        write_dataset(tmp_path / "three", {"train": [markov_sequence(500, seed=4)]}),
+    ]
     weights = (3.0, 1.0, 1e-6)
-    return TrainConfig.model_validate({
-        "run": {"dir": "unused"}, "train": {"steps": 1}, "val": {"windows": 100, "batch": 20},
-        "data": {"uri": [{"uri": uri, "weight": weight} for uri, weight in zip(uris, weights, strict=True)],
-                 "length": 100} | data})  # fmt: skip
+    return TrainConfig.model_validate(
+        {
+            "run": {"dir": "unused"},
+            "train": {"steps": 1},
+            "val": {"windows": 100, "batch": 20},
+            "data": {
+                "uri": [{"uri": uri, "weight": weight} for uri, weight in zip(uris, weights, strict=True)],
+                "length": 100,
+            }
+            | data,
+        }
+    )
 
 
 def test_a_mixture_is_validated_by_weight_and_its_baselines_mirror_it(tmp_path: Path) -> None:
@@ -172,7 +208,9 @@ def test_a_mixture_is_validated_by_weight_and_its_baselines_mirror_it(tmp_path: 
     rich = [(rows.codes_BL == alphabet.T).float().mean(1) > 0.7 for rows in held_out._batches]
     assert int(torch.cat(rich).sum()) == 25
     assert [int(part.sum()) for part in rich] == [5] * 5, "any first part mirrors the mixture too"
-    letters, kmers = _mix([held_out._count(dataset) for dataset in train], [3 / 60_000, 1 / 3_000, 1e-6 / 500])
+    letters, kmers = _mix(
+        [held_out._count(dataset) for dataset in train], [3 / 60_000, 1 / 3_000, 1e-6 / 500]
+    )
     share = letters / letters.sum()
     expected = 0.75 * np.bincount(markov_sequence(60_000, seed=1), minlength=4) / 60_000
     expected += 0.25 * np.bincount(train[1].codes(0), minlength=4) / 3_000
@@ -182,7 +220,9 @@ def test_a_mixture_is_validated_by_weight_and_its_baselines_mirror_it(tmp_path: 
     found = held_out.baselines(train)
     assert found["val/mlm_accuracy_majority"] == float((truth == alphabet.T).double().mean())
     assert found["val/mlm_accuracy_markov"] > 0.7
-    assert (kmers > 0).sum() == (sum(held_out._count(dataset)[1] for dataset in train) > 0).sum(), "none is rounded off"
+    assert (kmers > 0).sum() == (sum(held_out._count(dataset)[1] for dataset in train) > 0).sum(), (
+        "none is rounded off"
+    )
 
 
 def test_datasets_have_masks_of_their_own(tmp_path: Path) -> None:
@@ -228,8 +268,15 @@ def test_a_damaged_training_block_is_not_counted_with_skip_and_fatal_without(tmp
             assert held_out.baselines(train)["val/mlm_accuracy_markov"] > 0.7
 
 
-@pytest.mark.parametrize(("total", "weights", "shares"), [
-    (512, [1.0], [512]), (10, [1, 1, 1], [4, 3, 3]), (10, [3, 1], [8, 2]), (7, [5, 1e-9], [7, 1]), (1, [1, 1], [1, 1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("total", "weights", "shares"),
+    [
+        (512, [1.0], [512]),
+        (10, [1, 1, 1], [4, 3, 3]),
+        (10, [3, 1], [8, 2]),
+        (7, [5, 1e-9], [7, 1]),
+        (1, [1, 1], [1, 1]),
+    ],
+)
 def test_windows_are_shared_out_by_weight(total: int, weights: list[float], shares: list[int]) -> None:
     assert share_out(total, weights) == shares

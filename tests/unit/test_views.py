@@ -1,4 +1,5 @@
-"""Views and masks. Each fault that method.md lists of the published code has its test here, under its own name."""
+"""Views and masks. Each fault that method.md lists of the published code has its test here, under its own
+name."""
 
 import dataclasses
 import itertools
@@ -15,22 +16,28 @@ from scipy.stats import chi2
 
 from data_prep import alphabet
 from tests.bench import views as bench_views
-from trainer import counter, views
-from trainer.views import INSERTED, PADDED, VIEWS, Edit, View, Windows, input_noise, make_view, mask
+from trainer.core import random
+from trainer.data.windows import Windows
+from trainer.views import view
+from trainer.views.view import INSERTED, PADDED, VIEWS, Edit, View, input_noise, make_view, mask
 
 ALL = {"deletion": 20, "insertion": 20, "shift": 20}
 BASE_COMPLEMENT = {0: 3, 1: 2, 2: 1, 3: 0, 4: 4, 5: 5, 6: 6, 7: 7}
 
 
-def windows(rows: int = 64, length: int = 200, *, seed: int = 0, flank: int = 60, letters: int = 4) -> Windows:
+def windows(
+    rows: int = 64, length: int = 200, *, seed: int = 0, flank: int = 60, letters: int = 4
+) -> Windows:
     generator = torch.Generator().manual_seed(seed)
     codes_BS = torch.randint(0, letters, (rows, length + 2 * flank), generator=generator, dtype=torch.uint8)
     low_B, high_B = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), length + 2 * flank)
-    place_B3 = torch.stack([torch.arange(rows), torch.full((rows,), 100), torch.full((rows,), 100 + length)], 1)
-    return Windows(codes_BS, low_B, high_B, counter.fold(seed, torch.arange(rows)), place_B3, flank)
+    place_B3 = torch.stack(
+        [torch.arange(rows), torch.full((rows,), 100), torch.full((rows,), 100 + length)], 1
+    )
+    return Windows(codes_BS, low_B, high_B, random.fold(seed, torch.arange(rows)), place_B3, flank)
 
 
-def student_mask(view: View, source: Windows, *, name: str = "student", rate: float = 0.3) -> views.Masked:
+def student_mask(view: View, source: Windows, *, name: str = "student", rate: float = 0.3) -> view.Masked:
     return mask(view, source, name=name, rate=rate, mask_share=0.8, random_share=0.1)
 
 
@@ -50,7 +57,9 @@ def recorded(source: Windows, operations: dict[str, int], **others: float) -> tu
     """A view and the edits that were drawn for it."""
     drawn: list[Edit] = []
 
-    def recorder(operation: Callable[[torch.Tensor, int, int], Edit]) -> Callable[[torch.Tensor, int, int], Edit]:
+    def recorder(
+        operation: Callable[[torch.Tensor, int, int], Edit],
+    ) -> Callable[[torch.Tensor, int, int], Edit]:
         def draw(word_B1: torch.Tensor, limit: int, length: int) -> Edit:
             drawn.append(operation(word_B1, limit, length))
             return drawn[-1]
@@ -61,8 +70,11 @@ def recorded(source: Windows, operations: dict[str, int], **others: float) -> tu
         return make_view(source, name="v", operations=operations, **others), drawn
 
 
-def naive_row(source: Windows, edits: list[Edit], names: list[str], row: int, *, backwards: bool) -> list[int]:
-    """The source map of one row by editing a list: a stretch of an endless genome, of which the view is a window."""
+def naive_row(
+    source: Windows, edits: list[Edit], names: list[str], row: int, *, backwards: bool
+) -> list[int]:
+    """The source map of one row by editing a list: a stretch of an endless genome, of which the view is a
+    window."""
     length, low, high = source.length, int(source.low_B[row]), int(source.high_B[row])
     reach = 1000
     genome, origin = list(range(source.flank - reach, source.flank + length + reach)), reach
@@ -97,7 +109,9 @@ def naive_row(source: Windows, edits: list[Edit], names: list[str], row: int, *,
 @given(
     seed=st.integers(0, 1 << 30),
     length=st.integers(1, 60),
-    operations=st.permutations(sorted(VIEWS)).flatmap(lambda names: st.integers(0, 3).map(lambda n: names[:n])),
+    operations=st.permutations(sorted(VIEWS)).flatmap(
+        lambda names: st.integers(0, 3).map(lambda n: names[:n])
+    ),
     limit=st.sampled_from([0, 1, 3, 20, 70]),
     edges=st.tuples(st.integers(0, 100), st.integers(0, 100)),
     strand=st.sampled_from([0.0, 0.5, 1.0]),
@@ -116,8 +130,9 @@ def test_the_whole_view_is_what_editing_a_list_gives(
         expected = naive_row(source, edits, operations, row, backwards=bool(view.reversed_B[row]))
         assert view.source_BL[row].tolist() == expected
         assert int(view.length_B[row]) == length - expected.count(PADDED)
-        for place, code, predictable in zip(expected, view.codes_BL[row].tolist(),
-                                            view.predictable_BL[row].tolist(), strict=True):  # fmt: skip
+        for place, code, predictable in zip(
+            expected, view.codes_BL[row].tolist(), view.predictable_BL[row].tolist(), strict=True
+        ):
             if place == PADDED:
                 assert code == alphabet.PAD
             elif place == INSERTED:
@@ -155,11 +170,16 @@ def test_each_operation_leaves_its_mark_on_the_source_map() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 1 << 30), length=st.integers(1, 80), strand=st.booleans(), substitution=st.booleans())
-def test_every_letter_is_what_its_source_map_says(seed: int, length: int, strand: bool, substitution: bool) -> None:
+@given(
+    seed=st.integers(0, 1 << 30), length=st.integers(1, 80), strand=st.booleans(), substitution=st.booleans()
+)
+def test_every_letter_is_what_its_source_map_says(
+    seed: int, length: int, strand: bool, substitution: bool
+) -> None:
     source = windows(8, length, seed=seed, letters=5)
-    view = make_view(source, name="v", operations=ALL, reverse_complement=float(strand),
-                     substitution=0.2 * substitution)
+    view = make_view(
+        source, name="v", operations=ALL, reverse_complement=float(strand), substitution=0.2 * substitution
+    )
     expected = letters_by_map(view, source)
     named = (expected >= 0) & ~view.altered_BL
     assert torch.equal(view.codes_BL[named].long(), expected[named])
@@ -175,7 +195,9 @@ def test_reverse_complement_is_an_involution_and_a_true_complement() -> None:
     source = windows()
     forward = make_view(source, name="v", operations={})
     backward = make_view(source, name="v", operations={}, reverse_complement=1.0)
-    assert torch.equal(backward.codes_BL, torch.from_numpy(alphabet.reverse_complement(forward.codes_BL.numpy())))
+    assert torch.equal(
+        backward.codes_BL, torch.from_numpy(alphabet.reverse_complement(forward.codes_BL.numpy()))
+    )
     assert torch.equal(backward.source_BL, forward.source_BL.flip(1))
 
 
@@ -189,7 +211,11 @@ def test_labels_and_mask_ride_along_with_the_strand() -> None:
 
 
 def test_half_of_the_rows_are_reversed_at_probability_a_half() -> None:
-    share = make_view(windows(4000, 20), name="v", operations={}, reverse_complement=0.5).reversed_B.double().mean()
+    share = (
+        make_view(windows(4000, 20), name="v", operations={}, reverse_complement=0.5)
+        .reversed_B.double()
+        .mean()
+    )
     assert abs(share - 0.5) < 0.04
 
 
@@ -211,12 +237,18 @@ def test_inserted_and_random_letters_are_uniform() -> None:
 
 def test_views_and_masks_are_fresh_for_every_epoch_sample_and_name() -> None:
     source = windows()
-    other_epoch = dataclasses.replace(source, key_B=counter.fold(1, torch.arange(64)))
+    other_epoch = dataclasses.replace(source, key_B=random.fold(1, torch.arange(64)))
     first = make_view(source, name="v", operations=ALL)
-    for again in (make_view(other_epoch, name="v", operations=ALL), make_view(source, name="w", operations=ALL)):
+    for again in (
+        make_view(other_epoch, name="v", operations=ALL),
+        make_view(source, name="w", operations=ALL),
+    ):
         assert (first.source_BL != again.source_BL).any(1).double().mean() > 0.9
     plain = make_view(source, name="v", operations={})
-    targets = [student_mask(plain, s, name=n).target_BL for s, n in ((source, "a"), (source, "b"), (other_epoch, "a"))]
+    targets = [
+        student_mask(plain, s, name=n).target_BL
+        for s, n in ((source, "a"), (source, "b"), (other_epoch, "a"))
+    ]
     for one, two in ((0, 1), (0, 2)):
         agreement = (targets[one] == targets[two]).double().mean()
         assert abs(agreement - (0.3 * 0.3 + 0.7 * 0.7)) < 0.02  # as independent masks agree
@@ -251,7 +283,8 @@ def test_any_split_of_the_batch_gives_the_same_rows(seed: int, cuts: set[int], l
 
 
 def independent(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two small integers a place, each with its own distribution, are independent by chi-square at 0.999."""
+    """Whether two small integers a place, each with its own distribution, are independent by chi-square at
+    0.999."""
     kinds = int(max(first.max(), second.max())) + 1
     counts = torch.bincount((first.long() * kinds + second.long()).flatten(), minlength=kinds**2).double()
     table = counts.view(kinds, kinds)
@@ -266,7 +299,9 @@ def test_what_befalls_a_position_is_independent_of_its_neighbours_and_of_other_d
     view = make_view(source, name="v", operations={}, substitution=0.3)
     plain = make_view(source, name="v", operations={})
     masked = student_mask(plain, source, name="v")
-    fate_BL = torch.where(masked.target_BL, 1 + masked.codes_BL, 0)  # not asked, asked and kept, replaced by, hidden
+    fate_BL = torch.where(
+        masked.target_BL, 1 + masked.codes_BL, 0
+    )  # not asked, asked and kept, replaced by, hidden
     assert sorted(fate_BL.unique().tolist()) == [0, 1, 2, 3, 4, 6]
     for draws_BL in (fate_BL, view.codes_BL):
         for apart in (1, 2, 3, 4, 8):
@@ -298,7 +333,11 @@ def test_shares_of_nothing_and_of_all_are_exact(mask_share: float, random_share:
     view = make_view(source, name="v", operations={})
     masked = mask(view, source, name="v", rate=0.3, mask_share=mask_share, random_share=random_share)
     hidden_BL, changed_BL = masked.codes_BL == alphabet.MASK, masked.codes_BL != view.codes_BL
-    assert torch.equal(hidden_BL, masked.target_BL) if mask_share == 1 else bool(mask_share) == bool(hidden_BL.any())
+    assert (
+        torch.equal(hidden_BL, masked.target_BL)
+        if mask_share == 1
+        else bool(mask_share) == bool(hidden_BL.any())
+    )
     assert bool((changed_BL & ~hidden_BL).any()) == bool(random_share)
     assert bool((masked.target_BL & ~changed_BL).any()) == (mask_share < 1)
     assert mask(view, source, name="v", rate=1.0, mask_share=1.0, random_share=0.0).target_BL.all()
@@ -311,22 +350,30 @@ def test_windows_that_cannot_be_indexed_are_refused() -> None:
         make_view(beyond, name="v", operations={})
     rows = 1 << 20
     row_B = torch.zeros(1, dtype=torch.int64).expand(rows)
-    codes_BS, place_B3 = torch.zeros(1, 1, dtype=torch.uint8).expand(rows, 1 << 12), row_B[:, None].expand(-1, 3)
+    codes_BS, place_B3 = (
+        torch.zeros(1, 1, dtype=torch.uint8).expand(rows, 1 << 12),
+        row_B[:, None].expand(-1, 3),
+    )
     many = Windows(codes_BS, row_B, row_B, row_B, place_B3, (1 << 11) - 1)
-    with pytest.raises(AssertionError, match="1048576 windows of 4098 letters need a larger index than int32"):
+    with pytest.raises(
+        AssertionError, match="1048576 windows of 4098 letters need a larger index than int32"
+    ):
         make_view(many, name="v", operations={})
 
 
 def test_the_bench_says_what_it_needs_when_its_peer_is_not_installed() -> None:
     with (
         mock.patch.dict(sys.modules, {"evoaug": None}),
-        pytest.raises(RuntimeError, match=r"evoaug is not installed; .*pip install --no-deps -r .*bench\.txt"),
+        pytest.raises(
+            RuntimeError, match=r"evoaug is not installed; .*pip install --no-deps -r .*bench\.txt"
+        ),
     ):
         bench_views.evoaug_views(substitution=0.0, both_strands=False)
 
 
-def faults_of_mask(view: View, masked: views.Masked) -> list[str]:
-    """What is wrong with a mask: 30 % targets, of which 80 % hidden and 10 % random; every other letter untouched."""
+def faults_of_mask(view: View, masked: view.Masked) -> list[str]:
+    """What is wrong with a mask: 30 % targets, of which 80 % hidden and 10 % random; every other letter
+    untouched."""
     target = masked.target_BL
     hidden = masked.codes_BL == alphabet.MASK
     changed = masked.codes_BL != view.codes_BL
@@ -355,7 +402,9 @@ def test_a_shuffled_mask_is_caught() -> None:
     source = windows(rows=1000)
     view = make_view(source, name="v", operations={})
     masked = student_mask(view, source)
-    scrambled = dataclasses.replace(masked, target_BL=masked.target_BL.flatten().roll(1).view_as(masked.target_BL))
+    scrambled = dataclasses.replace(
+        masked, target_BL=masked.target_BL.flatten().roll(1).view_as(masked.target_BL)
+    )
     assert "touched without being a target" in faults_of_mask(view, scrambled)
     assert "share hidden" in faults_of_mask(view, scrambled)
 
@@ -404,5 +453,5 @@ def test_noise_is_normal_on_letters_and_absent_from_padding() -> None:
 
 
 def test_flank_covers_the_widest_view() -> None:
-    assert views.flank_for({}, {"deletion": 20, "shift": 5}) == 25
-    assert views.flank_for() == 0
+    assert view.flank_for({}, {"deletion": 20, "shift": 5}) == 25
+    assert view.flank_for() == 0

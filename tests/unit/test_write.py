@@ -1,4 +1,4 @@
-"""data_prep.write and read: a shard is a WebDataset tar whose bytes depend on its blocks alone."""
+"""data_prep.dataset.write and read: a shard is a WebDataset tar whose bytes depend on its blocks alone."""
 
 import hashlib
 import io
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.intervals import Span
-from data_prep.read import samples
+from data_prep.dataset.read import samples
+from data_prep.dataset.write import write_shard
 from data_prep.shards import BlockHeader, FormatError, pack, unpack
-from data_prep.write import write_shard
+from data_prep.split.intervals import Span
 
 ROOT = Path(__file__).parents[2]
 SPANS = [Span("toy", "a/b c", start, start + 1000) for start in (0, 1000, 5000)]
@@ -31,7 +31,9 @@ def test_offsets_digest_and_members(tmp_path: Path) -> None:
     with tarfile.open(uri) as tar:
         members = tar.getmembers()
     assert [m.name for m in members] == [f"{i:06d}.{ext}" for i in range(3) for ext in ("2bit", "json")]
-    assert {(m.mtime, m.uname, m.gname, m.uid, m.gid, m.mode) for m in members} == {(0, "dna", "dna", 0, 0, 0o444)}
+    assert {(m.mtime, m.uname, m.gname, m.uid, m.gid, m.mode) for m in members} == {
+        (0, "dna", "dna", 0, 0, 0o444)
+    }
 
 
 def test_same_blocks_same_bytes_at_another_time(tmp_path: Path) -> None:
@@ -75,7 +77,11 @@ def test_what_is_no_shard(tmp_path: Path) -> None:
 
 
 def test_no_worker_of_a_build_imports_torch() -> None:
-    code = ("import importlib.util, sys, data_prep.__main__\n"
-            "print('torch' in sys.modules, importlib.util.find_spec('torch') is not None)")
+    code = (
+        "import importlib.util, sys, data_prep.__main__\n"
+        "print('torch' in sys.modules, importlib.util.find_spec('torch') is not None)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
-    assert done.stdout == "False True\n", "it costs each of them 2 s and 180 MB; and it can be imported afterwards"
+    assert done.stdout == "False True\n", (
+        "it costs each of them 2 s and 180 MB; and it can be imported afterwards"
+    )

@@ -1,7 +1,8 @@
-"""The losses: name -> what it needs of the step, and the function of that one small dataclass; all in fp32 inside.
+"""The losses: name -> what it needs of the step, and the function of that one small dataclass; all in fp32
+inside.
 
-A loss returns this micro-batch's share of the loss over the global batch: summed over ranks and micro-batches, the
-shares are the global mean, and so are their gradients.
+A loss returns this micro-batch's share of the loss over the global batch: summed over ranks and
+micro-batches, the shares are the global mean, and so are their gradients.
 """
 
 from collections.abc import Callable
@@ -9,11 +10,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from trainer.losses.contrastive import info_nce, symmetric_info_nce
-from trainer.losses.distillation import distillation
+from trainer.losses.dino import distillation
+from trainer.losses.infonce import info_nce, symmetric_info_nce
 from trainer.losses.koleo import koleo
-from trainer.losses.masked import masked_nucleotides
-from trainer.losses.ring import ring_info_nce, ring_symmetric_info_nce
+from trainer.losses.masked_lm import masked_nucleotides
+from trainer.losses.ring_infonce import ring_info_nce, ring_symmetric_info_nce
 from trainer.losses.vicreg import vicreg
 
 
@@ -34,7 +35,8 @@ LOSSES: dict[str, Loss] = {
 
 WITHOUT_TEACHER = {"mlm", "koleo"}  # the others read what the teacher says
 
-# Of all rows of this rank at once, since other ranks' losses depend on them, too. By name, then by what it needs.
+# Of all rows of this rank at once, since other ranks' losses depend on them, too. By name, then by what it
+# needs.
 COUPLED: dict[str, list[Loss]] = {
     "contrastive": [
         Loss("symmetric", symmetric_info_nce),

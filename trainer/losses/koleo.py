@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.losses.share import among_all, as_share, full_precision
+from trainer.losses.reduction import among_all, as_share, full_precision
 
 
 @dataclass(frozen=True)
@@ -24,40 +24,47 @@ class Spread:
 
 
 def koleo(spread: Spread) -> Tensor:
-    """-mean log(distance to the nearest neighbour) on the unit sphere: this rank's share, its rows' whole gradient.
+    """-mean log(distance to the nearest neighbour) on the unit sphere: this rank's share, its rows' whole
+    gradient.
 
-    fp32. The gradient is exact also where a row of this rank is the neighbour of another rank's row. Equal rows do not
-    push each other, and a row of zeros is a point without gradient, so that both are finite. One view a call: the other
-    view of a sample is no neighbour. Memory O((block + D) · G).
-    ε is the spacing of numbers at 1 of the coarsest dtype that comes in, below which distances are noise (fp32 1.2e-7,
-    fp16 9.8e-4, bf16 7.8e-3).
-    Kozachenko & Leonenko 1987; Sablayrolles et al. 2019; Oquab et al. 2023 (DINOv2).
+    fp32. The gradient is exact also where a row of this rank is the neighbour of another rank's row. Equal
+    rows do not push each other, and a row of zeros is a point without gradient, so that both are finite. One
+    view a call: the other view of a sample is no neighbour. Memory O((block + D) · G). ε is the spacing of
+    numbers at 1 of the coarsest dtype that comes in, below which distances are noise (fp32 1.2e-7, fp16
+    9.8e-4, bf16 7.8e-3). Kozachenko & Leonenko 1987; Sablayrolles et al. 2019; Oquab et al. 2023 (DINOv2).
     Naive: z[g] = x[g] / |x[g]|;  -sum(log(min(|z[g] - z[h]| for every h ≠ g) + ε) for every g) / G
     Raises ValueError where the global batch has fewer than 2 rows.
     """
     if len(spread.all_GD) < 2:
-        raise ValueError(f"KoLeo needs a neighbour for each row, and the global batch has {len(spread.all_GD)} row(s); "
-                         "use a global batch of at least 2, or weight 0 for this loss")  # fmt: skip
-    epsilon = max(torch.finfo(dtype).eps for dtype in (spread.rows_BD.dtype, spread.all_GD.dtype, torch.float32))
-    # The search sees what was gathered, the same bits on all ranks, which so agree on who is whose neighbour (but for
-    # near ties, where processors or threads of the ranks differ).
+        raise ValueError(
+            f"KoLeo needs a neighbour for each row, and the global batch has {len(spread.all_GD)} row(s); "
+            "use a global batch of at least 2, or weight 0 for this loss"
+        )
+    epsilon = max(
+        torch.finfo(dtype).eps for dtype in (spread.rows_BD.dtype, spread.all_GD.dtype, torch.float32)
+    )
+    # The search sees what was gathered, the same bits on all ranks, which so agree on who is whose neighbour
+    # (but for near ties, where processors or threads of the ranks differ).
     neighbour_G = _nearest(_unit(spread.all_GD.float()), spread.block)
     unit_GD = _unit(among_all(spread.rows_BD, spread.all_GD, spread.first_row))
     # Not from the cosine, whose square root has no gradient at 0; the norm's is 0 there.
-    # Rows by F.embedding and not by indexing, whose backward has several threads add to a row in the order they come.
+    # Rows by F.embedding and not by indexing, whose backward has several threads add to a row in the order
+    # they come.
     distance_G = torch.linalg.vector_norm(unit_GD - F.embedding(neighbour_G, unit_GD), dim=-1)
     return as_share(-(distance_G + epsilon).log().mean(), spread.ranks)
 
 
 def _unit(rows_GD: Tensor) -> Tensor:
-    """The rows over their norms; a row of zeros stays so, where a small number in place of its norm would give 1e12."""
+    """The rows over their norms; a row of zeros stays so, where a small number in place of its norm would
+    give 1e12."""
     norm_G1 = torch.linalg.vector_norm(rows_GD, dim=-1, keepdim=True)
     return rows_GD / norm_G1.masked_fill(norm_G1 == 0, torch.inf)
 
 
 @torch.no_grad()
 def _nearest(unit_GD: Tensor, block: int) -> Tensor:
-    """int64 [G]: the nearest other row of each; the order of distances below 5e-4 is lost in the cosine's rounding."""
+    """int64 [G]: the nearest other row of each; the order of distances below 5e-4 is lost in the cosine's
+    rounding."""
     nearest = []
     with full_precision(unit_GD):
         for begin in range(0, len(unit_GD), block):

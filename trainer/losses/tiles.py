@@ -1,7 +1,8 @@
 """Pieces of work on a CPU, each done by one thread from its beginning to its end.
 
-How MKL cuts and sums a product depends on the number of threads that share it, and so does which entries of a vector
-get the rounding of its last few. What one thread does alone has the same bits whatever the number of threads.
+How MKL cuts and sums a product depends on the number of threads that share it, and so does which entries of a
+vector get the rounding of its last few. What one thread does alone has the same bits whatever the number of
+threads.
 """
 
 import contextlib
@@ -18,7 +19,8 @@ _ALIGNMENT = 64  # bytes: MKL promises a repeated product the same bits where it
 
 @contextlib.contextmanager
 def one_thread(device: torch.device) -> Iterator[int]:
-    """One thread for each operation on a CPU, in all of this process: MKL knows one number for all of its callers.
+    """One thread for each operation on a CPU, in all of this process: MKL knows one number for all of its
+    callers.
 
     Gives the number that was there before and will be there again; 1 for a GPU, which it does not touch.
     """
@@ -34,7 +36,8 @@ def one_thread(device: torch.device) -> Iterator[int]:
 
 
 def each_alone(function: Callable[[slice], None], pieces: Sequence[slice], *, device: torch.device) -> None:
-    """``function`` of each piece, without gradient, as many at a time as torch has threads; in turn on a GPU."""
+    """``function`` of each piece, without gradient, as many at a time as torch has threads; in turn on a
+    GPU."""
     with torch.no_grad(), one_thread(device) as threads:
         if threads == 1 or len(pieces) == 1:
             for piece in pieces:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.losses.share import among_all, as_share, full_precision
+from trainer.losses.reduction import among_all, as_share, full_precision
 
 DEVIATION = 1.0  # γ, the standard deviation that each feature is to reach
 EPSILON = 1e-4  # under the root of the variance, whose slope is then at most 50 × the deviation from the mean
@@ -16,7 +16,8 @@ EPSILON = 1e-4  # under the root of the variance, whose slope is then at most 50
 
 @dataclass(frozen=True)
 class Expanded:
-    """This rank's rows of one view, the teacher's of the other, and the student's of all ranks; not normalised."""
+    """This rank's rows of one view, the teacher's of the other, and the student's of all ranks; not
+    normalised."""
 
     rows_BE: Tensor  # with gradient
     all_GE: Tensor  # the student's of all ranks, in rank order; no gradient
@@ -29,10 +30,11 @@ class Expanded:
 
 
 def vicreg(expanded: Expanded) -> Tensor:
-    """Variance hinge, covariance and distance to the teacher: this rank's share, with its rows' whole gradient, fp32.
+    """Variance hinge, covariance and distance to the teacher: this rank's share, with its rows' whole
+    gradient, fp32.
 
-    Mean and covariance are those of the global batch. Bardes et al. 2022, for one view; the coefficients, and the mean
-    over features in the invariance that belongs to them, as in the authors' code.
+    Mean and covariance are those of the global batch. Bardes et al. 2022, for one view; the coefficients, and
+    the mean over features in the invariance that belongs to them, as in the authors' code.
     Naive: C = cov(z), G - 1 in the denominator;
     invariance · sum((z[g, e] - t[g, e])² for every g, e) / (G · E)
     + variance · sum(max(0, 1 - sqrt(C[e, e] + 1e-4)) for every e) / E
@@ -41,13 +43,17 @@ def vicreg(expanded: Expanded) -> Tensor:
     """
     rows, size = expanded.all_GE.shape
     if rows < 2:
-        raise ValueError(f"VICReg needs a variance over the global batch, which has {rows} row(s); "
-                         "use a global batch of at least 2, or weight 0 for this loss")  # fmt: skip
+        raise ValueError(
+            f"VICReg needs a variance over the global batch, which has {rows} row(s); "
+            "use a global batch of at least 2, or weight 0 for this loss"
+        )
     assert not expanded.teacher_BE.requires_grad, "the teacher's rows carry no gradient"
     assert expanded.teacher_BE.shape == expanded.rows_BE.shape, (
         f"rows of {tuple(expanded.rows_BE.shape)} and of the teacher {tuple(expanded.teacher_BE.shape)}"
     )
-    rows_BE = expanded.rows_BE.float()  # once: the gradients of two casts would be added in the dtype that came in
+    rows_BE = (
+        expanded.rows_BE.float()
+    )  # once: the gradients of two casts would be added in the dtype that came in
     distance = (rows_BE - expanded.teacher_BE.float()).square().sum() / (rows * size)
     all_GE = among_all(rows_BE, expanded.all_GE, expanded.first_row)
     centred_GE = all_GE - all_GE.mean(0)

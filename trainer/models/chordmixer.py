@@ -1,8 +1,9 @@
-"""ChordMixer (Khalitov, Yu, Cheng, Yang, ICLR 2023), the backbone of FinDNA: x + CircularShift(MLP(x)), repeated.
+"""ChordMixer (Khalitov, Yu, Cheng, Yang, ICLR 2023), the backbone of FinDNA: x + CircularShift(MLP(x)),
+repeated.
 
-Channels come in groups; group i of every layer's update is rolled by a fixed number of positions (0, 1, 2, 4, …), so
-that log₂(length) layers connect any two positions. Each row is a circle of its own length: summary positions, then
-letters. Padding lies outside the circle, so no logit depends on it but for rounding.
+Channels come in groups; group i of every layer's update is rolled by a fixed number of positions (0, 1, 2, 4,
+…), so that log₂(length) layers connect any two positions. Each row is a circle of its own length: summary
+positions, then letters. Padding lies outside the circle, so no logit depends on it but for rounding.
 
 Shapes: B rows, L letters, P summary positions, T = P + L, D = G·C channels in G groups.
 """
@@ -56,7 +57,8 @@ class ChordMixer(nn.Module):
         }
 
     def wiring(self) -> dict[str, Any]:
-        """What decides which position feeds which: weights mean nothing under another wiring. No length in it."""
+        """What decides which position feeds which: weights mean nothing under another wiring. No length in
+        it."""
         return {
             "mixer": "x + roll(mlp(norm(x)), -shift)",
             "shifts": self.shifts,
@@ -68,7 +70,9 @@ class ChordMixer(nn.Module):
     def wiring_sha256(self) -> str:
         return hashlib.sha256(json.dumps(self.wiring(), sort_keys=True).encode()).hexdigest()
 
-    def forward(self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None) -> Tensor:
+    def forward(
+        self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
+    ) -> Tensor:
         """Hidden states [B, T, D] of ``codes_BL`` uint8.
 
         Args:
@@ -87,7 +91,9 @@ class ChordMixer(nn.Module):
         x_BTD = self.input(x_BTV)
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTD = torch.utils.checkpoint.checkpoint(self._mix, layer, x_BTD, index_BTG, use_reentrant=False)
+                x_BTD = torch.utils.checkpoint.checkpoint(
+                    self._mix, layer, x_BTD, index_BTG, use_reentrant=False
+                )
             else:
                 x_BTD = self._mix(layer, x_BTD, index_BTG)
         return x_BTD

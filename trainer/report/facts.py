@@ -1,4 +1,5 @@
-"""What a report says: read from MLflow, the dataset and the exported teacher. Nothing here writes or draws."""
+"""What a report says: read from MLflow, the dataset and the exported teacher. Nothing here writes or
+draws."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,15 +11,15 @@ import pandas as pd
 import yaml
 from sklearn.decomposition import PCA
 
-from cluster import store
+from cluster.storage import store
 from data_prep import alphabet, shards
-from trainer.dataset import Dataset
-from trainer.embed import Rows, best_device, embed, open_model
-from trainer.finetune import past_results
-from trainer.registry import Registry
+from trainer.data.dataset import Dataset
+from trainer.data.windows import choose_windows
+from trainer.evaluation.embedding import Rows, best_device, embed, open_model
+from trainer.evaluation.tasks.downstream import past_results
+from trainer.evaluation.tasks.results import summarise
 from trainer.report.figures import Histories
-from trainer.rows import choose_windows
-from trainer.tasks.results import summarise
+from trainer.tracking.registry import Registry
 
 WINDOWS = 400
 
@@ -38,7 +39,8 @@ def histories(registry: Registry, run: Any) -> Histories:
 
 
 def verdict(found: Histories) -> list[str]:
-    """Plain sentences: held-out accuracy against the majority letter and Markov in standard errors, and its course."""
+    """Plain sentences: held-out accuracy against the majority letter and Markov in standard errors, and its
+    course."""
     if "val/mlm_accuracy" not in found:
         return ["The run logged no held-out accuracy."]
     values = found["val/mlm_accuracy"]["value"].tolist()
@@ -47,8 +49,10 @@ def verdict(found: Histories) -> list[str]:
     error = math.sqrt(max(last * (1 - last), 1e-12) / scored) if scored else None
     spread = f" ± {error:.4f} (one standard error, {scored:,.0f} positions)" if error and scored else ""
     sentences = [f"The teacher predicts {last:.4f}{spread} of the hidden letters of held-out contigs."]
-    for metric, name in (("val/mlm_accuracy_majority", "always guessing the most frequent letter"),
-                         ("val/mlm_accuracy_markov", "the two-sided 4+4 Markov model")):  # fmt: skip
+    for metric, name in (
+        ("val/mlm_accuracy_majority", "always guessing the most frequent letter"),
+        ("val/mlm_accuracy_markov", "the two-sided 4+4 Markov model"),
+    ):
         level = last_value(found, metric)
         if level is not None:
             sentences.append(_against(last, level, name, error))
@@ -66,8 +70,11 @@ def trouble(found: Histories, status: str) -> list[str]:
     """
     last, sentences = max((int(points["step"].max()) for points in found.values()), default=None), []
     if status == "FAILED":
-        sentences.append("The run failed before it logged anything." if last is None else
-                         f"The run failed at step {last}, the last that it logged.")  # fmt: skip
+        sentences.append(
+            "The run failed before it logged anything."
+            if last is None
+            else f"The run failed at step {last}, the last that it logged."
+        )
     if "batch_health/collapsed" in found:
         sentences += _collapse(found["batch_health/collapsed"])
     skipped = last_value(found, "train/skipped_steps")
@@ -83,8 +90,11 @@ def _collapse(flags: pd.DataFrame) -> list[str]:
         return []
     first, last = int(collapsed["step"].iloc[0]), int(flags["step"].iloc[-1])
     still = "still" if flags["value"].iloc[-1] == 1 else "but no longer"
-    return [f"From step {first} on the batch showed a collapse, in {len(collapsed):,} of {len(flags):,} readings, "
-            f"{still} in the last one, at step {last}."]  # fmt: skip
+    return [
+        f"From step {first} on the batch showed a collapse, in {len(collapsed):,} of {len(flags):,} "
+        f"readings, "
+        f"{still} in the last one, at step {last}."
+    ]
 
 
 def _against(value: float, level: float, name: str, error: float | None) -> str:
@@ -131,17 +141,26 @@ def dataset_rows(uri: str) -> list[tuple[str, str]]:
     total = sum(bp.values())
     return [
         ("URI", uri),
-        ("sources", ", ".join(f"{s.name} ({len(s.contigs)} contigs, {sum(s.contigs.values()):,} bp)"
-                              for s in manifest.sources)),
+        (
+            "sources",
+            ", ".join(
+                f"{s.name} ({len(s.contigs)} contigs, {sum(s.contigs.values()):,} bp)"
+                for s in manifest.sources
+            ),
+        ),
         ("kept", f"{total:,} bp: " + ", ".join(f"{split} {count:,}" for split, count in bp.items())),
-        ("held-out contigs", ", ".join(sorted({block.contig for _, block in manifest.blocks("val")})) or "none"),
+        (
+            "held-out contigs",
+            ", ".join(sorted({block.contig for _, block in manifest.blocks("val")})) or "none",
+        ),
         ("shards", f"{len(written)}, {size:,} bytes"),
         ("bytes per bp", f"{size / total:.4f}" if total else "–"),
-    ]  # fmt: skip
+    ]
 
 
 def embedding_picture(registry: Registry, model_uri: str, *, dataset_uri: str, length: int) -> Picture:
-    """Of at most WINDOWS held-out windows of the dataset, mean-pooled by the exported teacher, both strands averaged.
+    """Of at most WINDOWS held-out windows of the dataset, mean-pooled by the exported teacher, both strands
+    averaged.
 
     Raises: StoreError, ValueError, TrackError: the dataset or the model cannot be read.
     """
@@ -150,7 +169,9 @@ def embedding_picture(registry: Registry, model_uri: str, *, dataset_uri: str, l
     places = choose_windows([block.bp for _, block in dataset.blocks], length, WINDOWS, margin=0)
     codes = [dataset.codes(block)[start:end] for block, start, end in places]
     if len(codes) < 3:
-        raise ValueError(f"dataset {dataset_uri} has {len(codes)} held-out windows of {length} bp, 3 are needed")
+        raise ValueError(
+            f"dataset {dataset_uri} has {len(codes)} held-out windows of {length} bp, 3 are needed"
+        )
     device = best_device()
     mean_ND, _ = embed(network.to(device), Rows.of(codes), device=device)
     components = PCA(2, random_state=0)
@@ -179,4 +200,6 @@ def transfer_summary(registry: Registry, run: Any) -> pd.DataFrame:
     """The fine-tuning results of the run's model version, summarised; empty if there are none."""
     if model_uri(run) is None:
         return summarise([])
-    return summarise(past_results(registry, run.data.params["track.registered_model"], run.data.tags["model.version"]))
+    return summarise(
+        past_results(registry, run.data.params["track.registered_model"], run.data.tags["model.version"])
+    )

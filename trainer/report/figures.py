@@ -9,12 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.tasks.config import MODES
-from trainer.tasks.results import FLOOR
+from trainer.evaluation.tasks.config import MODES
+from trainer.evaluation.tasks.results import FLOOR
 
-Histories = Mapping[str, pd.DataFrame]  # metric -> columns step, value; metrics that were not logged are absent
+Histories = Mapping[
+    str, pd.DataFrame
+]  # metric -> columns step, value; metrics that were not logged are absent
 
-Panels = Sequence[tuple[str, Sequence[str]]]  # title of each and the metrics in it, those not logged among them
+Panels = Sequence[
+    tuple[str, Sequence[str]]
+]  # title of each and the metrics in it, those not logged among them
 
 _COLOURS = ("#1f5fa8", "#d1661b", "#2a8c5a", "#8a4fa3", "#7a7a7a")
 _DPI = 110
@@ -49,8 +53,9 @@ def _names(histories: Histories, prefix: str) -> set[str]:
 def curves(histories: Histories, panels: Panels, *, smooth: int = 1) -> Figure | None:
     """One panel for each (title, metrics) of which something was logged; None if nothing was.
 
-    A metric's colour goes by its place among the panel's metrics, logged or not: the same kind has the same everywhere.
-    With ``smooth`` above 1 the points stand faint behind their running mean over that share of the run.
+    A metric's colour goes by its place among the panel's metrics, logged or not: the same kind has the same
+    everywhere. With ``smooth`` above 1 the points stand faint behind their running mean over that share of
+    the run.
     """
     coloured = [(title, list(zip(names, _COLOURS, strict=False))) for title, names in panels]
     shown = [(title, [pair for pair in pairs if pair[0] in histories]) for title, pairs in coloured]
@@ -69,8 +74,12 @@ def curves(histories: Histories, panels: Panels, *, smooth: int = 1) -> Figure |
                 axis.plot(points["step"], mean, color=colour, linewidth=1.8, label=label)
             else:
                 marker = "." if len(points) <= _MARKED else None
-                axis.plot(points["step"], points["value"], color=colour, linewidth=1.8, marker=marker, label=label)
-        if all(histories[name]["value"].isin([0, 1]).all() for name, _ in pairs):  # a flag, which has no other values
+                axis.plot(
+                    points["step"], points["value"], color=colour, linewidth=1.8, marker=marker, label=label
+                )
+        if all(
+            histories[name]["value"].isin([0, 1]).all() for name, _ in pairs
+        ):  # a flag, which has no other values
             axis.set_ylim(-0.05, 1.05)
         _dress(axis, title)
     return figure
@@ -90,8 +99,13 @@ def accuracy(histories: Histories, scored: float | None) -> Figure | None:
         axis.plot(points["step"], value, color=colour, marker=".", linewidth=1.8, label=label)
         if scored:
             error = 3 * np.sqrt(value * (1 - value) / scored)
-            axis.fill_between(points["step"], value - error, value + error, color=colour, alpha=0.15, linewidth=0)
-    baselines = (("val/mlm_accuracy_majority", "majority letter", ":"), ("val/mlm_accuracy_markov", "4+4 Markov", "--"))
+            axis.fill_between(
+                points["step"], value - error, value + error, color=colour, alpha=0.15, linewidth=0
+            )
+    baselines = (
+        ("val/mlm_accuracy_majority", "majority letter", ":"),
+        ("val/mlm_accuracy_markov", "4+4 Markov", "--"),
+    )
     for name, label, style in baselines:
         if name in histories:
             level = float(histories[name]["value"].iloc[-1])
@@ -101,7 +115,8 @@ def accuracy(histories: Histories, scored: float | None) -> Figure | None:
 
 
 def transfer(summary: pd.DataFrame) -> Figure | None:
-    """Test MCC of each mode, mean and sample standard deviation over seeds, one panel for each task and settings."""
+    """Test MCC of each mode, mean and sample standard deviation over seeds, one panel for each task and
+    settings."""
     groups = list(summary.groupby(["task", "settings"], sort=False))
     if not groups:
         return None
@@ -112,7 +127,9 @@ def transfer(summary: pd.DataFrame) -> Figure | None:
         axis.bar(place, rows["mcc"], yerr=rows["mcc_sd"].fillna(0), color=colours, capsize=4, width=0.65)
         floor = rows["floor_mcc"].iloc[0]
         if not np.isnan(floor):
-            axis.axhline(floor, color="#444444", linestyle="--", linewidth=1.2, label=f"k-mer floor {floor:.3f}")
+            axis.axhline(
+                floor, color="#444444", linestyle="--", linewidth=1.2, label=f"k-mer floor {floor:.3f}"
+            )
         low, high = axis.get_ylim()
         axis.set_ylim(low, high + 0.2 * (high - low))  # room for the legend
         _dress(axis, f"{task}: test MCC ({rows['train_rows'].iloc[0]:,} training rows)", steps=False)

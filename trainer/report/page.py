@@ -1,4 +1,5 @@
-"""A report as one HTML page that loads nothing from anywhere: sections of text, tables and embedded pictures."""
+"""A report as one HTML page that loads nothing from anywhere: sections of text, tables and embedded
+pictures."""
 
 import base64
 import html
@@ -6,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1.2em }
-h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto;
+  padding: 0 1.2em }
+h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.15em; margin-top: 2em;
+  border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; font-size: .9em; margin: .6em 0 }
 td, th { padding: .2em .9em .2em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee;
 overflow-wrap: anywhere } td { font-variant-numeric: tabular-nums }
@@ -17,7 +20,8 @@ img { max-width: 100%; display: block; margin: .6em 0 } .note { color: #666 } de
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: ``rows`` stand under ``headings``, ``pictures`` are (name, alternative text, PNG bytes)."""
+    """One part of the page: ``rows`` stand under ``headings``, ``pictures`` are (name, alternative text, PNG
+    bytes)."""
 
     title: str
     sentences: Sequence[str] = ()

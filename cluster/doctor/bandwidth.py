@@ -1,0 +1,169 @@
+"""``python -m cluster.doctor.bandwidth``: how fast ranks exchange, measured on the ranks that a launcher
+started.
+
+Bus bandwidth as nccl-tests defines it (doc/PERFORMANCE.md there): bytes a second times 2(n-1)/n for
+all-reduce and (n-1)/n for all-gather, so that figures for different numbers of ranks compare. Rank 0 prints
+one line of JSON. python -m cluster doctor --help says how to measure between nodes.
+"""
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from cluster.process import compat, exits, world
+
+_TURNS = 7
+_LIMIT_S = 120.0
+
+
+def measure(device: torch.device) -> dict[str, float]:
+    """``all_reduce_us``, ``all_gather_us`` of 8 bytes; ``all_reduce_gb_s``, ``all_gather_gb_s`` of 64 MiB."""
+    ranks = dist.get_world_size()
+    found: dict[str, float] = {}
+    for entries, unit in ((2, "us"), (16 << 20, "gb_s")):
+        whole = torch.ones(entries, device=device)
+        shard = torch.ones(max(2, entries // ranks), device=device)  # 8 bytes of each rank
+        gathered = torch.empty(len(shard) * ranks, device=device)
+        reduce_s = _seconds(partial(dist.all_reduce, whole), device)
+        gather_s = _seconds(partial(compat.all_gather, gathered, shard), device)
+        if unit == "us":
+            found |= {"all_reduce_us": reduce_s * 1e6, "all_gather_us": gather_s * 1e6}
+        else:
+            share = (ranks - 1) / ranks
+            found |= {
+                "all_reduce_gb_s": 2 * share * whole.nbytes / reduce_s / 1e9,
+                "all_gather_gb_s": share * gathered.nbytes / gather_s / 1e9,
+            }
+    return found
+
+
+def _seconds(collective: Callable[[], object], device: torch.device) -> float:
+    """Median of a call, after a warm-up."""
+    times = []
+    for turn in range(_TURNS + 1):
+        dist.barrier()
+        start = time.perf_counter()
+        collective()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if turn:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def join(world: world.World) -> None:
+    """Measure, as one of the ranks that MASTER_ADDR and MASTER_PORT bring together; rank 0 prints a line of
+    JSON."""
+    gpu = torch.cuda.is_available()
+    if gpu and world.local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"there are {torch.cuda.device_count()} GPUs here, and this is process "
+            f"{world.local_rank + 1} of this machine; start one rank a GPU"
+        )
+    device = torch.device("cuda", world.local_rank) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=_LIMIT_S - 10),
+    )  # so that it can still say what is wrong
+    found = measure(device)
+    if world.is_main:
+        print(json.dumps({"ranks": world.size, "backend": dist.get_backend(), **found}), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _tell(world: world.World) -> int:
+    """The exit code of ``join``, whose faults name the rank."""
+
+    def run() -> None:
+        try:
+            join(world)
+        except (OSError, ValueError, RuntimeError) as fault:
+            raise RuntimeError(f"rank {world.rank}: {exits.brief(str(fault), 300)}") from fault
+
+    return exits.exit_code(run)
+
+
+def _start(count: int) -> int:
+    """The exit code of ``count`` ranks of this machine: of the first that fails, after which the others are
+    ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(
+            name, "lo"
+        )  # as the agent does: gloo would take the interface of the host's name
+    # Forked, to import torch once; nothing here has touched a GPU yet.
+    context = multiprocessing.get_context("fork")
+    started = [context.Process(target=_run, args=(world.World(rank, count, rank),)) for rank in range(count)]
+    for one in started:
+        one.start()
+    try:
+        left, deadline = list(started), time.monotonic() + _LIMIT_S
+        while left:
+            if not multiprocessing.connection.wait(
+                [one.sentinel for one in left], deadline - time.monotonic()
+            ):
+                late = ", ".join(str(started.index(one)) for one in left)
+                print(f"error: no end in {_LIMIT_S:g} s of rank {late}", file=sys.stderr, flush=True)
+                return exits.EXIT_FAILED
+            for one in [one for one in left if one.exitcode is not None]:
+                left.remove(one)
+                if code := one.exitcode:
+                    if code < 0:  # otherwise it has said why itself
+                        how = f"rank {started.index(one)} was killed by {signal.Signals(-code).name}"
+                        print(f"error: {how}", file=sys.stderr, flush=True)
+                    return exits.EXIT_FAILED
+        return exits.EXIT_OK
+    finally:
+        for one in started:
+            one.kill()
+            one.join()
+
+
+def _run(world: world.World) -> None:
+    sys.exit(_tell(world))
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.doctor.bandwidth",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ranks", type=int, help="start so many on this machine, without a launcher")
+    parser.add_argument("--at-most", type=int, help="only print this number: any number of ranks fits")
+    args, others = parser.parse_known_args(arguments)
+    if args.at_most is not None:  # the supervisor's question, which has its program's arguments behind it
+        print(args.at_most)
+        return exits.EXIT_OK
+    if others or (args.ranks is not None and args.ranks < 1):
+        parser.error(f"not understood: {' '.join(others) or f'--ranks {args.ranks}'}")
+    if args.ranks:
+        return _start(args.ranks)
+    if "MASTER_ADDR" not in os.environ:
+        parser.error("no launcher has said where the ranks meet (MASTER_ADDR); give --ranks")
+    return _tell(world.world_from_env())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

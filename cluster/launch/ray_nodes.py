@@ -1,0 +1,342 @@
+"""The nodes of a Ray cluster for the supervisor: an actor on each runs the node's agent. No ssh, no port of
+ours.
+
+Each node has a placement group of its own, of one bundle that is pinned to it by Ray's node id and holds all
+that its ranks need. One group over all nodes (STRICT_SPREAD) would be ready only while every node is, and Ray
+would move the bundle of a dead node to any other; groups of their own come and go with their nodes, as a run
+that goes on with the nodes that are left wants it. A group stays while its node does, so that between two
+attempts nobody else takes the GPUs. The actor is started anew for each attempt.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Sequence
+from typing import IO, Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.launch.nodes import AGENT, Link, NodeLost, Place
+from cluster.process.exits import brief
+from cluster.tasks import jobs
+from configs import ConfigError
+
+_POLL = 2.0  # seconds, at most, that a launcher waits for a line before it answers with none
+_LOOK = 1.0  # seconds between looks at whether the node that is waited for is still there
+_PATIENCE = 15.0  # seconds that an agent gets to end its ranks
+# Ray kills the children of a worker that ends, by their parent's id: this shell dies in the agent's place,
+# and the agent, whose input ends with the worker, has the time to end its ranks. Descriptor 3, since a shell
+# gives what it runs in the background no input.
+_SHIELD = ("/bin/sh", "-c", 'exec 3<&0; "$@" <&3 3<&- & exec 3<&- 0</dev/null; wait $!', "agent")
+
+
+class RayNodes:
+    """Nodes of the Ray cluster at ``address``, else of RAY_ADDRESS, else of the session this process is in.
+
+    A node has room for ``ranks_per_node`` ranks (default: one for each of its GPUs) and takes part if it has
+    as many GPUs. Where the cluster has shown no GPU, ranks take CPUs instead, and the default is 1. ``agent``
+    are the arguments of Python, which runs in ``directory`` (default: where Ray has its workers) and with the
+    environment of the workers: there the secrets are, and no argument holds any. A node may take
+    ``start_seconds`` to give its resources and start the agent, and be silent for ``answer_seconds``.
+
+    Raises:
+        ConfigError: no cluster is named.
+        RuntimeError: the cluster does not answer.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        ranks_per_node: int | None = None,
+        *,
+        directory: str | None = None,
+        agent: Sequence[str] = AGENT,
+        start_seconds: float = 60,
+        answer_seconds: float = 30,
+    ) -> None:
+        if not (address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
+            raise ConfigError(
+                "no Ray cluster is named: set RAY_ADDRESS (ray job submit does), or the config's address"
+            )
+        self._ranks_per_node, self._agent, self._directory = ranks_per_node, list(agent), directory
+        self._start_seconds, self._answer_seconds = start_seconds, answer_seconds
+        self._kind = "CPU"  # what ranks take, until a node with GPUs is seen
+        self._ids: dict[str, str] = {}  # name -> Ray's id of the node that has it, or had it last
+        self._groups: dict[str, PlacementGroup] = {}  # by Ray's id of the node
+        self._links: list[_RayLink] = []
+        self._joined = contextlib.ExitStack()
+        self._joined.enter_context(jobs.join(address))
+
+    def places(self) -> list[Place]:
+        """Nodes that are alive and large enough, by name."""
+        self._links = [link for link in self._links if link.doubtful or not link.stopping]
+        alive = self._alive()
+        if any(node["Resources"].get("GPU") for node in alive):
+            self._kind = "GPU"
+        by_id, found = {node["NodeID"]: node for node in alive}, []
+        for node in alive:
+            room = int(node["Resources"].get(self._kind, 0))
+            slots = self._ranks_per_node or (room if self._kind == "GPU" else 1)
+            if 1 <= slots <= room:
+                found.append(Place(self._name(node, by_id), node["NodeManagerAddress"], slots))
+        for dead in self._groups.keys() - by_id.keys():
+            with contextlib.suppress(RayError):
+                remove_placement_group(self._groups.pop(dead))
+        return sorted(found, key=lambda place: place.name)
+
+    def _name(self, node: dict[str, Any], alive: Collection[str]) -> str:
+        """Its host; with a part of its id where another node that is alive has that name. It stays as it
+        is."""
+        host, mine = node["NodeManagerHostname"], node["NodeID"]
+        other = f"{host}/{mine[:8]}" if self._ids.get(host) in alive else host
+        name = next((name for name, holder in self._ids.items() if holder == mine), other)
+        self._ids[name] = mine
+        return name
+
+    def _alive(self) -> list[dict[str, Any]]:
+        """Ray's nodes. Ray needs 10 s and more to give up one, so those whose launcher was lost are asked."""
+        doubtful = {link.node for link in self._links if link.doubtful}
+        return [
+            node
+            for node in ray.nodes()
+            if node["Alive"]
+            and (
+                node["NodeID"] not in doubtful
+                or jobs.listens(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", seconds=2)
+            )
+        ]
+
+    def connect(self, place: Place) -> Link:
+        """A new agent on ``place``. Thread-safe: many nodes may be connected at once.
+
+        Raises:
+            NodeLost: its resources are taken, or it does not start the agent.
+        """
+        name, node = place.name, self._ids.get(place.name)
+        if node is None:
+            raise NodeLost(f"{name} is no node of this Ray cluster")
+        gpus, deadline = self._kind == "GPU", time.monotonic() + self._start_seconds
+        link: _RayLink | None = None
+        try:
+            group = self._group(node, place.slots)
+            while not group.wait(timeout_seconds=_LOOK):
+                self._check(
+                    place,
+                    node,
+                    deadline,
+                    f"did not give {place.slots} {self._kind}{'s' * (place.slots > 1)} "
+                    f"within {self._start_seconds:g} s: another job holds them",
+                )
+            options: dict[str, Any] = {
+                "num_cpus": 0 if gpus else place.slots,
+                "num_gpus": place.slots if gpus else 0,
+                "max_restarts": 0,
+                "concurrency_groups": {"read": 1, "write": 1},
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=0
+                ),
+            }
+            launcher: Any = ray.remote(**options)(_Launcher)
+            actor = launcher.remote(self._agent, self._directory)
+            link, started = _RayLink(name, node, actor, self._answer_seconds), actor.start.remote()
+            while not ray.wait([started], timeout=_LOOK)[0]:
+                self._check(
+                    place, node, deadline, f"did not start its agent within {self._start_seconds:g} s"
+                )
+            ray.get(started)
+        except (RayError, NodeLost) as fault:
+            if link:
+                link.kill()
+            if isinstance(fault, RayError):
+                raise NodeLost(f"{name} did not start its agent: {_reason(fault)}") from fault
+            raise
+        self._links.append(link)
+        return link
+
+    def _check(self, place: Place, node: str, deadline: float, late: str) -> None:
+        if node not in {other["NodeID"] for other in self._alive()}:
+            raise NodeLost(f"{place.name} has left the Ray cluster")
+        if time.monotonic() > deadline:
+            raise NodeLost(f"{place.name} {late}")
+
+    def close(self) -> None:
+        """End the agents, give the resources back, and leave the cluster. Idempotent."""
+        for link in self._links:
+            link.end()
+        for link in self._links:
+            link.close()
+        with contextlib.suppress(RayError):
+            for group in self._groups.values():
+                remove_placement_group(group)
+        self._links, self._groups = [], {}
+        self._joined.close()
+
+    def _group(self, node: str, slots: int) -> PlacementGroup:
+        if node not in self._groups:
+            self._groups[node] = placement_group(
+                [{self._kind: slots}],
+                strategy="STRICT_PACK",
+                bundle_label_selector=[{"ray.io/node-id": node}],
+            )
+        return self._groups[node]
+
+
+class _RayLink:
+    """The way to one launcher."""
+
+    def __init__(self, name: str, node: str, actor: Any, answer_seconds: float) -> None:
+        self.node = node  # Ray's id of it
+        self.doubtful = False  # whether the launcher, and not only its agent, was lost
+        self._name, self._actor, self._answer_seconds = name, actor, answer_seconds
+        self._poll: Any = None  # the answer that is awaited, asked for at self._since
+        self._since, self._lost = 0.0, ""  # the latter says why the agent is gone
+        self.stopping: Any = None
+
+    def send(self, line: str) -> None:
+        if self._lost:
+            raise NodeLost(self._lost)
+        self._actor.write.remote(line)  # whether it arrives, receive() will know
+
+    def receive(self) -> list[str]:
+        if self._lost:
+            raise NodeLost(self._lost)
+        if self._poll is None:
+            self._ask()
+        if not ray.wait([self._poll], timeout=0)[0]:
+            if (silent := time.monotonic() - self._since) > self._answer_seconds:
+                self.doubtful = True
+                self.kill()
+                raise self._lose(f"{self._name} has not answered for {silent:.0f} s")
+            return []
+        try:
+            lines, ended = ray.get(self._poll)
+        except RayError as fault:
+            self.doubtful = True
+            raise self._lose(f"{self._name} was lost: {_reason(fault)}") from fault
+        if not ended:
+            self._ask()
+        elif not lines:
+            raise self._lose(f"the agent on {self._name} ended: {ended}")
+        else:
+            self._lost = f"the agent on {self._name} ended: {ended}"
+        return lines
+
+    def end(self) -> None:
+        """Close without waiting."""
+        if self.stopping is None:
+            self.stopping = self._actor.stop.remote()
+            self._lost = self._lost or f"the link to {self._name} is closed"
+
+    def close(self) -> None:
+        self.end()
+        if not self.doubtful:  # else nobody answers
+            with contextlib.suppress(RayError):
+                ray.get(self.stopping, timeout=2 * _PATIENCE)
+        self.kill()
+
+    def kill(self) -> None:
+        with contextlib.suppress(RayError):
+            ray.kill(self._actor)
+
+    def _ask(self) -> None:
+        self._since, self._poll = (
+            time.monotonic(),
+            self._actor.read.remote(min(_POLL, self._answer_seconds / 4)),
+        )
+
+    def _lose(self, why: str) -> NodeLost:
+        self._lost = why
+        return NodeLost(why)
+
+
+def _reason(fault: RayError) -> str:
+    """The beginning of Ray's own words, which go on for pages."""
+    cause = fault.cause if isinstance(fault, RayTaskError) else fault
+    if isinstance(cause, ActorUnavailableError):  # its words are of connections and ids
+        return "Ray does not reach its worker there any more"
+    return f"{type(cause).__name__}: {brief(' '.join(str(cause).split()).partition('. ')[0])}"
+
+
+class _Launcher:
+    """The actor on a node: runs the agent and hands its lines to and fro."""
+
+    def __init__(self, agent: list[str], directory: str | None) -> None:
+        self._command, self._directory = [*_SHIELD, sys.executable, *agent], directory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: list[str] = []
+        self._last_error = ""
+        self._ended = ""
+        self._news = threading.Condition()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=self._directory,
+            stdin=subprocess.PIPE,
+            bufsize=0,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        outputs = [
+            threading.Thread(target=follow, args=(output,), daemon=True)
+            for follow, output in ((self._take, self._process.stdout), (self._log, self._process.stderr))
+        ]
+        for thread in outputs:
+            thread.start()
+        threading.Thread(target=self._await_end, args=(self._process, outputs), daemon=True).start()
+
+    def _take(self, output: IO[bytes]) -> None:
+        with open(output.fileno(), errors="replace", closefd=False) as text:
+            for line in text:
+                with self._news:
+                    self._lines.append(line.rstrip("\n"))
+                    self._news.notify_all()
+
+    def _log(self, output: IO[bytes]) -> None:
+        with open(output.fileno(), errors="replace", closefd=False) as text:
+            for line in text:
+                print(line, end="", file=sys.stderr, flush=True)  # Ray's log of this worker
+                self._last_error = line.strip() or self._last_error
+
+    def _await_end(self, process: subprocess.Popen[bytes], outputs: list[threading.Thread]) -> None:
+        code = process.wait()
+        for thread in outputs:
+            thread.join(timeout=2)  # a rank that outlives its agent may hold them open
+        how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
+        with self._news:
+            self._ended = f"{how} ({brief(self._last_error)})" if self._last_error else how
+            self._news.notify_all()
+
+    @ray.method(concurrency_group="read")
+    def read(self, wait_seconds: float) -> tuple[list[str], str]:
+        """New lines, which it may wait for, and how the agent ended once it has."""
+        with self._news:
+            self._news.wait_for(lambda: self._lines or self._ended, timeout=wait_seconds)
+            lines, self._lines = self._lines, []
+            return lines, self._ended
+
+    @ray.method(concurrency_group="write")
+    def write(self, line: str) -> None:
+        assert self._process is not None and self._process.stdin is not None, "write before start"
+        with contextlib.suppress(BrokenPipeError, ValueError):  # read() says that the agent is gone
+            self._process.stdin.write(line.rstrip("\n").encode() + b"\n")
+
+    def stop(self) -> None:
+        """End the agent's input; it ends its ranks and itself within _PATIENCE, or is killed."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,0 +1,168 @@
+"""The place a dataset is written to: what is there, whose it is, and the order in which it becomes a dataset.
+
+``build.json`` goes first and holds the plan: a build that was cut short goes on from the shards that are
+there, another plan is refused. ``manifest.json`` goes last, after a look at all that it names.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster.storage import store
+from configs import ConfigError, redact
+from data_prep.dataset.plan import Plan
+from data_prep.dataset.read import load_manifest
+from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, Manifest, Shard
+from data_prep.sources.reference import cache_dir
+from data_prep.split.intervals import bed_bytes
+from data_prep.split.leakage import Leakage
+
+LEAKAGE = "leakage.json"
+_SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
+_UNFINISHED = re.compile(rf"\.{_SHARD.pattern}\..+")  # as store.publish names what it writes
+_OURS = re.compile(
+    rf"{_UNFINISHED.pattern}|{_SHARD.pattern}|({'|'.join(SPLITS)})\.bed|(leakage|manifest)\.json"
+)
+_ADVICE = "pass overwrite=true to replace it, or another output"
+
+
+class Output:
+    """The dataset, finished or not, at ``uri``."""
+
+    def __init__(self, uri: str, *, overwrite: bool) -> None:
+        if store.is_local(uri) and store.exists(uri) and not store.local_path(uri).is_dir():
+            raise ConfigError(f"output {uri} is a file; a dataset is a folder, so give another name")
+        self.uri, self._overwrite = uri, overwrite
+        self.there = store.sizes(uri)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The only build on this machine that writes here. ValueError if there is another."""
+        place = hashlib.sha256(store.identity(self.uri).encode()).hexdigest()[:32]
+        with open(cache_dir() / f"output-{place}.lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as fault:
+                raise ValueError(
+                    f"another build on this machine is writing to {self.uri}; wait for it"
+                ) from fault
+            yield
+
+    def finished(self, plan: Plan, *, report: bool) -> Manifest | None:
+        """The manifest, if this very dataset is here whole (every file in its full size), with a leakage
+        report if that is wanted.
+
+        Raises:
+            ValueError: another dataset is here, finished or not, or files of another kind; not with
+            overwrite.
+        """
+        self.there = store.sizes(self.uri)
+        if not self.there or self._overwrite:
+            return None
+        if MANIFEST in self.there:
+            manifest = load_manifest(self.uri)
+            _refuse_another(self.uri, "another dataset", json.loads(manifest.to_bytes()), plan.manifest)
+            sizes = {shard.name: shard.bytes for split in SPLITS for shard in manifest.shards[split]}
+            wanted = [*(f"{split}.bed" for split in SPLITS), *([LEAKAGE] if report else [])]
+            whole = all(self.there.get(name) == size for name, size in sizes.items())
+            return manifest if whole and self.there.keys() >= set(wanted) else None
+        old = self._plan()
+        if old is None:
+            raise ValueError(
+                f"{self.uri} is not empty and has no {MANIFEST} (other files, or an older build); {_ADVICE}"
+            )
+        _refuse_another(self.uri, "an unfinished build of another dataset", old, plan.manifest)
+        return None
+
+    def claim(self, plan: Plan, info: dict[str, Any]) -> set[str]:
+        """The names of the shards of ``plan`` that an earlier build left; all else of it goes, its manifest
+        first."""
+        resumed = MANIFEST not in self.there and _differing(self._plan(), plan.manifest) == []
+        keep = resumed or not self._overwrite
+        found = {chunk.name for chunk in plan.chunks()} & self.there.keys() if keep else set()
+        if MANIFEST in self.there:
+            store.remove(store.join(self.uri, MANIFEST))
+        self._write_info(plan, info)
+        for name in filter(_OURS.fullmatch, self.there):
+            if name not in found and name != MANIFEST:
+                store.remove(store.join(self.uri, name))
+        return found
+
+    def settle(self, shards: Sequence[Shard]) -> None:
+        """A last look: every shard is there in full size, and what killed workers were writing goes."""
+        there = store.sizes(self.uri)
+        for shard in shards:
+            if shard.name not in there:
+                raise ValueError(
+                    f"{self.uri}: {shard.name} was written by a worker but is not seen from here; "
+                    "workers and this process need one file system or an object store"
+                )
+            if there[shard.name] != shard.bytes:
+                raise ValueError(
+                    f"{self.uri}: {shard.name} was written with {shard.bytes} bytes and has "
+                    f"{there[shard.name]}"
+                )
+        for name in filter(_UNFINISHED.fullmatch, there):
+            store.remove(store.join(self.uri, name))
+
+    def finish(
+        self, plan: Plan, shards: dict[str, tuple[Shard, ...]], report: Leakage | None, info: dict[str, Any]
+    ) -> Manifest:
+        """The manifest, written last, after BED files, report and build.json.
+
+        Raises:
+            ValueError: a build with another plan took this place meanwhile.
+        """
+        self.there = store.sizes(self.uri)
+        if _differing(self._plan(), plan.manifest) != []:
+            raise ValueError(f"another build took {self.uri} meanwhile, so this one wrote no manifest")
+        for split in SPLITS:
+            store.write_bytes(store.join(self.uri, f"{split}.bed"), bed_bytes(plan.parts[split]))
+        if report:
+            store.write_bytes(store.join(self.uri, LEAKAGE), report.to_bytes())
+        self._write_info(plan, info)
+        manifest = replace(plan.manifest, shards=shards)
+        store.write_bytes(store.join(self.uri, MANIFEST), manifest.to_bytes())
+        return manifest
+
+    def _write_info(self, plan: Plan, info: dict[str, Any]) -> None:
+        tree = redact(info) | {"plan": json.loads(plan.manifest.to_bytes())}
+        store.write_bytes(store.join(self.uri, BUILD_INFO), json.dumps(tree, indent=1).encode() + b"\n")
+        self.there[BUILD_INFO] = 0
+
+    def _plan(self) -> Any:
+        """The plan in build.json; None without one."""
+        if BUILD_INFO not in self.there:
+            return None
+        try:
+            plan = json.loads(store.read_bytes(store.join(self.uri, BUILD_INFO)))["plan"]
+            return plan if isinstance(plan["sources"], list) else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def _refuse_another(uri: str, what: str, old: Any, new: Manifest) -> None:
+    if differing := _differing(old, new):
+        raise ValueError(f"{uri} holds {what} (it differs in {', '.join(differing)}); {_ADVICE}")
+
+
+def _differing(old: Any, new: Manifest) -> list[str] | None:
+    """The keys in which ``old`` (a manifest's tree) is not of the plan ``new``; None where there is no
+    ``old``."""
+    if old is None:
+        return None
+    one, two = _comparable(old), _comparable(json.loads(new.to_bytes()))
+    return [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
+
+
+def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without what follows from the rest: the shards, and counts, which dropping leaks changes."""
+    sources = [
+        {key: value for key, value in source.items() if key != "iupac_to_n"} for source in tree["sources"]
+    ]
+    return tree | {"shards": None, "sources": sources}

@@ -1,0 +1,156 @@
+"""What a dataset holds, counted from its shards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.storage import store
+from cluster.tasks import jobs
+from data_prep.alphabet import SIZE, C, G, N
+from data_prep.dataset.read import load_manifest, packed_blocks, readers
+from data_prep.shards import SPLITS, Shard
+
+
+@dataclass(frozen=True)
+class SplitStats:
+    """Counts of one split; shares are of its bp, but ``gc`` of its A, C, G and T."""
+
+    contigs: int
+    blocks: int
+    shards: int
+    bp: int
+    n_share: float
+    soft_mask_share: float
+    gc: float
+    letters: dict[str, float]  # of A, C, G and T: the largest is what a majority guess scores
+
+
+@dataclass(frozen=True)
+class BlockStats:
+    """One block: where it lies, and shares as in SplitStats (``gc`` is 0 where all is N)."""
+
+    assembly: str
+    contig: str
+    start: int
+    end: int
+    split: str
+    gc: float
+    n_share: float
+    soft_mask_share: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A dataset in numbers. ``bytes`` is the shards' size on disk."""
+
+    sources: dict[str, dict[str, Any]]
+    splits: dict[str, SplitStats]
+    bp: int
+    bytes: int
+    bytes_per_bp: float
+
+
+def stats(
+    uri: str, *, workers: int | None = None, on_progress: Callable[[str, int, int], None] | None = None
+) -> tuple[Stats, list[BlockStats]]:
+    """The numbers of the dataset at ``uri``, in all and by block, from reading every shard with ``workers``
+    processes.
+
+    By default one, or all cores if the dataset is large.
+
+    Raises:
+        StoreError, FormatError: it cannot be read, or is damaged.
+    """
+    uri = store.absolute(uri)  # workers have another working directory
+    manifest = load_manifest(uri)
+    shards = [(split, shard) for split in SPLITS for shard in manifest.shards[split]]
+    total, done = sum(map(manifest.bp, SPLITS)), 0
+
+    def on_result(index: int, _: Any) -> None:
+        nonlocal done
+        done += sum(block.bp for block in shards[index][1].blocks)
+        if on_progress:
+            on_progress("stats", done, total)
+
+    counted = jobs.run_here_or_there(
+        _count,
+        [(uri, shard) for _, shard in shards],
+        workers=workers or readers(manifest),
+        on_result=on_result,
+    )
+    splits, blocks = {}, []
+    for split in SPLITS:
+        counts, soft = np.zeros(SIZE, np.int64), 0
+        for (of, shard), rows in zip(shards, counted, strict=True):
+            for block, row in zip(shard.blocks, rows, strict=True) if of == split else ():
+                letters, masked = np.array(row[:-1]), row[-1]
+                counts, soft = counts + letters, soft + masked
+                blocks.append(
+                    BlockStats(
+                        block.assembly,
+                        block.contig,
+                        block.start,
+                        block.end,
+                        split,
+                        _share(letters[C] + letters[G], letters[:N].sum()),
+                        _share(letters[N], block.bp),
+                        _share(masked, block.bp),
+                    )
+                )
+        bp, known = int(counts.sum()), int(counts[:N].sum())
+        places = {(block.assembly, block.contig) for _, block in manifest.blocks(split)}
+        splits[split] = SplitStats(
+            contigs=len(places),
+            blocks=len(manifest.blocks(split)),
+            shards=len(manifest.shards[split]),
+            bp=bp,
+            n_share=_share(counts[N], bp),
+            soft_mask_share=_share(soft, bp),
+            gc=_share(counts[C] + counts[G], known),
+            letters={letter: _share(counts[code], known) for code, letter in enumerate("ACGT")},
+        )
+    size = sum(shard.bytes for _, shard in shards)
+    sources = {
+        source.name: {
+            "contigs": len(source.contigs),
+            "bp": sum(source.contigs.values()),
+            "weight": source.weight,
+            "iupac_to_n": source.iupac_to_n,
+            "sha256": source.sha256,
+        }
+        for source in manifest.sources
+    }
+    return Stats(sources, splits, total, size, _share(size, total)), blocks
+
+
+def table(numbers: Stats) -> str:
+    """``numbers`` as text for a terminal."""
+    lines = [
+        f"{name}: a source of {source['bp']:,} bp in {source['contigs']} contigs, "
+        f"{source['iupac_to_n']} IUPAC letters to N, weight {source['weight']:g}"
+        for name, source in numbers.sources.items()
+    ]
+    lines.append(f"{'split':6}{'contigs':>9}{'blocks':>8}{'shards':>8}{'bp':>16}{'N':>9}{'soft':>9}{'GC':>9}")
+    lines += [
+        f"{name:6}{part.contigs:>9}{part.blocks:>8}{part.shards:>8}{part.bp:>16,}{part.n_share:>9.2%}"
+        f"{part.soft_mask_share:>9.2%}{part.gc:>9.2%}"
+        for name, part in numbers.splits.items()
+    ]
+    lines.append(f"in all {numbers.bp:,} bp, {numbers.bytes:,} bytes, {numbers.bytes_per_bp:.4f} bytes/bp")
+    return "\n".join(lines)
+
+
+def _count(task: tuple[str, Shard]) -> list[list[int]]:
+    """Per block of a shard: how many of each code it has, and how many soft-masked bases."""
+    uri, shard = task
+    rows = []
+    for _, packed in packed_blocks(store.join(uri, shard.name), shard):
+        counts = np.bincount(packed.codes(0, packed.bases), minlength=SIZE).tolist()
+        rows.append([*counts, int(np.count_nonzero(packed.soft_mask(0, packed.bases)))])
+    return rows
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part) / whole if whole else 0.0

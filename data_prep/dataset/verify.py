@@ -1,0 +1,126 @@
+"""A dataset held against its manifest, byte for byte."""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable
+
+from cluster.storage import store
+from cluster.tasks import jobs
+from data_prep.dataset.read import load_manifest, readers, samples
+from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
+from data_prep.split.intervals import Span, bed_bytes
+
+_SHOWN = 3  # faults of one shard; a swapped one has two a block
+_SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
+
+
+def verify(
+    uri: str, *, workers: int | None = None, on_progress: Callable[[str, int, int], None] | None = None
+) -> list[str]:
+    """The faults of the dataset at ``uri``, a sentence each that names the file; empty if it is what its
+    manifest says.
+
+    Args:
+        workers: above 1, shards are read by as many Ray workers; by default by all cores if the dataset is
+        large.
+
+    Raises:
+        StoreError, FormatError: there is no manifest to hold it against.
+    """
+    uri = store.absolute(uri)  # workers have another working directory
+    manifest = load_manifest(uri)
+    there = set(store.list_files(uri))
+    shards = [shard for split in SPLITS for shard in manifest.shards[split]]
+    present = [shard for shard in shards if shard.name in there]
+    total, done = sum(block.bp for shard in present for block in shard.blocks), 0
+
+    def on_result(index: int, _: list[str]) -> None:
+        nonlocal done
+        done += sum(block.bp for block in present[index].blocks)
+        if on_progress:
+            on_progress("verify", done, total)
+
+    tasks = [(uri, manifest.format_version, shard) for shard in present]
+    results = jobs.run_here_or_there(
+        _shard_faults, tasks, workers=workers or readers(manifest), on_result=on_result
+    )
+    found = dict(zip((shard.name for shard in present), results, strict=True))
+    faults = _plan_faults(uri, manifest, there)
+    for split in SPLITS:
+        for shard in manifest.shards[split]:
+            more = found.get(shard.name, [f"{shard.name} is missing"])
+            faults += more[:_SHOWN]
+            if len(more) > _SHOWN:
+                faults.append(f"{shard.name} has {len(more) - _SHOWN} faults more")
+        faults += _bed_faults(uri, manifest, split, there)
+    strays = (name for name in there - {shard.name for shard in shards} if _SHARD_NAME.fullmatch(name))
+    return faults + [f"{name} is not in the manifest; another build left it" for name in sorted(strays)]
+
+
+def _shard_faults(task: tuple[str, int, Shard]) -> list[str]:
+    uri, version, shard = task
+    name = shard.name
+    try:
+        data = store.read_bytes(store.join(uri, name))
+    except store.StoreError as fault:
+        return [str(fault)]
+    faults = []
+    if len(data) != shard.bytes:
+        faults.append(f"{name} has {len(data)} bytes, the manifest says {shard.bytes}")
+    elif (found := hashlib.sha256(data).hexdigest()) != shard.sha256:
+        faults.append(f"{name} has sha256 {found[:12]}, the manifest says {shard.sha256[:12]}")
+    count = 0
+    try:
+        for header, payload in samples(io.BytesIO(data), name=name):
+            if count < len(shard.blocks):
+                faults += _block_faults(version, shard, count, data, header, payload)
+            count += 1
+    except FormatError as fault:
+        faults.append(str(fault))
+    if count != len(shard.blocks):
+        faults.append(f"{name} holds {count} whole blocks, the manifest says {len(shard.blocks)}")
+    return faults
+
+
+def _block_faults(
+    version: int, shard: Shard, index: int, data: bytes, header: bytes, payload: bytes
+) -> list[str]:
+    block = shard.blocks[index]
+    where = f"{shard.name}, block {index} ({block.assembly}:{block.contig}:{block.start}-{block.end})"
+    faults = []
+    wanted = BlockHeader(version, block.assembly, block.contig, block.start, block.end).to_bytes()
+    if header != wanted:
+        faults.append(f"{where}: its header says {header[:200]!r}, the manifest {wanted!r}")
+    if data[block.offset : block.offset + block.size] != payload:
+        faults.append(f"{where}: the payload is not at bytes {block.offset} to {block.offset + block.size}")
+    try:
+        codes, _ = unpack(payload)
+        if len(codes) != block.bp:
+            faults.append(f"{where}: {len(codes)} bases, the manifest says {block.bp}")
+    except FormatError as fault:
+        faults.append(f"{where}: {fault}")
+    return faults
+
+
+def _plan_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
+    """What of the manifest is not what its build was planned to write, which build.json tells."""
+    if BUILD_INFO not in there:
+        return []  # it may be removed: it determines nothing
+    try:
+        plan = json.loads(store.read_bytes(store.join(uri, BUILD_INFO)))["plan"]
+    except (ValueError, KeyError, TypeError):
+        return [f"{BUILD_INFO} is damaged, or of an older build"]
+    written = json.loads(manifest.to_bytes())
+    keys = sorted(key for key in written.keys() - {"shards"} if written[key] != plan.get(key))
+    return [f"{MANIFEST} differs from the plan in {BUILD_INFO} in {', '.join(keys)}"] if keys else []
+
+
+def _bed_faults(uri: str, manifest: Manifest, split: str, there: set[str]) -> list[str]:
+    name = f"{split}.bed"
+    if name not in there:
+        return [f"{name} is missing"]
+    wanted = bed_bytes(Span(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split))
+    same = store.read_bytes(store.join(uri, name)) == wanted
+    return [] if same else [f"{name} lists other intervals than the manifest"]

@@ -1,0 +1,108 @@
+"""Every letter of a reference, looked at once: bad ones are found before anything is built; where N stands is
+kept."""
+
+import contextlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.storage import store
+from configs import redact
+from data_prep.alphabet import N, encode
+from data_prep.sources.reference import Located, Progress, cache_dir, fetch, locate, locked
+
+_SCAN = 1 << 20  # letters looked at at once
+
+Runs = dict[str, np.ndarray[Any, np.dtype[np.int64]]]  # contig -> [r, 2], sorted 0-based half-open intervals
+
+
+@dataclass(frozen=True)
+class Reference(Located):
+    """A located reference whose every letter was looked at: where N (or an ambiguity letter) stands."""
+
+    n_runs: Runs
+    ambiguous_runs: Runs  # the part of n_runs that was an IUPAC ambiguity letter
+
+
+def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None = None) -> Reference:
+    """The reference at ``uri`` (FASTA: plain, gzip, bgzip; or .2bit; local or remote); from the cache if it
+    is there.
+
+    Raises:
+        ValueError: not a FASTA, truncated, a name twice, a byte that is no letter: one sentence that names
+        ``uri``.
+        StoreError: it cannot be read, or the cache cannot be written.
+    """
+    cache = cache_dir(cache)
+    progress = on_progress or (lambda stage, done, total: None)
+    located = locate(uri, cache=cache, on_progress=progress)
+    scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
+    with locked(cache / f"{located.handle.sha256}.lock"):
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return _with_runs(located, scan)
+        n_runs, ambiguous_runs = _scan(located, progress)
+        file = io.BytesIO()
+        np.savez(
+            file, n=_stacked(n_runs, located.contigs), ambiguous=_stacked(ambiguous_runs, located.contigs)
+        )
+        store.write_bytes(str(scan), file.getvalue())
+        return _with_runs(located, scan)
+
+
+def _scan(located: Located, progress: Progress) -> tuple[Runs, Runs]:
+    stage, done, total = (
+        f"index {store.basename(redact(located.handle.uri))}",
+        0,
+        sum(located.contigs.values()),
+    )
+    n_runs, ambiguous_runs = Runs(), Runs()
+    for contig, bp in located.contigs.items():
+        n_parts, ambiguous_parts = [], []
+        for start in range(0, bp, _SCAN):
+            letters = fetch(located.handle, contig, start, min(start + _SCAN, bp))
+            try:
+                codes, _, ambiguous = encode(letters, origin=start)
+            except ValueError as fault:
+                raise ValueError(f"{located.handle.uri}: contig {contig}: {fault}") from fault
+            done += len(codes)
+            progress(stage, done, total)
+            if codes.max() == N:
+                n_parts.append(_runs(codes == N) + start)
+            if ambiguous:
+                plain_n = np.isin(np.frombuffer(letters, np.uint8), np.frombuffer(b"Nn", np.uint8))
+                ambiguous_parts.append(_runs((codes == N) & ~plain_n) + start)
+        for parts, runs in ((n_parts, n_runs), (ambiguous_parts, ambiguous_runs)):
+            if parts:
+                runs[contig] = np.concatenate(parts)
+    return n_runs, ambiguous_runs
+
+
+def _runs(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
+
+
+def _stacked(runs: Runs, contigs: dict[str, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """[r, 3]: number of the contig, start, end."""
+    rows = [np.insert(runs[contig], 0, i, axis=1) for i, contig in enumerate(contigs) if contig in runs]
+    return np.concatenate([np.zeros((0, 3), np.int64), *rows])
+
+
+def _with_runs(located: Located, scan: Path) -> Reference:
+    names = list(located.contigs)
+    with np.load(scan, allow_pickle=False) as arrays:
+        parts = []
+        for key in ("n", "ambiguous"):
+            rows = arrays[key]
+            numbers, firsts = np.unique(rows[:, 0], return_index=True)
+            parts.append(
+                {names[i]: part[:, 1:] for i, part in zip(numbers, np.split(rows, firsts[1:]), strict=True)}
+                if len(rows)
+                else {}
+            )
+    return Reference(
+        located.handle, located.contigs, located.empty_records, located.version, located.looks, *parts
+    )

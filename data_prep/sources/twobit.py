@@ -1,0 +1,184 @@
+"""UCSC .2bit files, local ones, read in ranges with their soft mask. The only user of py2bit.
+
+py2bit reads little-endian files and believes what they say, so the layout is checked here: every byte must
+belong to the header, the index or one sequence. Files of the other byte order are copied with their numbers
+turned round.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import py2bit
+
+from cluster.storage import store
+
+MAGIC = (b"\x1a\x41\x27\x43", b"\x43\x27\x41\x1a")  # big-endian, little-endian
+_PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Where a sequence's numbers stand, as (offset, count) of 4-byte ones, then [start, end) of its packed
+    bases."""
+
+    name: str
+    numbers: tuple[tuple[int, int], ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """``order`` is struct's letter for the byte order. ``places``: the index's offsets, (offset, bytes of
+    one)."""
+
+    order: str
+    places: tuple[tuple[int, int], ...]
+    records: tuple[_Record, ...]
+
+
+class TwoBit:
+    """An open .2bit file of little-endian numbers. Handles belong to one process."""
+
+    def __init__(self, path: str | Path, *, uri: str) -> None:
+        """ValueError, naming ``uri``, for a file that py2bit cannot open."""
+        self._uri = uri
+        try:
+            self._file = py2bit.open(str(path), True)
+        except RuntimeError as fault:
+            raise _damaged(uri, " ".join(str(fault).split())) from None
+
+    def contigs(self) -> dict[str, int]:
+        """Length of every sequence, in the file's order."""
+        return {str(name): int(bp) for name, bp in self._file.chroms().items()}
+
+    def fetch(self, contig: str, start: int, end: int) -> bytes:
+        """Letters [start, end) of ``contig``, lower case where soft-masked (N is upper case always).
+
+        Raises:
+            ValueError: the file is cut short.
+        """
+        try:
+            letters: str = self._file.sequence(contig, start, end)
+        except RuntimeError as fault:
+            raise ValueError(
+                f"{self._uri}: contig {contig} cannot be read ({' '.join(str(fault).split())}); get it again"
+            ) from None
+        return letters.encode()
+
+
+def readable(path: str, copy: str, *, uri: str) -> str:
+    """``path``, if py2bit can read the .2bit file there, else ``copy``, where its numbers now are
+    little-endian.
+
+    Raises:
+        ValueError: damaged, cut short, a name twice, or bytes that belong to no sequence; it names ``uri``.
+        StoreError: ``copy`` cannot be written.
+    """
+    layout = _check(path, uri=uri)
+    if layout.order == "<":
+        return path
+    with store.publish(copy) as target, open(path, "rb") as source:
+        _turn(source, target, layout)
+    return copy
+
+
+def _turn(source: IO[bytes], target: IO[bytes], layout: _Layout) -> None:
+    """``source`` with every number's bytes in the other order; names and packed bases stay."""
+    numbers = [(0, 4, 4)] + [(at, 1, size) for at, size in layout.places]
+    numbers += [(at, count, 4) for record in layout.records for at, count in record.numbers]
+    for at, count, size in sorted(numbers):
+        target.write(source.read(at - source.tell()))
+        for done in range(0, count, _PIECE // size):
+            part = min(_PIECE // size, count - done)
+            target.write(np.frombuffer(source.read(part * size), f">u{size}").astype(f"<u{size}").tobytes())
+    while piece := source.read(_PIECE):
+        target.write(piece)
+
+
+def _check(path: str, *, uri: str) -> _Layout:
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        try:
+            layout = _layout(file, size, uri=uri)
+        except EOFError:
+            raise _damaged(uri, f"it ends early, after {size} bytes") from None
+        for gap, end in _gaps(layout, size, uri=uri):
+            file.seek(gap)
+            if any(file.read(min(_PIECE, end - at)).strip(b"\0") for at in range(gap, end, _PIECE)):
+                raise _damaged(
+                    uri, f"bytes {gap} to {end} belong to none of its {len(layout.records)} sequences"
+                )
+    return layout
+
+
+def _layout(file: IO[bytes], size: int, *, uri: str) -> _Layout:
+    """By UCSC's description: header, index, and for each sequence its length, runs of N, runs of lower case,
+    bases.
+
+    EOFError where ``size`` bytes are too few.
+    """
+    order = "<" if file.read(4) == MAGIC[1] else ">"
+
+    def take(length: int) -> bytes:
+        if length > size - file.tell():
+            raise EOFError
+        return file.read(length)
+
+    def number(length: int = 4) -> int:
+        return int(struct.unpack(f"{order}{'I' if length == 4 else 'Q'}", take(length))[0])
+
+    version, count, _ = number(), number(), number()
+    if version > 1:
+        raise _damaged(uri, f"its version is {version}, known are 0 and 1")
+    names, places, starts, wide = list[str](), list[tuple[int, int]](), list[int](), 8 if version else 4
+    for _ in range(count):
+        raw = take(take(1)[0])
+        name = raw.decode(errors="replace")
+        if not name or not name.isprintable() or " " in name or "\ufffd" in name:
+            raise _damaged(uri, f"the name of sequence {len(names) + 1}, {raw!r}, is not readable text")
+        places.append((file.tell(), wide))
+        starts.append(number(wide))
+        names.append(name)
+    name, times = Counter(names).most_common(1)[0] if names else ("", 1)
+    if times > 1:
+        raise ValueError(f"{uri}: contig name {name} stands there twice; rename or remove one")
+    records = []
+    for name, start in zip(names, starts, strict=True):
+        file.seek(min(start, size))
+        bases, numbers = number(), [(start, 1)]
+        for what in ("N", "lower case"):
+            at, runs = file.tell(), number()
+            edges = np.frombuffer(take(8 * runs), f"{order}u4").astype(np.int64)
+            if runs and int((edges[:runs] + edges[runs:]).max()) > bases:
+                raise _damaged(uri, f"the runs of {what} of {name} do not fit into its {bases} bases")
+            numbers.append((at, 1 + 2 * runs))
+        numbers.append((file.tell(), 1))
+        number()
+        records.append(_Record(name, tuple(numbers), start, file.tell() + -(-bases // 4)))
+    return _Layout(order, tuple(places), tuple(records))
+
+
+def _gaps(layout: _Layout, size: int, *, uri: str) -> Iterator[tuple[int, int]]:
+    """[start, end) of the bytes between the index, the sequences and the end of the file, which must not
+    overlap."""
+    at = layout.places[-1][0] + layout.places[-1][1] if layout.places else 16
+    for record in sorted(layout.records, key=lambda record: record.start):
+        if record.end > size:
+            raise _damaged(uri, f"it ends early, after {size} of {record.end} bytes")
+        if record.start < at:
+            raise _damaged(uri, f"sequence {record.name} lies where another thing does")
+        if record.start > at:
+            yield at, record.start
+        at = record.end
+    if size > at:
+        yield at, size
+
+
+def _damaged(uri: str, why: str) -> ValueError:
+    return ValueError(f"{uri}: damaged .2bit file ({why}); get it again")

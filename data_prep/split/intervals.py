@@ -1,0 +1,283 @@
+"""Which stretch of which contig goes to which split: filters, blocks, splits. Pure."""
+
+import hashlib
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from data_prep.config import Names
+from data_prep.shards import SPLITS
+
+_MOST_BLOCKS = 8192  # of a shard: a draft of short contigs makes many, and a worker holds a record of each
+
+Intervals = list[tuple[int, int]]  # 0-based half-open, sorted, disjoint, not touching
+Place = tuple[str, str]  # assembly, contig
+Zones = dict[Place, Intervals]
+_GLOB = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Span:
+    """The stretch [start, end) of one contig of one assembly."""
+
+    assembly: str
+    contig: str
+    start: int
+    end: int
+
+    @property
+    def bp(self) -> int:
+        return self.end - self.start
+
+
+def bed_bytes(spans: Iterable[Span]) -> bytes:
+    """The BED file of ``spans``, a line each in the order given: contig, start, end, assembly."""
+    return "".join(f"{s.contig}\t{s.start}\t{s.end}\t{s.assembly}\n" for s in spans).encode()
+
+
+def merge(intervals: Iterable[tuple[int, int]]) -> Intervals:
+    """The union of ``intervals``, sorted; overlapping and touching ones become one, empty ones go."""
+    merged: Intervals = []
+    for start, end in sorted(intervals):
+        if start == end:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def intersect(left: Intervals, right: Intervals) -> Intervals:
+    """What lies in both ``left`` and ``right``."""
+    out: Intervals = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        start, end = max(left[i][0], right[j][0]), min(left[i][1], right[j][1])
+        if start < end:
+            out.append((start, end))
+        if left[i][1] <= right[j][1]:
+            i += 1
+        else:
+            j += 1
+    return out
+
+
+def subtract(left: Intervals, right: Intervals) -> Intervals:
+    """What lies in ``left`` but not in ``right``."""
+    edges = [0, *(edge for interval in right for edge in interval), 1 << 62]
+    return intersect(left, [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b])
+
+
+def choose_contigs(contigs: Mapping[str, int], patterns: Names | None, *, where: str) -> dict[str, int]:
+    """The ``contigs`` that some pattern matches and no pattern that begins with "!", in their order: those of
+    ["chr*", "!*_*"] are UCSC's primary ones. Patterns of the second kind alone take from all.
+
+    Raises:
+        ValueError: one of the first kind, or a plain name of the second, that matches none; or nothing is
+        left.
+    """
+    patterns = patterns or ()
+    wanted, unwanted = set[str](), set[str]()
+    for pattern in patterns:
+        found = _matching(pattern.removeprefix("!"), contigs)
+        if not found and not (pattern.startswith("!") and _GLOB.search(pattern)):
+            raise ValueError(f"{where}: no contig matches {pattern!r}; there are {some(contigs)}")
+        (unwanted if pattern.startswith("!") else wanted).update(found)
+    if all(pattern.startswith("!") for pattern in patterns):
+        wanted = set(contigs)
+    left = wanted - unwanted
+    chosen = {contig: bp for contig, bp in contigs.items() if contig in left}
+    if not chosen:
+        raise ValueError(f"{where}: contigs {list(patterns)} leave nothing; there are {some(contigs)}")
+    return chosen
+
+
+_CHROMOSOME = re.compile(
+    r"(chr)?(?P<own>\d{1,2}[LRAB]?|[XYZWM]|MT|[IVX]+)(_.+)?|(CHR_)?HSCHR(?P<patch>\w+?)_.+", re.I
+)
+
+
+def copies(parts: Mapping[str, Sequence[Span]]) -> tuple[list[str], list[str]]:
+    """Contigs of train that by their names (UCSC's, Ensembl's) are other copies or loose pieces of a contig
+    that val or test hold out, as chr8_KI270821v1_alt is of chr8; and those contigs that are held out.
+    Sorted."""
+    held_out: dict[Place, set[str]] = {}
+    for span in [*parts["val"], *parts["test"]]:
+        if chromosome := _chromosome(span.contig):
+            held_out.setdefault((span.assembly, chromosome), set()).add(span.contig)
+    train, of = set(), set()
+    for assembly, contig in {(span.assembly, span.contig) for span in parts["train"]}:
+        if others := held_out.get((assembly, _chromosome(contig)), set()) - {contig}:
+            train.add(contig)
+            of |= others
+    return sorted(train), sorted(of)
+
+
+def _chromosome(contig: str) -> str:
+    """8 of chr8, chr8_KI270821v1_alt and CHR_HSCHR8_1_CTG1; "" of a name that is none of a chromosome."""
+    found = _CHROMOSOME.fullmatch(contig)
+    return (found["own"] or found["patch"]).casefold() if found else ""
+
+
+def tile(
+    assembly: str,
+    contigs: Mapping[str, int],
+    *,
+    block_bp: int,
+    include: Sequence[Mapping[str, Intervals]] = (),
+    exclude: Sequence[Mapping[str, Intervals]] = (),
+) -> list[Span]:
+    """Blocks of ``block_bp`` over what the filters leave of each contig, in order; a stretch's last may be
+    short."""
+    spans = []
+    for contig, bp in contigs.items():
+        kept: Intervals = [(0, bp)]
+        if include:
+            kept = intersect(kept, merge(i for bed in include for i in bed.get(contig, ())))
+        kept = subtract(kept, merge(i for bed in exclude for i in bed.get(contig, ())))
+        for start, end in kept:
+            spans += [
+                Span(assembly, contig, at, min(at + block_bp, end)) for at in range(start, end, block_bp)
+            ]
+    return spans
+
+
+def assign(
+    spans: Sequence[Span], *, val: Names | float | Zones, test: Names | float | Zones, seed: int, gap: int
+) -> dict[str, list[Span]]:
+    """``spans`` by split. Names hold out whole contigs; a fraction, blocks drawn by sha256 of seed and place;
+    zones, what lies in them (blocks are cut at their edges).
+
+    No train base lies within ``gap`` of a held-out block of its contig: train blocks are cut there, or
+    dropped.
+
+    Raises:
+        ValueError: a pattern that matches no contig, or something held out twice.
+    """
+    places = {(span.assembly, span.contig) for span in spans}
+    named = {split: _match(places, wanted, split) for split, wanted in (("val", val), ("test", test))}
+    if both := sorted(named["val"] & named["test"]):
+        raise ValueError(f"split: {some(f'{a}:{c}' for a, c in both)} in both val and test")
+    val_zones, test_zones = (wanted if isinstance(wanted, dict) else {} for wanted in (val, test))
+    for whole, zones, split in ((named["val"], test_zones, "test"), (named["test"], val_zones, "val")):
+        if both := sorted(place for place in whole & zones.keys() if zones[place]):
+            raise ValueError(
+                f"split: {some(f'{a}:{c}' for a, c in both)} in both val and test: held out whole by name,"
+                f" and the BED of {split} has intervals there"
+            )
+    for place in sorted(val_zones.keys() & test_zones.keys()):
+        if twice := intersect(val_zones[place], test_zones[place]):
+            raise ValueError(f"split: {':'.join(place)}:{twice[0][0]}-{twice[0][1]} in both val and test")
+    parts: dict[str, list[Span]] = {split: [] for split in SPLITS}
+    val_share, test_share = (share if isinstance(share, float) else 0.0 for share in (val, test))
+    for span in spans:
+        place = (span.assembly, span.contig)
+        if place in named["val"] or place in named["test"]:
+            parts["val" if place in named["val"] else "test"].append(span)
+            continue
+        rest: Intervals = [(span.start, span.end)]
+        for split, zones in (("val", val_zones), ("test", test_zones)):
+            near = _around(zones.get(place, []), span)
+            parts[split] += _pieces(span, intersect(rest, near))
+            rest = subtract(rest, near)
+        draw = _draw(seed, span) if val_share or test_share else 1.0
+        split = "val" if draw < val_share else "test" if draw < val_share + test_share else "train"
+        parts[split] += _pieces(span, rest)
+    near_held_out: Zones = {}
+    for span in parts["val"] + parts["test"]:
+        place = (span.assembly, span.contig)
+        near_held_out.setdefault(place, []).append((max(0, span.start - gap), span.end + gap))
+    zones = {place: merge(intervals) for place, intervals in near_held_out.items()}
+    parts["train"] = [
+        piece
+        for span in parts["train"]
+        for piece in _pieces(
+            span,
+            subtract([(span.start, span.end)], _around(zones.get((span.assembly, span.contig), []), span)),
+        )
+    ]
+    return parts
+
+
+def count_covered(spans: Sequence[Span], runs: Mapping[Place, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """int64: how many bases of each span lie in ``runs`` (per place int64 [r, 2], sorted and disjoint)."""
+    counts = np.zeros(len(spans), np.int64)
+    by_place: dict[Place, list[int]] = {}
+    for i, span in enumerate(spans):
+        by_place.setdefault((span.assembly, span.contig), []).append(i)
+    for place, indices in by_place.items():
+        if place in runs:
+            starts, ends = runs[place].T
+            total = np.concatenate([[0], np.cumsum(ends - starts)])
+
+            def below(
+                at: np.ndarray[Any, Any], starts: Any = starts, ends: Any = ends, total: Any = total
+            ) -> Any:
+                before = np.searchsorted(
+                    starts, at, "right"
+                )  # runs that start at or before it; the last may stick out
+                return total[before] - np.maximum(0, ends[np.maximum(0, before - 1)] - at) * (before > 0)
+
+            edges = np.array([(spans[i].start, spans[i].end) for i in indices])
+            counts[indices] = below(edges[:, 1]) - below(edges[:, 0])
+    return counts
+
+
+def group(spans: Iterable[Span], *, shard_bp: int) -> list[list[Span]]:
+    """``spans`` in order, cut into shards of one assembly that close once they hold ``shard_bp``, or
+    _MOST_BLOCKS."""
+    shards: list[list[Span]] = []
+    filled = 0
+    for span in spans:
+        full = not shards or filled + span.bp > shard_bp or len(shards[-1]) == _MOST_BLOCKS
+        if full or shards[-1][0].assembly != span.assembly:
+            shards.append([])
+            filled = 0
+        shards[-1].append(span)
+        filled += span.bp
+    return shards
+
+
+def _around(zones: Intervals, span: Span) -> Intervals:
+    """Those of ``zones`` that meet ``span``."""
+    first = bisect_right(zones, span.start, key=lambda zone: zone[1])
+    return zones[first : bisect_left(zones, span.end, key=lambda zone: zone[0])]
+
+
+def _pieces(span: Span, intervals: Intervals) -> list[Span]:
+    return [replace(span, start=start, end=end) for start, end in intervals]
+
+
+def _draw(seed: int, span: Span) -> float:
+    place = f"{seed}\t{span.assembly}\t{span.contig}\t{span.start}"
+    return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big") / (1 << 56)
+
+
+def _matching(pattern: str, contigs: Collection[str]) -> set[str]:
+    """The contig that is called so, to the letter; else those that the glob matches."""
+    return {pattern} if pattern in contigs else {contig for contig in contigs if fnmatchcase(contig, pattern)}
+
+
+def _match(places: set[Place], wanted: Names | float | Zones, split: str) -> set[Place]:
+    found: set[Place] = set()
+    for pattern in wanted if isinstance(wanted, tuple) else ():
+        hits = {(a, c) for a, c in places if pattern in (c, f"{a}:{c}")} or {
+            (a, c) for a, c in places if fnmatchcase(c, pattern) or fnmatchcase(f"{a}:{c}", pattern)
+        }
+        if not hits:
+            there = some(c for _, c in places) or "none that contigs, include and exclude leave"
+            raise ValueError(f"split.{split}: no contig matches {pattern!r}; there are {there}")
+        found |= hits
+    return found
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names in order, for a sentence."""
+    ordered = sorted(set(names))
+    return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")

@@ -1,0 +1,193 @@
+"""Minimisers of a sequence, the same on both strands: what it takes to find stretches that stand elsewhere
+too.
+
+A k-mer and its reverse complement are one: the smaller of the two, packed 2 bits a base. Of each window of w
+neighbouring k-mers, those of the lowest rank are minimisers (Schleimer et al., SIGMOD 2003; Roberts et al.,
+Bioinformatics 20, 2004), all of them where several are equal. Ranks are a hash, so that no composition is
+preferred. They depend on the window alone: two sequences that share a stretch of w + k - 1 = 61 bases share a
+minimiser, on whichever strand. Neighbouring minimisers of a stretch without N are at most w = k apart, so
+that their k-mers cover all of it but at most w - 1 = 30 bases at each end. About 2 of w + 1 = 32 positions
+are minimisers.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from data_prep.alphabet import Codes, N
+
+K = 31  # odd: no k-mer is its own reverse complement
+WINDOW = 31  # k-mers; not above K, else the k-mers of a shared stretch would leave holes
+
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+_Ranks = np.ndarray[Any, np.dtype[np.uint32]]
+
+ALL = 1 << 64  # above every hash
+_SLACK = 1 << 20  # hashes that a sketch may hold above its room before it sorts
+_PIECE = 32_768  # positions at a time: its arrays of 64 bits stay in the cache
+_NONE = np.uint32(0xFFFFFFFF)  # the rank of a k-mer with an N; others have 31 bits
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_RANK = np.uint64(0x9E3779B97F4A7C15)
+_RANK_ZERO = np.uint32(0x35A3D1C7)  # poly-A is k-mer 0 and, without it, would be the lowest rank
+
+
+def minimisers(codes: Codes) -> tuple[Hashes, Positions]:
+    """Hashes uint64 [m] and start positions int64 [m], ascending, of the minimisers of ``codes`` uint8 [n] (A
+    to N).
+
+    Equal hashes are equal k-mers: the mixer, SplitMix64's finaliser (Steele, Lea, Flood, OOPSLA 2014), is a
+    bijection. A sequence of less than ``WINDOW + K - 1`` = 61 bases has no window and no minimiser; a k-mer
+    with an N is none.
+    """
+    count = len(codes) - K + 1
+    hashes, positions = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    if count >= WINDOW:
+        for start in range(0, count, _PIECE):
+            end = min(start + _PIECE, count)
+            first, last = (
+                max(0, start - WINDOW + 1),
+                min(end + WINDOW - 1, count),
+            )  # all windows that hold [start, end)
+            kmers, chosen = _choose(codes[first : last + K - 1])
+            chosen = chosen[np.searchsorted(chosen, start - first) : np.searchsorted(chosen, end - first)]
+            hashes.append(_mix(kmers[chosen]))
+            positions.append(chosen + first)
+    return np.concatenate(hashes), np.concatenate(positions)
+
+
+def cover(positions: Positions) -> list[tuple[int, int]]:
+    """The intervals that the k-mers at ``positions`` [m], ascending, cover: sorted, disjoint, not
+    touching."""
+    if not len(positions):
+        return []
+    breaks = np.flatnonzero(np.diff(positions) > K)
+    starts = positions[np.concatenate([[0], breaks + 1])]
+    ends = positions[np.concatenate([breaks, [len(positions) - 1]])] + K
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def unique(parts: Iterable[Hashes]) -> Hashes:
+    """Each hash of ``parts`` once, sorted."""
+    hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
+    hashes.sort()  # in place: np.unique would hold a copy more
+    return hashes[np.concatenate([[True], hashes[1:] != hashes[:-1]])] if len(hashes) else hashes
+
+
+def find(among: Hashes, hashes: Hashes) -> tuple[Positions, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """int64 [m], where in the sorted ``among`` each of ``hashes`` [m] stands, and bool [m], whether it
+    does."""
+    if not len(among):
+        return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), np.bool_)
+    at = np.searchsorted(among, hashes)
+    np.minimum(at, len(among) - 1, out=at)
+    return at, among[at] == hashes
+
+
+class Sketch:
+    """A sample of hash sets by name, of bounded size: the lowest ``room`` hashes of all, so all below one
+    threshold.
+
+    A hash is in the sample of every set that has it or of none, which is what makes samples comparable.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room, self._below, self._size = room, ALL, 0
+        self._sets: dict[str, list[Hashes]] = {}
+
+    def add(self, name: str, hashes: Hashes) -> None:
+        kept = hashes if self._below == ALL else hashes[hashes < np.uint64(self._below)]
+        self._sets.setdefault(name, []).append(kept)
+        self._size += len(kept)
+        if self._size > self._room + _SLACK:
+            self._shrink()
+
+    def merge(self, other: tuple[int, dict[str, bytes]]) -> None:
+        """Adds the result of another sketch."""
+        self._below = min(self._below, other[0])
+        for name, data in other[1].items():
+            self.add(name, np.frombuffer(data, np.uint64))
+
+    def result(self) -> tuple[int, dict[str, bytes]]:
+        """The threshold (ALL: nothing was left out), and of each set the hashes below it, each once,
+        sorted."""
+        self._shrink()
+        return self._below, {name: hashes.tobytes() for name, (hashes,) in self._sets.items()}
+
+    def _shrink(self) -> None:
+        sets = {name: self._cut(unique(hashes)) for name, hashes in self._sets.items()}
+        every = np.concatenate([np.zeros(0, np.uint64), *sets.values()])
+        if len(every) > self._room:
+            self._below = int(np.partition(every, self._room)[self._room])
+        self._sets = {name: [self._cut(hashes)] for name, hashes in sets.items()}
+        self._size = sum(len(hashes) for (hashes,) in self._sets.values())
+
+    def _cut(self, hashes: Hashes) -> Hashes:
+        return (
+            hashes if self._below == ALL else hashes[: np.searchsorted(hashes, np.uint64(self._below))].copy()
+        )
+
+
+def _choose(codes: Codes) -> tuple[Hashes, Positions]:
+    """The canonical k-mers uint64 [n - K + 1] of ``codes`` [n], and where the minimisers of its windows
+    stand."""
+    known = codes.max() < N
+    kmers = _canonical(codes if known else codes & np.uint8(3))
+    rank = _rank(kmers)
+    if not known:
+        rank[_with_n(codes)] = _NONE
+    lowest = np.zeros(
+        len(rank) + WINDOW - 1, np.uint32
+    )  # of each window; 0 where there is none, which max passes over
+    _slide(np.minimum, rank, out=lowest[WINDOW - 1 : len(rank)])
+    chosen = _slide(np.maximum, lowest) == rank  # the lowest of some window that holds it
+    if not known:
+        chosen &= rank != _NONE
+    return kmers, np.flatnonzero(chosen)
+
+
+def _canonical(codes: Codes) -> Hashes:
+    """The smaller of each k-mer and its reverse complement. Widths double in the narrowest type; 31 is 16 and
+    16."""
+    forward: np.ndarray[Any, Any] = codes
+    reverse: np.ndarray[Any, Any] = codes ^ np.uint8(3)
+    for width, kind in ((1, np.uint8), (2, np.uint8), (4, np.uint16), (8, np.uint32), (15, np.uint64)):
+        forward, reverse = forward.astype(kind, copy=False), reverse.astype(kind, copy=False)
+        left, right = forward[:-width] << kind(2 * width), reverse[width:] << kind(2 * width)
+        left |= forward[width:]
+        right |= reverse[:-width]
+        forward, reverse = left, right
+    return np.minimum(forward, reverse, out=forward)
+
+
+def _rank(kmers: Hashes) -> _Ranks:
+    """31 bits of a multiplicative hash, which need not be a bijection: equal ranks only make more
+    minimisers."""
+    spread = kmers >> np.uint64(29)
+    spread ^= kmers
+    spread *= _RANK
+    rank = spread.astype("<u8", copy=False).view("<u4")[1::2] >> np.uint32(1)  # the high half
+    rank ^= _RANK_ZERO
+    return rank
+
+
+def _with_n(codes: Codes) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """bool [n - K + 1], True where the k-mer holds an N."""
+    return _slide(np.logical_or, codes == N)
+
+
+def _slide(ufunc: np.ufunc, values: np.ndarray[Any, Any], *, out: np.ndarray[Any, Any] | None = None) -> Any:
+    """``ufunc`` over each 31 neighbours of ``values`` [n], as [n - 30], by doubling."""
+    for width in (1, 2, 4, 8):
+        values = ufunc(values[:-width], values[width:])
+    return ufunc(values[:-15], values[15:], out=out)
+
+
+def _mix(x: Hashes) -> Hashes:
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
+
+
+assert K == WINDOW == 31, "_canonical and _slide double up to 31"

@@ -1,0 +1,77 @@
+"""What a command says on the terminal while it works: lines, and how far it is."""
+
+import sys
+import time
+from collections import deque
+
+from tqdm import tqdm
+
+from configs import redact
+
+_LINE_S, _RECENT_S = 60.0, 60.0
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own rate counts validation as steps
+
+
+class Progress:
+    """Steps done: a bar on a terminal, otherwise a line a minute; each with speed and time left. Silent
+    unless shown.
+
+    The speed is that of this process's steps in the last minute, without what lies between them (validation,
+    saving). The time left has both in it, as they went so far, and counts what is to be read, since windows
+    may grow on the way. The first step is left out of either: it is slower than all others.
+    """
+
+    def __init__(self, total: int, *, shown: bool, done: int = 0, bp_left: int) -> None:
+        """``done`` of ``total`` steps are behind the run, ``bp_left`` in those that are left."""
+        terminal = sys.stderr.isatty()
+        self._lines = shown and not terminal
+        self._bar = tqdm(
+            total=total, initial=done, unit="step", disable=not (shown and terminal), bar_format=_BAR
+        )
+        self._total, self._done, self._next_line = total, done, time.monotonic() + _LINE_S
+        self._bp_left = bp_left
+        self._began: float | None = None  # when the first step was over
+        self._since = self._worked = 0.0
+        self._bp = 0  # since then
+        self._recent: deque[tuple[float, int]] = deque()  # seconds worked, bp read: at most a minute of steps
+
+    def advance(self, note: str, *, bp: int) -> None:
+        """A step is done, which read ``bp``."""
+        now = time.monotonic()
+        self._done += 1
+        self._bp_left -= bp
+        if self._began is None:
+            self._began = now
+        else:
+            self._bp += bp
+            self._worked += now - self._since
+        self._since = now
+        self._recent.append((self._worked, self._bp))
+        while len(self._recent) > 2 and self._worked - self._recent[1][0] >= _RECENT_S:
+            self._recent.popleft()
+        note = ", ".join([note, *self._rates(now)])
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update()
+        if self._lines and (now >= self._next_line or self._done == self._total):
+            self._next_line = now + _LINE_S
+            say(f"step {self._done}/{self._total}  {note}")
+
+    def restart(self) -> None:
+        """What has passed since the last step was none."""
+        self._since = time.monotonic()
+
+    def _rates(self, now: float) -> list[str]:
+        (worked, bp), elapsed = self._recent[0], now - (self._began or now)
+        if self._worked <= worked or self._bp <= bp:
+            return []
+        speed = f"{(self._bp - bp) / (self._worked - worked):,.0f} bp/s"
+        left = tqdm.format_interval(self._bp_left * elapsed / self._bp)
+        return [speed, f"{left} left"] if self._done < self._total else [speed]
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def say(text: str) -> None:
+    """One line to the terminal, past any progress bar, without passwords of URIs."""
+    tqdm.write(redact(text), file=sys.stderr)

@@ -1,0 +1,105 @@
+"""The config section ``data``: which datasets, in windows of which length, read how."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_serializer, field_validator
+
+from cluster.process import paths
+from cluster.process.host import cache_root
+from configs import Section
+from configs.numbers import Positive
+
+MIN_LENGTH = 16
+OnCorrupt = Literal["fail", "skip"]
+
+
+class Mixed(Section):
+    """One dataset of a mixture and its share of the samples, relative to the other weights."""
+
+    uri: Annotated[str, Field(min_length=1)]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Length(Section):
+    """Windows of ``length`` bp from step ``from_step`` on; the first step is 0."""
+
+    from_step: Annotated[int, Field(ge=0)]
+    length: Annotated[int, Field(ge=MIN_LENGTH)]
+
+
+class Data(Section):
+    """``uri`` is given as one URI or a list of {uri, weight}, ``length`` as bp or a list of {from_step,
+    length}."""
+
+    uri: tuple[Mixed, ...]
+    length: tuple[Length, ...] = (Length(from_step=0, length=1000),)
+    lanes: Positive = 48
+    workers: Annotated[int, Field(ge=0, le=256)] | None = (
+        None  # threads that fetch; default 4, or 0 if all is local
+    )
+    cache_dir: str | None = None  # of remote blocks; default: blocks/ in DNA_CACHE or ~/.cache/dna-distill
+    cache_bytes: Annotated[int, Field(ge=0)] = 10 << 30  # 0: no cache on disk
+    on_corrupt: OnCorrupt = "fail"
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _one_uri(cls, value: Any) -> Any:
+        if isinstance(value, str) and value:
+            return ({"uri": value},)
+        if not isinstance(value, list | tuple):
+            raise ValueError("must be a URI or a list of {uri, weight}")
+        return value
+
+    @field_validator("length", mode="before")
+    @classmethod
+    def _one_length(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= MIN_LENGTH:
+            return ({"from_step": 0, "length": value},)
+        if not isinstance(value, list | tuple):
+            raise ValueError(
+                f"must be an integer of at least {MIN_LENGTH} or a list of {{from_step, length}}"
+            )
+        return value
+
+    @field_validator("uri")
+    @classmethod
+    def _different(cls, uri: tuple[Mixed, ...]) -> tuple[Mixed, ...]:
+        if not uri:
+            raise ValueError("at least one dataset is needed")
+        twice = sorted({part.uri for part in uri if sum(part.uri == other.uri for other in uri) > 1})
+        if twice:
+            raise ValueError(
+                f"given twice: {', '.join(twice)}; give each dataset once, with the sum of its weights"
+            )
+        return uri
+
+    @field_validator("length")
+    @classmethod
+    def _in_order(cls, length: tuple[Length, ...]) -> tuple[Length, ...]:
+        steps = [part.from_step for part in length]
+        if not steps or steps[0] != 0:
+            raise ValueError(f"the first from_step must be 0, not {steps[0] if steps else 'missing'}")
+        if any(a >= b for a, b in pairwise(steps)):
+            raise ValueError(f"from_step must increase from entry to entry: {', '.join(map(str, steps))}")
+        return length
+
+    @field_serializer("uri")
+    def _as_given_uri(self, uri: tuple[Mixed, ...]) -> str | list[dict[str, Any]]:
+        return uri[0].uri if len(uri) == 1 else [part.model_dump() for part in uri]
+
+    @field_serializer("length")
+    def _as_given_length(self, length: tuple[Length, ...]) -> int | list[dict[str, Any]]:
+        return length[0].length if len(length) == 1 else [part.model_dump() for part in length]
+
+    @property
+    def last_length(self) -> int:
+        """The length in bp that a run ends with, at which it is validated."""
+        return self.length[-1].length
+
+    @property
+    def cache_folder(self) -> Path:
+        if self.cache_dir:
+            return Path(paths.expand(self.cache_dir, what="data.cache_dir")).absolute()
+        return cache_root() / "blocks"

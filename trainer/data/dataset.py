@@ -1,0 +1,132 @@
+"""One split of a dataset: its manifest, and its blocks by number, each read by one range request."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cluster.storage import store
+from data_prep import alphabet, shards
+from trainer.data.block_cache import DiskCache, warn
+from trainer.run.config import TrainConfig
+
+
+class EmptySplitError(ValueError):
+    """The dataset has no block in the split that was asked for."""
+
+
+class Dataset:
+    """One split of a dataset: its manifest and its blocks, each read by one range request."""
+
+    def __init__(self, uri: str, split: str, *, cache: DiskCache | None = None) -> None:
+        """``cache`` keeps what is read of a remote dataset.
+
+        Raises: StoreError or FormatError (no manifest there, or not one); EmptySplitError (the split is
+        empty).
+        """
+        self.uri, self.split, self._cache = uri, split, cache
+        self._contigs: dict[tuple[str, str], int] = {}  # (assembly, contig) -> hash
+        if not store.exists(store.join(uri, shards.MANIFEST)):
+            raise store.StoreError(
+                f"no dataset at {uri}: {shards.MANIFEST} is missing there; build it with data_prep"
+            )
+        manifest_bytes = store.read_bytes(store.join(uri, shards.MANIFEST))
+        self.digest = hashlib.sha256(manifest_bytes).hexdigest()
+        try:
+            self.manifest = shards.Manifest.from_bytes(manifest_bytes)
+        except shards.FormatError as fault:
+            raise shards.FormatError(f"{store.join(uri, shards.MANIFEST)}: {fault}") from fault
+        self.blocks = self.manifest.blocks(split)
+        if not self.blocks:
+            raise EmptySplitError(
+                f"dataset {uri} has no block in its {split} split; give split.{split} and build it again"
+            )
+
+    def block(self, number: int) -> shards.PackedBlock:
+        """The block, packed, its crc32 checked. StoreError or FormatError, naming shard and block, if it is
+        damaged."""
+        shard, entry = self.blocks[number]
+        key = (
+            hashlib.sha256(f"{self.digest} {shard.name} {entry.offset}".encode()).hexdigest()
+            if self._cache
+            else ""
+        )
+        if self._cache and (kept := self._cache.get(key)) is not None:
+            try:
+                return self._checked(kept, entry)
+            except shards.FormatError:  # damaged in the cache: the original decides
+                self._cache.drop(key)
+        uri = store.join(self.uri, shard.name)
+        payload = store.read_bytes(uri, entry.offset, entry.offset + entry.size)
+        try:
+            found = self._checked(payload, entry)
+        except shards.FormatError as fault:
+            raise shards.FormatError(f"{self.where(number)}: {fault}") from fault
+        if self._cache:
+            self._cache.put(key, payload)
+        return found
+
+    def codes(self, number: int) -> alphabet.Codes:
+        """uint8 [bp], all letters of a block. StoreError or FormatError if it is damaged."""
+        block = self.block(number)
+        return block.codes(0, block.bases)
+
+    def where(self, number: int) -> str:
+        """Shard and interval of a block, for people."""
+        shard, entry = self.blocks[number]
+        return f"shard {store.join(self.uri, shard.name)}, block {entry.contig}:{entry.start}-{entry.end}"
+
+    def locus(self, number: int) -> tuple[int, int]:
+        """Where a block lies: an int64 hash of its reference's letters and its contig, and its start there,
+        in bp.
+
+        The same in every dataset that was made of the same reference.
+        """
+        _, entry = self.blocks[number]
+        contig = (entry.assembly, entry.contig)
+        if contig not in self._contigs:
+            source = next(source for source in self.manifest.sources if source.name == entry.assembly)
+            digest = hashlib.sha256(f"{source.sha256} {entry.contig}".encode()).digest()
+            self._contigs[contig] = int.from_bytes(digest[:8], "little", signed=True)
+        return self._contigs[contig], entry.start
+
+    @staticmethod
+    def _checked(payload: bytes, entry: shards.Block) -> shards.PackedBlock:
+        found = shards.PackedBlock(payload)
+        if found.bases != entry.bp:
+            raise shards.FormatError(f"a block has {found.bases} bases, its manifest says {entry.bp}")
+        return found
+
+    def weights(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """[blocks]: how often an epoch reads each block, the weight of its source."""
+        weights = {source.name: source.weight for source in self.manifest.sources}
+        return np.array([weights[block.assembly] for _, block in self.blocks], np.float64)
+
+
+def open_datasets(
+    config: TrainConfig, split: str, *, some_empty: bool = False, say: Callable[[str], None] = warn
+) -> dict[int, Dataset]:
+    """The datasets of ``data.uri`` by their place in it, those on other machines behind the cache on disk.
+
+    Raises: what Dataset raises; with ``some_empty`` datasets without the split are left out, unless all are.
+    """
+    data = config.data
+    cache = DiskCache(data.cache_folder, data.cache_bytes, say=say) if data.cache_bytes else None
+    found, empty = {}, []
+    for number, part in enumerate(data.uri):
+        try:
+            found[number] = Dataset(part.uri, split, cache=None if store.is_local(part.uri) else cache)
+        except EmptySplitError as fault:
+            if not some_empty:
+                raise
+            empty.append(fault)
+    if len(empty) == 1 and not found:
+        raise empty[0]
+    if not found:
+        uris = ", ".join(part.uri for part in data.uri)
+        raise EmptySplitError(
+            f"none of the datasets {uris} has a block in its {split} split; give split.{split} and "
+            "build one of them again"
+        )
+    return found

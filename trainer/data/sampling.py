@@ -1,0 +1,240 @@
+"""The order of samples: which window of which block of which dataset a lane reads as its n-th sample. Pure
+functions.
+
+Sample j of a phase (a stretch of steps with one length) belongs to lane j mod lanes. A lane's samples are
+shared out to the datasets by weight (``Mixture``), and each dataset gives the lane its own sequence of
+samples (``Sampler``). In each epoch of a dataset its blocks are put in an order drawn from (seed, epoch) and
+dealt to the lanes like cards; a lane takes its blocks in sets of at least OPEN_BLOCKS (or all it has) and
+mixes the windows of a set, since neighbours would be false negatives for the contrastive loss. Window offsets
+are drawn from (seed, epoch, block).
+
+Shapes: N blocks of a dataset, M samples of an open set, B samples of any kind.
+"""
+
+import heapq
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from trainer.core import random
+
+OPEN_BLOCKS = 16
+LARGEST_SET = 2 * OPEN_BLOCKS - 1
+_FEW_WINDOWS = 8
+EPOCHS_A_PHASE = 1 << 20  # epoch e of phase p has the number p · 2²⁰ + e, so that no two samples share an id
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_SHARE_BITS = 40
+_HALF_BITS = _SHARE_BITS // 2
+
+
+class Phase(NamedTuple):
+    """Windows of ``length`` bp from step ``from_step`` on, steps counted from 0."""
+
+    from_step: int
+    length: int
+
+
+def phase_at(phases: Sequence[Phase], step: int) -> int:
+    """Index of the phase that ``step`` belongs to."""
+    return bisect_right(phases, step, key=lambda phase: phase.from_step) - 1
+
+
+def lane_counts(samples: int, lanes: int) -> Ints:
+    """int64 [lanes]: how many of a phase's first ``samples`` samples each lane has."""
+    return (samples + lanes - 1 - np.arange(lanes)) // lanes
+
+
+class Mixture:
+    """Which dataset each sample of a lane comes from: exact shares at every moment, not only on average.
+
+    Datasets are the leaves of a Huffman tree over their weights. At a node that n samples of the lane reach,
+    the first child has floor(n · share + u) of them, u in [0, 1) drawn from (seed, lane, node): the fractions
+    of a Sturmian word, in integers (share and u in units of 2⁻⁴⁰, n < 2⁴⁰). So a lane's count of a dataset
+    differs from count · weight by less than 1 with two datasets, and by less than the depth of its leaf with
+    more; any count is reached directly.
+    """
+
+    def __init__(self, weights: Sequence[float], *, seed: int, lanes: int) -> None:
+        self.datasets = len(weights)
+        heap: list[tuple[Fraction, int]] = [(Fraction(weight), leaf) for leaf, weight in enumerate(weights)]
+        heapq.heapify(heap)
+        self._nodes: list[
+            tuple[int, int, int, int, Ints]
+        ] = []  # node, first, second child, share, u of each lane
+        lane_keys = random.fold(seed, torch.arange(lanes))
+        while len(heap) > 1:
+            (second_weight, second), (first_weight, first) = heapq.heappop(heap), heapq.heappop(heap)
+            both, node = first_weight + second_weight, self.datasets + len(self._nodes)
+            share = min(max(round(first_weight / both * (1 << _SHARE_BITS)), 1), (1 << _SHARE_BITS) - 1)
+            u = random.field(random.words(lane_keys, f"mixture {node}", 1)[:, 0], 0, _SHARE_BITS).numpy()
+            self._nodes.append((node, first, second, share, u))
+            heapq.heappush(heap, (both, node))
+        self._nodes.reverse()  # root first
+
+    def split(self, lane_B: Ints, count_B: Ints) -> tuple[Ints, Ints]:
+        """Dataset [B] of sample number ``count_B`` of ``lane_B``, and its number within that dataset and
+        lane."""
+        if not self._nodes:
+            return np.zeros_like(count_B), count_B
+        at_B, count_B = np.full_like(count_B, self._nodes[0][0]), count_B.copy()
+        for node, first, second, share, u in self._nodes:
+            here = np.flatnonzero(at_B == node)
+            count, start = count_B[here], u[lane_B[here]]
+            before = _first_share(count, share, start)
+            taken = _first_share(count + 1, share, start) > before
+            count_B[here] = np.where(taken, before, count - before)
+            at_B[here] = np.where(taken, first, second)
+        return at_B, count_B
+
+    def counts(self, count_N: Ints) -> Ints:
+        """int64 [datasets, lanes]: how many of the first ``count_N`` samples of each lane come from each
+        dataset."""
+        reached: dict[int, Ints] = {self._nodes[0][0] if self._nodes else 0: count_N}
+        for node, first, second, share, u in self._nodes:
+            count = reached.pop(node)
+            reached[first] = _first_share(count, share, u)
+            reached[second] = count - reached[first]
+        return np.stack([reached[leaf] for leaf in range(self.datasets)])
+
+
+def _first_share(count: Ints, share: int, u: Ints) -> Ints:
+    """floor((count · share + u) / 2⁴⁰) where all three are below 2⁴⁰; the product of 80 bits is taken in
+    halves."""
+    high = (count >> _HALF_BITS) * share
+    low = (count & ((1 << _HALF_BITS) - 1)) * share + ((high & ((1 << _HALF_BITS) - 1)) << _HALF_BITS) + u
+    return (high >> _HALF_BITS) + (low >> _SHARE_BITS)
+
+
+@dataclass(frozen=True)
+class OpenSet:
+    """Samples ``first`` … ``stop`` - 1 of a lane, which mix the windows of ``blocks``.
+
+    Columns: block, window, start, end, key: [start, end) in the block, and the key of all views and masks.
+    """
+
+    epoch: int
+    first: int
+    stop: int
+    blocks: list[int]
+    samples_M5: Ints  # one array, since a run has two sets a lane in memory
+
+
+class Sampler:
+    """(lane, count) -> sample, of one dataset in one phase."""
+
+    def __init__(
+        self,
+        bp_N: Ints,
+        *,
+        weight_N: np.ndarray[Any, np.dtype[np.float64]],
+        seed: int,
+        length: int,
+        flank: int,
+        lanes: int,
+        dataset: int = 0,
+        phase: int = 0,
+    ) -> None:
+        """``bp_N`` and ``weight_N``: size of each block, and how often an epoch reads it."""
+        self.bp_N, self.weight_N, self.seed, self.dataset = bp_N, weight_N, seed, dataset
+        self.length, self.flank, self.lanes, self.first_epoch = length, flank, lanes, phase * EPOCHS_A_PHASE
+        self._order_key = int(random.fold(seed, dataset)) if dataset else seed
+        # One window fewer than fit, so that the offset is free over a whole window; not where that costs
+        # much.
+        fit_N = (bp_N - 2 * flank) // length
+        self.windows_N = np.maximum(1, fit_N - (fit_N > _FEW_WINDOWS))
+        self._ends: list[Ints] = []  # by epoch: the count of each lane when the epoch is over
+        self._orders: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
+
+    @property
+    def largest_set(self) -> int:
+        """The most blocks that one set of a lane can have."""
+        return min(LARGEST_SET, -(-len(self.bp_N) // self.lanes))
+
+    def open_set(self, lane: int, count: int) -> OpenSet:
+        """The set that sample number ``count`` (from 0) of ``lane`` belongs to."""
+        while not self._ends or self._ends[-1][lane] <= count:
+            self._ends.append(self._lane_ends(len(self._ends)))
+        turn = bisect_right(self._ends, count, key=lambda ends: int(ends[lane]))
+        begun = int(self._ends[turn - 1][lane]) if turn else 0
+        order_N, copies_N = self._order(turn)
+        # Dealing goes on where the last epoch stopped, so that few blocks reach all of many lanes.
+        mine = order_N[(lane - turn * len(order_N)) % self.lanes :: self.lanes]
+        counts = self.windows_N[mine] * copies_N[mine]
+        # The last set is joined to the one before, so that none is smaller than OPEN_BLOCKS.
+        edges = np.arange(max(1, len(mine) // OPEN_BLOCKS) + 1) * OPEN_BLOCKS
+        edges[-1] = len(mine)
+        ends = np.concatenate([[0], np.cumsum(counts)])[edges]
+        which = int(np.searchsorted(ends[1:], count - begun, "right"))
+        part = slice(edges[which], edges[which + 1])
+        first = begun + int(ends[which])
+        return self._mixed(self.first_epoch + turn, first, mine[part], counts[part])
+
+    def intervals(self, epoch: int, block_M: Ints, window_M: Ints) -> tuple[Ints, Ints]:
+        """[start, end) of each window in its block; shorter than the length only where the block is."""
+        bp_M = self.bp_N[block_M]
+        copy_M, index_M = np.divmod(window_M, self.windows_N[block_M])
+        margin_M = np.where(bp_M >= self.length + 2 * self.flank, self.flank, 0)
+        free_M = np.maximum(0, bp_M - 2 * margin_M - self.windows_N[block_M] * self.length)
+        key_M = random.fold(self._order_key, epoch, torch.from_numpy(block_M), torch.from_numpy(copy_M))
+        draw_M = random.field(random.words(key_M, "offset", 1)[:, 0], 0, 32).numpy()
+        start_M = margin_M + (draw_M * (free_M + 1) >> 32) + index_M * self.length
+        return start_M, np.minimum(start_M + self.length, bp_M)
+
+    def replacements(self, open_set: OpenSet, at: int) -> Iterator[tuple[int, int, int]]:
+        """(block, start, end) to read instead of sample ``at`` of the set, should its block be damaged:
+        first, second …
+
+        A hash of (seed, epoch, block, window) chooses one of the set's other blocks and one of its windows.
+        Should that block be damaged too, the set's next one takes its place, and at last, for small sets, one
+        of the OPEN_BLOCKS blocks that follow the damaged one in the epoch's order.
+        """
+        block, window, *_ = open_set.samples_M5[at].tolist()
+        key = random.fold(self._order_key, open_set.epoch, block, window).view(1)
+        draw = random.words(key, "replacement", 1)[:, 0]
+        others = [other for other in open_set.blocks if other != block]
+        begin = int(random.field(draw, 0, 32)) * len(others) >> 32
+        order_N, _ = self._order(open_set.epoch - self.first_epoch)
+        after = np.roll(order_N, -1 - int(np.flatnonzero(order_N == block)[0]))[:OPEN_BLOCKS].tolist()
+        for other in dict.fromkeys(others[begin:] + others[:begin] + after):
+            if other != block:
+                window = int(random.field(draw, 32, 31)) % int(self.windows_N[other])
+                start, end = self.intervals(open_set.epoch, np.array([other]), np.array([window]))
+                yield other, int(start[0]), int(end[0])
+
+    def _mixed(self, epoch: int, first: int, blocks: Ints, counts: Ints) -> OpenSet:
+        block_M = np.repeat(blocks, counts)
+        window_M = np.arange(len(block_M)) - np.repeat(np.cumsum(counts) - counts, counts)
+        drawn = random.fold(self._order_key, epoch, torch.from_numpy(block_M), torch.from_numpy(window_M))
+        mixed = np.argsort(random.words(drawn, "window order", 1)[:, 0].numpy(), kind="stable")
+        block_M, window_M = block_M[mixed], window_M[mixed]
+        start_M, end_M = self.intervals(epoch, block_M, window_M)
+        key_M = random.fold(
+            self.seed, self.dataset, epoch, torch.from_numpy(block_M), torch.from_numpy(window_M)
+        )
+        samples_M5 = np.stack([block_M, window_M, start_M, end_M, key_M.numpy()], 1)
+        return OpenSet(epoch, first, first + len(block_M), blocks[counts > 0].tolist(), samples_M5)
+
+    def _order(self, turn: int) -> tuple[Ints, Ints]:
+        """Blocks in the epoch's order, and how often each is read (its weight, the fraction drawn)."""
+        if turn not in self._orders:
+            keys_N = random.fold(self._order_key, self.first_epoch + turn, torch.arange(len(self.bp_N)))
+            order_N = np.argsort(random.words(keys_N, "block order", 1)[:, 0].numpy(), kind="stable")
+            fraction_N = random.field(random.words(keys_N, "block copies", 1)[:, 0], 0, 32).numpy() / 2**32
+            copies_N = np.floor(self.weight_N).astype(np.int64) + (fraction_N < self.weight_N % 1)
+            self._orders[turn] = (order_N, copies_N)
+            while len(self._orders) > 4:
+                self._orders.popitem(last=False)
+        return self._orders[turn]
+
+    def _lane_ends(self, turn: int) -> Ints:
+        order_N, copies_N = self._order(turn)
+        lane_N = (np.arange(len(order_N)) + turn * len(order_N)) % self.lanes
+        counts = np.bincount(lane_N, self.windows_N[order_N] * copies_N[order_N], self.lanes).astype(np.int64)
+        return counts + self._ends[turn - 1] if turn else counts

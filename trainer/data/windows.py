@@ -1,0 +1,108 @@
+"""Source windows, and how they are cut out of blocks.
+
+Shapes: B windows, S = L + 2·flank source positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep import alphabet, shards
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Source windows. Only [low, high) of a row is sequence; the rest lies beyond the block and is never
+    read."""
+
+    codes_BS: Tensor  # uint8
+    low_B: Tensor  # int64
+    high_B: Tensor  # int64
+    key_B: Tensor  # int64, see counter.fold
+    # int64: hash of (reference, contig), and where the window without its flank starts and ends there
+    place_B3: Tensor
+    flank: int
+    soft_BS: Tensor | None = (
+        None  # uint8, 1 where the reference is lower case (soft-masked); None: nobody asked
+    )
+
+    @property
+    def length(self) -> int:
+        return self.codes_BS.shape[1] - 2 * self.flank
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Windows":
+        """Windows of what ``change`` makes of each tensor: some of the rows, say."""
+        changed: Any = {name: change(of) for name, of in vars(self).items() if isinstance(of, Tensor)}
+        return replace(self, **changed)
+
+    def to(self, device: torch.device) -> "Windows":
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+class WindowRows:
+    """``rows`` windows being filled in: codes uint8 [B, S], PAD where a block ends; with ``soft`` the soft
+    mask too."""
+
+    def __init__(self, rows: int, length: int, flank: int, *, soft: bool = False) -> None:
+        self.length, self.flank = length, flank
+        self._codes_BS = np.empty((rows, length + 2 * flank), np.uint8)
+        self._soft_BS = np.zeros_like(self._codes_BS) if soft else None
+        self._numbers_B5 = [
+            (0, 0, 0, 0, 0)
+        ] * rows  # as an array in the end: storing in one costs more than all else
+
+    def fill(
+        self, row: int, block: shards.PackedBlock, start: int, end: int, *, locus: tuple[int, int]
+    ) -> None:
+        """Row number ``row``: [start, end) of ``block`` with what flank it has; ``locus`` as Dataset.locus
+        gives it."""
+        flank = self.flank
+        first, last = max(0, start - flank), min(block.bases, end + flank)
+        low = first - start + flank
+        high = low + last - first
+        if high - low < self.length + 2 * flank:
+            self._codes_BS[row] = alphabet.PAD
+        self._codes_BS[row, low:high] = block.codes(first, last)
+        if self._soft_BS is not None:
+            self._soft_BS[row, low:high] = block.soft_mask(first, last)
+        contig, offset = locus
+        self._numbers_B5[row] = (low, high, contig, offset + start, offset + end)
+
+    @property
+    def codes(self) -> alphabet.Codes:
+        """uint8 [B, S]."""
+        return self._codes_BS
+
+    def windows(self, key_B: Tensor) -> Windows:
+        numbers_B5 = torch.from_numpy(np.array(self._numbers_B5))
+        soft_BS = None if self._soft_BS is None else torch.from_numpy(self._soft_BS)
+        return Windows(
+            torch.from_numpy(self._codes_BS),
+            numbers_B5[:, 0],
+            numbers_B5[:, 1],
+            key_B,
+            numbers_B5[:, 2:],
+            self.flank,
+            soft_BS,
+        )
+
+
+def choose_windows(
+    block_bp: list[int], length: int, count: int, *, margin: int
+) -> list[tuple[int, int, int]]:
+    """At most ``count`` (block, start, end), evenly spaced over all windows that tile the blocks.
+
+    Windows keep ``margin`` from a block's edge, so that they have real neighbours, where the block allows.
+    """
+    places = []
+    for block, bp in enumerate(block_bp):
+        if bp < length + 2 * margin:
+            places.append((block, 0, min(bp, length)))
+        else:
+            places += [(block, s, s + length) for s in range(margin, bp - length - margin + 1, length)]
+    picked = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
+    return [places[i] for i in picked]

@@ -1,0 +1,182 @@
+"""What collapsed, in one sentence: a watch over the health readings of a run.
+
+A reading is judged by limits that must all be broken at once for a kind of collapse, ``patience`` readings in
+a row. Young and healthy runs break single ones: the windows of an untrained network lie close together, its
+teacher prefers one prototype for all until the centre has followed, and while the student learns nothing but
+the mean of a nearly uniform teacher KL is small. A collapsed teacher is one that says the same of every
+sample, at each summary position by itself, AND that the student already agrees with, so that nothing is left
+to learn; hence the limit on KL.
+
+The defaults are for a reading every 10 steps or so: a centre with momentum 0.9 may swing through one
+prototype for all and out again in 20 steps. Uniformity and alignment have no limit of their own: near 0,
+uniformity is -4 · std², and views that agree are what training is for.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """``metric`` is below (or above) its limit."""
+
+    metric: str
+    limit: float
+    above: bool = False
+
+    def shown(self, value: float) -> bool:
+        return value > self.limit if self.above else value < self.limit
+
+    def told(self, value: float) -> str:
+        name, side = self.metric.removeprefix("health/"), "above" if self.above else "below"
+        return f"{name} {value:.4g} is {side} {self.limit:.4g}"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    name: str
+    what: str
+    signs: tuple[_Sign, ...]
+
+
+class CollapseGuard:
+    """Names what collapsed from ``health/…`` readings (``health.readings``); of what is not read it says
+    nothing.
+
+    Args:
+        prototypes: K, where there is a distillation loss; None leaves the prototypes unjudged.
+        patch_prototypes: the same of the patch loss.
+        patience: readings in a row that must show a collapse, at least 1.
+        min_std: all embeddings are the same point where embedding_std is below; 1 is isotropic.
+        min_rank: few dimensions are left where centred_rank is below.
+        max_dead: the same, where the share dead_dimensions is above.
+        min_prototypes: the teacher is one-hot on too few prototypes where fewer are any sample's first
+            choice, or where exp(entropy of the mean assignment) is below, and KL below max_kl; not judged
+            where K is no more.
+        max_entropy: the teacher is uniform where teacher_entropy is above this share of log K, and KL below
+        max_kl.
+        max_kl: nats; ``patch_max_kl`` that of letters, whose student is never quite as sure.
+        max_drift: the centre runs away where it moves by more than this many times its spread from reading to
+        reading.
+
+    A minimum of 0 and a maximum that cannot be reached switch a limit off; LOG.md has where the defaults are
+    from.
+    """
+
+    def __init__(
+        self,
+        *,
+        prototypes: int | None = None,
+        patch_prototypes: int | None = None,
+        patience: int = 5,
+        min_std: float = 0.001,
+        min_rank: float = 1.2,
+        max_dead: float = 0.5,
+        min_prototypes: float = 2.0,
+        max_entropy: float = 0.999,
+        max_kl: float = 0.1,
+        patch_max_kl: float = 0.3,
+        max_drift: float = 3.0,
+    ) -> None:
+        assert patience >= 1, f"a patience of {patience} readings"
+        assert all(count is None or count >= 1 for count in (prototypes, patch_prototypes)), (
+            f"{prototypes} prototypes, {patch_prototypes} for letters"
+        )
+        self.patience = patience
+        self._kinds = [
+            _Kind(
+                "point",
+                "the embeddings of all samples are the same point",
+                (_Sign("health/embedding_std", min_std),),
+            ),
+            _Kind(
+                "rank",
+                "the embeddings differ in few dimensions only",
+                (_Sign("health/centred_rank", min_rank),),
+            ),
+            _Kind(
+                "dead",
+                "most dimensions of the embeddings are the same for all samples",
+                (_Sign("health/dead_dimensions", max_dead, above=True),),
+            ),
+            _Kind(
+                "drift",
+                "the teacher's centre runs away",
+                (_Sign("health/centre_drift", max_drift, above=True),),
+            ),
+        ]
+        heads = [
+            (
+                prototypes,
+                max_kl,
+                "",
+                "samples",
+                ("teacher_entropy", "kl", "prototype_usage", "prototypes_chosen"),
+            ),
+            (
+                patch_prototypes,
+                patch_max_kl,
+                "patch ",
+                "letters",
+                ("patch_entropy", "patch_kl", "patch_usage", "patch_chosen"),
+            ),
+        ]
+        for count, kl_limit, head, rows, names in heads:
+            if count is None:
+                continue
+            entropy, kl, usage, chosen = (f"health/{name}" for name in names)
+            agreed, even = _Sign(kl, kl_limit), max_entropy * math.log(count)
+            self._kinds.append(
+                _Kind(
+                    f"{head}uniform",
+                    f"the teacher is uniform over the prototypes for all {rows}, and the student "
+                    "too: nothing to learn",
+                    (_Sign(entropy, even, above=True), agreed),
+                )
+            )
+            if count <= min_prototypes:  # every teacher uses too few of them
+                continue
+            fewest, so = min_prototypes / count, f"the same prototype for all {rows}, and the student agrees"
+            self._kinds += [
+                _Kind(f"{head}one-hot", f"the teacher is one-hot on {so}", (_Sign(usage, fewest), agreed)),
+                _Kind(
+                    f"{head}choice",
+                    f"the teacher prefers {so}",
+                    (_Sign(chosen, fewest), _Sign(entropy, even), agreed),
+                ),
+            ]
+        self._streaks = {kind.name: 0 for kind in self._kinds}
+
+    def check(self, readings: Mapping[str, float], *, step: int) -> str | None:
+        """The sentence that says what collapsed, with values and limits; None while nothing has.
+
+        Said again every ``patience`` readings for as long as it lasts; of several kinds the one that has
+        lasted longest is told. A kind whose metrics are missing or not finite is not judged: its streak stays
+        as it was.
+        """
+        found: dict[str, str] = {}
+        for kind in self._kinds:
+            values = [readings.get(sign.metric, math.nan) for sign in kind.signs]
+            if not all(map(math.isfinite, values)):
+                continue
+            pairs = list(zip(kind.signs, values, strict=True))
+            streak = self._streaks[kind.name] + 1 if all(sign.shown(value) for sign, value in pairs) else 0
+            self._streaks[kind.name] = streak
+            if streak and streak % self.patience == 0:
+                evidence = ", ".join(sign.told(value) for sign, value in pairs)
+                found[kind.name] = f"step {step}: {kind.what} ({evidence}, {streak} readings in a row)"
+        return found[max(found, key=self._streaks.__getitem__)] if found else None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether something had collapsed at the last reading."""
+        return any(streak >= self.patience for streak in self._streaks.values())
+
+    def state(self) -> dict[str, int]:
+        """Kind -> readings in a row that showed it: all that ``restore`` needs."""
+        return dict(self._streaks)
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go on from ``state``; kinds that it does not know begin at 0."""
+        self._streaks = {kind.name: int(state.get(kind.name, 0)) for kind in self._kinds}

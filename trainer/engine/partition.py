@@ -1,0 +1,158 @@
+"""Parameters that are cut over ranks: how the optimiser's partition lies, and putting saved parts back
+together.
+
+A fragment is a run of entries of one flattened parameter. Fragments that were saved on any number of ranks
+under any ZeRO stage fill the partition of any other.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.core.collectives import Group
+
+
+class Piece(NamedTuple):
+    """``length`` entries of parameter ``name`` from its entry ``at`` on; in the shard they begin at
+    ``offset``."""
+
+    name: str
+    at: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """One or more parameters as the optimiser partitions them: a flat vector of ``numel`` entries, 1/W on
+    each rank.
+
+    ``slots``: name -> (offset in the flat vector, shape). ``masters``: (offset in this rank's partition, fp32
+    1-D tensor) pieces that hold the student's masters, at least one, if only an empty one; they cover the
+    partition but for padding.
+    """
+
+    numel: int
+    slots: dict[str, tuple[int, torch.Size]]
+    masters: list[tuple[int, Tensor]]
+
+    def pieces(self, group: Group) -> Iterator[Piece]:
+        """What of each parameter lies in this rank's partition; padding belongs to none."""
+        size = self.numel // group.size
+        start = group.rank * size
+        for name, (offset, shape) in self.slots.items():
+            low, high = max(offset, start), min(offset + shape.numel(), start + size)
+            if low < high:
+                yield Piece(name, low - offset, low - start, high - low)
+
+    def empty_shard(self, group: Group, *, device: torch.device | None = None) -> Tensor:
+        """fp32 zeros, as many as this rank's partition has entries; where the masters are, unless told."""
+        return self.masters[0][1].new_zeros(self.numel // group.size, dtype=torch.float32, device=device)
+
+    def shard(self, group: Group) -> Tensor:
+        """fp32, this rank's partition with the masters as they are now and zeros at padding; a copy."""
+        shard = self.empty_shard(group)
+        for offset, master in self.masters:
+            shard[offset : offset + master.numel()] = master.detach()
+        return shard
+
+
+Fragments = Mapping[str, Sequence[tuple[int, Tensor]]]
+"""name -> [(first entry, fp32 1-D tensor)]: parts of flattened parameters, from any number of ranks."""
+
+
+def of_shards(
+    shards: Sequence[Tensor], groups: Sequence[FlatGroup], group: Group
+) -> dict[str, list[tuple[int, Tensor]]]:
+    """This rank's fragments, views into its ``shards`` (one for each of ``groups``), without padding."""
+    return {
+        piece.name: [(piece.at, shard[piece.offset : piece.offset + piece.length])]
+        for shard, flat_group in zip(shards, groups, strict=True)
+        for piece in flat_group.pieces(group)
+    }
+
+
+def fill(
+    shards: Sequence[Tensor],
+    groups: Sequence[FlatGroup],
+    saved: Fragments,
+    group: Group,
+    *,
+    what: str = "teacher",
+) -> str | None:
+    """Write what ``saved`` has of this rank's partition to ``shards``; what is wrong with it, in a sentence.
+
+    Entries may be given twice, with the same bits, and more than this rank needs. ``what`` the sentence calls
+    it.
+    """
+    fault = _misfit(saved, groups, what)
+    for shard, flat_group in zip(shards, groups, strict=True):
+        for piece in flat_group.pieces(group):
+            part = shard[piece.offset : piece.offset + piece.length]
+            fault = fault or _fill(part, piece, saved.get(piece.name, ()), what)
+    return fault
+
+
+def check_cover(wanted: Mapping[str, torch.Size], groups: Sequence[FlatGroup]) -> None:
+    """ValueError if ``groups`` do not have each of the ``wanted`` parameters once, by name and shape."""
+    given: dict[str, torch.Size] = {}
+    for flat_group in groups:
+        for name, (_, shape) in flat_group.slots.items():
+            if name in given:
+                raise ValueError(f"parameter {name} stands in two optimiser groups")
+            given[name] = shape
+    if wanted != given:
+        wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise ValueError(f"network and optimiser differ in {len(wrong)} parameters: {', '.join(wrong[:5])}")
+
+
+def _misfit(saved: Fragments, groups: Sequence[FlatGroup], what: str) -> str | None:
+    """What in ``saved`` cannot be part of ``groups``, in a sentence."""
+    entries = {name: shape.numel() for flat_group in groups for name, (_, shape) in flat_group.slots.items()}
+    if unknown := sorted(saved.keys() - entries.keys()):
+        return (
+            f"the saved {what} has {len(unknown)} parameters that this one has not: "
+            f"{', '.join(unknown[:5])}; "
+            "build the network that it was saved from"
+        )
+    for name, fragments in saved.items():
+        for start, values in fragments:
+            if values.dtype != torch.float32 or values.ndim != 1:
+                return (
+                    f"the saved {what} has {name} from {start} on as {values.dtype} of shape "
+                    f"{tuple(values.shape)}; give it as torch.float32 with one dimension"
+                )
+            if start < 0 or start + values.numel() > entries[name]:
+                return (
+                    f"the saved {what} has entries {start} to {start + values.numel()} of {name}, which has "
+                    f"0 to "
+                    f"{entries[name]} here; build the network that it was saved from"
+                )
+    return None
+
+
+def _fill(part: Tensor, piece: Piece, fragments: Sequence[tuple[int, Tensor]], what: str) -> str | None:
+    """Write what ``fragments`` have of ``piece`` to its ``part`` of the shard; what is wrong with it, in a
+    sentence."""
+    bits, filled = part.view(torch.int32), torch.zeros_like(part, dtype=torch.bool)
+    for start, values in fragments:
+        low, high = max(start, piece.at), min(start + values.numel(), piece.at + piece.length)
+        if low < high:
+            place = slice(low - piece.at, high - piece.at)
+            given = values[low - start : high - start].to(part.device).view(torch.int32)
+            if differing := int((filled[place] & (bits[place] != given)).sum()):
+                return (
+                    f"the saved {what} has two values for {differing} entries of {piece.name} within {low} "
+                    f"to "
+                    f"{high}; load the fragments of one save"
+                )
+            bits[place], filled[place] = given, True
+    if missing := piece.length - int(filled.sum()):
+        return (
+            f"the saved {what} lacks {missing} of {piece.length} entries of {piece.name} from {piece.at} on; "
+            "load the fragments of every rank that saved"
+        )
+    return None

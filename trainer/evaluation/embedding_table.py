@@ -1,0 +1,67 @@
+"""A table of embeddings as a file of the format that its name says."""
+
+from pathlib import PurePosixPath
+from typing import IO
+
+import numpy as np
+import pandas as pd
+
+from cluster.storage import store
+from configs import ConfigError, redact
+
+FORMATS = {
+    ".parquet": "Parquet",
+    ".pq": "Parquet",
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".npy": "NumPy",
+    ".csv.gz": "CSV, gzip",
+    ".tsv.gz": "TSV, gzip",
+}
+
+
+def format_of(uri: str) -> str:
+    """A key of FORMATS by the end of the name, in upper or lower case; Parquet for a name without one.
+
+    Raises:
+        ConfigError: the name ends otherwise, or is that of a folder.
+    """
+    refuse_folder(uri, "embeddings.parquet")
+    name = uri if store.is_local(uri) else redact(uri).partition("?")[0]
+    ends = [end.lower() for end in PurePosixPath(store.basename(name)).suffixes]
+    end = "".join(ends[-2:] if ends[-1:] == [".gz"] else ends[-1:]) or ".parquet"
+    if end not in FORMATS:
+        raise ConfigError(
+            f"output {redact(uri)} ends in {end}, which is no format here; the end of the name says the "
+            f"format: {', '.join(FORMATS)}"
+        )
+    return end
+
+
+def refuse_folder(uri: str, name: str) -> None:
+    """ConfigError, before any work, where a file is to be written and ``uri`` is a folder; ``name`` is for
+    example."""
+    if uri.endswith("/") or (store.is_local(uri) and store.local_path(uri).is_dir()):
+        raise ConfigError(
+            f"output {redact(uri)} is a folder; give the name of a file in it, such as "
+            f"{redact(store.join(uri, name))}"
+        )
+
+
+def write(table: pd.DataFrame, file: IO[bytes], *, end: str) -> None:
+    """``table`` (name, length, e0, ...) in the format of ``end``. An .npy has the numbers alone, fp32 [N,
+    D]."""
+    if end == ".npy":
+        np.save(file, table.drop(columns=["name", "length"]).to_numpy(np.float32))
+    elif FORMATS[end] == "Parquet":
+        table.to_parquet(file, index=False)
+    else:
+        packed = {"method": "gzip", "mtime": 0} if end.endswith(".gz") else None
+        table.to_csv(
+            file,
+            index=False,
+            sep="\t" if end.startswith(".tsv") else ",",
+            mode="wb",
+            compression=packed,
+            lineterminator="\n",
+        )

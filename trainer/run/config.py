@@ -1,0 +1,120 @@
+"""The training config: one section from each room, and what they must agree in."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from cluster.process import paths
+from configs import Section
+from trainer.data.config import Data
+from trainer.distill.config import Health
+from trainer.engine.config import Ema, Train
+from trainer.evaluation.config import Validation
+from trainer.losses.config import Loss
+from trainer.models.config import Model
+from trainer.run.checkpoint.config import Checkpoint
+from trainer.tracking import names
+from trainer.tracking.config import Track
+from trainer.views.config import Views
+
+_DATABASE = re.compile(
+    r"(sqlite|postgresql|mysql|mssql)\b"
+)  # MLflow without a server: its artifacts go where it runs
+
+
+class Run(Section):
+    dir: str
+    name: Annotated[str, AfterValidator(names.run)] = "findna"
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+
+
+class TrainConfig(Section):
+    run: Run
+    data: Data
+    model: Model = Model()
+    views: Views = Views()
+    loss: Loss = Loss()
+    ema: Ema = Ema()
+    train: Train
+    health: Health = Health()
+    val: Validation = Validation()
+    checkpoint: Checkpoint = Checkpoint()
+    track: Track = Field(default_factory=Track)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainConfig":
+        faults = self.loss.faults(self.views)
+        shortest = min(part.length for part in self.data.length)
+        if self.views.crops.number and self.views.crops.length >= shortest:
+            faults.append(
+                f"views.crops.length: {self.views.crops.length} must be below data.length {shortest}"
+            )
+        if self.train.global_batch < 2:
+            faults += [
+                f"train.global_batch: {self.train.global_batch} must be at least 2 for loss.{name}, which "
+                f"compares the "
+                f"rows of a batch with each other; or set loss.{name}.weight to 0"
+                for name in ("koleo", "vicreg")
+                if name in self.loss.weights()
+            ]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def refuse_lost(self) -> None:
+        """ConfigError where what the run writes would lie in a folder that Ray deletes, or its data are not
+        there."""
+        track = self.track
+        artifacts = track.artifact_uri or (
+            "./mlruns" if _DATABASE.match(track.uri) else None
+        )  # MLflow's own default
+        outputs = {"run.dir": self.run.dir, "track.uri": track.uri, "track.artifact_uri": artifacts}
+        paths.refuse_lost(outputs=outputs, inputs=[("data.uri", part.uri) for part in self.data.uri])
+
+    @property
+    def schedule_steps(self) -> int:
+        return self.train.schedule_steps or self.train.steps
+
+    def bp(self, first: int, last: int) -> int:
+        """What the steps ``first`` … ``last`` - 1, counted from 0, read: bp of the source windows of all
+        ranks."""
+        parts = self.data.length
+        ends = [*(part.from_step for part in parts[1:]), last]
+        return self.train.global_batch * sum(
+            part.length * max(0, min(end, last) - max(part.from_step, first))
+            for part, end in zip(parts, ends, strict=True)
+        )
+
+    def micro_batch(self, world: int) -> int:
+        """Rows a rank reads at once; by default its whole share of the global batch."""
+        return self.train.micro_batch or self.train.global_batch // world
+
+    def accumulation(self, world: int) -> int:
+        return self.train.global_batch // (world * self.micro_batch(world))
+
+    def world_faults(self, world: int) -> list[str]:
+        """What is wrong with running on ``world`` processes, a line each with the key, the value and what
+        works."""
+        faults = []
+        if self.data.lanes % world or self.train.global_batch % world:
+            sizes = [
+                w for w in range(1, 1025) if self.data.lanes % w == 0 and self.train.global_batch % w == 0
+            ]
+            faults.append(
+                f"train.global_batch {self.train.global_batch} and data.lanes {self.data.lanes} must both "
+                f"be divisible "
+                f"by the {world} processes; numbers of processes that work: {', '.join(map(str, sizes))}"
+            )
+        elif self.train.global_batch % (world * self.micro_batch(world)):
+            faults.append(
+                f"train.micro_batch: {self.micro_batch(world)} times {world} processes does not divide "
+                f"train.global_batch {self.train.global_batch}"
+            )
+        elif self.train.precision == "bf16" and self.train.zero_stage == 0 and self.accumulation(world) > 1:
+            faults.append(
+                "train.zero_stage: DeepSpeed accumulates bf16 gradients in bf16 at stage 0; use stage 1 or "
+                "2, "
+                f"or train.micro_batch {self.train.global_batch // world}"
+            )
+        return faults

@@ -1,5 +1,0 @@
-"""Kinds of downstream task by the name that a task's ``kind`` uses."""
-
-from trainer.tasks.classification import Classification
-
-KINDS = {"classification": Classification}

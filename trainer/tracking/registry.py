@@ -1,0 +1,137 @@
+"""The reading side of MLflow: registered models, their files, runs and what they logged."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cluster.process.paths import expand_uri
+from configs import ConfigError, redact
+from trainer.tracking import mlflow_client, names
+from trainer.tracking.config import default_tracking_uri
+from trainer.tracking.mlflow_client import TrackError, library, sentence
+
+
+class Registry:
+    """Reading side: registered models, runs, and their metrics."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        """ConfigError: ``uri`` is none of MLflow's. TrackError: it has no database, or does not answer."""
+        self.uri = expand_uri(uri) if uri else default_tracking_uri()
+        try:
+            names.tracking(self.uri)
+        except ValueError as fault:
+            raise ConfigError(redact(f"the tracking URI {self.uri} {fault}")) from fault
+        local = names.database_file(self.uri)
+        if local and not local.exists():  # MLflow would make one, only to find it empty
+            raise TrackError(
+                f"no MLflow database at {local.absolute()}; run from the folder of your runs, or "
+                "name the database (an absolute path has a fourth /: sqlite:////PATH)"
+            )
+        self.client = mlflow_client.connect(self.uri, writes=False)
+
+    def version(self, model_uri: str) -> Any:
+        """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means (name, version, run_id,
+        source).
+
+        Raises:
+            ConfigError: it is written otherwise. TrackError: there is none.
+        """
+        try:
+            name, alias, number = names.model_reference(model_uri)
+        except ValueError as fault:
+            raise ConfigError(str(fault)) from fault
+        with sentence(f"registered model {model_uri} at {redact(self.uri)}"):
+            if alias:
+                return self.client.get_model_version_by_alias(name, alias)
+            return self.client.get_model_version(name, number)
+
+    def download(self, version: Any, into: Path) -> Path:
+        """The version's files in a local folder below ``into``."""
+        with sentence(f"files of {version.name} version {version.version}"):
+            found = library().artifacts.download_artifacts(
+                artifact_uri=version.source, dst_path=str(into), tracking_uri=self.uri
+            )
+            return Path(found)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        with sentence(f"registered model {name}"):
+            self.client.set_registered_model_alias(name, alias, version)
+
+    def champion(self, name: str) -> Any | None:
+        """The version with alias champion, or None."""
+        with sentence(f"registered model {name} at {redact(self.uri)}"):
+            aliases = self.client.get_registered_model(name).aliases
+            return self.client.get_model_version(name, aliases["champion"]) if "champion" in aliases else None
+
+    def run(self, run_id: str) -> Any:
+        with sentence(f"run {run_id} at {redact(self.uri)}"):
+            return self.client.get_run(run_id)
+
+    def history(self, run_id: str, metric: str) -> pd.DataFrame:
+        """Columns step and value, every point ever logged, by step."""
+        with sentence(f"run {run_id} at {redact(self.uri)}"):
+            points = self.client.get_metric_history(run_id, metric)
+        return pd.DataFrame(
+            {"step": [p.step for p in points], "value": [p.value for p in points]}
+        ).sort_values("step")
+
+    def experiment_of(self, run_id: str | None) -> str | None:
+        """The name of a run's experiment; None if there is no such run any more."""
+        try:
+            return (
+                self.client.get_experiment(self.client.get_run(run_id).info.experiment_id).name
+                if run_id
+                else None
+            )
+        except library().exceptions.MlflowException:
+            return None
+
+    def usable(self, experiment: str) -> None:
+        """TrackError, if no run can be added to the experiment of this name, for it was deleted."""
+        with sentence(f"MLflow at {redact(self.uri)}"):
+            mlflow_client.refuse_deleted(self.client.get_experiment_by_name(experiment), uri=self.uri)
+
+    def tagged(self, experiment: str | None, tags: Mapping[str, str], *, finished: bool = False) -> list[Any]:
+        """Runs of an experiment, by its name, or of all there are, that carry all ``tags``, oldest first."""
+        wanted = {key: str(value) for key, value in tags.items()}  # the number of a version may be an int
+        where = [f"tags.`{key}` = {quoted}" for key, value in wanted.items() if (quoted := _quoted(value))]
+        where += ["attributes.status = 'FINISHED'"] * finished
+        found = self.runs(self._experiments(experiment), " and ".join(where))
+        return [run for run in found if wanted.items() <= run.data.tags.items()]
+
+    def _experiments(self, name: str | None) -> list[str]:
+        """The id of the experiment of this name, or those of all."""
+        with sentence(f"MLflow at {redact(self.uri)}"):
+            if name is not None:
+                found = self.client.get_experiment_by_name(name)
+                return [found.experiment_id] if found else []
+            identifiers, token = [], None
+            while True:
+                page = self.client.search_experiments(page_token=token)
+                identifiers += [experiment.experiment_id for experiment in page]
+                token = page.token
+                if not token:
+                    return identifiers
+
+    def runs(self, experiments: str | Sequence[str], where: str) -> list[Any]:
+        """Runs of one experiment or of several, by their ids, that match an MLflow filter, oldest first."""
+        identifiers = [experiments] if isinstance(experiments, str) else list(experiments)
+        if not identifiers:
+            return []
+        with sentence(f"MLflow at {redact(self.uri)}"):
+            found, token = [], None
+            while True:
+                page = self.client.search_runs(
+                    identifiers, where, order_by=["start_time ASC"], page_token=token
+                )
+                found += list(page)
+                token = page.token
+                if not token:
+                    return found
+
+
+def _quoted(value: str) -> str:
+    """``value`` for an MLflow filter, which knows two quotes and no way to escape them; "" if it has both."""
+    return next((f"{quote}{value}{quote}" for quote in "'\"" if quote not in value), "")

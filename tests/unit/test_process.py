@@ -153,7 +153,8 @@ import os, subprocess, sys, time
 if len(sys.argv) == 2:
     os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], "deepspeed.launcher.launch", "rank"])
 if "rank" in sys.argv:
-    code = "import sys; from cluster.process import exits as process; print('ready', flush=True); sys.stdin.readline()\\n" \
+    code = "import sys; from cluster.process import exits as process; " \
+           "print('ready', flush=True); sys.stdin.readline()\\n" \
            "print(repr(process.after_launcher()), flush=True)"
     subprocess.run([sys.executable, "-c", code])
 """

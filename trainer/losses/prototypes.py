@@ -283,7 +283,8 @@ class PrototypeLoss(LossTerm[P, TeacherTargets]):
     def student_of(
         self, outputs: Outputs, count: int, place: Place, context: TeacherTargets
     ) -> tuple[Tensor, Tensor]:
-        """(the teacher's probabilities, the student's cosines) of the first ``count`` rows, [R, P, K] each."""
+        """(the teacher's probabilities, the student's cosines) of the first ``count`` rows, [R, P, K]
+        each."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """What rank 0 leaves of a run: its MLflow run with points and tags, the export in run.dir, the registered
 model."""
 
+import contextlib
 import hashlib
 import shutil
 import subprocess
@@ -22,7 +23,8 @@ from trainer.run.checkpoint.resume import Resumed
 from trainer.run.checkpoint.save import Hooks
 from trainer.run.config import TrainConfig
 from trainer.run.train_state import State
-from trainer.tracking.uploader import Delivery
+from trainer.tracking.mlflow_run import RunSpec
+from trainer.tracking.uploader import Uploader
 
 _STOPPED_S = 5.0  # that a run which is told to stop waits for MLflow
 
@@ -58,10 +60,10 @@ class Record:
         self._saves_metrics = not local
         resolved = configs.dump(config)
         track = config.track
-        self._delivery = Delivery(
-            uri=track.uri,
-            experiment=track.experiment,
-            name=config.run.name,
+        spec = RunSpec(
+            track.uri,
+            track.experiment,
+            config.run.name,
             artifact_uri=track.artifact_uri,
             key=key,
             params=_params(config, resolved) | {"parameters": parameters} if parameters else {},
@@ -73,30 +75,39 @@ class Record:
                 ),
                 **(tags or {}),
             },
-            folder=folder,
-            model=track.registered_model,
+            registered_model=track.registered_model,
+        )
+        self._uploader = Uploader(
+            spec,
+            folder,
             after=resumed.step if resumed else 0 if parameters else None,
             tail=resumed.metrics if resumed else b"",
         )
-        self._delivery.attach_dict(resolved, "config.yaml")
-        self.log = self._delivery.log
+        self._uploader.attach_dict(resolved, "config.yaml")
+        self.log = self._uploader.log
         self._ended = False
-        if self._delivery.id:
-            say(f"MLflow run {self._delivery.id}")
+        if self._uploader.id:
+            say(f"MLflow run {self._uploader.id}")
 
     def hooks(self, check: Any) -> Hooks:
         """What is done around a checkpoint; ``check`` raises if run.dir is no longer ours."""
 
         def before() -> None:
             check()
-            self._delivery.sync()
+            self._uploader.sync()
 
         def after(uri: str, sha256: str) -> None:
-            self._delivery.tag({"checkpoint.uri": store.absolute(uri), "checkpoint.sha256": sha256})
+            self._uploader.tag({"checkpoint.uri": store.absolute(uri), "checkpoint.sha256": sha256})
 
         return Hooks(
-            metrics=self._delivery.tail if self._saves_metrics else bytes, before=before, after=after, say=say
+            metrics=self._uploader.tail if self._saves_metrics else bytes, before=before, after=after, say=say
         )
+
+    def sync(self) -> None:
+        """What MLflow has not got yet outlives a kill; to be called before the run is marked as finished, since
+        a finished run logs nothing again. A full disk is reported by ``publish``."""
+        with contextlib.suppress(store.StoreError):
+            self._uploader.sync()
 
     def publish(self) -> None:
         """Register what run.dir holds, once all else is delivered.
@@ -109,23 +120,23 @@ class Record:
         self._ended = True
         weights = store.read_bytes(store.join(run_dir, pretrained.WEIGHTS))
         checkpoint = store.join(store.absolute(run_dir), pretrained.WEIGHTS)
-        self._delivery.tag(
+        self._uploader.tag(
             {"checkpoint.uri": checkpoint, "checkpoint.sha256": hashlib.sha256(weights).hexdigest()}
         )
         with heart.inside("telling MLflow", phase=True, slow=True):
-            self._delivery.drain(self._config.track.wait_s)
+            self._uploader.drain(self._config.track.wait_s)
             with tempfile.TemporaryDirectory() as folder:
                 for name in pretrained.FILES:
                     Path(folder, name).write_bytes(store.read_bytes(store.join(run_dir, name)))
-                version = self._delivery.publish(Path(folder), model=model)
+                version = self._uploader.publish(Path(folder))
         if version:
-            say(f"registered {model} version {version} as candidate (run {self._delivery.id})")
+            say(f"registered {model} version {version} as candidate (run {self._uploader.id})")
         run_status.tell_finished(self._config, delivered=True)
 
     def end(self, status: str) -> None:
         """The run ends early; what MLflow has not got within a few seconds waits for the next start."""
         self._ended = True
-        self._delivery.end(status, wait_s=_STOPPED_S)
+        self._uploader.end(status, wait_s=_STOPPED_S)
 
     def __enter__(self) -> "Record":
         return self

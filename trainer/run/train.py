@@ -232,6 +232,8 @@ def _train(
 def _finish(config: TrainConfig, state: State, group: Group, run: Record | None, code: int) -> int:
     """Export and registration of a run whose training ended with EXIT_OK; the code."""
     if code == EXIT_OK:
+        if run:
+            run.sync()
         export_to_run_dir(config, state, group)
         _publish(run, group, state.teacher.shards[0].device)
     elif run:

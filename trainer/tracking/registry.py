@@ -10,7 +10,7 @@ from cluster.process.paths import expand_uri
 from configs import ConfigError, redact
 from trainer.tracking import mlflow_client, names
 from trainer.tracking.config import default_tracking_uri
-from trainer.tracking.mlflow_client import TrackError, library, sentence
+from trainer.tracking.mlflow_client import TrackError, library, track_errors
 
 
 class Registry:
@@ -42,36 +42,36 @@ class Registry:
             name, alias, number = names.model_reference(model_uri)
         except ValueError as fault:
             raise ConfigError(str(fault)) from fault
-        with sentence(f"registered model {model_uri} at {redact(self.uri)}"):
+        with track_errors(f"registered model {model_uri} at {redact(self.uri)}"):
             if alias:
                 return self.client.get_model_version_by_alias(name, alias)
             return self.client.get_model_version(name, number)
 
     def download(self, version: Any, into: Path) -> Path:
         """The version's files in a local folder below ``into``."""
-        with sentence(f"files of {version.name} version {version.version}"):
+        with track_errors(f"files of {version.name} version {version.version}"):
             found = library().artifacts.download_artifacts(
                 artifact_uri=version.source, dst_path=str(into), tracking_uri=self.uri
             )
             return Path(found)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
-        with sentence(f"registered model {name}"):
+        with track_errors(f"registered model {name}"):
             self.client.set_registered_model_alias(name, alias, version)
 
     def champion(self, name: str) -> Any | None:
         """The version with alias champion, or None."""
-        with sentence(f"registered model {name} at {redact(self.uri)}"):
+        with track_errors(f"registered model {name} at {redact(self.uri)}"):
             aliases = self.client.get_registered_model(name).aliases
             return self.client.get_model_version(name, aliases["champion"]) if "champion" in aliases else None
 
     def run(self, run_id: str) -> Any:
-        with sentence(f"run {run_id} at {redact(self.uri)}"):
+        with track_errors(f"run {run_id} at {redact(self.uri)}"):
             return self.client.get_run(run_id)
 
     def history(self, run_id: str, metric: str) -> pd.DataFrame:
         """Columns step and value, every point ever logged, by step."""
-        with sentence(f"run {run_id} at {redact(self.uri)}"):
+        with track_errors(f"run {run_id} at {redact(self.uri)}"):
             points = self.client.get_metric_history(run_id, metric)
         return pd.DataFrame(
             {"step": [p.step for p in points], "value": [p.value for p in points]}
@@ -90,7 +90,7 @@ class Registry:
 
     def usable(self, experiment: str) -> None:
         """TrackError, if no run can be added to the experiment of this name, for it was deleted."""
-        with sentence(f"MLflow at {redact(self.uri)}"):
+        with track_errors(f"MLflow at {redact(self.uri)}"):
             mlflow_client.refuse_deleted(self.client.get_experiment_by_name(experiment), uri=self.uri)
 
     def tagged(self, experiment: str | None, tags: Mapping[str, str], *, finished: bool = False) -> list[Any]:
@@ -103,7 +103,7 @@ class Registry:
 
     def _experiments(self, name: str | None) -> list[str]:
         """The id of the experiment of this name, or those of all."""
-        with sentence(f"MLflow at {redact(self.uri)}"):
+        with track_errors(f"MLflow at {redact(self.uri)}"):
             if name is not None:
                 found = self.client.get_experiment_by_name(name)
                 return [found.experiment_id] if found else []
@@ -120,7 +120,7 @@ class Registry:
         identifiers = [experiments] if isinstance(experiments, str) else list(experiments)
         if not identifiers:
             return []
-        with sentence(f"MLflow at {redact(self.uri)}"):
+        with track_errors(f"MLflow at {redact(self.uri)}"):
             found, token = [], None
             while True:
                 page = self.client.search_runs(

@@ -104,8 +104,10 @@ class Record:
         )
 
     def sync(self) -> None:
-        """What MLflow has not got yet outlives a kill; to be called before the run is marked as finished, since
-        a finished run logs nothing again. A full disk is reported by ``publish``."""
+        """What MLflow has not got yet outlives a kill. To be called before the run is marked as finished.
+
+        A finished run logs nothing again. If the disk is full, ``publish`` reports it.
+        """
         with contextlib.suppress(store.StoreError):
             self._uploader.sync()
 

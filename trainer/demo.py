@@ -143,7 +143,7 @@ def _checked(overrides: Sequence[str], *, dataset: Path, processes: int) -> Trai
         )
     if faults:
         raise ConfigError("\n  ".join(faults))
-    run_status.look(config)
+    run_status.inspect(config)
     database = names.database_file(config.track.uri)
     if database is None or database.exists():
         Registry(config.track.uri).usable(config.track.experiment)

@@ -55,7 +55,7 @@ def coupled_config(uri: str, **changes: Any) -> dict[str, Any]:
     })
 
 
-def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfig, Engine, train_state.State, Reader]:
+def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfig, Engine, train_state.TrainState, Reader]:
     """A run before its first step, on this rank's group."""
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
@@ -150,7 +150,7 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
         result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
         try:
             metrics.append(train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
-            train_state.end_if_stuck(config, now, group)
+            train_state.end_if_stuck(now, group, run_dir=config.run.dir, max_skipped=config.train.max_skipped)
         except RuntimeError as fault:
             sentence = str(fault)
             break
@@ -222,7 +222,7 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
         train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
         assert bool(result.health) == due
         if due:
-            found["readings"][now.step], sentence = train_state.judge(now, result.health, group=group)
+            found["readings"][now.step], sentence = train_state.check_collapse(now, result.health, group=group)
             found["first"] = found["first"] or (sentence and (now.step, sentence))
     return found
 

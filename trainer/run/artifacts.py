@@ -65,7 +65,7 @@ class Artifacts:
             artifact_uri=config.track.artifact_uri,
             key=key,
             params=_params(config, resolved) | {"parameters": start.parameters} if start else {},
-            tags=start.tags if start else {},
+            tags={**start.tags, "git.commit": _git_commit()} if start else {},
             folder=_queue_folder(config.run.dir, key),
             model=config.track.registered_model,
             after=start.step if start else None,
@@ -129,7 +129,7 @@ class Artifacts:
             self.end("FAILED" if isinstance(fault, Exception) else "KILLED")
 
 
-def git_commit() -> str:
+def _git_commit() -> str:
     """The commit of this code; "unknown" outside a repository."""
     command = ["git", "rev-parse", "HEAD"]
     try:

@@ -21,20 +21,26 @@ from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator
 from trainer.models import pretrained
 from trainer.models.network import Network
-from trainer.run import hooks, run_dir, run_status
-from trainer.run.artifacts import (
-    Artifacts,
-    Start,
-    begin_artifacts,
-    export_to_run_dir,
-    git_commit,
-    publish,
-)
+from trainer.run import run_dir, run_status
+from trainer.run.artifacts import Artifacts, Start, begin_artifacts, export_to_run_dir, publish
 from trainer.run.checkpoint.resume import Resumed, resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
 from trainer.run.flops import step_flops
-from trainer.run.hooks import Hook, StepOutcome
+from trainer.run.hooks import (
+    CheckHealth,
+    CountSkippedBlocks,
+    EndIfStuck,
+    Hook,
+    LogMetrics,
+    OnCollapse,
+    RestartClocks,
+    SaveCheckpoints,
+    StepOutcome,
+    TellStop,
+    Validate,
+    is_due,
+)
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
 
@@ -66,12 +72,12 @@ def train(
     device: torch.device,
     group: Group,
     stops: StopSignals | None = None,
-    added: Sequence[Hook] = (),
+    hooks: Sequence[Hook] = (),
 ) -> int:
     """The exit code of the run ``config``, trained to its last step from the newest checkpoint in run.dir on.
 
     EXIT_OK, or, where ``stops`` told any rank to stop, its code; the state is then saved. Results are in
-    run.dir and in MLflow. ``added``: hooks, called after each step on all ranks, before the step is logged.
+    run.dir and in MLflow. ``hooks``: called after each step on all ranks, before the step is logged.
 
     Raises:
         ConfigError: world size or run.dir do not fit. StoreError, ValueError, RuntimeError: the work failed.
@@ -104,7 +110,7 @@ def train(
                     callbacks = artifacts.save_callbacks(lock.check)
                 saver = Saver(config, engine, datasets=digests, callbacks=callbacks)
                 run = TrainingRun(config, engine, reader, validator, saver, artifacts, stops)
-                return _train(run, state, added)
+                return _train(run, state, hooks)
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
@@ -153,7 +159,6 @@ def _say_beginning(validator: Validator, resumed: Resumed | None) -> None:
 def _start(engine: Engine, datasets: Sequence[Dataset], resumed: Resumed | None) -> Start:
     tags = {
         "dataset.manifest_sha256": ",".join(dataset.digest for dataset in datasets),
-        "git.commit": git_commit(),
         "world_size": str(engine.group.size),
         "zero_stage": str(engine.zero_stage),
     }
@@ -163,11 +168,11 @@ def _start(engine: Engine, datasets: Sequence[Dataset], resumed: Resumed | None)
     return Start(parameters, tags, step=resumed.step, queued=resumed.metrics)
 
 
-def _train(run: TrainingRun, state: TrainState, added: Sequence[Hook]) -> int:
+def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> int:
     """The exit code, once the run is trained and published, or its state is saved as it was told to stop."""
     config, group = run.config, run.engine.group
     baselines = run.validator.baselines(run.reader.datasets) if state.step < config.train.steps else {}
-    validation = hooks.Validate(
+    validation = Validate(
         config.val,
         validator=run.validator,
         student=run.engine.network,
@@ -177,10 +182,10 @@ def _train(run: TrainingRun, state: TrainState, added: Sequence[Hook]) -> int:
     if state.step == 0:
         validation.run(state)
     meter = Meter(device=run.engine.device, dtype=run.engine.compute_dtype)
-    in_order = _hooks(run, state, validation, meter, added)
+    hooks = _all_hooks(run, state, validation, meter, user_hooks)
     if run.stops:
         run.stops.between_steps()
-    code = _loop(run, state, in_order, meter)
+    code = _loop(run, state, hooks, meter)
     if code != EXIT_OK:
         if run.artifacts:
             run.artifacts.end("KILLED")
@@ -190,44 +195,42 @@ def _train(run: TrainingRun, state: TrainState, added: Sequence[Hook]) -> int:
     return EXIT_OK
 
 
-def _hooks(
-    run: TrainingRun, state: TrainState, validation: Hook, meter: Meter, added: Sequence[Hook]
+def _all_hooks(
+    run: TrainingRun, state: TrainState, validation: Hook, meter: Meter, user_hooks: Sequence[Hook]
 ) -> list[Hook]:
-    """All that happens after a step, in this order."""
+    """What happens after each step, in this order; LogMetrics logs the metrics of the hooks before it."""
     config, engine, group, last = run.config, run.engine, run.engine.group, run.config.train.steps
     progress = Progress(
         last, done=state.step, shown=run.artifacts is not None, bp_left=config.bp(state.step, last)
     )
     flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
     return [
-        hooks.CheckHealth(group),
-        hooks.CountSkippedBlocks(config.track, group=group, device=engine.device),
-        *added,
-        hooks.LogMetrics(
-            config.track, artifacts=run.artifacts, meter=meter, progress=progress, step_flops=flops
-        ),
-        hooks.EndIfStuck(run_dir=config.run.dir, max_skipped=config.train.max_skipped, group=group),
-        hooks.OnCollapse(config.health, group=group),
+        CheckHealth(group),
+        CountSkippedBlocks(config.track, group=group, device=engine.device),
+        *user_hooks,
+        LogMetrics(config.track, artifacts=run.artifacts, meter=meter, progress=progress, step_flops=flops),
+        EndIfStuck(run_dir=config.run.dir, max_skipped=config.train.max_skipped, group=group),
+        OnCollapse(config.health, group=group),
         validation,
-        hooks.SaveCheckpoints(
+        SaveCheckpoints(
             config.checkpoint, saver=run.saver, position=run.reader.position, artifacts=run.artifacts
         ),
-        hooks.RestartClocks(meter, progress),
-        hooks.TellStop(group, run.launcher_note),
+        RestartClocks(meter, progress),
+        TellStop(group, run.launcher_note),
     ]
 
 
-def _loop(run: TrainingRun, state: TrainState, in_order: Sequence[Hook], meter: Meter) -> int:
+def _loop(run: TrainingRun, state: TrainState, hooks: Sequence[Hook], meter: Meter) -> int:
     """EXIT_OK after the last step, or the code that some rank was told to stop with before."""
     code = EXIT_OK
     for batch in _batches(run, state, meter):
         step = take_step(run, state, batch)
-        for hook in in_order:
+        for hook in hooks:
             hook.after_step(state, step)
         if step.result.stop and not step.is_last:
             code = step.result.stop
             break
-    for hook in in_order:
+    for hook in hooks:
         hook.at_end(state, code)
     return code
 
@@ -254,7 +257,7 @@ def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
         config=config,
         centres=state.centres,
         group=group,
-        measure=hooks.is_due(state.step + 1, config.health.every),
+        measure=is_due(state.step + 1, config.health.every),
         told=run.stop_code,
     )
     metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)

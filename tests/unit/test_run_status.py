@@ -268,7 +268,9 @@ def test_the_newest_checkpoint_whose_manifest_can_be_read_says_whose_run_it_is(t
     (newest.parent / manifests.SHARED).unlink()
     assert inspect(one) == RunStatus("unfinished", 10, True, 20)
     Path(manifests.place(str(tmp_path), 10), manifests.MANIFEST).write_bytes(b"")
-    assert inspect(one) == RunStatus("new", same_run=False), "that nothing can be read is said where it is read"
+    assert inspect(one) == RunStatus("new", same_run=False), (
+        "that nothing can be read is said where it is read"
+    )
 
 
 def test_another_version_of_the_format_is_refused(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ A hook is a class with ``after_step``. ``train(config, ..., hooks=[MyHook()])`` 
 ``step.metrics`` is logged with the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cluster.process.exits import EverywhereError
 from cluster.process.heartbeat import heart
@@ -20,13 +21,15 @@ from trainer.distill.config import Health
 from trainer.distill.step import StepResult
 from trainer.evaluation.config import Validation
 from trainer.evaluation.held_out import Validator
-from trainer.models.network import Network
+from trainer.models.network import Network, Outputs
 from trainer.run.artifacts import Artifacts
 from trainer.run.checkpoint.config import Checkpoint
 from trainer.run.checkpoint.save import Saver
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, check_collapse, count_skipped_blocks, end_if_stuck
 from trainer.tracking.config import Track
+
+RowReadings = Callable[[Outputs], Mapping[str, Tensor]]  # of the teacher's outputs: name -> [B], one a row
 
 
 @dataclass
@@ -147,7 +150,8 @@ class OnCollapse(Hook):
 class Validate(Hook):
     """Teacher and student on the held-out windows, every ``val.every`` steps and after the last.
 
-    ``baselines``: metrics of the same windows that need no network.
+    ``readings``: what the losses read of the teacher's outputs. ``baselines``: metrics of the same windows
+    that need no network.
     """
 
     def __init__(
@@ -156,11 +160,12 @@ class Validate(Hook):
         *,
         validator: Validator,
         student: Network,
+        readings: Callable[[TrainState], RowReadings],
         baselines: dict[str, float],
         artifacts: Artifacts | None,
     ) -> None:
         self._every, self._validator, self._student = val.every, validator, student
-        self._baselines, self._artifacts = baselines, artifacts
+        self._readings, self._baselines, self._artifacts = readings, baselines, artifacts
 
     def after_step(self, state: TrainState, step: StepOutcome) -> None:
         if is_due(state.step, self._every) or step.is_last:
@@ -173,7 +178,7 @@ class Validate(Hook):
         with heart.inside("validation", phase=True):
             metrics = self._validator.masked(teacher)
             metrics |= self._validator.masked(self._student, "val/student_") | baselines
-            metrics |= self._validator.health(teacher, state.centres.get("distill"))
+            metrics |= self._validator.health(teacher, self._readings(state))
         if self._artifacts:
             self._artifacts.log(metrics, step=state.step)
             accuracy = metrics["val/mlm_accuracy"]

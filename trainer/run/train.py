@@ -15,11 +15,13 @@ from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.dataset import Dataset, open_datasets
 from trainer.data.loader import Batch, Reader, open_reader
-from trainer.distill.step import train_step
+from trainer.distill.step import Method, held_out_readings, train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator
+from trainer.losses.config import projection_heads
 from trainer.models import pretrained
+from trainer.models.config import build_backbone
 from trainer.models.network import Network
 from trainer.run import run_dir, run_status
 from trainer.run.artifacts import Artifacts, Start, begin_artifacts, export_to_run_dir, publish
@@ -50,6 +52,7 @@ class TrainingRun:
     """A run that is set up: what its steps and its hooks work with. What changes is in the TrainState."""
 
     config: TrainConfig
+    method: Method
     engine: Engine
     reader: Reader
     validator: Validator
@@ -109,17 +112,16 @@ def train(
                     run_status.write_config(config)
                     callbacks = artifacts.save_callbacks(lock.check)
                 saver = Saver(config, engine, datasets=digests, callbacks=callbacks)
-                run = TrainingRun(config, engine, reader, validator, saver, artifacts, stops)
+                method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
+                run = TrainingRun(config, method, engine, reader, validator, saver, artifacts, stops)
                 return _train(run, state, hooks)
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
     """Student under DeepSpeed and its teacher; the same weights for the same seed on any number of ranks."""
     torch.manual_seed(config.run.seed)
-    backbone = pretrained.build_backbone(
-        config.model, activation_checkpointing=config.train.activation_checkpointing
-    )
-    network = Network(backbone, heads=pretrained.projection_heads(config.loss, backbone.hidden_size))
+    backbone = build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
+    network = Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
     engine = Engine(
         network,
         device=device,
@@ -171,11 +173,13 @@ def _start(engine: Engine, datasets: Sequence[Dataset], resumed: Resumed | None)
 def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> int:
     """The exit code, once the run is trained and published, or its state is saved as it was told to stop."""
     config, group = run.config, run.engine.group
+    terms = run.method.terms
     baselines = run.validator.baselines(run.reader.datasets) if state.step < config.train.steps else {}
     validation = Validate(
         config.val,
         validator=run.validator,
         student=run.engine.network,
+        readings=lambda now: held_out_readings(terms, now.centres),
         baselines=baselines,
         artifacts=run.artifacts,
     )
@@ -254,11 +258,10 @@ def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
         engine,
         state.teacher,
         micro_batches,
-        config=config,
-        centres=state.centres,
-        group=group,
+        method=run.method,
+        states=state.centres,
         measure=is_due(state.step + 1, config.health.every),
-        told=run.stop_code,
+        stop_code=run.stop_code,
     )
     metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
     bp = config.train.global_batch * batch.windows.length

@@ -14,21 +14,31 @@ from tests.dist.steps import small_config
 from tests.dist.test_collapse import PLANTED
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
-from trainer.run.config import TrainConfig
 from trainer.engine.engine import init_distributed
+from trainer.run.config import TrainConfig
+from trainer.run.hooks import Hook, StepOutcome
 from trainer.run.train import train
+from trainer.run.train_state import TrainState
 from trainer.tracking.registry import Registry
 
 STEPS = 80  # the planted collapse is there by step 61
 
 
+class CountRows(Hook):
+    """As a user adds one."""
+
+    def after_step(self, state: TrainState, step: StepOutcome) -> None:
+        step.metrics["mine/rows"] = float(len(step.batch.ids_B4) * state.step)
+
+
 def endings(runs: list[dict[str, Any]]) -> list[str]:
-    """What each run raises; "" for one that comes to its end."""
+    """What each run, which has a hook of the user's, raises; "" for one that comes to its end."""
     init_distributed(torch.device("cpu"))
     said = []
     for values in runs:
         try:
-            train(TrainConfig.model_validate(values), device=torch.device("cpu"), group=Group.of())
+            config = TrainConfig.model_validate(values)
+            train(config, device=torch.device("cpu"), group=Group.of(), hooks=[CountRows()])
             said.append("")
         except RuntimeError as fault:
             said.append(str(fault))
@@ -91,6 +101,7 @@ def test_a_collapse_ends_the_run_or_is_logged(said: dict[str, str], folder: Path
     assert flags[10] == 0
     assert sum(flags.values()) >= 1
     assert list(history(folder, "warned", "batch_health/prototype_usage")) == list(flags)
+    assert history(folder, "warned", "mine/rows") == {step: 24.0 * step for step in range(1, STEPS + 1)}
     first = min(step for step, flag in flags.items() if flag)
     assert history(folder, "collapse", "batch_health/collapsed") == {s: f for s, f in flags.items() if s <= first}
 

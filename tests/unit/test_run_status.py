@@ -16,7 +16,15 @@ from trainer.models import pretrained
 from trainer.run import run_status
 from trainer.run.checkpoint import manifests
 from trainer.run.config import TrainConfig
-from trainer.run.run_status import RunStatus, inspect
+from trainer.run.run_status import (
+    Contents,
+    FinishedNote,
+    RunStatus,
+    SavedRun,
+    decide,
+    inspect,
+    read_contents,
+)
 
 
 def config(run_dir: object, **changes: Any) -> TrainConfig:
@@ -268,9 +276,7 @@ def test_the_newest_checkpoint_whose_manifest_can_be_read_says_whose_run_it_is(t
     (newest.parent / manifests.SHARED).unlink()
     assert inspect(one) == RunStatus("unfinished", 10, True, 20)
     Path(manifests.place(str(tmp_path), 10), manifests.MANIFEST).write_bytes(b"")
-    assert inspect(one) == RunStatus("new", same_run=False), (
-        "that nothing can be read is said where it is read"
-    )
+    assert inspect(one) == RunStatus("new", same_run=False), "that none can be read is said by the resume"
 
 
 def test_another_version_of_the_format_is_refused(tmp_path: Path) -> None:
@@ -326,3 +332,116 @@ def test_an_object_that_stands_for_a_folder_is_no_file(s3: S3) -> None:
     run_status.write_config(saved)
     checkpoint(saved, 10)
     assert (inspect(saved).kind, inspect(saved).step) == ("unfinished", 10)
+
+
+DUMPED = configs.dump(config("/run"))
+LONGER = configs.dump(config("/run", train__steps=30))
+OTHER = configs.dump(config("/run", run__seed=1))
+MODEL = frozenset({pretrained.WEIGHTS})
+
+DECISIONS: dict[str, tuple[Contents, RunStatus | str]] = {
+    "nothing": (Contents(), RunStatus("new", same_run=False)),
+    "begun": (Contents(begun=DUMPED), RunStatus("new", same_run=True)),
+    "begun with other steps": (Contents(begun=LONGER), RunStatus("new", same_run=False)),
+    "another began, and left nothing": (Contents(begun=OTHER), RunStatus("new", same_run=False)),
+    "saved": (Contents(saved=SavedRun(7, DUMPED)), RunStatus("unfinished", 7, True, 20)),
+    "saved, with longer schedules": (
+        Contents(saved=SavedRun(7, configs.dump(config("/run", train__schedule_steps=90)))),
+        RunStatus("unfinished", 7, True, 90),
+    ),
+    "saved, another began later": (
+        Contents(begun=OTHER, saved=SavedRun(7, DUMPED)),
+        RunStatus("unfinished", 7, True, 20),
+    ),
+    "last step saved, no export": (
+        Contents(begun=DUMPED, saved=SavedRun(20, DUMPED)),
+        RunStatus("unfinished", 20, True, 20),
+    ),
+    "export, no note": (
+        Contents(MODEL, DUMPED, None, SavedRun(20, DUMPED)),
+        RunStatus("undelivered", 20, True, 20),
+    ),
+    "export of a run of fewer steps": (
+        Contents(MODEL, DUMPED, FinishedNote(10, delivered=True), SavedRun(15, DUMPED)),
+        RunStatus("unfinished", 15, True, 20),
+    ),
+    "finished": (
+        Contents(MODEL, DUMPED, FinishedNote(20, delivered=True), SavedRun(20, DUMPED)),
+        RunStatus("finished", 20, True, 20),
+    ),
+    "finished, not delivered": (
+        Contents(MODEL, DUMPED, FinishedNote(20, delivered=False), SavedRun(20, DUMPED)),
+        RunStatus("undelivered", 20, True, 20),
+    ),
+    "finished without checkpoints": (
+        Contents(MODEL, DUMPED, FinishedNote(20, delivered=True)),
+        RunStatus("finished", 0, True, 20),
+    ),
+    "finished by a version that left no note": (Contents(MODEL, DUMPED), RunStatus("finished", 0, True, 20)),
+    "a note without an export": (
+        Contents(frozenset({run_status.FINISHED}), DUMPED, FinishedNote(20, delivered=True)),
+        RunStatus("new", same_run=True),
+    ),
+    "a model alone": (Contents(MODEL), "run.dir: /run holds a model without the config of its run"),
+    "a model and a note alone": (
+        Contents(MODEL, finished=FinishedNote(20, delivered=True)),
+        "run.dir: /run holds a model without the config of its run",
+    ),
+    "other files": (
+        Contents(frozenset({"a", "b", "c", "d"})),
+        "run.dir: /run holds files of something else (a, b, c); give a new folder",
+    ),
+    "another run": (
+        Contents(saved=SavedRun(7, OTHER)),
+        "run.dir: /run holds another run; give a new folder, or the keys it began with:\n"
+        "  run.seed: was 1, now 0",
+    ),
+    "another run, finished": (Contents(MODEL, OTHER), "run.dir: /run holds another run"),
+    "further than train.steps": (
+        Contents(saved=SavedRun(25, LONGER)),
+        "train.steps: 20 are fewer than the 25 that the run in /run has behind it",
+    ),
+    "finished further": (
+        Contents(MODEL, LONGER, FinishedNote(30, delivered=True)),
+        "train.steps: 20 are fewer than the 30 that the run in /run has behind it",
+    ),
+    "finished before, no checkpoint": (
+        Contents(MODEL, DUMPED, FinishedNote(10, delivered=True)),
+        "train.steps: /run holds a run finished at 10 steps and no checkpoint to go on from",
+    ),
+    "another version": (
+        Contents(begun=DUMPED, other_version="s3://k:SECRET@b/x: it has format version 2"),
+        "run.dir: s3://***@b/x: it has format version 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DECISIONS)
+def test_what_contents_mean_is_decided_without_storage(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    for name in ("list_files", "read_bytes", "sizes", "exists"):
+        monkeypatch.setattr(store, name, None)
+    contents, expected = DECISIONS[case]
+    if isinstance(expected, RunStatus):
+        assert decide(contents, config("/run")) == expected
+    else:
+        with pytest.raises(ConfigError) as refused:
+            decide(contents, config("/run"))
+        assert str(refused.value).startswith(expected)
+
+
+def test_contents_are_what_was_written(run_dir: str) -> None:
+    one = config(run_dir)
+    assert read_contents(run_dir) == Contents()
+    run_status.write_config(one)
+    path = checkpoint(one, 10)
+    exported(one)
+    run_status.write_finished(run_dir, steps=20, delivered=False)
+    found = read_contents(run_dir)
+    assert found.files >= {run_status.RESOLVED, run_status.FINISHED, pretrained.WEIGHTS}
+    assert (found.begun, found.finished) == (configs.dump(one), FinishedNote(20, delivered=False))
+    assert (found.saved, found.other_version) == (SavedRun(10, configs.dump(one)), None)
+    store.write_bytes(path, resealed(format_version=2))
+    found = read_contents(run_dir)
+    assert found.saved is None and found.other_version and "it has format version 2" in found.other_version
+    with pytest.raises(ConfigError, match=r"it has format version 2 and this code reads 1"):
+        inspect(one)

@@ -24,7 +24,7 @@ from configs import ConfigError, redact
 from data_prep import shards
 from trainer.evaluation.tasks.downstream import past_results
 from trainer.evaluation.tasks.results import as_text, summarise
-from trainer.run import run_status
+from trainer.run import run_status, world_size
 from trainer.run.config import TrainConfig
 from trainer.tracking import names
 from trainer.tracking.registry import Registry
@@ -132,7 +132,7 @@ def _checked(overrides: Sequence[str], *, dataset: Path, processes: int) -> Trai
         ConfigError: it is wrong, or no demo. TrackError, StoreError: MLflow or run.dir take no run of it.
     """
     config = configs.load(TrainConfig, TRAIN_CONFIG, overrides)
-    faults = config.world_faults(processes)
+    faults = world_size.faults(config.train, lanes=config.data.lanes, world=processes)
     if [part.uri for part in config.data.uri] != [str(dataset)]:
         faults.append(
             "data.uri: the demo trains on the dataset that it makes; for another one use trainer/main.py"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.dist.steps import method, set_up
 from trainer.core import collectives
-from trainer.run import train_state
+from trainer.run import train_state, world_size
 from trainer.run.checkpoint.resume import resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.checkpoint.snapshot import TEACHER
@@ -43,7 +43,7 @@ def stretch(
     if first >= look_at:
         hashes[first] = digests(engine, now)
     for batch in reader.batches(first, until):
-        micro = batch.split(config.micro_batch(group.size))
+        micro = batch.split(world_size.micro_batch(config.train, group.size))
         result = train_step(engine, now.teacher, micro, method=method(config), states=now.centres,
                             measure=now.step % 2 == 0)
         metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.dist.teachers import masters
-from trainer.run import train, train_state
+from trainer.run import train, train_state, world_size
 from trainer.core import schedules
 from trainer.core.collectives import Group
 from trainer.run.config import TrainConfig
@@ -60,7 +60,7 @@ def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfi
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     group = Group.of()
-    assert config.world_faults(group.size) == []
+    assert world_size.faults(config.train, lanes=config.data.lanes, world=group.size) == []
     engine, teacher = train.build(config, device=device, group=group)
     now = train_state.first_state(config, teacher, device=device)
     datasets = list(open_datasets(config, "train").values())
@@ -88,7 +88,7 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     start, first_update = dict(reference), 0.0
     for step in range(steps):
         batch = reader.batch(step)
-        micro = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
+        micro = [windows.to(device) for windows in batch.split(world_size.micro_batch(config.train, group.size))]
         first = make_view_pairs(batch.windows.to(device), config.views)[0]
         for row, key in enumerate(map(tuple, batch.ids_B4.tolist())):
             samples[step, key] = (first.masked.codes_BL[row].tolist(), first.masked.target_BL[row].tolist(),
@@ -151,7 +151,7 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
             now.step += 1
             continue
         what = kind if rank == group.rank else ""
-        micro = batch.split(config.micro_batch(group.size))
+        micro = batch.split(world_size.micro_batch(config.train, group.size))
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
         try:
             metrics.append(train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
@@ -206,7 +206,7 @@ def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
                      "batch_isend_irecv", "reduce_scatter_tensor", "all_to_all_single"):
             if hasattr(torch.distributed, name):
                 patch.setattr(torch.distributed, name, watched(name, getattr(torch.distributed, name)))
-        micro = reader.batch(0).split(config.micro_batch(group.size))
+        micro = reader.batch(0).split(world_size.micro_batch(config.train, group.size))
         train_step(engine, teacher, micro, method=method(config), states=now.centres)
     return calls
 
@@ -222,7 +222,7 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {"readings": {}, "first": None}
     for batch in reader.batches(0, steps):
         due = (now.step + 1) % config.health.every == 0
-        micro = batch.split(config.micro_batch(group.size))
+        micro = batch.split(world_size.micro_batch(config.train, group.size))
         result = train_step(
             engine, teacher, micro, method=method(config), states=now.centres, measure=due
         )

@@ -23,7 +23,7 @@ from trainer.losses.config import projection_heads
 from trainer.models import pretrained
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
-from trainer.run import run_dir, run_status
+from trainer.run import run_dir, run_status, world_size
 from trainer.run.artifacts import Artifacts, Start, begin_artifacts, export_to_run_dir, publish
 from trainer.run.checkpoint.resume import Resumed, resume
 from trainer.run.checkpoint.save import Saver
@@ -85,7 +85,7 @@ def train(
     Raises:
         ConfigError: world size or run.dir do not fit. StoreError, ValueError, RuntimeError: the work failed.
     """
-    if faults := config.world_faults(group.size):
+    if faults := world_size.faults(config.train, lanes=config.data.lanes, world=group.size):
         raise ConfigError("\n  ".join(faults))
     if run_dir.plan(config, group) is None:
         return EXIT_OK
@@ -128,8 +128,8 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
         group=group,
         zero_stage=config.train.zero_stage,
         precision=config.train.precision,
-        micro_batch=config.micro_batch(group.size),
-        accumulation=config.accumulation(group.size),
+        micro_batch=world_size.micro_batch(config.train, group.size),
+        accumulation=world_size.accumulation(config.train, group.size),
         weight_decay=config.train.weight_decay,
         betas=config.train.betas,
         grad_clip=config.train.grad_clip,
@@ -253,7 +253,9 @@ def _batches(run: TrainingRun, state: TrainState, meter: Meter) -> Iterator[Batc
 def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
     """What the step of ``batch`` gave; ``state`` is the state after it. A collective."""
     config, engine, group = run.config, run.engine, run.engine.group
-    micro_batches = [windows.to(engine.device) for windows in batch.split(config.micro_batch(group.size))]
+    micro_batches = [
+        windows.to(engine.device) for windows in batch.split(world_size.micro_batch(config.train, group.size))
+    ]
     result = train_step(
         engine,
         state.teacher,

@@ -205,7 +205,7 @@ def _all_hooks(
     """What happens after each step, in this order; LogMetrics logs the metrics of the hooks before it."""
     config, engine, group, last = run.config, run.engine, run.engine.group, run.config.train.steps
     progress = Progress(
-        last, done=state.step, shown=run.artifacts is not None, bp_left=config.bp(state.step, last)
+        last, done=state.step, visible=run.artifacts is not None, bp_left=config.bp(state.step, last)
     )
     flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
     return [

@@ -46,7 +46,7 @@ def stretch(
         micro = batch.split(world_size.micro_batch(config.train, group.size))
         result = train_step(engine, now.teacher, micro, method=method(config), states=now.centres,
                             measure=now.step % 2 == 0)
-        metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        metrics = train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         if now.skipped_blocks is not None:
             now.skipped_blocks.add(batch.skipped)
         if now.step % tracked == 0:

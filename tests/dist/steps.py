@@ -94,7 +94,7 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
             samples[step, key] = (first.masked.codes_BL[row].tolist(), first.masked.target_BL[row].tolist(),
                                   first.teacher.codes_BL[row].tolist(), first.noise_BLC[row].sum().item())
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
-        metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        metrics = train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         moved = masters(engine)
         if not step:
             first_update = float(sum((master - start[name]).pow(2).sum() for name, master in moved.items())) ** 0.5
@@ -154,7 +154,7 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
         micro = batch.split(world_size.micro_batch(config.train, group.size))
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
         try:
-            metrics.append(train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
+            metrics.append(train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4))
             train_state.end_if_stuck(now, group, run_dir=config.run.dir, max_skipped=config.train.max_skipped)
         except RuntimeError as fault:
             sentence = str(fault)
@@ -226,7 +226,7 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
         result = train_step(
             engine, teacher, micro, method=method(config), states=now.centres, measure=due
         )
-        train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         assert bool(result.health) == due
         if due:
             found["readings"][now.step], sentence = train_state.check_collapse(now, result.health, group=group)

@@ -246,7 +246,7 @@ def test_clocks_restart_after_a_pause_only() -> None:
 
 def test_the_first_rank_says_that_the_run_was_told_to_stop(capsys: pytest.CaptureFixture[str]) -> None:
     for group in (ALONE, SECOND):
-        tell = hooks.TellStop(group, lambda: "; a note")
+        tell = hooks.SayStopped(group, lambda: "; a note")
         tell.at_end(state(9), 0)
         tell.at_end(state(3), EXIT_PREEMPTED)
     assert capsys.readouterr().err == (

@@ -67,7 +67,7 @@ def result(*, finite: bool = True, loss: float = 1.5, **centres: torch.Tensor) -
 
 
 def apply(settings: TrainConfig, now: TrainState, told: Told, of: StepResult) -> dict[str, float]:
-    metrics = train_state.apply(settings, now, told, of, ids_B4=IDS)  # type: ignore[arg-type]
+    metrics = train_state.apply(now, told, of, train=settings.train, ema=settings.ema, ids_B4=IDS)  # type: ignore[arg-type]
     train_state.end_if_stuck(
         now, told.group, run_dir=settings.run.dir, max_skipped=settings.train.max_skipped
     )

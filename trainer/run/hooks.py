@@ -135,15 +135,15 @@ class EndIfStuck(Hook):
 
 
 class OnCollapse(Hook):
-    """A collapse ends the run, or is said on the first rank: as ``health.on_collapse`` has it."""
+    """A collapse ends the run, or the first rank warns of it, by ``health.on_collapse``."""
 
     def __init__(self, health: Health, *, group: Group) -> None:
-        self._stops, self._speaks = health.on_collapse == "stop", group.rank == 0
+        self._ends, self._warns = health.on_collapse == "stop", group.rank == 0
 
     def after_step(self, state: TrainState, step: StepOutcome) -> None:
-        if step.collapse and self._stops:
+        if step.collapse and self._ends:
             raise RuntimeError(f"{step.collapse}; with health.on_collapse=warn the run would go on")
-        if step.collapse and self._speaks:
+        if step.collapse and self._warns:
             say(f"{step.collapse}; the run goes on, with health.on_collapse=stop it would end here")
 
 
@@ -236,7 +236,7 @@ class RestartClocks(Hook):
             self._progress.restart()
 
 
-class TellStop(Hook):
+class SayStopped(Hook):
     """The first rank says what becomes of a run that was told to stop.
 
     ``launcher_note``: words about what the launcher prints; called once the state is saved.

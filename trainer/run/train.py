@@ -38,8 +38,8 @@ from trainer.run.hooks import (
     OnCollapse,
     RestartClocks,
     SaveCheckpoints,
+    SayStopped,
     StepOutcome,
-    TellStop,
     Validate,
     is_due,
 )
@@ -220,7 +220,7 @@ def _all_hooks(
             config.checkpoint, saver=run.saver, position=run.reader.position, artifacts=run.artifacts
         ),
         RestartClocks(meter, progress),
-        TellStop(group, run.launcher_note),
+        SayStopped(group, run.launcher_note),
     ]
 
 
@@ -265,6 +265,6 @@ def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
         measure=is_due(state.step + 1, config.health.every),
         stop_code=run.stop_code,
     )
-    metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
+    metrics = apply(state, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
     bp = config.train.global_batch * batch.windows.length
     return StepOutcome(batch, result, metrics, bp, is_last=state.step == config.train.steps)

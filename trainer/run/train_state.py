@@ -16,6 +16,7 @@ from trainer.core.collectives import Group
 from trainer.distill import representation_metrics
 from trainer.distill.collapse_guard import CollapseGuard, PrototypeWatch
 from trainer.distill.step import StepResult
+from trainer.engine.config import Ema, Train
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.losses.prototypes import PrototypeLoss
@@ -79,7 +80,7 @@ def first_state(config: TrainConfig, teacher: ShardedEMA[Network], *, device: to
 
 
 def apply(
-    config: TrainConfig, state: TrainState, engine: Engine, result: StepResult, *, ids_B4: Tensor
+    state: TrainState, engine: Engine, result: StepResult, *, train: Train, ema: Ema, ids_B4: Tensor
 ) -> dict[str, float]:
     """The step's metrics. Optimiser, teacher and centres take their step, or none of them does.
 
@@ -89,22 +90,23 @@ def apply(
     if not result.finite:
         engine.skip()
         return _skipped(state, result, ids_B4)
+    total_steps = train.schedule_steps or train.steps
     rate = schedules.learning_rate(
         state.step,
-        peak=config.train.lr,
-        total_steps=config.schedule_steps,
-        warmup_fraction=config.train.warmup_fraction,
-        final_fraction=config.train.final_lr_fraction,
+        peak=train.lr,
+        total_steps=total_steps,
+        warmup_fraction=train.warmup_fraction,
+        final_fraction=train.final_lr_fraction,
     )
     applied, norm = engine.step(rate)
     if not applied:  # by DeepSpeed's own check of the norm
         return _skipped(state, result, ids_B4)
     assert math.isfinite(norm), f"step {state.step}: a gradient of norm {norm} was applied"
     momentum = schedules.momentum(
-        state.step * config.train.global_batch,
-        start=config.ema.momentum,
-        end=config.ema.momentum_end,
-        total_samples=config.schedule_steps * config.train.global_batch,
+        state.step * train.global_batch,
+        start=ema.momentum,
+        end=ema.momentum_end,
+        total_samples=total_steps * train.global_batch,
     )
     state.teacher.update(momentum)
     state.centres |= result.states

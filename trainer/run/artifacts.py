@@ -217,22 +217,26 @@ def _queue_folder(run_dir: str, key: str) -> Path:
 
 
 def _card(config: TrainConfig, state: TrainState) -> str:
+    """The model card: README.md of the export."""
     losses = ", ".join(f"{name} {weight:g}" for name, weight in config.loss.weights().items())
     first, *later = config.data.length
     lengths = ", ".join(
         [f"{first.length} bp", *(f"from step {part.from_step} on {part.length} bp" for part in later)]
     )
-    return f"""---
-library_name: dna-distill
-tags: [dna, self-distillation]
----
-# {config.run.name}
-
-DNA encoder pretrained by self-distillation: the teacher (moving average of the student) after {state.step}
-steps of {config.train.global_batch} windows of {lengths}. Losses and weights: {losses}.
-Seed {config.run.seed}.
-
-Input: codes A 0, C 1, G 2, T 3, N 4, MASK 5, CLS 6, PAD 7. `model.safetensors` holds backbone and nucleotide
-head, `heads.safetensors` the projection heads that only pretraining uses. Weights fit the wiring in
-`config.json` alone.
-"""
+    lines = [
+        "---",
+        "library_name: dna-distill",
+        "tags: [dna, self-distillation]",
+        "---",
+        f"# {config.run.name}",
+        "",
+        "DNA encoder pretrained by self-distillation: the teacher (moving average of the student) after "
+        f"{state.step} steps of",
+        f"{config.train.global_batch} windows of {lengths}. Losses and weights: {losses}. Seed {config.run.seed}.",
+        "",
+        "Input: codes A 0, C 1, G 2, T 3, N 4, MASK 5, CLS 6, PAD 7. `model.safetensors` holds backbone and "
+        "nucleotide head,",
+        "`heads.safetensors` the projection heads that only pretraining uses. Weights fit the wiring in "
+        "`config.json` alone.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -232,7 +232,8 @@ def _card(config: TrainConfig, state: TrainState) -> str:
         "",
         "DNA encoder pretrained by self-distillation: the teacher (moving average of the student) after "
         f"{state.step} steps of",
-        f"{config.train.global_batch} windows of {lengths}. Losses and weights: {losses}. Seed {config.run.seed}.",
+        f"{config.train.global_batch} windows of {lengths}. Losses and weights: {losses}. "
+        f"Seed {config.run.seed}.",
         "",
         "Input: codes A 0, C 1, G 2, T 3, N 4, MASK 5, CLS 6, PAD 7. `model.safetensors` holds backbone and "
         "nucleotide head,",

@@ -15,6 +15,8 @@ from tests.dist.test_collapse import PLANTED
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.engine.engine import init_distributed
+from trainer.models import pretrained
+from trainer.run import run_status
 from trainer.run.config import TrainConfig
 from trainer.run.hooks import Hook, StepOutcome
 from trainer.run.train import train
@@ -127,6 +129,23 @@ def test_what_mlflow_refuses_ends_all_ranks_before_the_first_step(said: dict[str
     assert both[0] == both[1]
     assert both[0][0].startswith(f"experiment gone at sqlite:///{folder}/mlflow.db was deleted; restore it")
     assert not (folder / "refused" / "checkpoints").exists()
+
+
+def test_a_finished_run_that_mlflow_refuses_ends_all_ranks(said: dict[str, str], folder: Path) -> None:
+    """MLflow has not got all of it; its experiment is deleted meanwhile."""
+    client = Registry(f"sqlite:///{folder}/mlflow.db").client
+    client.delete_experiment(client.create_experiment("gone since"))
+    values = small_config(str(folder / "data"), run__dir=str(folder / "undelivered"),
+                          track={"uri": f"sqlite:///{folder}/mlflow.db", "experiment": "gone since"})
+    config = TrainConfig.model_validate(values)
+    run_status.write_config(config)
+    (folder / "undelivered" / pretrained.WEIGHTS).write_bytes(b"weights")
+    run_status.write_finished(config.run.dir, steps=config.train.steps, delivered=False)
+    both = on_ranks(2, endings, [values])
+    assert both[0] == both[1]
+    assert both[0][0].startswith(
+        "the run is finished and its export is in run.dir, but it is not registered: experiment gone since at"
+    )
 
 
 def test_data_that_no_run_can_use_end_all_ranks_and_are_told_once(folder: Path) -> None:

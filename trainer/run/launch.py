@@ -15,6 +15,7 @@ from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.engine.engine import init_distributed, leave_distributed
 from trainer.run.config import TrainConfig
+from trainer.run.hooks import Hook
 from trainer.run.train import train
 
 
@@ -26,28 +27,41 @@ class _Process:
     pid: int
 
 
-def launch(config_path: str, overrides: Sequence[str], *, debug: bool = False) -> int:
-    """The exit code of this rank's training; what went wrong is one sentence on stderr, unless ``debug``."""
+def launch(
+    config_path: str, overrides: Sequence[str], *, debug: bool = False, hooks: Sequence[Hook] = ()
+) -> int:
+    """The exit code of this rank's training; what went wrong is one sentence on stderr, unless ``debug``.
+
+    ``hooks``: called after each step, as ``train`` has it.
+    """
     here = world.world_from_env()
+
+    def run() -> int:
+        config = configs.load(TrainConfig, config_path, overrides)
+        config.refuse_lost()
+        device = _prepare_device(here)
+        with heart.inside("meeting the other ranks", phase=True):
+            init_distributed(device)
+        return _train_among_peers(config, device, hooks, debug=debug)
+
     return exits.exit_code(
-        lambda: _run(config_path, overrides, here, debug=debug),
+        run,
         debug=debug,
         main=here.is_main,
         interrupted="the same command goes on from the newest checkpoint",
     )
 
 
-def _run(config_path: str, overrides: Sequence[str], here: World, *, debug: bool) -> int:
-    config = configs.load(TrainConfig, config_path, overrides)
-    config.refuse_lost()
-    device = _prepare_device(here)
-    with heart.inside("meeting the other ranks", phase=True):
-        init_distributed(device)
+def _train_among_peers(
+    config: TrainConfig, device: torch.device, hooks: Sequence[Hook], *, debug: bool
+) -> int:
+    """The exit code of the run. Where other ranks are gone, the first that is left says so, unless
+    ``debug``."""
     group = Group.of()
     stops = exits.StopSignals(peers=_pids_of_this_host(group), supervised=heart.watched)
     ended = False
     try:
-        code = train(config, device=device, group=group, stops=stops)
+        code = train(config, device=device, group=group, stops=stops, hooks=hooks)
         ended = True
     except RuntimeError as fault:
         if (lost := collectives.lost_peers(fault)) and not debug:

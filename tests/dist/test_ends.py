@@ -111,7 +111,7 @@ def test_a_collapse_ends_the_run_or_is_logged(said: dict[str, str], folder: Path
 def test_steps_that_are_not_finite_end_the_run_which_can_be_started_again(said: dict[str, str], folder: Path) -> None:
     path = folder / "blown" / "not_finite.json"
     for run in ("blown", "blown again"):
-        assert said[run].startswith("step 4: no finite loss and gradient in 3 steps on end")
+        assert said[run].startswith("step 4: no finite loss and gradient in 3 steps in a row")
         assert said[run].endswith(f"the samples are listed in {path}")
         assert history(folder, run, "train/skipped_steps") == {2: 1.0, 3: 2.0, 4: 3.0}
         assert list(history(folder, run, "loss/total")) == [1]

@@ -543,7 +543,7 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
         f"warning: {here.format(step)}" for step in (2, 3)
     ]
     end = (
-        "; that is 2 checkpoints on end, so the run ends here and can be taken up again from the last one "
+        "; that is 2 checkpoints in a row, so the run ends here and can be taken up again from the last one "
         "that was "
         "saved"
     )

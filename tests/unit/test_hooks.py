@@ -148,7 +148,7 @@ def test_too_many_skipped_steps_end_the_run(tmp_path: Path) -> None:
     now.teacher.shards = [torch.zeros(1)]
     end.after_step(now, outcome())
     now.skipped_ids[3] = ({"total": 2.0}, ids_B4)
-    with pytest.raises(RuntimeError, match=r"^step 3: no finite loss and gradient in 2 steps on end"):
+    with pytest.raises(RuntimeError, match=r"^step 3: no finite loss and gradient in 2 steps in a row"):
         end.after_step(now, outcome())
 
 

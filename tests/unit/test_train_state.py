@@ -166,7 +166,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_with_their_samples(tmp_path
         apply(settings, now, told, result(finite=False, loss=float("nan")))
     path = tmp_path / NOT_FINITE
     assert str(ended.value) == (
-        "step 5: no finite loss and gradient in 3 steps on end, {'mlm': nan, 'total': nan}; weights and "
+        "step 5: no finite loss and gradient in 3 steps in a row, {'mlm': nan, 'total': nan}; weights and "
         "teacher are as "
         f"before them, and the samples are listed in {path}"
     )
@@ -197,7 +197,7 @@ def test_that_the_samples_cannot_be_saved_does_not_hide_why_the_run_ends(
     with pytest.raises(RuntimeError) as ended:
         apply(settings, now, told, result(finite=False))
     assert str(ended.value) == (
-        "step 3: no finite loss and gradient in 3 steps on end, {'mlm': 1.5, 'total': 1.5}; weights and "
+        "step 3: no finite loss and gradient in 3 steps in a row, {'mlm': 1.5, 'total': 1.5}; weights and "
         "teacher are as "
         "before them, but the samples could not be listed: s3://b/run/not_finite.json: no space left"
     )

@@ -139,7 +139,7 @@ def end_if_stuck(state: TrainState, group: Group, *, run_dir: str, max_skipped: 
         where = f"but the samples could not be listed: {fault}"
     losses, _ = state.skipped_ids[state.step]
     raise RuntimeError(
-        f"step {state.step}: no finite loss and gradient in {len(state.skipped_ids)} steps on end, "
+        f"step {state.step}: no finite loss and gradient in {len(state.skipped_ids)} steps in a row, "
         f"{losses}; weights and teacher are as before them, {where}"
     )
 

@@ -206,8 +206,8 @@ def _is_needed(parameter: str, place: tuple[int, int], ranges: Mapping[str, list
 
 def _restore(part: _Part, manifest: Manifest, needs: Needs, engine: Engine, state: TrainState) -> None:
     """``state`` and the student become what was saved; a collective."""
-    snapshot.put_back_shared(part.shared, engine, state)
-    snapshot.put_back(part.fragments, needs, engine, state, applied=manifest.applied)
+    snapshot.restore_shared(part.shared, engine, state)
+    snapshot.restore_shards(part.fragments, needs, engine, state, applied=manifest.applied)
     state.step, state.skipped = manifest.step, manifest.skipped
     state.guard.restore(manifest.guard)
     for step, (losses, _) in state.skipped_ids.items():

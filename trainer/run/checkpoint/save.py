@@ -106,7 +106,7 @@ class Saver:
                 self._callbacks.say(f"warning: {fault}; the checkpoint before it stands, and the run goes on")
             if self._failed >= self._config.checkpoint.max_failed:
                 raise RuntimeError(
-                    f"{fault}; that is {self._failed} checkpoints on end, so the run ends here and can "
+                    f"{fault}; that is {self._failed} checkpoints in a row, so the run ends here and can "
                     "be taken up again from the last one that was saved"
                 )
         elif fault is not None:

@@ -111,7 +111,7 @@ class Needs:
         return ranges
 
 
-def put_back(
+def restore_shards(
     saved: Mapping[str, partition.Fragments], needs: Needs, engine: Engine, state: TrainState, *, applied: int
 ) -> None:
     """Teacher, masters and moments from ``saved`` [kind]; a collective.
@@ -133,7 +133,7 @@ def put_back(
     engine.saved.load(shards, applied=applied)
 
 
-def put_back_shared(tensors: Mapping[str, Tensor], engine: Engine, state: TrainState) -> None:
+def restore_shared(tensors: Mapping[str, Tensor], engine: Engine, state: TrainState) -> None:
     """Centres, buffers, the ids of skipped samples, and skipped blocks, which older checkpoints do not have.
 
     Raises:

@@ -274,7 +274,7 @@ def test_a_run_that_is_deleted_is_said_once_and_waits(
     assert kept().steps("loss") == [1, 2, 3]
 
 
-def test_artifacts_that_are_refused_do_not_end_the_delivery(
+def test_artifacts_that_are_refused_do_not_end_the_thread(
     begin: Callable[..., Uploader],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

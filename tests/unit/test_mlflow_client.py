@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from trainer.tracking import mlflow_client
 from trainer.tracking.mlflow_client import TrackError, connect
-from trainer.tracking.mlflow_run import Run, RunSpec, TrainingRun
+from trainer.tracking.mlflow_run import Run, RunSpec, ResumableRun
 from trainer.tracking.registry import Registry
 from trainer.tracking.uploader import Uploader
 
@@ -256,7 +256,7 @@ def test_a_run_that_was_deleted_by_hand_has_a_successor_and_that_is_said(
     first.log({"x": 1.0}, step=1)
     first.drain(60)
     MlflowClient(uri, registry_uri=uri).delete_run(first.id)
-    second = TrainingRun(RunSpec(uri, "e", "n", key="k"))
+    second = ResumableRun(RunSpec(uri, "e", "n", key="k"))
     second.open()
     assert second.id != first.id
     said = capsys.readouterr().err

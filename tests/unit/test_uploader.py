@@ -80,7 +80,7 @@ class FakeRun:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
-    monkeypatch.setattr(uploader, "TrainingRun", lambda spec: FakeRun(made, spec))
+    monkeypatch.setattr(uploader, "ResumableRun", lambda spec: FakeRun(made, spec))
     monkeypatch.setattr(uploader, "MAX_POINTS", MAX_POINTS)
     monkeypatch.setattr(uploader, "_PAUSE_S", 0.02)
     return made

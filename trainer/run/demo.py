@@ -20,7 +20,7 @@ from configs import ConfigError, redact
 from data_prep import shards
 from trainer.evaluation.tasks.downstream import past_results
 from trainer.evaluation.tasks.results import as_text, summarise
-from trainer.run import run_status
+from trainer.run import run_status, world_size
 from trainer.run.config import TrainConfig
 from trainer.tracking import names
 from trainer.tracking.registry import Registry
@@ -141,7 +141,7 @@ def _checked_config(overrides: Sequence[str], *, dataset: Path, processes: int) 
         ConfigError: it is wrong, or not a demo's. TrackError, StoreError: MLflow or run.dir refuse a run.
     """
     config = configs.load(TrainConfig, _TRAIN_CONFIG, overrides)
-    faults = config.world_faults(processes)
+    faults = world_size.faults(config.train, lanes=config.data.lanes, world=processes)
     if [part.uri for part in config.data.uri] != [str(dataset)]:
         faults.append(
             "data.uri: the demo trains on the dataset that it makes; for another one use trainer/main.py"
@@ -152,7 +152,7 @@ def _checked_config(overrides: Sequence[str], *, dataset: Path, processes: int) 
         )
     if faults:
         raise ConfigError("\n  ".join(faults))
-    run_status.look(config)
+    run_status.inspect(config)
     database = names.database_file(config.track.uri)
     if database is None or database.exists():
         Registry(config.track.uri).usable(config.track.experiment)

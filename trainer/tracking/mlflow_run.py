@@ -1,6 +1,6 @@
 """Runs in MLflow: the writing side.
 
-``Run`` sends every call at once and raises what goes wrong: for fine-tuning. ``TrainingRun`` is found again
+``Run`` sends every call at once and raises what goes wrong: for fine-tuning. ``ResumableRun`` is found again
 when its training resumes; uploader.py sends to it in the background and waits for an MLflow that is away.
 """
 
@@ -139,7 +139,7 @@ class _MlflowRun:
             self._client.set_terminated(self.id, status)
 
 
-class TrainingRun(_MlflowRun):
+class ResumableRun(_MlflowRun):
     """The MLflow run of a training run, which is found again by its key."""
 
     def open(self) -> dict[str, int]:

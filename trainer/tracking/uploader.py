@@ -19,7 +19,7 @@ from configs import redact
 from trainer.core.console import say
 from trainer.tracking.messages import Attachment, Metrics, Tags
 from trainer.tracking.mlflow_client import TrackError
-from trainer.tracking.mlflow_run import MAX_POINTS, Point, RunSpec, TrainingRun
+from trainer.tracking.mlflow_run import MAX_POINTS, Point, RunSpec, ResumableRun
 from trainer.tracking.outbox import Entry, Outbox
 
 _EVERY_S = 5.0  # between two calls, unless much waits
@@ -46,7 +46,7 @@ class Uploader:
         Raises:
             TrackError, ValueError: MLflow refuses, and will go on to. StoreError: the outbox cannot be used.
         """
-        self._spec, self._run = spec, TrainingRun(spec)
+        self._spec, self._run = spec, ResumableRun(spec)
         self._outbox = Outbox(folder)
         self._outbox.resume(after=after, tail=tail)
         self._last_steps: dict[str, int] = {}  # the last step that MLflow has of each metric

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from trainer.tracking import mlflow_client
 from trainer.tracking.mlflow_client import TrackError, connect
-from trainer.tracking.mlflow_run import Run, RunSpec, ResumableRun
+from trainer.tracking.mlflow_run import ResumableRun, Run, RunSpec
 from trainer.tracking.registry import Registry
 from trainer.tracking.uploader import Uploader
 

@@ -94,7 +94,7 @@ class Artifacts:
         def after(uri: str, sha256: str) -> None:
             self._uploader.tag({"checkpoint.uri": store.absolute(uri), "checkpoint.sha256": sha256})
 
-        # Beside a local run.dir the queue itself outlives this process.
+        # Beside a local run.dir the outbox itself outlives this process.
         metrics = bytes if store.is_local(self._run_dir) else self._uploader.tail
         return SaveCallbacks(metrics=metrics, before=before, after=after, say=say)
 
@@ -214,7 +214,7 @@ def _mlflow_key(run_dir: str, *, same_run: bool) -> str:
     """The key by which the MLflow run of this run is found again; a new one unless it is the ``same_run``."""
     key = run_status.read_key(run_dir) if same_run else None
     if key is None:
-        if store.is_local(run_dir):  # the queue of another run, which left nothing else here
+        if store.is_local(run_dir):  # the outbox of another run, which left nothing else here
             shutil.rmtree(store.local_path(run_dir) / run_status.TRACK, ignore_errors=True)
         key = uuid.uuid4().hex
         run_status.write_key(run_dir, key)

@@ -19,7 +19,7 @@ from configs import redact
 from trainer.core.console import say
 from trainer.tracking.messages import Attachment, Metrics, Tags
 from trainer.tracking.mlflow_client import TrackError
-from trainer.tracking.mlflow_run import MAX_POINTS, Point, RunSpec, ResumableRun
+from trainer.tracking.mlflow_run import MAX_POINTS, Point, ResumableRun, RunSpec
 from trainer.tracking.outbox import Entry, Outbox
 
 _EVERY_S = 5.0  # between two calls, unless much waits

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.dist.steps import method, set_up
 from trainer.core import collectives
-from trainer.run import train_state
+from trainer.run import train_state, world_size
 from trainer.run.checkpoint.resume import resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.checkpoint.snapshot import TEACHER
@@ -43,16 +43,16 @@ def stretch(
     if first >= look_at:
         hashes[first] = digests(engine, now)
     for batch in reader.batches(first, until):
-        micro = batch.split(config.micro_batch(group.size))
+        micro = batch.split(world_size.micro_batch(config.train, group.size))
         result = train_step(engine, now.teacher, micro, method=method(config), states=now.centres,
                             measure=now.step % 2 == 0)
-        metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        metrics = train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         if now.skipped_blocks is not None:
             now.skipped_blocks.add(batch.skipped)
         if now.step % tracked == 0:
             metrics |= train_state.count_skipped_blocks(now, group, device=engine.device)
         if result.health:
-            metrics |= train_state.judge(now, result.health, group=group)[0]
+            metrics |= train_state.check_collapse(now, result.health, group=group)[0]
         ids = collectives.gather_packed(group, {"ids": batch.ids_B4})["ids"].transpose(0, 1).flatten(0, 1)
         trained[now.step] = {"metrics": metrics, "ids": ids.tolist()}
         if now.step >= look_at:
@@ -70,7 +70,7 @@ def stretches(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: stretch(**case) for name, case in cases.items()}
 
 
-def whole(engine: Engine, now: train_state.State) -> dict[str, dict[str, Tensor]]:
+def whole(engine: Engine, now: train_state.TrainState) -> dict[str, dict[str, Tensor]]:
     """Teacher, masters and moments of all ranks: kind -> parameter -> tensor."""
     found: dict[str, dict[str, Tensor]] = {TEACHER: {name: t.clone() for name, t in now.teacher.full_tensors()}}
     for kind in KINDS:
@@ -84,7 +84,7 @@ def whole(engine: Engine, now: train_state.State) -> dict[str, dict[str, Tensor]
     return found
 
 
-def digests(engine: Engine, now: train_state.State) -> dict[str, str]:
+def digests(engine: Engine, now: train_state.TrainState) -> dict[str, str]:
     """kind -> sha256 of all its entries in the order of the names; the student's weights and the centres
     beside."""
     found = {kind: sha256(tensors) for kind, tensors in whole(engine, now).items()}

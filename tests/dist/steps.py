@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.dist.teachers import masters
-from trainer.run import train, train_state
+from trainer.run import train, train_state, world_size
 from trainer.core import schedules
 from trainer.core.collectives import Group
 from trainer.run.config import TrainConfig
@@ -55,12 +55,12 @@ def coupled_config(uri: str, **changes: Any) -> dict[str, Any]:
     })
 
 
-def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfig, Engine, train_state.State, Reader]:
+def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfig, Engine, train_state.TrainState, Reader]:
     """A run before its first step, on this rank's group."""
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     group = Group.of()
-    assert config.world_faults(group.size) == []
+    assert world_size.faults(config.train, lanes=config.data.lanes, world=group.size) == []
     engine, teacher = train.build(config, device=device, group=group)
     now = train_state.first_state(config, teacher, device=device)
     datasets = list(open_datasets(config, "train").values())
@@ -88,13 +88,13 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     start, first_update = dict(reference), 0.0
     for step in range(steps):
         batch = reader.batch(step)
-        micro = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
+        micro = [windows.to(device) for windows in batch.split(world_size.micro_batch(config.train, group.size))]
         first = make_view_pairs(batch.windows.to(device), config.views)[0]
         for row, key in enumerate(map(tuple, batch.ids_B4.tolist())):
             samples[step, key] = (first.masked.codes_BL[row].tolist(), first.masked.target_BL[row].tolist(),
                                   first.teacher.codes_BL[row].tolist(), first.noise_BLC[row].sum().item())
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
-        metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        metrics = train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         moved = masters(engine)
         if not step:
             first_update = float(sum((master - start[name]).pow(2).sum() for name, master in moved.items())) ** 0.5
@@ -151,11 +151,11 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
             now.step += 1
             continue
         what = kind if rank == group.rank else ""
-        micro = batch.split(config.micro_batch(group.size))
+        micro = batch.split(world_size.micro_batch(config.train, group.size))
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
         try:
-            metrics.append(train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
-            train_state.end_if_stuck(config, now, group)
+            metrics.append(train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4))
+            train_state.end_if_stuck(now, group, run_dir=config.run.dir, max_skipped=config.train.max_skipped)
         except RuntimeError as fault:
             sentence = str(fault)
             break
@@ -206,7 +206,7 @@ def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
                      "batch_isend_irecv", "reduce_scatter_tensor", "all_to_all_single"):
             if hasattr(torch.distributed, name):
                 patch.setattr(torch.distributed, name, watched(name, getattr(torch.distributed, name)))
-        micro = reader.batch(0).split(config.micro_batch(group.size))
+        micro = reader.batch(0).split(world_size.micro_batch(config.train, group.size))
         train_step(engine, teacher, micro, method=method(config), states=now.centres)
     return calls
 
@@ -222,14 +222,14 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {"readings": {}, "first": None}
     for batch in reader.batches(0, steps):
         due = (now.step + 1) % config.health.every == 0
-        micro = batch.split(config.micro_batch(group.size))
+        micro = batch.split(world_size.micro_batch(config.train, group.size))
         result = train_step(
             engine, teacher, micro, method=method(config), states=now.centres, measure=due
         )
-        train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         assert bool(result.health) == due
         if due:
-            found["readings"][now.step], sentence = train_state.judge(now, result.health, group=group)
+            found["readings"][now.step], sentence = train_state.check_collapse(now, result.health, group=group)
             found["first"] = found["first"] or (sentence and (now.step, sentence))
     return found
 

@@ -1,4 +1,4 @@
-"""What a command says on the terminal while it works: lines, and how far it is."""
+"""What a command prints on the terminal while it works: lines, and its progress."""
 
 import sys
 import time
@@ -13,30 +13,31 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own ra
 
 
 class Progress:
-    """Steps done: a bar on a terminal, otherwise a line a minute; each with speed and time left. Silent
-    unless shown.
+    """Steps done: a bar on a terminal, otherwise a line a minute; each with speed and time left.
 
-    The speed is that of this process's steps in the last minute, without what lies between them (validation,
-    saving). The time left has both in it, as they went so far, and counts what is to be read, since windows
-    may grow on the way. The first step is left out of either: it is slower than all others.
+    The speed is that of this process's steps in the last minute, without the pauses between them (validation,
+    saving). The time left includes pauses, at the rate so far, and is a share of the bp that are still to be
+    read, since windows may grow during the run. Both leave out the first step, which is slower than all
+    others.
     """
 
-    def __init__(self, total: int, *, shown: bool, done: int = 0, bp_left: int) -> None:
-        """``done`` of ``total`` steps are behind the run, ``bp_left`` in those that are left."""
+    def __init__(self, total: int, *, visible: bool, done: int = 0, bp_left: int) -> None:
+        """``done`` of ``total`` steps are done; the others read ``bp_left``. Nothing is printed unless
+        ``visible``."""
         terminal = sys.stderr.isatty()
-        self._lines = shown and not terminal
+        self._lines = visible and not terminal
         self._bar = tqdm(
-            total=total, initial=done, unit="step", disable=not (shown and terminal), bar_format=_BAR
+            total=total, initial=done, unit="step", disable=not (visible and terminal), bar_format=_BAR
         )
         self._total, self._done, self._next_line = total, done, time.monotonic() + _LINE_S
         self._bp_left = bp_left
         self._began: float | None = None  # when the first step was over
         self._since = self._worked = 0.0
-        self._bp = 0  # since then
+        self._bp = 0  # read since then
         self._recent: deque[tuple[float, int]] = deque()  # seconds worked, bp read: at most a minute of steps
 
     def advance(self, note: str, *, bp: int) -> None:
-        """A step is done, which read ``bp``."""
+        """Count a step that read ``bp``; ``note`` is printed with it."""
         now = time.monotonic()
         self._done += 1
         self._bp_left -= bp
@@ -57,7 +58,7 @@ class Progress:
             say(f"step {self._done}/{self._total}  {note}")
 
     def restart(self) -> None:
-        """What has passed since the last step was none."""
+        """The time since the last step was a pause."""
         self._since = time.monotonic()
 
     def _rates(self, now: float) -> list[str]:

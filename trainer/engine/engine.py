@@ -224,7 +224,7 @@ class Engine:
                     "so the teacher would average the wrong entries; empty train.deepspeed or go back to the "
                     "pinned version"
                 )
-        collectives.raise_together(self.group, fault, device=parts[0][2].device)
+        collectives.raise_together(self.group, fault)
 
     def _set_weights(self, values: Mapping[str, Tensor]) -> None:
         """Masters and weights become ``values``, the masters without the compute dtype's rounding."""

@@ -60,7 +60,7 @@ class Validator:
 
     def __init__(self, config: TrainConfig, *, flank: int, device: torch.device, group: Group) -> None:
         self.config, self.group, self.device = config, group, device
-        with collectives.together(group, device=device):
+        with collectives.together(group):
             datasets = open_datasets(config, "val", some_empty=True)
             self.left_out = [
                 part.uri for number, part in enumerate(config.data.uri) if number not in datasets
@@ -72,7 +72,7 @@ class Validator:
                 for first in range(0, -(-len(places) // group.size), size)
             ]
         self.scored = int(self._sum([sum(float(rows.scored_BL.sum()) for rows in self._batches)])[0])
-        with collectives.together(group, device=device):
+        with collectives.together(group):
             if not self.scored:
                 uris = ", ".join(dataset.uri for dataset in datasets.values())
                 raise ValueError(f"the val split of {uris} has no letter A, C, G or T to score")

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from cluster.process import exits
-from trainer.tracking.mlflow_run import Run, TrackError
+from trainer.tracking.mlflow_run import Run, RunSpec, TrackError
 from trainer.tracking.registry import Registry
 
 
@@ -17,8 +17,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
-def new_run(uri: str, folder: Path, **more: object) -> Run:
-    return Run(uri=uri, experiment="e", name="r", artifact_uri=str(folder), **more)  # type: ignore[arg-type]
+def new_run(uri: str, folder: Path, **more: Any) -> Run:
+    return Run(RunSpec(uri, "e", "r", artifact_uri=str(folder), **more))
 
 
 @pytest.fixture(scope="module")

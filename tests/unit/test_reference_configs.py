@@ -2,9 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 import configs
 from cluster.launch.config import ClusterConfig
@@ -70,17 +71,22 @@ def only(values: Any, wanted: set[str], prefix: str = "") -> Any:
     }
 
 
-def choices(schema: dict[str, Any], defs: dict[str, Any], prefix: str = "") -> dict[str, list[str]]:
-    """Dotted key -> the values that it is one of, for each such key of a JSON schema."""
+def choices(section: BaseModel, prefix: str = "") -> dict[str, list[str]]:
+    """Dotted key -> the values that it is one of, for each such key of a section and those within it."""
     found: dict[str, list[str]] = {}
-    for key, value in schema.get("properties", {}).items():
-        part = value
-        for reference in [option.get("$ref") for option in (value, *value.get("allOf", []))]:
-            part = defs[reference.rsplit("/", 1)[1]] if reference else part
-        if "enum" in part:
-            found[f"{prefix}{key}"] = part["enum"]
-        found |= choices(part, defs, f"{prefix}{key}.")
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if options := literals(field.annotation):
+            found[f"{prefix}{key}"] = options
+        if isinstance(value, BaseModel):
+            found |= choices(value, f"{prefix}{key}.")
     return found
+
+
+def literals(annotation: Any) -> list[str]:
+    """The values of the Literal types in ``annotation``."""
+    parts = get_args(annotation)
+    return list(parts) if get_origin(annotation) is Literal else [v for part in parts for v in literals(part)]
 
 
 @pytest.fixture(params=MODELS)
@@ -113,10 +119,9 @@ def test_what_is_marked_required_is(name: str) -> None:
 def test_every_key_has_a_comment_that_names_its_choices(name: str) -> None:
     texts = comments((FOLDER / name).read_text())
     assert [key for key, comment in texts.items() if len(comment) < 4] == []
-    schema = MODELS[name].model_json_schema()
     silent = [
         f"{key}: {choice}"
-        for key, options in choices(schema, schema.get("$defs", {})).items()
+        for key, options in choices(configs.load(MODELS[name], FOLDER / name)).items()
         for choice in options
         if f"`{choice}`" not in texts[key] and not texts[key].startswith("As ")
     ]
@@ -131,7 +136,6 @@ def test_comments_are_found() -> None:
 
 
 def test_choices_are_found() -> None:
-    schema = TrainConfig.model_json_schema()
-    found = choices(schema, schema["$defs"])
+    found = choices(configs.load(TrainConfig, FOLDER / "train" / "reference.yaml"))
     assert found["train.precision"] == ["fp32", "bf16"]
     assert found["loss.distill.balance"] == ["centring", "sinkhorn", "none"]

@@ -6,7 +6,6 @@
 import hashlib
 import json
 import math
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -113,16 +112,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def record(file: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps(found(Path(folder)), indent=1)
-    # A list of numbers stands in one line.
-    file.write_text(
-        re.sub(
-            r"\[[^\[\]{}]*\]",
-            lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"),
-            text,
-        )
-        + "\n"
-    )
+        file.write_text(json.dumps(found(Path(folder)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tests.unit.test_house import FLOORS, IMPORTS, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where it is called otherwise than the module
+DISTRIBUTIONS = {"pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # else the module
 # What no file imports by name: backends of fsspec and of MLflow.
 BACKENDS = {"boto3", "s3fs"}
 

@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.process import paths
-from cluster.process.exits import EXIT_FAILED, EXIT_OK, exit_code
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_FAILED, EXIT_OK
 from cluster.storage import store
 from cluster.tasks import jobs
 from configs import load

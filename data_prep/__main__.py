@@ -13,10 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cluster.process import paths
-from cluster.process.exits import EXIT_FAILED, EXIT_OK, exit_code
+from cluster.process import host, paths
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_FAILED, EXIT_OK
 from cluster.storage import store
-from cluster.tasks import jobs
+from cluster.tasks import ray_session
 from configs import load
 from data_prep.config import DataConfig
 from data_prep.dataset.build import build
@@ -210,7 +211,7 @@ def _leakage(args: argparse.Namespace) -> int:
     paths.refuse_lost(inputs=[("the dataset", args.uri)])
     uri = store.absolute(args.uri)  # workers have another working directory
     manifest = load_manifest(uri)
-    workers = args.workers or jobs.cpus()
+    workers = args.workers or host.usable()
     chunks = {
         split: [(store.join(uri, shard.name), shard) for shard in manifest.shards[split]] for split in SPLITS
     }
@@ -226,7 +227,7 @@ def _leakage(args: argparse.Namespace) -> int:
         progress("leakage", scanned, total)
 
     try:
-        with jobs.session(workers):
+        with ray_session.session(workers):
             report = leakage.leakage(chunks, shard_codes, workers=workers, on_result=on_result)
     finally:
         progress.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cluster.storage import store
-from cluster.tasks import jobs
+from cluster.tasks import jobs, ray_session
 from configs import dump, redact
 from data_prep.alphabet import Codes, Mask, encode
 from data_prep.config import DataConfig, ReferenceConfig, SplitConfig
@@ -66,13 +66,13 @@ def build(
     several = len(config.references) > 1
     with (
         output.alone(),
-        jobs.session(config.workers) if several else contextlib.nullcontext(),
+        ray_session.session(config.workers) if several else contextlib.nullcontext(),
     ):  # one needs no Ray
         references = _prepare(config, progress, retry)
         plan = make_plan(config, references)
         if manifest := output.finished(plan, report=_looks_for_leakage(plan, config.split)):
             return Built(manifest, False, time.monotonic() - began, warnings=plan.warnings)
-        with jobs.session(config.workers) as workers:
+        with ray_session.session(config.workers) as workers:
             run = _Run(references, config.workers, progress, retry)
             plan, report, leaked_bp = run.look_for_leakage(plan, config.split)
             if manifest := output.finished(plan, report=bool(report)):  # by a build elsewhere, while we read

@@ -7,7 +7,6 @@ directory (``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing
 
 import collections
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -25,6 +24,7 @@ from pyfaidx import Faidx, FastaIndexingError
 
 from cluster.process.host import cache_root
 from cluster.storage import store
+from cluster.storage.lock import exclusive
 from configs import redact
 from data_prep.sources import fasta, twobit
 
@@ -93,7 +93,7 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None 
     version = store.version(uri)
     key = hashlib.sha256(f"{uri} {version}".encode()).hexdigest()[:32]
     record = cache / f"{key}.json"
-    with locked(
+    with exclusive(
         cache / f"{key}.lock"
     ):  # the workers of a node wait for the first one instead of streaming it again
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -287,11 +287,3 @@ def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
     for chunk in chunks:
         digest.update(chunk)
         yield chunk
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among the processes of this machine that ask for ``path``."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -112,8 +112,8 @@ def leakage(
     A chunk is a task: with at most 256 Mbp a worker stays below 600 MB, beside the 9 ``max_hashes`` bytes
     that those of a machine share; the driver takes about 24 ``max_hashes`` bytes. The report depends neither
     on ``workers``, nor on ``max_hashes``, nor on the order of the chunks. ``on_result(ended, bp)``: how many
-    tasks have ended, and what the last one scanned. Call it inside ``jobs.session``, since each of its four
-    or more passes is a ``run``.
+    tasks have ended, and what the last one scanned. Call it inside ``ray_session.session``, since each of its
+    four or more passes is a ``run``.
     """
     assert set(parts) <= set(SPLITS), f"splits {sorted(parts)}, known are {SPLITS}"
     assert max_hashes > 0, f"max_hashes is {max_hashes}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cluster.process.exits import EverywhereError
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.loader import Batch
@@ -175,7 +175,7 @@ class Validate(Hook):
     def run(self, state: TrainState) -> None:
         """Log and say how teacher and student do; a collective."""
         teacher, baselines = state.teacher.module, self._baselines
-        with heart.inside("validation", phase=True):
+        with heartbeat.inside("validation", phase=True):
             metrics = self._validator.masked(teacher)
             metrics |= self._validator.masked(self._student, "val/student_") | baselines
             metrics |= self._validator.health(teacher, self._readings(state))

@@ -7,8 +7,9 @@ from functools import cache
 
 import torch
 
-from cluster.process.exits import EXIT_OK, StopSignals, after_launcher
-from cluster.process.heartbeat import heart
+from cluster.process.exits import EXIT_OK
+from cluster.process.heartbeat import heartbeat
+from cluster.process.signals import StopSignals, after_launcher
 from configs import ConfigError
 from trainer.core import collectives
 from trainer.core.collectives import Group
@@ -66,7 +67,7 @@ class TrainingRun:
 
     def launcher_note(self) -> str:
         """Words about what DeepSpeed's launcher prints when the run ends by Ctrl-C."""
-        return after_launcher() if self.stops and self.stops.interrupted else ""
+        return after_launcher() if self.stops and self.stops.had_ctrl_c else ""
 
 
 def train(
@@ -188,7 +189,7 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
     meter = Meter(device=run.engine.device, dtype=run.engine.compute_dtype)
     hooks = _all_hooks(run, state, validation, meter, user_hooks)
     if run.stops:
-        run.stops.between_steps()
+        run.stops.defer()
     code = _loop(run, state, hooks, meter)
     if code != EXIT_OK:
         if run.artifacts:
@@ -246,8 +247,8 @@ def _batches(run: TrainingRun, state: TrainState, meter: Meter) -> Iterator[Batc
     first, last = state.step, run.config.train.steps
     batches = run.reader.batches(first, last)
     for step in range(first + 1, last + 1):
-        heart.step(step)
-        with meter.waiting(), heart.inside("waiting for data", phase=True):
+        heartbeat.step(step)
+        with meter.waiting(), heartbeat.inside("waiting for data", phase=True):
             batch = next(batches)
         yield batch
 

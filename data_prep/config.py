@@ -49,7 +49,7 @@ Strings = Annotated[Names, BeforeValidator(_strings)]
 
 
 class BedSplit(Section):
-    """What is held out, as BED files (URIs), which ``bed.read_zones`` reads."""
+    """What is held out, as BED files (URIs), which ``split.filters.read_zones`` reads."""
 
     bed: Annotated[Strings, _some("BED file")]
 

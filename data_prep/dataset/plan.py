@@ -10,7 +10,7 @@ from cluster.storage import store
 from data_prep.config import BedSplit, DataConfig, ReferenceConfig
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
 from data_prep.sources.survey import Reference
-from data_prep.split.bed import Warn, read_filter, read_zones
+from data_prep.split.filters import Warn, read_filter, read_zones
 from data_prep.split.intervals import (
     Place,
     Span,

@@ -193,7 +193,7 @@ def test_compressed_files_are_told_by_their_first_bytes(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize(
-    ("first", "what"), [(b"PK\x03\x04", "a zip archive or an Excel"), (b"PAR1", "a Parquet file")]
+    ("first", "what"), [(b"PK\x03\x04", "a zip archive or an Excel"), (b"PAR1\x15", "a Parquet file")]
 )
 def test_what_is_no_text_is_named(tmp_path: Path, first: bytes, what: str) -> None:
     (tmp_path / "t.csv").write_bytes(first + bytes(100))

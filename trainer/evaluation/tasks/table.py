@@ -3,7 +3,7 @@ passed over.
 
 The first line names the columns; every other line is one row with as many fields, or blank. The separator is
 the one of comma, tab, semicolon and bar at which the first line has both columns that are asked for. UTF-8,
-or UTF-16 with its mark; any line ends; plain or compressed (see unpack).
+or UTF-16 with its mark; any line ends; plain or compressed (see data_prep.sources.compression).
 """
 
 import csv
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from configs import redact
 from configs.values import decode
 from data_prep import alphabet
-from trainer.evaluation import unpack
+from data_prep.sources import compression
 
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _LINE_END = re.compile("\r\n|\r|\n")  # str.splitlines knows more, which may stand inside a field
@@ -91,7 +91,7 @@ def read(uri: str, *, sequence_column: str, label_column: str, labels: Sequence[
 
 def _text(uri: str, shown: str) -> tuple[str, list[str]]:
     """The text without its mark, and its lines without their ends."""
-    data = b"".join(unpack.plain(uri))
+    data = b"".join(compression.plain(uri))
     try:
         text = decode(data)
     except ValueError as fault:

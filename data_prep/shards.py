@@ -87,6 +87,10 @@ class Shard:
     sha256: str
     blocks: tuple[Block, ...]
 
+    @property
+    def bp(self) -> int:
+        return sum(block.bp for block in self.blocks)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -1,14 +1,30 @@
-"""The sequence back out of the shards, as FASTA."""
+"""Shards -> FASTA: the sequence as it was."""
 
 import contextlib
 import gzip
+import re
 from typing import IO
 
 from cluster.storage import store
 from data_prep.alphabet import decode
+from data_prep.dataset import output
 from data_prep.dataset.read import blocks, load_manifest
 
 _WIDTH = 80
+_OTHER_FORMATS = re.compile(
+    r"\.(bz2|xz|zst|zip|bgz|2bit|tar|tgz|fastq|fq|bed|gff3?|gtf|vcf|sam|bam|gbk?|csv|tsv|json|parquet|npy)(\.gz)?$",
+    re.IGNORECASE,
+)
+
+
+def check_name(uri: str) -> str:
+    """``uri``, if its name fits a FASTA. ValueError for a folder, or the name of another format."""
+    output.refuse_folder(uri)
+    if _OTHER_FORMATS.search(uri):
+        raise ValueError(
+            f"{uri} says another format; a FASTA is written as text, or as gzip to a name that ends in .gz"
+        )
+    return uri
 
 
 def export(uri: str, *, split: str, fasta: str) -> int:

@@ -31,6 +31,12 @@ _OURS = re.compile(
 _ADVICE = "pass overwrite=true to replace it, or another output"
 
 
+def refuse_folder(uri: str) -> None:
+    """ValueError where a file is to be written and ``uri`` is a folder."""
+    if uri.endswith("/") or (store.is_local(uri) and store.local_path(uri).is_dir()):
+        raise ValueError(f"{uri} is a folder; give the name of a file in it")
+
+
 class Output:
     """The dataset, finished or not, at ``uri``."""
 

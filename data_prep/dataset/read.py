@@ -87,7 +87,7 @@ def shard_codes(task: tuple[str, Shard]) -> Iterator[tuple[Span, Codes]]:
     """Every block of a shard (the URI of its tar, its record) with its codes: a task's worth for a worker."""
     where, shard = task
     for block, packed in packed_blocks(where, shard):
-        yield Span(block.assembly, block.contig, block.start, block.end), packed.codes(0, packed.bases)
+        yield Span.of(block), packed.codes(0, packed.bases)
 
 
 def blocks(uri: str, manifest: Manifest, split: str) -> Iterator[tuple[Block, Codes, Mask]]:

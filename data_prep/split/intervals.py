@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import Names
-from data_prep.shards import SPLITS
+from data_prep.shards import SPLITS, Block
 
 _MOST_BLOCKS = 8192  # of a shard: a draft assembly has many short ones, and a worker keeps an entry for each
 
@@ -30,6 +30,11 @@ class Span:
     contig: str
     start: int
     end: int
+
+    @classmethod
+    def of(cls, block: Block) -> "Span":
+        """Where ``block`` lies."""
+        return cls(block.assembly, block.contig, block.start, block.end)
 
     @property
     def bp(self) -> int:

@@ -86,7 +86,7 @@ class Gather:
 
 @dataclass(frozen=True)
 class Occur:
-    """Finds which held-out hashes a training chunk has: one bit each. Sketches its own hashes, if ``room``."""
+    """Finds which held-out hashes a training chunk has: one bit each. Sketches its own, if ``room``."""
 
     read: Read
     chunk: Any

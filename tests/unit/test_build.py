@@ -687,7 +687,7 @@ def test_the_first_alternative_that_exists(fasta: str, tmp_path: Path) -> None:
     assert made(fasta, tmp_path / "a", references=[two]).fresh
     two["uri"] = [str(tmp_path / "none.fa"), str(tmp_path / "nor.fa")]
     with pytest.raises(
-        ValueError, match=r"toy: none of its files can be had: .*none.fa does not exist; .*nor"
+        ValueError, match=r"toy: none of its files can be read: .*none.fa does not exist; .*nor"
     ):
         made(fasta, tmp_path / "b", references=[two])
 

@@ -1,5 +1,6 @@
 """What a file is, by its first bytes. The one list of them; standard library only."""
 
+TWOBIT = "a .2bit file"
 COMPRESSED = ("gzip", "bzip2", "xz", "zstd")  # formats that data_prep.sources.compression reads
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -15,8 +16,8 @@ _MAGIC = {
     b"Rar!\x1a": "a RAR archive",
     b"BAM\x01": "a BAM file",
     b"CRAM": "a CRAM file",
-    b"\x43\x27\x41\x1a": "a .2bit file",
-    b"\x1a\x41\x27\x43": "a .2bit file",
+    b"\x43\x27\x41\x1a": TWOBIT,
+    b"\x1a\x41\x27\x43": TWOBIT,
 }
 
 

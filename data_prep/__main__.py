@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from cluster.process.exits import exit_code
+from cluster.process.command import exit_code
 from data_prep import commands
 from data_prep.dataset import export, picture
 from data_prep.shards import SPLITS

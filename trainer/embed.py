@@ -11,7 +11,9 @@ import sys
 
 import torch
 
-from cluster.process import exits, host, paths
+from cluster.process import host, paths
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_OK
 from cluster.storage import store
 from configs import ConfigError
 from data_prep.sources import fasta
@@ -70,9 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{ambiguous:,} ambiguous letters (IUPAC codes such as R or Y) were read as N")
         if end == ".npy":
             print("an .npy holds no names: row i is record i of the FASTA")
-        return exits.EXIT_OK
+        return EXIT_OK
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         resumable=True,

@@ -5,7 +5,6 @@ there, another plan is refused. ``manifest.json`` goes last, after a look at all
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -14,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.storage import store
+from cluster.storage.lock import exclusive
 from configs import ConfigError, redact
 from data_prep.dataset.plan import Plan
 from data_prep.dataset.read import load_manifest
@@ -50,9 +50,9 @@ class Output:
     def alone(self) -> Iterator[None]:
         """The only build on this machine that writes here. ValueError if there is another."""
         place = hashlib.sha256(store.identity(self.uri).encode()).hexdigest()[:32]
-        with open(cache_dir() / f"output-{place}.lock", "w") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(exclusive(cache_dir() / f"output-{place}.lock", wait_s=0))
             except BlockingIOError as fault:
                 raise ValueError(
                     f"another build on this machine is writing to {self.uri}; wait for it"

@@ -6,7 +6,6 @@ directory (``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing
 
 import collections
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -20,6 +19,7 @@ from typing import Any
 from cluster.process.host import cache_root
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
+from cluster.storage.lock import exclusive
 from configs import magic, redact
 from data_prep.sources import fasta, twobit
 from data_prep.sources.fasta_index import IndexedFasta, Regularity, rewrite, write_index
@@ -27,10 +27,10 @@ from data_prep.sources.fasta_index import IndexedFasta, Regularity, rewrite, wri
 
 @dataclass(frozen=True)
 class Handle:
-    """What a worker needs to read a reference: plain text or .2bit at ``path``, the text's .fai at ``index``
-    or "".
+    """What a worker needs to read a reference: plain text or .2bit at ``path``, and the text's .fai at
+    ``index`` ("" of a .2bit).
 
-    ``stamp`` tells whether the file at ``path`` is, here, the one that was read: its size and time.
+    ``stamp``: size and time of the file at ``path``. On another node, that file may be another or missing.
     """
 
     uri: str
@@ -44,19 +44,19 @@ class Handle:
 class Located:
     """A handle, the contigs in file order (empty ones left out), and the source's version when it was read.
 
-    ``looks``: size and time of a source on this machine, which show a change of its bytes alone; "" of a
-    remote one.
+    ``local_stamp``: size and time of a source on this machine; they change with its bytes and not with its
+    mode, owner or links, as the version may. "" of a remote source.
     """
 
     handle: Handle
     contigs: dict[str, int]
     empty_records: int
     version: str
-    looks: str
+    local_stamp: str
 
 
 def cache_dir(cache: Path | None = None) -> Path:
-    """The cache directory (by default that of DNA_CACHE), made if need be. StoreError if it cannot be."""
+    """The cache directory (default: that of DNA_CACHE), made if missing. StoreError if it cannot be made."""
     cache = cache or cache_root()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def cache_dir(cache: Path | None = None) -> Path:
 def locate(uri: str, *, cache: Path | None = None, on_progress: OnProgress = silent) -> Located:
     """The reference at ``uri``, readable by ``fetch`` on this machine; from the cache if it is there.
 
-    Letters are not looked at: ``survey.prepare`` does that.
+    Letters are not checked: ``survey.prepare`` does that.
 
     Raises:
         ValueError: not a FASTA or .2bit, cut short, a name twice: one sentence that names ``uri``.
@@ -81,34 +81,32 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: OnProgress = sil
     version = store.version(uri)
     key = hashlib.sha256(f"{uri} {version}".encode()).hexdigest()[:32]
     record = cache / f"{key}.json"
-    with locked(
-        cache / f"{key}.lock"
-    ):  # the workers of a node wait for the first one instead of streaming it again
+    # The workers of a node wait for the first one instead of streaming the source again.
+    with exclusive(cache / f"{key}.lock"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             known = json.loads(record.read_bytes())
             located = Located(**known | {"handle": Handle(**known["handle"])})
             if _is_here(located.handle):
                 return located
-        looks = _looks(uri)
-        located = _index(uri, version, cache / key, on_progress)
-        located = replace(located, looks=looks)
+        local_stamp = _local_stamp(uri)  # before it is read
+        located = replace(_index(uri, version, cache / key, on_progress), local_stamp=local_stamp)
         store.write_bytes(str(record), json.dumps(asdict(located)).encode())
     return located
 
 
 def changed(reference: Located) -> bool:
-    """Whether the source is no longer what was read. Another mode, owner, name or link of the file changes
-    nothing, and where its time or version differs, it is read again and its digest decides."""
+    """Whether the source no longer has the bytes that were read. Where its version and its time differ, it is
+    read again, and its digest decides."""
     handle = reference.handle
     if store.version(handle.uri) == reference.version or (
-        reference.looks and _looks(handle.uri) == reference.looks
+        reference.local_stamp and _local_stamp(handle.uri) == reference.local_stamp
     ):
         return False
     digest = hashlib.sha256()
     text = fasta.text(handle.uri) if handle.index else store.chunks(handle.uri)
     try:
         collections.deque(_hashed(text, digest), maxlen=0)
-    except ValueError:  # it was whole
+    except ValueError:  # it is damaged, and was not
         return True
     return digest.hexdigest() != handle.sha256
 
@@ -136,18 +134,16 @@ def _open(handle: Handle) -> IndexedFasta | twobit.TwoBit:
                 f"{handle.sha256[:12]} there, {here.sha256[:12]} now on host {socket.gethostname()}"
             )
         handle = here
-    return (
-        IndexedFasta(handle.path, handle.index)
-        if handle.index
-        else twobit.TwoBit(handle.path, uri=handle.uri)
-    )
+    if handle.index:
+        return IndexedFasta(handle.path, handle.index)
+    return twobit.TwoBit(handle.path, uri=handle.uri)
 
 
 def _is_here(handle: Handle) -> bool:
     return _stamp(handle.path) == handle.stamp and (not handle.index or Path(handle.index).is_file())
 
 
-def _looks(uri: str) -> str:
+def _local_stamp(uri: str) -> str:
     return _stamp(str(store.local_path(uri))) if store.is_local(uri) else ""
 
 
@@ -160,11 +156,11 @@ def _stamp(path: str) -> str:
 
 def _index(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Located:
     with store.open_read(uri) as file:
-        start = file.read(8)
-    if start[:4] in twobit.MAGIC:
+        kind = magic.format_of(file.read(8))
+    if kind == magic.TWOBIT:
         return _index_twobit(uri, version, stem)
-    # pyfaidx takes a file for a bgzip by its name.
-    if store.is_local(uri) and not magic.format_of(start) and not uri.lower().endswith((".gz", ".bgz")):
+    # pyfaidx takes any file with such a name for a bgzip.
+    if store.is_local(uri) and not kind and not uri.lower().endswith((".gz", ".bgz")):
         path, index = str(store.local_path(uri)), Path(f"{stem}.fai")
         digest, regular = hashlib.sha256(), Regularity()
         for chunk in _hashed(_text(uri, on_progress), digest):
@@ -172,7 +168,7 @@ def _index(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Locat
         if regular and (lengths := write_index(path, index)) is not None:
             handle = Handle(uri, path, str(index), digest.hexdigest(), _stamp(path))
             return _located(handle, lengths, version)
-    # From a copy with even lines; what is wrong with the file is said here.
+    # From a copy with even lines. A wrong file is refused here: fasta.pieces checks all of it.
     path, index = f"{stem}.fa", Path(f"{stem}.fa.fai")
     digest = hashlib.sha256()
     with store.publish(path) as target:
@@ -215,11 +211,3 @@ def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
     for chunk in chunks:
         digest.update(chunk)
         yield chunk
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among the processes of this machine that ask for ``path``."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

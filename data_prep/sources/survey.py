@@ -12,9 +12,10 @@ import numpy as np
 
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
+from cluster.storage.lock import exclusive
 from configs import redact
 from data_prep.alphabet import N, encode
-from data_prep.sources.reference import Located, cache_dir, fetch, locate, locked
+from data_prep.sources.reference import Located, cache_dir, fetch, locate
 
 _SCAN = 1 << 20  # letters read at once
 
@@ -41,7 +42,7 @@ def prepare(uri: str, *, cache: Path | None = None, on_progress: OnProgress = si
     cache = cache_dir(cache)
     located = locate(uri, cache=cache, on_progress=on_progress)
     scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
-    with locked(cache / f"{located.handle.sha256}.lock"):
+    with exclusive(cache / f"{located.handle.sha256}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
             return _with_runs(located, scan)
         n_runs, ambiguous_runs = _scan(located, on_progress)

@@ -1,8 +1,7 @@
-"""UCSC .2bit files, local ones, read in ranges with their soft mask. The only user of py2bit.
+"""UCSC .2bit files on a local disk, read in ranges with their soft mask. The only user of py2bit.
 
-py2bit reads little-endian files and believes what they say, so the layout is checked here: every byte must
-belong to the header, the index or one sequence. Files of the other byte order are copied with their numbers
-turned round.
+py2bit reads little-endian files and checks nothing, so the layout is checked here: every byte must belong to
+the header, the index or one sequence. Big-endian files are copied with the bytes of their numbers reversed.
 """
 
 import struct
@@ -17,14 +16,14 @@ import py2bit
 
 from cluster.storage import store
 
-MAGIC = (b"\x1a\x41\x27\x43", b"\x43\x27\x41\x1a")  # big-endian, little-endian
-_PIECE = 1 << 22
+_SIGNATURE = 0x1A412743  # the first number of a .2bit
+_PIECE = 1 << 22  # bytes copied at once
 
 
 @dataclass(frozen=True)
 class _Record:
-    """Where a sequence's numbers stand, as (offset, count) of 4-byte ones, then [start, end) of its packed
-    bases."""
+    """A sequence of the file, which lies in bytes [start, end); ``numbers``: (offset, count) of its 4-byte
+    numbers."""
 
     name: str
     numbers: tuple[tuple[int, int], ...]
@@ -34,8 +33,8 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Layout:
-    """``order`` is struct's letter for the byte order. ``places``: the index's offsets, (offset, bytes of
-    one)."""
+    """``order``: struct's letter for the byte order. ``places``: (offset, width) of each number of the
+    index."""
 
     order: str
     places: tuple[tuple[int, int], ...]
@@ -54,7 +53,7 @@ class TwoBit:
             raise _damaged(uri, " ".join(str(fault).split())) from None
 
     def contigs(self) -> dict[str, int]:
-        """Length of every sequence, in the file's order."""
+        """name -> length of every sequence, in the file's order."""
         return {str(name): int(bp) for name, bp in self._file.chroms().items()}
 
     def fetch(self, contig: str, start: int, end: int) -> bytes:
@@ -73,8 +72,8 @@ class TwoBit:
 
 
 def readable(path: str, copy: str, *, uri: str) -> str:
-    """``path``, if py2bit can read the .2bit file there, else ``copy``, where its numbers now are
-    little-endian.
+    """``path``, if py2bit can read the .2bit file there, else ``copy``, where it now is with little-endian
+    numbers.
 
     Raises:
         ValueError: damaged, cut short, a name twice, or bytes that belong to no sequence; it names ``uri``.
@@ -84,12 +83,12 @@ def readable(path: str, copy: str, *, uri: str) -> str:
     if layout.order == "<":
         return path
     with store.publish(copy) as target, open(path, "rb") as source:
-        _turn(source, target, layout)
+        _copy_little_endian(source, target, layout)
     return copy
 
 
-def _turn(source: IO[bytes], target: IO[bytes], layout: _Layout) -> None:
-    """``source`` with every number's bytes in the other order; names and packed bases stay."""
+def _copy_little_endian(source: IO[bytes], target: IO[bytes], layout: _Layout) -> None:
+    """Writes ``source`` with the bytes of every number reversed; names and packed bases stay."""
     numbers = [(0, 4, 4)] + [(at, 1, size) for at, size in layout.places]
     numbers += [(at, count, 4) for record in layout.records for at, count in record.numbers]
     for at, count, size in sorted(numbers):
@@ -123,7 +122,7 @@ def _layout(file: IO[bytes], size: int, *, uri: str) -> _Layout:
 
     EOFError where ``size`` bytes are too few.
     """
-    order = "<" if file.read(4) == MAGIC[1] else ">"
+    order = "<" if int.from_bytes(file.read(4), "little") == _SIGNATURE else ">"
 
     def take(length: int) -> bytes:
         if length > size - file.tell():
@@ -147,7 +146,7 @@ def _layout(file: IO[bytes], size: int, *, uri: str) -> _Layout:
         names.append(name)
     name, times = Counter(names).most_common(1)[0] if names else ("", 1)
     if times > 1:
-        raise ValueError(f"{uri}: contig name {name} stands there twice; rename or remove one")
+        raise ValueError(f"{uri}: two sequences have the name {name}; rename or remove one")
     records = []
     for name, start in zip(names, starts, strict=True):
         file.seek(min(start, size))
@@ -165,14 +164,14 @@ def _layout(file: IO[bytes], size: int, *, uri: str) -> _Layout:
 
 
 def _gaps(layout: _Layout, size: int, *, uri: str) -> Iterator[tuple[int, int]]:
-    """[start, end) of the bytes between the index, the sequences and the end of the file, which must not
-    overlap."""
+    """[start, end) of the bytes between the index, the sequences and the end of the file; ValueError where
+    those overlap."""
     at = layout.places[-1][0] + layout.places[-1][1] if layout.places else 16
     for record in sorted(layout.records, key=lambda record: record.start):
         if record.end > size:
             raise _damaged(uri, f"it ends early, after {size} of {record.end} bytes")
         if record.start < at:
-            raise _damaged(uri, f"sequence {record.name} lies where another thing does")
+            raise _damaged(uri, f"sequence {record.name} overlaps another part")
         if record.start > at:
             yield at, record.start
         at = record.end

@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.process import exits
+from cluster.process.command import exit_code
 from data_prep import alphabet
 from data_prep.sources import compression, fasta
 from tests.registered import CANDIDATE, registered, tiny_network
@@ -93,7 +93,7 @@ def test_rows_that_do_not_fit_are_named(fault: Exception, capsys: pytest.Capture
     def full(codes_BL: torch.Tensor, length_B: torch.Tensor | None) -> torch.Tensor:
         raise fault
 
-    assert exits.exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
+    assert exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
     err = capsys.readouterr().err
     assert (
         err

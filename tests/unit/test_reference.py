@@ -448,7 +448,7 @@ def test_a_twobit_that_says_less_than_it_holds_is_refused(tmp_path: Path, order:
     first = 16 + 3  # the place of the first sequence, in the index
     for said, at, new in (
         ("bytes 23 to 30 belong to none of its 1 sequences", 8, one),
-        ("sequence bb lies where another thing does", first + 7, whole[first : first + 4]),
+        ("sequence bb overlaps another part", first + 7, whole[first : first + 4]),
         ("its version is 7, known are 0 and 1", 4, struct.pack(f"{order}I", 7)),
         ("the runs of N of aa do not fit into its 36 bases", 38, struct.pack(f"{order}I", 35)),
         ("the name of sequence 2, .*, is not readable text", 24, b"\xff"),
@@ -457,7 +457,7 @@ def test_a_twobit_that_says_less_than_it_holds_is_refused(tmp_path: Path, order:
         content = bytes(whole[:at] + new + whole[at + len(new) :])
         with pytest.raises(ValueError, match=rf"x.2bit: damaged .2bit file \({said}\S*\); get it again"):
             opened(tmp_path, content, "x.2bit")
-    with pytest.raises(ValueError, match=r"x.2bit: contig name aa stands there twice; rename or remove one"):
+    with pytest.raises(ValueError, match=r"x.2bit: two sequences have the name aa; rename or remove one"):
         opened(tmp_path, bytes(whole[:24] + b"aa" + whole[26:]), "x.2bit")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage.store import StoreError
 from data_prep import alphabet
 from data_prep.shards import FormatError
@@ -119,7 +119,7 @@ class Validator:
             truth_N = rows.codes_BL[rows.scored_BL].long()
             loss += float(torch.nn.functional.cross_entropy(logits_NV, truth_N, reduction="sum"))
             right += float((logits_NV.argmax(-1) == truth_N).sum())
-            heart.advance()
+            heartbeat.advance()
         network.train(was_training)
         total_loss, total_right = self._sum([loss, right])
         return {
@@ -139,7 +139,7 @@ class Validator:
             wanted = -(-(HEALTH_WINDOWS - self.group.rank) // ranks) - number * size
             counted = slice(max(0, min(rows.real, wanted)))
             pair = make_pairs(rows.windows, self.config.views)[0]
-            heart.advance()
+            heartbeat.advance()
             for view, into in ((pair.student, firsts), (pair.teacher, seconds)):
                 outputs = teacher(view.codes_BL, length_B=lengths(view), nucleotides=False)
                 into.append(torch.nn.functional.normalize(outputs.embedding[counted], dim=-1))

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from cluster.process import exits, host, paths
+from cluster.process import host, paths
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_OK
 from cluster.storage import store
 from trainer.evaluation.tasks.results import HEADINGS, readable
 from trainer.report import facts, figures
@@ -147,9 +149,9 @@ def main(arguments: list[str] | None = None) -> int:
     def run() -> int:
         torch.set_num_threads(host.threads_per_process(1))
         print(report(Registry(args.track_uri), args.run_id, output=args.output))
-        return exits.EXIT_OK
+        return EXIT_OK
 
-    return exits.exit_code(run, debug=args.debug)
+    return exit_code(run, debug=args.debug)
 
 
 if __name__ == "__main__":

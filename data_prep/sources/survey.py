@@ -102,5 +102,5 @@ def _with_runs(located: Located, scan: Path) -> Reference:
                 else {}
             )
     return Reference(
-        located.handle, located.contigs, located.empty_records, located.version, located.looks, *parts
+        located.handle, located.contigs, located.empty_records, located.version, located.local_stamp, *parts
     )

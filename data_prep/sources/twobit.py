@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import py2bit
@@ -104,7 +104,7 @@ def _check(path: str, *, uri: str) -> _Layout:
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         try:
-            layout = _layout(file, size, uri=uri)
+            layout = _layout(_Cursor(file, size), uri=uri)
         except EOFError:
             raise _damaged(uri, f"it ends early, after {size} bytes") from None
         for gap, end in _gaps(layout, size, uri=uri):
@@ -116,51 +116,69 @@ def _check(path: str, *, uri: str) -> _Layout:
     return layout
 
 
-def _layout(file: IO[bytes], size: int, *, uri: str) -> _Layout:
-    """By UCSC's description: header, index, and for each sequence its length, runs of N, runs of lower case,
-    bases.
+class _Cursor:
+    """Reads a .2bit file of ``size`` bytes, from its start. EOFError past its end."""
 
-    EOFError where ``size`` bytes are too few.
-    """
-    order = "<" if int.from_bytes(file.read(4), "little") == _SIGNATURE else ">"
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+        self.order = "<" if int.from_bytes(self.take(4), "little") == _SIGNATURE else ">"
 
-    def take(length: int) -> bytes:
-        if length > size - file.tell():
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int) -> None:
+        self._file.seek(min(offset, self._size))
+
+    def take(self, length: int) -> bytes:
+        if length > self._size - self._file.tell():
             raise EOFError
-        return file.read(length)
+        return self._file.read(length)
 
-    def number(length: int = 4) -> int:
-        return int(struct.unpack(f"{order}{'I' if length == 4 else 'Q'}", take(length))[0])
+    def number(self, width: int = 4) -> int:
+        return int(struct.unpack(f"{self.order}{'I' if width == 4 else 'Q'}", self.take(width))[0])
 
-    version, count, _ = number(), number(), number()
+    def numbers(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.frombuffer(self.take(4 * count), f"{self.order}u4").astype(np.int64)
+
+
+def _layout(cursor: _Cursor, *, uri: str) -> _Layout:
+    """By UCSC's description: header, index, and for each sequence its length, runs of N, runs of lower case,
+    bases."""
+    version, count, _ = cursor.number(), cursor.number(), cursor.number()
     if version > 1:
         raise _damaged(uri, f"its version is {version}, known are 0 and 1")
-    names, places, starts, wide = list[str](), list[tuple[int, int]](), list[int](), 8 if version else 4
-    for _ in range(count):
-        raw = take(take(1)[0])
-        name = raw.decode(errors="replace")
-        if not name or not name.isprintable() or " " in name or "\ufffd" in name:
-            raise _damaged(uri, f"the name of sequence {len(names) + 1}, {raw!r}, is not readable text")
-        places.append((file.tell(), wide))
-        starts.append(number(wide))
-        names.append(name)
+    width = 8 if version else 4  # of an offset in the index
+    names, places, starts = list[str](), list[tuple[int, int]](), list[int]()
+    for number in range(1, count + 1):
+        names.append(_name(cursor.take(cursor.take(1)[0]), number, uri=uri))
+        places.append((cursor.tell(), width))
+        starts.append(cursor.number(width))
     name, times = Counter(names).most_common(1)[0] if names else ("", 1)
     if times > 1:
         raise ValueError(f"{uri}: two sequences have the name {name}; rename or remove one")
-    records = []
-    for name, start in zip(names, starts, strict=True):
-        file.seek(min(start, size))
-        bases, numbers = number(), [(start, 1)]
-        for what in ("N", "lower case"):
-            at, runs = file.tell(), number()
-            edges = np.frombuffer(take(8 * runs), f"{order}u4").astype(np.int64)
-            if runs and int((edges[:runs] + edges[runs:]).max()) > bases:
-                raise _damaged(uri, f"the runs of {what} of {name} do not fit into its {bases} bases")
-            numbers.append((at, 1 + 2 * runs))
-        numbers.append((file.tell(), 1))
-        number()
-        records.append(_Record(name, tuple(numbers), start, file.tell() + -(-bases // 4)))
-    return _Layout(order, tuple(places), tuple(records))
+    records = [_record(cursor, name, start, uri=uri) for name, start in zip(names, starts, strict=True)]
+    return _Layout(cursor.order, tuple(places), tuple(records))
+
+
+def _name(raw: bytes, number: int, *, uri: str) -> str:
+    name = raw.decode(errors="replace")
+    if not name or not name.isprintable() or " " in name or "\ufffd" in name:
+        raise _damaged(uri, f"the name of sequence {number}, {raw!r}, is not readable text")
+    return name
+
+
+def _record(cursor: _Cursor, name: str, start: int, *, uri: str) -> _Record:
+    cursor.seek(start)
+    bases, numbers = cursor.number(), [(start, 1)]
+    for what in ("N", "lower case"):
+        at, runs = cursor.tell(), cursor.number()
+        edges = cursor.numbers(2 * runs)
+        if runs and int((edges[:runs] + edges[runs:]).max()) > bases:
+            raise _damaged(uri, f"the runs of {what} of {name} do not fit into its {bases} bases")
+        numbers.append((at, 1 + 2 * runs))
+    numbers.append((cursor.tell(), 1))
+    cursor.number()  # reserved
+    return _Record(name, tuple(numbers), start, cursor.tell() + -(-bases // 4))
 
 
 def _gaps(layout: _Layout, size: int, *, uri: str) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""FASTA text -> records. The one parser of it, for builds and for inference; memory stays a few chunks.
+"""FASTA text -> records, the one parser of it; and records -> FASTA text. Memory stays a few chunks.
 
 A record is a line that begins with ``>``, whose first word is the record's name, and the letters up to the
 next such line. White space in lines, blank lines, and any kind of line end mean nothing. Before the first
@@ -9,7 +9,7 @@ import codecs
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from configs import magic, redact
 from data_prep.alphabet import Codes, encode
@@ -46,6 +46,31 @@ class Piece(NamedTuple):
     number: int
     name: str
     letters: bytes
+
+
+class Writer:
+    """Writes FASTA to ``file`` with lines of ``width`` letters. Call ``finish`` at the end."""
+
+    def __init__(self, file: IO[bytes], *, width: int) -> None:
+        self._file, self._width, self._carry = file, width, b""
+
+    def start(self, header: str) -> None:
+        """Begins a record."""
+        self.finish()
+        self._file.write(f">{header}\n".encode())
+
+    def write(self, letters: bytes) -> None:
+        """Adds letters to the record."""
+        letters = self._carry + letters
+        whole = len(letters) // self._width * self._width
+        lines = [letters[i : i + self._width] + b"\n" for i in range(0, whole, self._width)]
+        self._file.write(b"".join(lines))
+        self._carry = letters[whole:]
+
+    def finish(self) -> None:
+        """Writes the last line of the record."""
+        self._file.write(self._carry + b"\n" if self._carry else b"")
+        self._carry = b""
 
 
 def records(uri: str) -> Iterator[Record]:

@@ -71,12 +71,11 @@ def rewrite(chunks: Iterable[bytes], target: IO[bytes], *, uri: str) -> None:
     Raises:
         ValueError: as ``fasta.pieces``, or a byte that cannot be a letter; the message names ``uri``.
     """
-    number, at, carry = 0, 0, b""
+    writer, number, at = fasta.Writer(target, width=WIDTH), 0, 0
     for piece in fasta.pieces(chunks, uri=uri):
         if piece.number != number:
-            target.write(carry + b"\n" if carry else b"")
-            number, at, carry = piece.number, 0, b""
-            target.write(b">" + piece.name.encode() + b"\n")
+            number, at = piece.number, 0
+            writer.start(piece.name)
         letters = piece.letters
         if not letters.isascii() or b">" in letters:
             wrong = next(i for i, byte in enumerate(letters) if byte > 127 or byte == ord(">"))
@@ -85,11 +84,8 @@ def rewrite(chunks: Iterable[bytes], target: IO[bytes], *, uri: str) -> None:
                 f"{at + wrong} is no nucleotide letter"
             )
         at += len(letters)
-        letters = carry + letters
-        whole = len(letters) // WIDTH * WIDTH
-        target.write(b"".join(letters[i : i + WIDTH] + b"\n" for i in range(0, whole, WIDTH)))
-        carry = letters[whole:]
-    target.write(carry + b"\n" if carry else b"")
+        writer.write(letters)
+    writer.finish()
 
 
 class Regularity:

@@ -16,7 +16,8 @@ from cluster.process.command import exit_code
 from cluster.process.exits import EXIT_OK
 from cluster.storage import store
 from configs import ConfigError
-from trainer.evaluation import embedding_table, records
+from data_prep.sources import fasta
+from trainer.evaluation import embedding_table
 from trainer.evaluation.embedding import DEFAULT_LENGTH, best_device, embed_fasta, open_model
 from trainer.tracking.registry import Registry
 
@@ -50,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         registry = Registry(args.track_uri)
         registry.version(args.model)
         ambiguous = sum(
-            record.ambiguous for record in records.read(args.input)
-        )  # all of it is looked at before work
+            record.ambiguous for record in fasta.records(args.input)
+        )  # all of it is read before work
         model = open_model(registry, args.model)
         version, source = model.version, model.version.run_id
         length = args.length or int(

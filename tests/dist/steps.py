@@ -63,7 +63,7 @@ def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfi
     assert config.world_faults(group.size) == []
     engine, teacher = train.build(config, device=device, group=group)
     now = train_state.first_state(config, teacher, device=device)
-    datasets = list(open_datasets(config, "train").values())
+    datasets = list(open_datasets(config.data, "train").values())
     return config, engine, now, open_reader(config, datasets, flank=config.views.flank, group=group, device=device)
 
 

@@ -16,6 +16,7 @@ from data_prep import alphabet, shards
 from trainer.data.dataset import Dataset
 from trainer.data.windows import choose_windows
 from trainer.evaluation.embedding import Rows, best_device, embed, open_model
+from trainer.evaluation.statistics import standard_error
 from trainer.evaluation.tasks.downstream import past_results
 from trainer.evaluation.tasks.results import summarise
 from trainer.report.figures import Histories
@@ -46,7 +47,7 @@ def verdict(found: Histories) -> list[str]:
     values = found["val/mlm_accuracy"]["value"].tolist()
     last = values[-1]
     scored = last_value(found, "val/scored_positions")
-    error = math.sqrt(max(last * (1 - last), 1e-12) / scored) if scored else None
+    error = standard_error(last, scored) if scored else None
     spread = f" ± {error:.4f} (one standard error, {scored:,.0f} positions)" if error and scored else ""
     sentences = [f"The teacher predicts {last:.4f}{spread} of the hidden letters of held-out contigs."]
     for metric, name in (

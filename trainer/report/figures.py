@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trainer.evaluation.statistics import standard_error
 from trainer.evaluation.tasks.config import MODES
 from trainer.evaluation.tasks.results import FLOOR
 
@@ -98,7 +99,7 @@ def accuracy(histories: Histories, scored: float | None) -> Figure | None:
         value = points["value"].to_numpy()
         axis.plot(points["step"], value, color=colour, marker=".", linewidth=1.8, label=label)
         if scored:
-            error = 3 * np.sqrt(value * (1 - value) / scored)
+            error = np.array([3 * standard_error(each, scored) for each in value])
             axis.fill_between(
                 points["step"], value - error, value + error, color=colour, alpha=0.15, linewidth=0
             )

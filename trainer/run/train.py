@@ -18,10 +18,12 @@ from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.dataset import open_datasets
 from trainer.data.loader import Reader, open_reader
+from trainer.distill.held_out_readings import row_readings
 from trainer.distill.step import train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator
+from trainer.evaluation.statistics import standard_error
 from trainer.models import pretrained
 from trainer.models.network import Network
 from trainer.run import run_status
@@ -54,9 +56,9 @@ def train(
     if _look(config, group, device) is None:
         return EXIT_OK
     with collectives.together(group, device=device):
-        datasets = list(open_datasets(config, "train", say=say).values())
+        datasets = list(open_datasets(config.data, "train", say=say).values())
     flank = config.views.flank
-    validator = Validator(config, flank=flank, device=device, group=group)
+    validator = Validator(config.data, config.val, config.views, device=device, group=group)
     with _alone(config, group, device) as lock:
         found = _look(config, group, device, alone=True)  # a run that held the lock may have finished it
         if found is None:
@@ -269,12 +271,13 @@ def _validate(
     teacher = state.teacher.module
     with heart.inside("validation", phase=True):
         metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
-        metrics |= validator.health(teacher, state.centres.get("distill"))
+        metrics |= validator.health(teacher, row_readings(config.loss, state.centres))
     if run:
         run.log(metrics, step=state.step)
         accuracy = metrics["val/mlm_accuracy"]
+        error = standard_error(accuracy, validator.scored)
         say(
-            f"step {state.step}: val accuracy {accuracy:.4f} ± {validator.standard_error(accuracy):.4f} "
+            f"step {state.step}: val accuracy {accuracy:.4f} ± {error:.4f} "
             f"(majority {baselines['val/mlm_accuracy_majority']:.4f}, "
             f"Markov {baselines['val/mlm_accuracy_markov']:.4f}), "
             f"effective rank {metrics['health/effective_rank']:.1f}"

@@ -24,7 +24,7 @@ from trainer.data.loader import Reader
 from trainer.data.sampling import Phase
 from trainer.views.config import ViewConfig, Views
 from trainer.views.view import flank_for, mask
-from trainer.views.view_batch import make_pairs
+from trainer.views.view_batch import make_view_pairs
 
 LENGTH, ROWS, LANES = 1000, 64, 48
 BLOCK_BP, SHARD_BP = 1 << 18, 1 << 24
@@ -77,10 +77,10 @@ def open_bench_reader(uri: str, *, cache: DiskCache | None = None, workers: int 
 
 
 def read_and_show(reader: Reader, steps: range) -> None:
-    """The batches of ``steps`` as training makes them (pairs.make_pairs), with the teacher's view masked
+    """The batches of ``steps`` as training makes them (view_batch.make_view_pairs), with the teacher's view masked
     too."""
     for batch in reader.batches(steps.start, steps.stop):
-        (pair,) = make_pairs(batch.windows, VIEWS)
+        (pair,) = make_view_pairs(batch.windows, VIEWS)
         masking = VIEWS.masking
         mask(
             pair.teacher,

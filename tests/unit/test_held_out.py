@@ -59,9 +59,7 @@ class Fake(torch.nn.Module):
         self.answer, self.embedding_size = answer, 8
 
     def forward(self, codes_BL: torch.Tensor, **_: Any) -> Outputs:
-        return Outputs(
-            self.answer(codes_BL), None, None, None, None, None, None, torch.ones(len(codes_BL), 8)
-        )
+        return Outputs(self.answer(codes_BL), torch.ones(len(codes_BL), 8))
 
 
 def copying(codes_BL: torch.Tensor) -> torch.Tensor:
@@ -142,7 +140,7 @@ def test_windows_are_spread_over_the_blocks_and_never_leave_them() -> None:
 
 
 def test_a_constant_teacher_is_caught(config: TrainConfig) -> None:
-    seen = validator(config).health(Fake(lambda codes: torch.zeros(*codes.shape, 4)))
+    seen = validator(config).health(Fake(lambda codes: torch.zeros(*codes.shape, 4)), lambda _: {})
     assert seen["health/embedding_std"] < 1e-6
     assert seen["health/effective_rank"] == pytest.approx(1, abs=1e-3)
     assert seen["health/uniformity"] == pytest.approx(0, abs=1e-6)
@@ -168,12 +166,12 @@ def test_readings_of_rows_are_means_over_both_views_of_the_windows_that_count(co
     data = Data(uri=config.data.uri[0].uri, length=50)
     held_out, rows = validator(config.model_copy(update={"val": val, "data": data})), []
 
-    def share_of_a(outputs: Outputs) -> torch.Tensor:
+    def share_of_a(outputs: Outputs) -> dict[str, torch.Tensor]:
         rows.append(outputs.logits_BLV[:, :, 0].mean(1))
-        return rows[-1]
+        return {"health/share_of_a": rows[-1]}
 
     network = Fake(lambda codes: (codes == alphabet.A).float()[..., None].expand(*codes.shape, 4))
-    seen = held_out.health(network, {"share_of_a": share_of_a})
+    seen = held_out.health(network, share_of_a)
     assert sum(len(part) for part in rows[::2]) == 6 * 48, "more than the windows that count"
     firsts, seconds = (torch.cat(rows[view::2])[:256] for view in (0, 1))
     assert seen["health/share_of_a"] == pytest.approx(float(torch.cat([firsts, seconds]).mean()), rel=1e-5)

@@ -48,8 +48,8 @@ def embed(
 
 def letters_of(network: Network, codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
     """[B, L, D]: the hidden states of the letters, without those of the summary positions."""
-    hidden: Tensor = network.backbone(codes_BL, length_B=length_B)
-    return hidden[:, network.backbone.num_summary :]
+    letters_BLD: Tensor = network.backbone(codes_BL, length_B=length_B).letters_BLD
+    return letters_BLD
 
 
 @torch.no_grad()

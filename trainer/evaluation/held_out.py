@@ -3,6 +3,7 @@
 Shapes: B windows of a batch, L letters, V nucleotides, N scored positions, M windows, E embedding.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -24,10 +25,10 @@ from trainer.evaluation.held_out_windows import rank_batches
 from trainer.evaluation.markov import Counts
 from trainer.models.network import Network, Outputs
 from trainer.views.config import Views
-from trainer.views.view_batch import lengths, make_pairs
+from trainer.views.view_batch import lengths, make_view_pairs
 
 HEALTH_WINDOWS = 256
-RowReading = Callable[[Outputs], Tensor]  # a network's outputs for B rows -> one number of each, [B]
+RowReadings = Callable[[Outputs], Mapping[str, Tensor]]  # a network's outputs -> metric: [B], one a row
 
 
 class Validator:
@@ -102,34 +103,30 @@ class Validator:
         }
 
     @torch.no_grad()
-    def health(
-        self, teacher: Network, row_readings: Mapping[str, RowReading] | None = None
-    ) -> dict[str, float]:
+    def health(self, teacher: Network, by_row: RowReadings) -> dict[str, float]:
         """``health/…`` of the teacher's embeddings of two views of the first (at most 256) windows.
 
-        ``row_readings``: more readings by name, each the mean over the rows of both views.
+        ``by_row``: more metrics, each the mean over the rows of both views.
         """
-        row_readings = row_readings or {}
         firsts: list[Tensor] = []
         seconds: list[Tensor] = []
-        read: dict[str, list[Tensor]] = {name: [] for name in row_readings}
+        more: defaultdict[str, list[Tensor]] = defaultdict(list)
         for batch_number, counted in self._health_rows():
-            pair = make_pairs(self._batches[batch_number].windows, self._views)[0]
+            pair = make_view_pairs(self._batches[batch_number].windows, self._views)[0]
             heart.advance()
             for view, embeddings in ((pair.student, firsts), (pair.teacher, seconds)):
                 outputs = teacher(view.codes_BL, length_B=lengths(view), nucleotides=False)
                 embeddings.append(functional.normalize(outputs.embedding[counted], dim=-1))
-                for name, reading in row_readings.items():
-                    read[name].append(reading(outputs)[counted, None])
+                for name, value_B in by_row(outputs).items():
+                    more[name].append(value_B[counted, None])
         first_ME, second_ME = (self._gather(part, teacher.embedding_size) for part in (firsts, seconds))
         values = {
-            "embedding_std": representation_metrics.embedding_std(first_ME),
-            "effective_rank": representation_metrics.effective_rank(first_ME),
-            "alignment": representation_metrics.alignment(first_ME, second_ME),
-            "uniformity": representation_metrics.uniformity(first_ME),
+            "health/embedding_std": representation_metrics.embedding_std(first_ME),
+            "health/effective_rank": representation_metrics.effective_rank(first_ME),
+            "health/alignment": representation_metrics.alignment(first_ME, second_ME),
+            "health/uniformity": representation_metrics.uniformity(first_ME),
         }
-        values |= {name: float(self._gather(rows, 1).mean()) for name, rows in read.items()}
-        return {f"health/{name}": value for name, value in values.items()}
+        return values | {name: float(self._gather(parts, 1).mean()) for name, parts in more.items()}
 
     def _health_rows(self) -> Iterator[tuple[int, slice]]:
         """(number of a batch, its rows that are among the first HEALTH_WINDOWS windows of all ranks)."""

@@ -1,5 +1,0 @@
-"""Backbones by the name that ``model.name`` and an export's ``model_type`` use."""
-
-from trainer.models.chordmixer import ChordMixer
-
-MODELS = {"findna": ChordMixer}

@@ -89,7 +89,7 @@ def set_up(
     assert world_size.faults(config.train, lanes=config.data.lanes, world=group.size) == []
     engine, teacher = train.build(config, device=device, group=group)
     now = train_state.first_state(config, teacher, device=device)
-    datasets = list(open_datasets(config, "train").values())
+    datasets = list(open_datasets(config.data, "train").values())
     return (
         config,
         engine,

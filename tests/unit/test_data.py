@@ -509,9 +509,9 @@ def test_missing_dataset_and_empty_split_say_so(toys: list[str], tmp_path: Path)
         Dataset(toys[0], "test")
     config = train_config({"uri": [{"uri": uri} for uri in toys[:2]]})
     with pytest.raises(EmptySplitError, match="has no block in its test split"):
-        open_datasets(config, "test")
+        open_datasets(config.data, "test")
     with pytest.raises(EmptySplitError, match=r"none of the datasets .*0, .*1 has a block in its test split"):
-        open_datasets(config, "test", some_empty=True)
+        open_datasets(config.data, "test", some_empty=True)
 
 
 def train_config(data: dict[str, Any]) -> TrainConfig:
@@ -527,7 +527,7 @@ def test_the_config_makes_the_reader(toys: list[str], remote: str, tmp_path: Pat
         "cache_dir": str(tmp_path / "cache"),
     }
     config = train_config(data)
-    datasets = list(open_datasets(config, "train").values())
+    datasets = list(open_datasets(config.data, "train").values())
     with_keys = open_reader(config, datasets, flank=FLANK, group=Group(0, 1))
     assert with_keys._workers.count == 4
     plain = reader([toys[1], toys[0]], weights=[2, 1], phases=[(0, 64), (5, 48)])
@@ -535,7 +535,7 @@ def test_the_config_makes_the_reader(toys: list[str], remote: str, tmp_path: Pat
     with_keys.close()
     assert list((tmp_path / "cache").glob("??/*"))
     local = train_config({"uri": toys[0]})
-    datasets = list(open_datasets(local, "train").values())
+    datasets = list(open_datasets(local.data, "train").values())
     plain = open_reader(local, datasets, flank=0, group=Group(0, 1))
     assert plain._workers.count == 0
     assert not plain.soft

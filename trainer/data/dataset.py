@@ -9,7 +9,7 @@ import numpy as np
 from cluster.storage import store
 from data_prep import alphabet, shards
 from trainer.data.block_cache import DiskCache, warn
-from trainer.run.config import TrainConfig
+from trainer.data.config import Data
 
 
 class EmptySplitError(ValueError):
@@ -105,13 +105,12 @@ class Dataset:
 
 
 def open_datasets(
-    config: TrainConfig, split: str, *, some_empty: bool = False, say: Callable[[str], None] = warn
+    data: Data, split: str, *, some_empty: bool = False, say: Callable[[str], None] = warn
 ) -> dict[int, Dataset]:
     """The datasets of ``data.uri`` by their place in it, those on other machines behind the cache on disk.
 
     Raises: what Dataset raises; with ``some_empty`` datasets without the split are left out, unless all are.
     """
-    data = config.data
     cache = DiskCache(data.cache_folder, data.cache_bytes, say=say) if data.cache_bytes else None
     found, empty = {}, []
     for number, part in enumerate(data.uri):

@@ -18,8 +18,9 @@ from cluster.process import exits, paths
 from cluster.storage import store
 from configs import ConfigError, redact
 from data_prep import shards
-from trainer.evaluation.tasks.downstream import past_results
-from trainer.evaluation.tasks.results import as_text, summarise
+from trainer.evaluation.tasks.results import summarise
+from trainer.evaluation.tasks.results_log import past_results
+from trainer.evaluation.tasks.results_table import as_text
 from trainer.run import run_status, world_size
 from trainer.run.config import TrainConfig
 from trainer.tracking import names

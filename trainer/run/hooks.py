@@ -21,6 +21,7 @@ from trainer.distill.config import Health
 from trainer.distill.step import StepResult
 from trainer.evaluation.config import Validation
 from trainer.evaluation.held_out import Validator
+from trainer.evaluation.statistics import standard_error
 from trainer.models.network import Network, Outputs
 from trainer.run.artifacts import Artifacts
 from trainer.run.checkpoint.config import Checkpoint
@@ -182,9 +183,9 @@ class Validate(Hook):
         if self._artifacts:
             self._artifacts.log(metrics, step=state.step)
             accuracy = metrics["val/mlm_accuracy"]
+            error = standard_error(accuracy, self._validator.scored)
             say(
-                f"step {state.step}: val accuracy {accuracy:.4f} ± "
-                f"{self._validator.standard_error(accuracy):.4f} "
+                f"step {state.step}: val accuracy {accuracy:.4f} ± {error:.4f} "
                 f"(majority {baselines['val/mlm_accuracy_majority']:.4f}, "
                 f"Markov {baselines['val/mlm_accuracy_markov']:.4f}), "
                 f"effective rank {metrics['health/effective_rank']:.1f}"

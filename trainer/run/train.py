@@ -91,8 +91,8 @@ def train(
     if run_dir.plan(config, group) is None:
         return EXIT_OK
     with collectives.together(group):
-        datasets = list(open_datasets(config, "train", say=say).values())
-    validator = Validator(config, flank=config.views.flank, device=device, group=group)
+        datasets = list(open_datasets(config.data, "train", say=say).values())
+    validator = Validator(config.data, config.val, config.views, device=device, group=group)
     with run_dir.hold_lock(config.run.dir, group) as lock:
         plan = run_dir.plan(config, group, locked=True)  # a run that held the lock may have finished this one
         if plan is None:

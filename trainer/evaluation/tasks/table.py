@@ -8,7 +8,7 @@ Unicode encoding (configs.values.decode), any line ends, plain or compressed (da
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs import redact
@@ -54,8 +54,8 @@ class _Header:
     label_at: int
 
 
-def read(uri: str, *, sequence_column: str, label_column: str, labels: Sequence[str]) -> Table:
-    """The table at ``uri``, whose ``label_column`` holds nothing but ``labels``.
+def read(uri: str, *, sequence_column: str, label_column: str, check_label: Callable[[str], object]) -> Table:
+    """The table at ``uri``; ``check_label`` raises ValueError for a label that the task does not have.
 
     Raises:
         StoreError: it cannot be read.
@@ -76,8 +76,10 @@ def read(uri: str, *, sequence_column: str, label_column: str, labels: Sequence[
         fields = _fields(line, header.separator, where)
         _check_columns(fields, header, where)
         label = fields[header.label_at].strip()
-        if label not in labels:
-            raise ValueError(f"{where}: label {_short(label)} is not among the task's labels {list(labels)}")
+        try:
+            check_label(label)
+        except ValueError as fault:
+            raise ValueError(f"{where}: label {_short(label)} {fault}") from fault
         sequence, became_n = _letters(fields[header.sequence_at], where)
         letters.append(sequence)
         found_labels.append(label)

@@ -44,7 +44,9 @@ def test_vectors_are_the_naive_ones_and_the_same_for_either_strand() -> None:
     network, (codes,) = tiny_network(), sequences([33])
     other = alphabet.reverse_complement(codes)
     with torch.no_grad():
-        hidden = [network.backbone(torch.from_numpy(row.copy())[None])[0, 2:] for row in (codes, other)]
+        hidden = [
+            network.backbone(torch.from_numpy(row.copy())[None]).letters_BLD[0] for row in (codes, other)
+        ]
     mean, most = embed(network, Rows.of([codes, other]), device=CPU)
     torch.testing.assert_close(mean[0], (hidden[0].mean(0) + hidden[1].mean(0)) / 2)
     torch.testing.assert_close(most[0], (hidden[0].amax(0) + hidden[1].amax(0)) / 2)

@@ -17,6 +17,7 @@ from trainer.data.dataset import Dataset, open_datasets
 from trainer.data.windows import choose_windows
 from trainer.distill import representation_metrics
 from trainer.evaluation.held_out import Validator, _mix, _places, share_out
+from trainer.losses import prototype_metrics
 from trainer.models.network import Outputs
 from trainer.run.config import TrainConfig
 from trainer.views.view import make_view, mask
@@ -153,10 +154,10 @@ def test_health_of_random_directions_is_full() -> None:
     assert representation_metrics.effective_rank(unit) == pytest.approx(16, abs=0.1)
     assert representation_metrics.uniformity(unit) < -3
     assert representation_metrics.alignment(unit, -unit) == pytest.approx(4, abs=1e-4)
-    assert representation_metrics.entropy(torch.full((5, 8), 1 / 8)).tolist() == pytest.approx(
+    assert prototype_metrics.entropy(torch.full((5, 8), 1 / 8)).tolist() == pytest.approx(
         [np.log(8)] * 5, rel=1e-6
     )
-    assert (representation_metrics.entropy(torch.eye(8)) == 0).all()
+    assert (prototype_metrics.entropy(torch.eye(8)) == 0).all()
 
 
 def test_val_split_without_letters_says_so(tmp_path: Path, config: TrainConfig) -> None:

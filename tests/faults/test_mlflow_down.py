@@ -94,12 +94,13 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
     }
     away = small_config(uri, **common, run__dir=str(tmp_path / "run"), track__uri=server.uri)
     before = int(time.time() * 1000)
-    ((code, said),) = (ending.value for ending in endings(1, doomed.run, away))
+    ((code, output),) = (ending.value for ending in endings(1, doomed.run, away))
     trained = int(time.time() * 1000)
     assert code == 1
-    assert said.count(f"warning: MLflow at {server.uri} does not answer") == 1
+    assert output.count(f"warning: MLflow at {server.uri} does not answer") == 1
     assert (
-        "error: the run is finished and its export is in run.dir, but it is not registered: MLflow at" in said
+        "error: the run is finished and its export is in run.dir, but it is not registered: MLflow at"
+        in output
     )
     assert (tmp_path / "run" / pretrained.WEIGHTS).is_file()
 
@@ -107,10 +108,10 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
     patient = small_config(
         uri, **common | {"track__wait_s": 60}, run__dir=str(tmp_path / "run"), track__uri=server.uri
     )
-    ((code, said),) = (ending.value for ending in endings(1, doomed.run, patient))
-    assert (code, "registered m version 1 as candidate" in said) == (0, True), said
-    ((code, said),) = (ending.value for ending in endings(1, doomed.run, patient))
-    assert (code, "holds this run, finished; nothing to do" in said) == (0, True), said
+    ((code, output),) = (ending.value for ending in endings(1, doomed.run, patient))
+    assert (code, "registered m version 1 as candidate" in output) == (0, True), output
+    ((code, output),) = (ending.value for ending in endings(1, doomed.run, patient))
+    assert (code, "holds this run, finished; nothing to do" in output) == (0, True), output
     registry = Registry(server.uri)
     run = registry.run(registry.version("models:/m@candidate").run_id)
     assert run.info.status == "FINISHED"

@@ -207,8 +207,8 @@ def test_a_server_that_fails_for_a_while(
     log(run, 5)
     run.drain(60)
     assert kept().steps("loss") == kept().steps("lr") == [1, 2, 3, 4, 5]
-    said = capsys.readouterr().err
-    assert said.count(f"MLflow at {proxy.url} does not answer (") == said.count("answers again") == 1
+    output = capsys.readouterr().err
+    assert output.count(f"MLflow at {proxy.url} does not answer (") == output.count("answers again") == 1
 
 
 def test_a_server_that_takes_calls_and_does_not_answer_delays_no_start(
@@ -228,8 +228,8 @@ def test_a_server_that_takes_calls_and_does_not_answer_delays_no_start(
         TrackError, match=r"does not answer within 0\.2 s; 2 messages wait in .*outbox\.sqlite, and the sa"
     ):
         run.drain(0)
-    said = capsys.readouterr().err
-    assert said.count(f"metrics wait in {tmp_path}/outbox/{FILE}, and training goes on") == 1
+    output = capsys.readouterr().err
+    assert output.count(f"metrics wait in {tmp_path}/outbox/{FILE}, and training goes on") == 1
     proxy.clear()
     begin(after=2).drain(60)
     assert kept().steps("loss") == [1, 2]
@@ -251,7 +251,7 @@ def test_a_time_out_at_the_start_is_no_refusal(
     assert "Read timed out" in capsys.readouterr().err
 
 
-def test_a_run_that_is_deleted_is_said_once_and_waits(
+def test_a_run_that_is_deleted_is_reported_once_and_waits(
     begin: Callable[..., Uploader], kept: Callable[[], Kept], service: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin()
@@ -264,9 +264,9 @@ def test_a_run_that_is_deleted_is_said_once_and_waits(
     log(run, 3)
     with pytest.raises(TrackError, match=rf"{run.id} must be in the 'active' state.*; 2 messages wait in "):
         run.drain(0.3)
-    said = capsys.readouterr().err
-    assert said.count("refuses (") == 1
-    assert "does not answer" not in said
+    output = capsys.readouterr().err
+    assert output.count("refuses (") == 1
+    assert "does not answer" not in output
     client.restore_run(run.id)
     again = begin(after=3)
     again.drain(60)

@@ -58,8 +58,8 @@ def test_runs_that_start_together_make_one_database(tmp_path: Path) -> None:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
     for process in processes:
-        said, fault = process.communicate(timeout=300)
-        assert (process.returncode, said) == (0, "Default\n"), fault[-2000:]
+        output, fault = process.communicate(timeout=300)
+        assert (process.returncode, output) == (0, "Default\n"), fault[-2000:]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"], "no lock is left behind"
 
 
@@ -177,12 +177,12 @@ def test_a_database_that_cannot_be_written_is_read_but_takes_no_run(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     readonly = f"sqlite:///file:{database}?mode=ro&uri=true"
-    said = (
+    message = (
         r"MLflow at sqlite:///.*: \(sqlite3\.OperationalError\) attempt to write a readonly database; "
         r"make its file"
     )
     for begin in (start(readonly, tmp_path), lambda: Run(RunSpec(readonly, "e", "n"))):
-        with pytest.raises(TrackError, match=said):
+        with pytest.raises(TrackError, match=message):
             begin()
     assert "Traceback" not in capfd.readouterr().err
     monkeypatch.setattr(
@@ -201,7 +201,7 @@ def test_a_database_that_cannot_be_written_is_read_but_takes_no_run(
         connect(f"sqlite:///{database.parent}/other.db")
 
 
-def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
+def test_what_is_no_file_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrackError, match=rf"{tmp_path} is a folder; name a file in it"):
         connect(f"sqlite:///{tmp_path}")
@@ -212,7 +212,7 @@ def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
 def test_a_deleted_experiment_is_named_with_the_way_back(database: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{database}"
     found = MlflowClient(uri, registry_uri=uri).get_experiment_by_name("gone")
-    said = (
+    message = (
         f"experiment gone at {uri} was deleted; restore it (MLFLOW_TRACKING_URI={uri} mlflow experiments "
         f"restore "
         f"--experiment-id {found.experiment_id}) or give another track.experiment"
@@ -222,7 +222,7 @@ def test_a_deleted_experiment_is_named_with_the_way_back(database: Path, tmp_pat
         lambda: Run(RunSpec(uri, "gone", "n")),
         lambda: Registry(uri).usable("gone"),
     ):
-        with pytest.raises(TrackError, match=f"^{re.escape(said)}$"):
+        with pytest.raises(TrackError, match=f"^{re.escape(message)}$"):
             begin()
     MlflowClient(uri, registry_uri=uri).restore_experiment(found.experiment_id)
     Registry(uri).usable("gone")
@@ -232,10 +232,10 @@ def test_a_deleted_experiment_is_named_with_the_way_back(database: Path, tmp_pat
 def test_a_name_that_a_prompt_has_is_no_models(database: Path, tmp_path: Path) -> None:
     """MLflow itself adds the model to the prompt's versions."""
     uri = f"sqlite:///{database}"
-    said = f"^words is the name of a prompt at {uri}; give another track.registered_model$"
-    with pytest.raises(TrackError, match=said):
+    message = f"^words is the name of a prompt at {uri}; give another track.registered_model$"
+    with pytest.raises(TrackError, match=message):
         start(uri, tmp_path, registered_model="words")()
-    with Run(RunSpec(uri, "e", "n")) as run, pytest.raises(TrackError, match=said):
+    with Run(RunSpec(uri, "e", "n")) as run, pytest.raises(TrackError, match=message):
         run.register("words", "model")
     with sqlite3.connect(database) as connection:
         assert connection.execute("SELECT version FROM model_versions WHERE name = 'words'").fetchall() == [
@@ -249,7 +249,7 @@ def test_artifacts_of_an_unknown_kind_are_refused_at_the_start(database: Path, t
         start(f"sqlite:///{database}", tmp_path, artifact_uri="foo://x")()
 
 
-def test_a_run_that_was_deleted_by_hand_has_a_successor_and_that_is_said(
+def test_a_run_that_was_deleted_by_hand_has_a_successor_and_that_is_reported(
     database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"sqlite:///{database}"
@@ -260,8 +260,8 @@ def test_a_run_that_was_deleted_by_hand_has_a_successor_and_that_is_said(
     second = ResumableRun(RunSpec(uri, "e", "n", key="k"))
     second.open()
     assert second.id != first.id
-    said = capsys.readouterr().err
-    assert f"warning: MLflow run {first.id}, which held this run, is deleted; a new one is made" in said
+    message = capsys.readouterr().err
+    assert f"warning: MLflow run {first.id}, which held this run, is deleted; a new one is made" in message
 
 
 def test_values_with_quotes_are_found(database: Path) -> None:

@@ -96,8 +96,7 @@ def _collapse(flags: pd.DataFrame) -> list[str]:
     still = "still" if flags["value"].iloc[-1] == 1 else "but no longer"
     return [
         f"From step {first} on the batch showed a collapse, in {len(collapsed):,} of {len(flags):,} "
-        f"readings, "
-        f"{still} in the last one, at step {last}."
+        f"readings, {still} in the last one, at step {last}."
     ]
 
 

@@ -4,6 +4,9 @@ The steps append to the outbox; a thread sends from there, in order, with the ti
 logged. Each point arrives once: the points of a metric are sent in the order of their steps, so MLflow has
 all of them up to the last step that it names, and it is asked for that at every start and whenever the
 outcome of a call is not known. Only this thread calls MLflow while training runs, so no call delays a step.
+
+A kill loses what was appended since the thread wrote to the disk last. Those are steps after the checkpoint
+that the run resumes from, since ``sync`` is called before a checkpoint counts: they are run and logged again.
 """
 
 import threading

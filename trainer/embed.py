@@ -11,10 +11,13 @@ import sys
 
 import torch
 
-from cluster.process import exits, host, paths
+from cluster.process import host, paths
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_OK
 from cluster.storage import store
 from configs import ConfigError
-from trainer.evaluation import embedding_table, records
+from data_prep.sources import fasta
+from trainer.evaluation import embedding_table
 from trainer.evaluation.embedding import DEFAULT_LENGTH, best_device, embed_fasta, open_model
 from trainer.tracking.registry import Registry
 
@@ -48,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         registry = Registry(args.track_uri)
         registry.version(args.model)
         ambiguous = sum(
-            record.ambiguous for record in records.read(args.input)
-        )  # all of it is looked at before work
+            record.ambiguous for record in fasta.records(args.input)
+        )  # all of it is read before work
         model = open_model(registry, args.model)
         version, source = model.version, model.version.run_id
         length = args.length or int(
@@ -69,9 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{ambiguous:,} ambiguous letters (IUPAC codes such as R or Y) were read as N")
         if end == ".npy":
             print("an .npy holds no names: row i is record i of the FASTA")
-        return exits.EXIT_OK
+        return EXIT_OK
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         resumable=True,

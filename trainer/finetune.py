@@ -13,7 +13,9 @@ import sys
 import torch
 
 import configs
-from cluster.process import exits, host, paths
+from cluster.process import host, paths
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_OK
 from cluster.storage import store
 from configs import ConfigError
 from trainer.evaluation import embedding_table
@@ -55,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         if args.json:
             rows = [result.flat() for result in results]
             store.write_bytes(args.json, json.dumps(rows, indent=1).encode() + b"\n")
-        return exits.EXIT_OK
+        return EXIT_OK
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         resumable=True,

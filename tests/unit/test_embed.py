@@ -17,11 +17,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.process import exits
+from cluster.process.command import exit_code
 from data_prep import alphabet
+from data_prep.sources import compression, fasta
 from tests.registered import CANDIDATE, registered, tiny_network
 from trainer.embed import main
-from trainer.evaluation import embedding_table, records, unpack
+from trainer.evaluation import embedding_table
 from trainer.evaluation.embedding import Rows, both_strands, embed, embed_fasta, memory_for, resolve_precision
 
 CPU = torch.device("cpu")
@@ -44,7 +45,9 @@ def test_vectors_are_the_naive_ones_and_the_same_for_either_strand() -> None:
     network, (codes,) = tiny_network(), sequences([33])
     other = alphabet.reverse_complement(codes)
     with torch.no_grad():
-        hidden = [network.backbone(torch.from_numpy(row.copy())[None])[0, 2:] for row in (codes, other)]
+        hidden = [
+            network.backbone(torch.from_numpy(row.copy())[None]).letters_BLD[0] for row in (codes, other)
+        ]
     mean, most = embed(network, Rows.of([codes, other]), device=CPU)
     torch.testing.assert_close(mean[0], (hidden[0].mean(0) + hidden[1].mean(0)) / 2)
     torch.testing.assert_close(most[0], (hidden[0].amax(0) + hidden[1].amax(0)) / 2)
@@ -92,7 +95,7 @@ def test_rows_that_do_not_fit_are_named(fault: Exception, capsys: pytest.Capture
     def full(codes_BL: torch.Tensor, length_B: torch.Tensor | None) -> torch.Tensor:
         raise fault
 
-    assert exits.exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
+    assert exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
     err = capsys.readouterr().err
     assert (
         err
@@ -110,18 +113,18 @@ def test_precision() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ACGT\n", "line 1 comes before any '>' header"),
-        (">a\nACGT\n>b\n>c\nA\n", "record 'b' has no letters"),
-        (">a\nACGT\nAC*T\n", r"record 'a': byte b'\*' at position 6"),
-        ("", "holds no FASTA record"),
+        ("ACGT\n", "is not a FASTA: it starts with letters of a sequence, not with '>'"),
+        (">a\nACGT\n>b\n>c\nA\n", "record b has no letters"),
+        (">a\nACGT\nAC*T\n", r"record a: byte b'\*' at position 6"),
+        ("", "is empty, not a FASTA"),
         (
             "> seq 0\nACGT\n> seq 1\nACGT\n",
-            "line 3: 'seq' is the name of records 1 and 2; the name is the first word",
+            "'seq' is the name of records 1 and 2; a name is the first word",
         ),
-        (">a\nACGT\n>\nACGT\n", "line 3: record 2 has no name"),
-        (">a\nACGT\n>\x01\nACGT\n", r"line 3: record 2: its name, b'\\x01', is not readable"),
-        (">a\nAC>GT\n", "record 'a': byte b'>' at position 2"),
-        ("; of old\n>a\nACGT\n", "line 1 comes before any '>' header"),
+        (">a\nACGT\n>\nACGT\n", "record 2 has no name"),
+        (">a\nACGT\n>\x01\nACGT\n", r"the name of record 2, b'\\x01', is not readable"),
+        (">a\nAC>GT\n", "record a: byte b'>' at position 2"),
+        ("; of old\nACGT\n>a\nACGT\n", "it starts with letters of a sequence"),
     ],
 )
 def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
@@ -134,7 +137,7 @@ def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
 def test_a_cut_gzip_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.fa.gz").write_bytes(gzip.compress(b">a\n" + b"ACGTTGCA" * 500)[:-12])
     with pytest.raises(ValueError, match=r"x.fa.gz is a damaged gzip file"):
-        list(records.read(str(tmp_path / "x.fa.gz")))
+        list(fasta.records(str(tmp_path / "x.fa.gz")))
 
 
 FASTA = ">one of two\nACGTR\nAC\n>two\nGGTTAACC\n"
@@ -142,7 +145,7 @@ READ = [("one", "ACGTNAC"), ("two", "GGTTAACC")]
 
 
 def letters(path: Path) -> list[tuple[str, str]]:
-    return [(name, alphabet.decode(codes).decode()) for name, codes, _ in records.read(str(path))]
+    return [(name, alphabet.decode(codes).decode()) for name, codes, _ in fasta.records(str(path))]
 
 
 @given(st.data())
@@ -201,7 +204,7 @@ def test_lines_end_as_they_like_also_where_pieces_do(tmp_path: Path, monkeypatch
     text = FASTA.replace("\n", "\r\n").encode()
     for size in range(1, 9):
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
-        monkeypatch.setattr(unpack.store, "chunks", lambda uri, pieces=pieces: iter(pieces))
+        monkeypatch.setattr(compression.store, "chunks", lambda uri, pieces=pieces: iter(pieces))
         assert letters(tmp_path / "x.fa") == READ
 
 

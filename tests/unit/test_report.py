@@ -15,7 +15,7 @@ from trainer.evaluation.tasks.downstream import finetune
 from trainer.report import figures
 from trainer.report.__main__ import main
 from trainer.report.facts import dataset_uris, first_with_val, trouble, verdict
-from trainer.tracking.mlflow_run import Run
+from trainer.tracking.mlflow_run import Run, RunSpec
 
 
 @pytest.fixture
@@ -76,9 +76,7 @@ def test_a_wrong_run_is_one_sentence(where: Registered, capsys: pytest.CaptureFi
 
 def test_a_failed_run_says_so_and_shows_its_readings(where: Registered, tmp_path: Path) -> None:
     params = {"run.dir": str(tmp_path / "run"), "data.uri": str(where.folder / "data"), "data.length": 64}
-    run = Run(
-        uri=where.uri, experiment="troubled", name="stuck", params=params, artifact_uri=str(tmp_path / "art")
-    )
+    run = Run(RunSpec(where.uri, "troubled", "stuck", params=params, artifact_uri=str(tmp_path / "art")))
     for step in (10, 20, 30):
         run.log(
             {

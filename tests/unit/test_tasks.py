@@ -277,7 +277,7 @@ def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -
     )
     network = tiny_network()
     bench = Workbench(
-        network, {"model_type": "findna", **network.backbone.config}, config, torch.device("cpu")
+        network, {"model_type": "findna", **network.backbone.export_config()}, config, torch.device("cpu")
     )
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fitted = bench.fit(mode, train, dev, seed=seed)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data_prep import alphabet
-from trainer.evaluation import records
+from data_prep.sources import fasta
 from trainer.models import pretrained
 from trainer.models.network import Network, mean_pool
 from trainer.tracking.registry import Registry
@@ -208,7 +208,7 @@ def embed_fasta(network: Network, uri: str, *, length: int, device: torch.device
         pending.clear()
 
     waiting = 0
-    for name, codes, _ in records.read(uri):
+    for name, codes, _ in fasta.records(uri):
         names.append(name)
         lengths.append(len(codes))
         pending.append(codes)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage.store import StoreError
 from data_prep import alphabet
 from data_prep.shards import FormatError
@@ -60,7 +60,7 @@ class Validator:
 
     def __init__(self, config: TrainConfig, *, flank: int, device: torch.device, group: Group) -> None:
         self.config, self.group, self.device = config, group, device
-        with collectives.together(group, device=device):
+        with collectives.together(group):
             datasets = open_datasets(config, "val", some_empty=True)
             self.left_out = [
                 part.uri for number, part in enumerate(config.data.uri) if number not in datasets
@@ -72,7 +72,7 @@ class Validator:
                 for first in range(0, -(-len(places) // group.size), size)
             ]
         self.scored = int(self._sum([sum(float(rows.scored_BL.sum()) for rows in self._batches)])[0])
-        with collectives.together(group, device=device):
+        with collectives.together(group):
             if not self.scored:
                 uris = ", ".join(dataset.uri for dataset in datasets.values())
                 raise ValueError(f"the val split of {uris} has no letter A, C, G or T to score")
@@ -119,7 +119,7 @@ class Validator:
             truth_N = rows.codes_BL[rows.scored_BL].long()
             loss += float(torch.nn.functional.cross_entropy(logits_NV, truth_N, reduction="sum"))
             right += float((logits_NV.argmax(-1) == truth_N).sum())
-            heart.advance()
+            heartbeat.advance()
         network.train(was_training)
         total_loss, total_right = self._sum([loss, right])
         return {
@@ -142,7 +142,7 @@ class Validator:
             wanted = -(-(HEALTH_WINDOWS - self.group.rank) // ranks) - number * size
             counted = slice(max(0, min(rows.real, wanted)))
             pair = make_view_pairs(rows.windows, self.config.views)[0]
-            heart.advance()
+            heartbeat.advance()
             for view, into in ((pair.student, firsts), (pair.teacher, seconds)):
                 outputs = teacher(view.codes_BL, length_B=lengths(view), nucleotides=False)
                 into.append(torch.nn.functional.normalize(outputs.embedding[counted], dim=-1))

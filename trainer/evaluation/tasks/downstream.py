@@ -21,7 +21,7 @@ from trainer.evaluation.tasks.config import ROLES, Mode, TaskConfig
 from trainer.evaluation.tasks.data import TaskData, load
 from trainer.evaluation.tasks.modes import Workbench
 from trainer.evaluation.tasks.results import METRICS, Result, summarise
-from trainer.tracking.mlflow_run import Run
+from trainer.tracking.mlflow_run import Run, RunSpec
 from trainer.tracking.registry import Registry
 
 _EXPERIMENT = "finetune"  # of models that no run of ours made
@@ -173,9 +173,8 @@ def _parent(registry: Registry, model: RegisteredModel, experiment: str) -> str:
     found = registry.tagged(experiment, tags)
     if found:
         return str(found[0].info.run_id)
-    with Run(
-        uri=registry.uri, experiment=experiment, name=f"{name} v{version} fine-tuning", tags=tags
-    ) as run:
+    spec = RunSpec(registry.uri, experiment, f"{name} v{version} fine-tuning", tags=tags)
+    with Run(spec) as run:
         return run.id
 
 
@@ -193,12 +192,14 @@ def _child(session: _Session, mode: Mode, seed: int) -> Run:
         **configs.flatten({section: resolved[section]}),
     }
     return Run(
-        uri=session.registry.uri,
-        experiment=session.experiment,
-        name=f"{task.name} {mode} seed {seed}",
-        params=params,
-        tags={"model.version": str(version.version), "model.name": version.name, "finetune": "child"},
-        parent=session.parent,
+        RunSpec(
+            session.registry.uri,
+            session.experiment,
+            f"{task.name} {mode} seed {seed}",
+            params=params,
+            tags={"model.version": str(version.version), "model.name": version.name, "finetune": "child"},
+            parent=session.parent,
+        )
     )
 
 

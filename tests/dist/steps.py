@@ -63,8 +63,9 @@ def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfi
     assert config.world_faults(group.size) == []
     engine, teacher = train.build(config, device=device, group=group)
     now = train_state.first_state(config, teacher, device=device)
-    datasets = list(open_datasets(config, "train").values())
-    return config, engine, now, open_reader(config, datasets, flank=config.views.flank, group=group, device=device)
+    datasets = list(open_datasets(config.data, "train").values())
+    return config, engine, now, open_reader(
+        config.data, datasets, plan=train.sampling_plan(config), group=group, soft=config.loss.needs_soft_mask, device=device)
 
 
 def run_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[str, Any]]:

@@ -41,7 +41,7 @@ def measured(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
         for name, values in cases.items():
             config = TrainConfig.model_validate(values)
             validator = Validator(config, flank=config.views.flank, device=device, group=group)
-            train = list(open_datasets(config, "train").values())
+            train = list(open_datasets(config.data, "train").values())
             found[f"{name}, ZeRO-{stage}"] = (
                 validator.masked(teacher.module) | validator.masked(engine.network, "val/student_")
                 | validator.health(teacher.module, centre_PK) | validator.baselines(train))

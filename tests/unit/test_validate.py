@@ -236,9 +236,11 @@ def test_ranks_share_the_windows_of_a_mixture(tmp_path: Path) -> None:
     whole = torch.cat([rows.visible_BL for rows in validator(config)._batches])
     for size in (2, 3):
         for rank in range(size):
-            places = _places(config, open_datasets(config, "val", some_empty=True))[rank::size]
+            places = _places(config, open_datasets(config.data, "val", some_empty=True))[rank::size]
             held_out = validator(config)
-            rows = held_out._rows(open_datasets(config, "val", some_empty=True), places, 20, spare=places[0])
+            rows = held_out._rows(
+                open_datasets(config.data, "val", some_empty=True), places, 20, spare=places[0]
+            )
             assert torch.equal(rows.visible_BL, whole[rank::size])
 
 

@@ -17,7 +17,7 @@ from data_prep.shards import FormatError
 from trainer.core import collectives, random
 from trainer.core.collectives import Group
 from trainer.data.dataset import Dataset, open_datasets
-from trainer.data.windows import WindowRows, Windows, choose_windows
+from trainer.data.windows import WindowBuilder, Windows, choose_windows
 from trainer.distill import representation_metrics
 from trainer.evaluation import markov
 from trainer.evaluation.markov import Counts
@@ -61,7 +61,7 @@ class Validator:
     def __init__(self, config: TrainConfig, *, flank: int, device: torch.device, group: Group) -> None:
         self.config, self.group, self.device = config, group, device
         with collectives.together(group, device=device):
-            datasets = open_datasets(config, "val", some_empty=True)
+            datasets = open_datasets(config.data, "val", some_empty=True)
             self.left_out = [
                 part.uri for number, part in enumerate(config.data.uri) if number not in datasets
             ]
@@ -190,7 +190,7 @@ class Validator:
         """The windows of ``places``; of none, ``spare`` without a scored position."""
         real, length = len(places), self.config.data.last_length
         places = places or [spare]
-        rows, near = (WindowRows(len(places), length, reach) for reach in (flank, markov.REACH))
+        rows, near = (WindowBuilder(len(places), length, reach) for reach in (flank, markov.REACH))
         for row, (number, block, start, end) in enumerate(places):
             packed = datasets[number].block(block)
             rows.fill(row, packed, start, end, locus=datasets[number].locus(block))

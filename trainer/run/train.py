@@ -18,6 +18,7 @@ from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.dataset import open_datasets
 from trainer.data.loader import Reader, open_reader
+from trainer.data.sampling import SamplingPlan
 from trainer.distill.step import train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
@@ -54,7 +55,7 @@ def train(
     if _look(config, group, device) is None:
         return EXIT_OK
     with collectives.together(group, device=device):
-        datasets = list(open_datasets(config, "train", say=say).values())
+        datasets = list(open_datasets(config.data, "train", warn=say).values())
     flank = config.views.flank
     validator = Validator(config, flank=flank, device=device, group=group)
     with _alone(config, group, device) as lock:
@@ -67,7 +68,15 @@ def train(
         digests = {dataset.uri: dataset.digest for dataset in datasets}
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
         with collectives.together(group, device=device):
-            reader = open_reader(config, datasets, flank=flank, group=group, say=say, device=device)
+            reader = open_reader(
+                config.data,
+                datasets,
+                plan=sampling_plan(config),
+                group=group,
+                soft=config.loss.needs_soft_mask,
+                device=device,
+                warn=say,
+            )
         with closing(reader):
             if resumed:
                 assert reader.step_of(resumed.position) == state.step, "the position is the step's"
@@ -112,6 +121,16 @@ def _recorded(group: Group, device: torch.device, begin: Callable[[], Record]) -
         if text := collectives.text_from_first(group, fault, device=device):
             raise EverywhereError(text)
         yield run
+
+
+def sampling_plan(config: TrainConfig) -> SamplingPlan:
+    """All that decides which windows each step reads."""
+    return SamplingPlan.of(
+        config.data,
+        seed=config.run.seed,
+        global_batch=config.train.global_batch,
+        flank=config.views.flank,
+    )
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:

@@ -54,12 +54,13 @@ class Batch:
 
 
 class _Place(NamedTuple):
-    """Where a row comes from: sample ``index`` of the open set of ``lane`` in ``dataset``."""
+    """Where a row comes from: number ``at`` of the samples of ``open_set``, which is of ``lane`` in
+    ``dataset``."""
 
     dataset: int
     lane: int
     open_set: OpenSet
-    index: int
+    at: int
 
 
 class _Source(NamedTuple):
@@ -251,8 +252,8 @@ class Reader:
     def _prefetch(self, places: list[_Place], opened: list[_Place]) -> None:
         """Request the blocks of this batch, then the rest of the sets just opened, then the sets after
         them."""
-        for dataset, lane, current, index in places:
-            number = int(current.samples_M5[index, 0])
+        for dataset, lane, current, at in places:
+            number = int(current.samples_M5[at, 0])
             self._blocks[dataset].request(number, thread=self.thread_of(lane), urgency=NOW)
         for dataset, lane, current, _ in opened:
             wanted = [(current, SOON)]
@@ -271,8 +272,8 @@ class Reader:
         ids, keys = [], []
         skipped: set[tuple[int, int, int]] = set()
         for row, place in enumerate(places):
-            dataset, lane, current, index = place
-            number, window, start, end, key = current.samples_M5[index].tolist()
+            dataset, lane, current, at = place
+            number, window, start, end, key = current.samples_M5[at].tolist()
             ids.append((dataset, current.epoch, number, window))
             keys.append(key)
             try:
@@ -291,12 +292,12 @@ class Reader:
         skipped."""
         if self._on_skip is None:
             raise fault
-        dataset, lane, current, index = place
-        number = int(current.samples_M5[index, 0])
+        dataset, lane, current, at = place
+        number = int(current.samples_M5[at, 0])
         if (dataset, number) not in self._reported:
             self._reported.add((dataset, number))
             self._on_skip(f"skipped {self.datasets[dataset].where(number)}: {fault}")
-        for other, start, end in self.samplers[dataset].replacements(current, index):
+        for other, start, end in self.samplers[dataset].replacements(current, at):
             try:
                 block = self._blocks[dataset].get(other, thread=self.thread_of(lane))
             except TransientError:

@@ -23,7 +23,8 @@ from trainer.data.dataset import Dataset
 from trainer.data.loader import Reader
 from trainer.data.sampling import Phase, SamplingPlan
 from trainer.views.config import ViewConfig, Views
-from trainer.views.view import flank_for, mask
+from trainer.views.edits import flank_for
+from trainer.views.masking import mask
 from trainer.views.view_batch import make_pairs
 
 LENGTH, ROWS, LANES = 1000, 64, 48

@@ -42,7 +42,8 @@ from trainer.losses.vicreg import Expanded, vicreg
 from trainer.models.chordmixer import ChordMixer
 from trainer.models.heads import EmbeddingHead, ExpanderHead, PrototypeHead
 from trainer.models.network import Network, Outputs
-from trainer.views.view import View, input_noise, make_view, mask
+from trainer.views.masking import input_noise, mask
+from trainer.views.view import View, make_view
 
 pytestmark = pytest.mark.timeout(300)  # all children run before the first test
 

@@ -19,7 +19,8 @@ from trainer.distill import representation_metrics
 from trainer.evaluation.held_out import Validator, _mix, _places, share_out
 from trainer.models.network import Outputs
 from trainer.run.config import TrainConfig
-from trainer.views.view import make_view, mask
+from trainer.views.masking import mask
+from trainer.views.view import make_view
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from configs.registry import fields_of
+from configs.section import Section as Section
 from configs.values import argument, decode, parse
 
 _PYDANTIC_MAPPING = re.compile(r"a valid dictionary or (object to extract fields from|instance of \w+)")
@@ -23,15 +25,6 @@ _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")  # of a presigned URL: a signatu
 
 class ConfigError(ValueError):
     """The command line or the config is wrong; the message lists every fault. Commands exit 2 on it."""
-
-
-class Section(BaseModel):
-    """Base of every config model: unknown keys are refused, values are immutable once read.
-
-    Where a text is wanted, a number is taken as it was written: ``run.name=2``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 M = TypeVar("M", bound=Section)
@@ -151,11 +144,9 @@ def _describe(model: type[BaseModel], error: Any) -> list[str]:
 
 
 def _fields_at(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
-    current: Any = model
+    """The names of the fields of the section at ``loc``."""
+    fields: dict[str, Any] = dict(model.model_fields)
     for part in loc:
-        field = getattr(current, "model_fields", {}).get(part)
-        if field is None:
-            continue  # a list index or the tag of a union
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return list(getattr(current, "model_fields", {}))
+        if part in fields:  # else a list index or the tag of a union
+            fields = fields_of(fields[str(part)])
+    return list(fields)

@@ -13,8 +13,11 @@ uniformity is -4 · std², and views that agree are what training is for.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from trainer.losses.prototypes import PrototypeLoss
 
 
 @dataclass(frozen=True)
@@ -40,112 +43,111 @@ class _Kind:
     signs: tuple[_Sign, ...]
 
 
-class CollapseGuard:
-    """Names what collapsed from ``health/…`` readings (``health.readings``); of what is not read it says
-    nothing.
+@dataclass(frozen=True)
+class Limits:
+    """Where a sign of collapse begins. A minimum of 0 and a maximum that cannot be reached switch it off;
+    LOG.md has where the defaults are from.
 
-    Args:
-        prototypes: K, where there is a distillation loss; None leaves the prototypes unjudged.
-        patch_prototypes: the same of the patch loss.
-        patience: readings in a row that must show a collapse, at least 1.
+    Attributes:
         min_std: all embeddings are the same point where embedding_std is below; 1 is isotropic.
         min_rank: few dimensions are left where centred_rank is below.
         max_dead: the same, where the share dead_dimensions is above.
         min_prototypes: the teacher is one-hot on too few prototypes where fewer are any sample's first
-            choice, or where exp(entropy of the mean assignment) is below, and KL below max_kl; not judged
+            choice, or where exp(entropy of the mean assignment) is below, and KL below ``max_kl``; not judged
             where K is no more.
-        max_entropy: the teacher is uniform where teacher_entropy is above this share of log K, and KL below
-        max_kl.
-        max_kl: nats; ``patch_max_kl`` that of letters, whose student is never quite as sure.
+        max_entropy: the teacher is uniform where its entropy is above this share of log K, and KL below
+            ``max_kl``.
         max_drift: the centre runs away where it moves by more than this many times its spread from reading to
-        reading.
+            reading.
+    """
 
-    A minimum of 0 and a maximum that cannot be reached switch a limit off; LOG.md has where the defaults are
-    from.
+    min_std: float = 0.001
+    min_rank: float = 1.2
+    max_dead: float = 0.5
+    min_prototypes: float = 2.0
+    max_entropy: float = 0.999
+    max_drift: float = 3.0
+
+
+@dataclass(frozen=True)
+class PrototypeWatch:
+    """A loss over K prototypes to be watched: what its rows are called, its metrics, its limit on KL in nats."""
+
+    prototypes: int
+    rows: str  # in words
+    metrics: Mapping[str, str]  # entropy, kl, usage, chosen -> name of the metric health/NAME
+    max_kl: float
+    prefix: str  # of the names of its kinds of collapse
+
+    @classmethod
+    def of(cls, term: PrototypeLoss[Any]) -> "PrototypeWatch":
+        return cls(term.config.prototypes, term.rows_called, term.metrics, term.max_kl, term.guard_prefix)
+
+    def kinds(self, limits: Limits) -> "list[_Kind]":
+        assert self.prototypes >= 1, f"{self.prototypes} prototypes for {self.rows}"
+        entropy, kl, usage, chosen = (
+            f"health/{self.metrics[name]}" for name in ("entropy", "kl", "usage", "chosen")
+        )
+        agreed, even = _Sign(kl, self.max_kl), limits.max_entropy * math.log(self.prototypes)
+        uniform = _Kind(
+            f"{self.prefix}uniform",
+            f"the teacher is uniform over the prototypes for all {self.rows}, and the student too: "
+            "nothing to learn",
+            (_Sign(entropy, even, above=True), agreed),
+        )
+        if self.prototypes <= limits.min_prototypes:  # every teacher uses too few of them
+            return [uniform]
+        fewest = limits.min_prototypes / self.prototypes
+        so = f"the same prototype for all {self.rows}, and the student agrees"
+        return [
+            uniform,
+            _Kind(f"{self.prefix}one-hot", f"the teacher is one-hot on {so}", (_Sign(usage, fewest), agreed)),
+            _Kind(
+                f"{self.prefix}choice",
+                f"the teacher prefers {so}",
+                (_Sign(chosen, fewest), _Sign(entropy, even), agreed),
+            ),
+        ]
+
+
+class CollapseGuard:
+    """Names what collapsed from ``health/…`` readings; of what is not read it says nothing.
+
+    Args:
+        watches: the losses over prototypes; without any, prototypes are not judged.
+        patience: readings in a row that must show a collapse, at least 1.
+        limits: where a sign begins.
     """
 
     def __init__(
-        self,
-        *,
-        prototypes: int | None = None,
-        patch_prototypes: int | None = None,
-        patience: int = 5,
-        min_std: float = 0.001,
-        min_rank: float = 1.2,
-        max_dead: float = 0.5,
-        min_prototypes: float = 2.0,
-        max_entropy: float = 0.999,
-        max_kl: float = 0.1,
-        patch_max_kl: float = 0.3,
-        max_drift: float = 3.0,
+        self, watches: Sequence[PrototypeWatch] = (), *, patience: int = 5, limits: Limits = Limits()
     ) -> None:
         assert patience >= 1, f"a patience of {patience} readings"
-        assert all(count is None or count >= 1 for count in (prototypes, patch_prototypes)), (
-            f"{prototypes} prototypes, {patch_prototypes} for letters"
-        )
         self.patience = patience
         self._kinds = [
             _Kind(
                 "point",
                 "the embeddings of all samples are the same point",
-                (_Sign("health/embedding_std", min_std),),
+                (_Sign("health/embedding_std", limits.min_std),),
             ),
             _Kind(
                 "rank",
                 "the embeddings differ in few dimensions only",
-                (_Sign("health/centred_rank", min_rank),),
+                (_Sign("health/centred_rank", limits.min_rank),),
             ),
             _Kind(
                 "dead",
                 "most dimensions of the embeddings are the same for all samples",
-                (_Sign("health/dead_dimensions", max_dead, above=True),),
+                (_Sign("health/dead_dimensions", limits.max_dead, above=True),),
             ),
             _Kind(
                 "drift",
                 "the teacher's centre runs away",
-                (_Sign("health/centre_drift", max_drift, above=True),),
+                (_Sign("health/centre_drift", limits.max_drift, above=True),),
             ),
         ]
-        heads = [
-            (
-                prototypes,
-                max_kl,
-                "",
-                "samples",
-                ("teacher_entropy", "kl", "prototype_usage", "prototypes_chosen"),
-            ),
-            (
-                patch_prototypes,
-                patch_max_kl,
-                "patch ",
-                "letters",
-                ("patch_entropy", "patch_kl", "patch_usage", "patch_chosen"),
-            ),
-        ]
-        for count, kl_limit, head, rows, names in heads:
-            if count is None:
-                continue
-            entropy, kl, usage, chosen = (f"health/{name}" for name in names)
-            agreed, even = _Sign(kl, kl_limit), max_entropy * math.log(count)
-            self._kinds.append(
-                _Kind(
-                    f"{head}uniform",
-                    f"the teacher is uniform over the prototypes for all {rows}, and the student "
-                    "too: nothing to learn",
-                    (_Sign(entropy, even, above=True), agreed),
-                )
-            )
-            if count <= min_prototypes:  # every teacher uses too few of them
-                continue
-            fewest, so = min_prototypes / count, f"the same prototype for all {rows}, and the student agrees"
-            self._kinds += [
-                _Kind(f"{head}one-hot", f"the teacher is one-hot on {so}", (_Sign(usage, fewest), agreed)),
-                _Kind(
-                    f"{head}choice",
-                    f"the teacher prefers {so}",
-                    (_Sign(chosen, fewest), _Sign(entropy, even), agreed),
-                ),
-            ]
+        for watch in watches:
+            self._kinds += watch.kinds(limits)
         self._streaks = {kind.name: 0 for kind in self._kinds}
 
     def check(self, readings: Mapping[str, float], *, step: int) -> str | None:

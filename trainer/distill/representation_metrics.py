@@ -14,11 +14,11 @@ import math
 import torch
 from torch import Tensor
 
+from trainer.losses.prototype_metrics import FEWEST
+
 DEAD = (
     0.01  # of the mean over dimensions: a dimension whose standard deviation is below that share says nothing
 )
-# samples, and dimensions that they could differ in at most: with less, no spread or low rank is no finding
-FEWEST = 4
 _ROUNDING = 4 * torch.finfo(torch.float32).eps  # as dimension_std: unit vectors that differ by rounding alone
 
 
@@ -91,19 +91,6 @@ def uniformity(unit_NE: Tensor) -> float:
     return float(torch.pdist(unit_NE.float()).square_().mul_(-2).exp_().mean().log())
 
 
-def entropy(probability: Tensor) -> Tensor:
-    """Entropy in nats [...] of distributions [..., K]; 0 says one prototype each, log K says no
-    preference."""
-    return torch.special.entr(probability).sum(-1)
-
-
-def divergence(probability: Tensor, log_probability: Tensor) -> Tensor:
-    """KL(p || q) in nats [...] of p [..., K] and log q [..., K]; at least 0, infinite where q excludes what p
-    holds."""
-    log_ratio = torch.where(probability > 0, probability.log() - log_probability, 0.0)
-    return (probability * log_ratio).sum(-1).clamp(min=0)
-
-
 def centre_drift(centre: Tensor, before: Tensor) -> float:
     """How far a centre [..., K] moved since ``before``, in units of the spread that it had: 0 is at rest.
 
@@ -119,46 +106,10 @@ def centre_drift(centre: Tensor, before: Tensor) -> float:
     return float(moved / spread) if spread != 0 else 0.0
 
 
-def prototype_usage(assignment_PK: Tensor) -> float:
-    """exp of the entropy of the mean assignment over K, mean over P: 1/K is one prototype for all, 1 is all
-    alike."""
-    return min(1.0, float(entropy(assignment_PK.double()).exp().mean()) / assignment_PK.shape[-1])
-
-
-def prototype_sums(teacher_BPK: Tensor, student_BPK: Tensor) -> Tensor:
-    """fp64 [P, 2K + 3], to be added up over micro-batches, directions and ranks, for ``readings``.
-
-    For each summary position by itself, since a teacher that knows the position and not the sample has
-    collapsed: the sum of its probabilities [K], how often each prototype is its first choice [K], and the sum
-    of its entropy, of KL(teacher || student), and the number of rows.
-
-    Args:
-        teacher_BPK: the teacher's probabilities, sharpened and centred as in the loss. Without positions: [R,
-        1, K].
-        student_BPK: the student's log-probabilities of the same rows.
-    """
-    assert teacher_BPK.shape == student_BPK.shape, f"rows of {teacher_BPK.shape} and {student_BPK.shape}"
-    teacher_BPK, student_BPK = teacher_BPK.float(), student_BPK.float()
-    _, positions, prototypes = teacher_BPK.shape
-    place_BP = teacher_BPK.argmax(-1) + prototypes * torch.arange(positions, device=teacher_BPK.device)
-    first_PK = torch.bincount(place_BP.flatten(), minlength=positions * prototypes).view(
-        positions, prototypes
-    )
-    scalars_BP3 = [
-        entropy(teacher_BPK),
-        divergence(teacher_BPK, student_BPK),
-        torch.ones_like(teacher_BPK[..., 0]),
-    ]
-    sums = [teacher_BPK.sum(0, dtype=torch.float64), first_PK, torch.stack(scalars_BP3, -1).double().sum(0)]
-    return torch.cat(sums, dim=-1)
-
-
 def readings(
     unit_GE: Tensor | None = None,
     *,
     other_GE: Tensor | None = None,
-    sums_PS: Tensor | None = None,
-    patch_sums_PS: Tensor | None = None,
 ) -> dict[str, float]:
     """The ``health/…`` metrics of a step that its tensors allow; the same on every rank, for they are the
     global ones.
@@ -170,8 +121,6 @@ def readings(
     Args:
         unit_GE: unit vectors of the global batch, one view, which spread and rank are read from.
         other_GE: unit vectors of the same samples in the same order, another view: alignment.
-        sums_PS: ``prototype_sums`` of the summaries, added up over everything that is to count.
-        patch_sums_PS: the same of letters.
     """
     found: dict[str, float] = {}
     if unit_GE is not None and len(unit_GE) >= FEWEST:
@@ -186,30 +135,4 @@ def readings(
             found["centred_rank"] = centred_rank(unit_GE)
     if unit_GE is not None and other_GE is not None:
         found["alignment"] = alignment(unit_GE, other_GE)
-    if sums_PS is not None:
-        names = {
-            "entropy": "teacher_entropy",
-            "kl": "kl",
-            "usage": "prototype_usage",
-            "chosen": "prototypes_chosen",
-        }
-        found |= {names[name]: value for name, value in _prototype_metrics(sums_PS).items()}
-    if patch_sums_PS is not None:
-        found |= {f"patch_{name}": value for name, value in _prototype_metrics(patch_sums_PS).items()}
     return {f"health/{name}": value for name, value in found.items()}
-
-
-def _prototype_metrics(sums_PS: Tensor) -> dict[str, float]:
-    """entropy, kl, and of FEWEST rows or more usage and chosen; nothing where there is no row."""
-    prototypes = (sums_PS.shape[1] - 3) // 2
-    assignment_PK, first_PK, scalars_P3 = sums_PS.double().split([prototypes, prototypes, 3], dim=1)
-    entropies, divergences, rows = scalars_P3.sum(0).tolist()
-    if not rows:
-        return {}
-    found = {"entropy": entropies / rows, "kl": divergences / rows}
-    if rows >= FEWEST * len(sums_PS):  # every position has one row of each sample
-        found |= {
-            "usage": prototype_usage(assignment_PK / scalars_P3[:, 2:]),
-            "chosen": float((first_PK > 0).double().mean()),
-        }
-    return found

@@ -175,9 +175,7 @@ def embed(
 
     def pool(codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
         with computing_in(precision, device):
-            letters_BLD = network.backbone(codes_BL, length_B=length_B)[
-                :, network.backbone.num_summary :
-            ].float()
+            letters_BLD = network.backbone(codes_BL, length_B=length_B).letters_BLD.float()
         mean_BD = mean_pool(letters_BLD, length_B)
         if length_B is not None:
             padding_BL = torch.arange(letters_BLD.shape[1], device=device) >= length_B[:, None]

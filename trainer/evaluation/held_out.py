@@ -2,7 +2,8 @@
 nothing."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,9 @@ from trainer.data.windows import WindowBuilder, Windows, choose_windows
 from trainer.distill import representation_metrics
 from trainer.evaluation import markov
 from trainer.evaluation.markov import Counts
-from trainer.losses.dino import centred_probabilities
-from trainer.models.network import Network
+from trainer.models.network import Network, Outputs
 from trainer.run.config import TrainConfig
-from trainer.views.view_batch import lengths, make_pairs
+from trainer.views.view_batch import lengths, make_view_pairs
 
 _MASK_SEED = 20260101  # the same hidden positions in every run, so that runs compare
 HEALTH_WINDOWS = 256
@@ -128,27 +128,26 @@ class Validator:
         }
 
     @torch.no_grad()
-    def health(self, teacher: Network, centre_PK: Tensor | None) -> dict[str, float]:
-        """Health of the teacher's embeddings of two views of the first (at most 256) windows."""
+    def health(self, teacher: Network, by_row: Callable[[Outputs], Mapping[str, Tensor]]) -> dict[str, float]:
+        """Health of the teacher's embeddings of two views of the first (at most 256) windows.
+
+        ``by_row``: further metrics of the teacher's outputs, [B] each, whose means over all rows are taken.
+        """
         firsts: list[Tensor] = []
         seconds: list[Tensor] = []
-        entropies: list[Tensor] = []
+        more: defaultdict[str, list[Tensor]] = defaultdict(list)
         size, ranks = self.config.val.batch, self.group.size
         for number, rows in enumerate(self._batches[: -(-HEALTH_WINDOWS // (size * ranks))]):
             # Row i of this batch is window (number * size + i) * ranks + rank of all.
             wanted = -(-(HEALTH_WINDOWS - self.group.rank) // ranks) - number * size
             counted = slice(max(0, min(rows.real, wanted)))
-            pair = make_pairs(rows.windows, self.config.views)[0]
+            pair = make_view_pairs(rows.windows, self.config.views)[0]
             heart.advance()
             for view, into in ((pair.student, firsts), (pair.teacher, seconds)):
                 outputs = teacher(view.codes_BL, length_B=lengths(view), nucleotides=False)
                 into.append(torch.nn.functional.normalize(outputs.embedding[counted], dim=-1))
-                if outputs.summary is not None:
-                    temperature = self.config.loss.distill.teacher_temperature
-                    probability_BPK = centred_probabilities(
-                        outputs.summary.cosines[counted], centre_PK, temperature
-                    )
-                    entropies.append(representation_metrics.entropy(probability_BPK).mean(1, keepdim=True))
+                for name, value_B in by_row(outputs).items():
+                    more[name].append(value_B[counted, None])
         empty = torch.zeros(0, teacher.embedding_size, device=self.device)
         first, second = (
             collectives.gather_rows(self.group, torch.cat([empty, *part])) for part in (firsts, seconds)
@@ -159,11 +158,10 @@ class Validator:
             "health/alignment": representation_metrics.alignment(first, second),
             "health/uniformity": representation_metrics.uniformity(first),
         }
-        if "distill" in teacher.heads:
-            none = torch.zeros(0, 1, device=self.device)
-            rows_M1 = collectives.gather_rows(self.group, torch.cat([none, *entropies]))
-            values["health/teacher_entropy"] = float(rows_M1.mean())
-        return values
+        means = {
+            name: collectives.gather_rows(self.group, torch.cat(parts)).mean() for name, parts in more.items()
+        }
+        return values | {name: float(mean) for name, mean in means.items()}
 
     def _count(self, dataset: Dataset) -> tuple[Counts, Counts]:
         """Letters and k-mers of the whole dataset, the same on every rank."""

@@ -1,47 +1,99 @@
-"""Distillation: the student's prototypes against the teacher's, for summary positions (DINO) and for letters
-(iBOT).
+"""Distillation of summaries (DINO), the loss ``distill``: the student's prototypes against the teacher's.
 
-Shapes: S student readings (global and local crops), N places, K prototypes.
+Shapes: S student readings (the view, then each local crop), B rows, P summaries, K prototypes.
 """
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.losses.reduction import over_total
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """S student readings, each against the same teacher reading, at N places; K prototypes."""
-
-    student_SNK: Tensor  # cosines
-    teacher_NK: Tensor  # probabilities, no gradient
-    weight_N: Tensor | None  # 0 where a place does not count; None: 1
-    temperature: float  # of the student
-    total: float  # sum of the weights of the global batch: places and readings, all views
-
-
-def distillation(distilled: Distilled) -> Tensor:
-    """Cross-entropy of the student against the teacher's probabilities: this micro-batch's share of the
-    global mean.
-
-    fp32. Without a place that counts 0, with a gradient of 0.
-    Caron et al. 2021 (DINO); at masked letters, Zhou et al. 2022 (iBOT).
-    Naive: sum(-w[n] · t[n] · log softmax(s[r, n] / τ) for every r, n) / total
-    """
-    assert not distilled.teacher_NK.requires_grad, "the teacher's probabilities carry no gradient"
-    log_student_SNK = F.log_softmax(distilled.student_SNK.float() / distilled.temperature, dim=-1)
-    loss_SN = -(distilled.teacher_NK.float() * log_student_SNK).sum(-1)
-    if distilled.weight_N is not None:
-        loss_SN = loss_SN * distilled.weight_N.float()
-    return over_total(loss_SN.sum(), distilled.total)
+from configs.numbers import Weight
+from trainer.losses.prototypes import (
+    Distilled,
+    PrototypeConfig,
+    PrototypeHead,
+    PrototypeLoss,
+    PrototypeOutput,
+    TeacherTargets,
+    distillation,
+)
+from trainer.losses.term import Place, RankBatch, StepShape
+from trainer.models.network import Network, Outputs, Reading
 
 
-def centred_probabilities(teacher_NK: Tensor, centre_K: Tensor | None, temperature: float) -> Tensor:
-    """softmax((teacher - centre) / temperature) over K, in fp32 (Caron et al. 2021); no centre is a centre of
-    0."""
-    centred = teacher_NK.float() if centre_K is None else teacher_NK.float() - centre_K.float()
-    return torch.softmax(centred / temperature, dim=-1)
+class DinoConfig(PrototypeConfig):
+    weight: Weight = 1.0
+
+
+class SummaryHead(PrototypeHead):
+    """Prototypes of the summaries, [B, P, ...]."""
+
+    def forward(self, reading: Reading, request: bool | None = None) -> PrototypeOutput:
+        """``request``: bottleneck and prototypes in place of their cosines."""
+        return self.outputs(reading.summary_BPD, split=bool(request))
+
+
+class Dino(PrototypeLoss[DinoConfig]):
+    """Caron et al. 2021."""
+
+    name = "distill"
+    Config = DinoConfig
+    reads_crops = True
+    metrics = {
+        "entropy": "teacher_entropy",
+        "kl": "kl",
+        "usage": "prototype_usage",
+        "chosen": "prototypes_chosen",
+    }
+    rows_called, guard_prefix, max_kl = "samples", "", 0.1
+
+    def head(self, hidden_size: int) -> nn.Module:
+        return SummaryHead(hidden_size, **self.head_sizes)
+
+    def head_vectors(self, shape: StepShape) -> tuple[float, float]:
+        return shape.summaries * (shape.views + shape.crops), shape.summaries * shape.views
+
+    def positions(self, network: Network) -> int:
+        return network.backbone.summaries
+
+    def teacher_request(self, extra: None, direction: int) -> bool:
+        return self.split
+
+    def teacher_rows(self, outputs: Outputs) -> PrototypeOutput:
+        said: PrototypeOutput = outputs.heads[self.name]
+        return said
+
+    def valid(self, batch: RankBatch) -> None:
+        return None  # every row counts
+
+    def value(self, outputs: Outputs, place: Place, context: TeacherTargets) -> Tensor:
+        cosines_SNK = _student_readings(outputs, self.name)
+        readings, places, _ = cosines_SNK.shape
+        of_a_row = readings * places // len(outputs.pooled_BD)
+        return distillation(
+            Distilled(
+                cosines_SNK,
+                context.probabilities(place.micro_batch, place.direction).flatten(0, 1),
+                None,
+                self.config.student_temperature,
+                context.samples * of_a_row,
+            )
+        )
+
+    def student_of(
+        self, outputs: Outputs, count: int, place: Place, context: TeacherTargets
+    ) -> tuple[Tensor, Tensor]:
+        cosines_BPK: Tensor = outputs.heads[self.name].cosines[:count]
+        return context.probabilities(place.micro_batch, 0)[:count], cosines_BPK
+
+    @torch.no_grad()
+    def held_out(self, outputs: Outputs, state: Tensor | None) -> dict[str, Tensor]:
+        return self.teacher_entropy(outputs.heads[self.name].cosines, state)
+
+
+def _student_readings(outputs: Outputs, name: str) -> Tensor:
+    """[S, B·P, K]: cosines of the view's summaries, then of each crop's of the same rows."""
+    view_SBPK = outputs.heads[name].cosines[None]
+    if name in outputs.crops:
+        crops_XPK = outputs.crops[name].cosines
+        view_SBPK = torch.cat([view_SBPK, crops_XPK.unflatten(0, (-1, view_SBPK.shape[1]))])
+    return view_SBPK.flatten(1, 2)

@@ -3,6 +3,7 @@
 Shapes: B rows of this rank, G of all ranks, D features.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.losses.reduction import among_all, as_share, full_precision
+from trainer.losses.term import LossConfig, LossTerm, RankBatch, compares_rows
+from trainer.models.network import Outputs
+from trainer.views.config import Views
+
+
+class KoleoConfig(LossConfig):
+    """Spreads the student's pooled embeddings evenly."""
+
+    def faults(self, views: Views, *, global_batch: int) -> list[str]:
+        return compares_rows("koleo", global_batch)
+
+
+class Koleo(LossTerm[KoleoConfig, None]):
+    """Each view by itself: the other view of a sample is no neighbour."""
+
+    name = "koleo"
+    Config = KoleoConfig
+    reads_teacher = False
+    coupled = True
+
+    def features(self, outputs: Outputs) -> tuple[Tensor]:
+        return (outputs.pooled_BD,)
+
+    def coupled_payload(self, features: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        return {f"pooled {d}": pooled_AD for d, (pooled_AD,) in enumerate(features)}
+
+    def coupled_value(
+        self,
+        features: Sequence[tuple[Tensor, ...]],
+        batch: RankBatch,
+        gathered: Mapping[str, Tensor],
+        context: None,
+    ) -> Tensor:
+        values = []
+        for d, (pooled_AD,) in enumerate(features):
+            all_GD = gathered[f"pooled {d}"].flatten(0, 1)
+            values.append(
+                koleo(Spread(pooled_AD, all_GD, batch.group.rank * len(pooled_AD), batch.group.size))
+            )
+        return torch.stack(values).sum() / len(values)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,79 @@
-"""Masked nucleotide prediction.
+"""Masked nucleotide prediction: the loss ``mlm``.
 
 Shapes: B rows, L letters, V nucleotides, N scored letters.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from configs.numbers import Fraction, Weight
+from data_prep import alphabet
+from trainer.data.windows import Windows
 from trainer.losses.reduction import over_total
+from trainer.losses.term import STUDENT_FLOPS, LossConfig, LossTerm, Place, RankBatch, StepShape
+from trainer.models.network import Outputs
+from trainer.views.alignment import letter_weights
+from trainer.views.view_batch import ViewBatch
+
+
+class MaskedLmConfig(LossConfig):
+    """``soft_weight``: what a letter counts that is soft-masked (lower case, a repeat) in the reference."""
+
+    weight: Weight = 1.0
+    soft_weight: Fraction = 1.0
+
+    @property
+    def needs_soft_mask(self) -> bool:
+        return self.soft_weight != 1
+
+
+@dataclass(frozen=True)
+class ScoredLetters:
+    """Of a step: its views and the weights of their letters, by micro-batch and direction; what they sum to."""
+
+    views: list[ViewBatch]
+    weights: list[list[Tensor | None]]  # [B, L], None: 1
+    total: float
+
+
+class MaskedLm(LossTerm[MaskedLmConfig, ScoredLetters]):
+    """The nucleotide head belongs to the encoder and is the network's own; so this loss needs no head."""
+
+    name = "mlm"
+    Config = MaskedLmConfig
+    reads_teacher = False
+
+    def product_flops(self, shape: StepShape) -> float:
+        return STUDENT_FLOPS * alphabet.BASES * shape.hidden_size * shape.views * shape.length
+
+    def prepare(self, windows: Windows, views: ViewBatch) -> list[Tensor | None]:
+        if not self.config.needs_soft_mask:
+            return [None] * len(views.pairs)
+        soft = self.config.soft_weight
+        return [letter_weights(pair.student, windows, soft_weight=soft) for pair in views.pairs]
+
+    def payload(self, batch: RankBatch) -> dict[str, Tensor]:
+        weights = [
+            pair.masked.target_BL.sum() if weight_BL is None else weight_BL[pair.masked.target_BL].sum()
+            for views, extra in zip(batch.views, batch.extras, strict=True)
+            for pair, weight_BL in zip(views.pairs, extra, strict=True)
+        ]
+        return {"letters": torch.stack(weights).double().sum()}
+
+    def receive(self, batch: RankBatch, gathered: Mapping[str, Tensor]) -> ScoredLetters:
+        return ScoredLetters(list(batch.views), list(batch.extras), float(gathered["letters"].sum()))
+
+    def value(self, outputs: Outputs, place: Place, context: ScoredLetters) -> Tensor:
+        masked = context.views[place.micro_batch].pairs[place.direction].masked
+        weight_BL = context.weights[place.micro_batch][place.direction]
+        assert outputs.logits_BLV is not None, "the student gives logits"
+        return masked_nucleotides(
+            Scored(outputs.logits_BLV, masked.labels_BL, masked.target_BL, weight_BL, context.total)
+        )
 
 
 @dataclass(frozen=True)

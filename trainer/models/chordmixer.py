@@ -8,86 +8,72 @@ positions, then letters. Padding lies outside the circle, so no logit depends on
 Shapes: B rows, L letters, P summary positions, T = P + L, D = G·C channels in G groups.
 """
 
-import hashlib
-import json
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from configs.numbers import Positive
 from data_prep import alphabet
+from trainer.models.backbone import Backbone, BackboneConfig, Hidden
 
 Norm = Literal["none", "layer", "rms"]
 _NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
-class ChordMixer(nn.Module):
-    """Backbone: codes uint8 [B, L] -> float [B, T, D], the P summary positions first."""
+class ChordMixerConfig(BackboneConfig):
+    """``num_groups`` of ``group_channels`` channels each; ``num_summary`` positions stand before the letters."""
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_groups: int,
-        group_channels: int,
-        intermediate_size: int,
-        num_summary: int,
-        norm: Norm,
-        activation_checkpointing: bool = False,
-    ) -> None:
-        super().__init__()
-        self.shifts = [0] + [1 << i for i in range(num_groups - 1)]
-        self.group_channels = group_channels
-        self.hidden_size = num_groups * group_channels
-        self.num_summary = num_summary
-        self.activation_checkpointing = activation_checkpointing
+    name: str = "findna"
+    num_layers: Positive = 40
+    num_groups: Positive = 11
+    group_channels: Positive = 28
+    intermediate_size: Positive = 512
+    num_summary: Positive = 10
+    norm: Norm = "none"
+
+    EXPORT_KEYS = {"num_layers": "num_hidden_layers", "num_summary": "num_summary_tokens"}
+
+
+class ChordMixer(Backbone):
+    Config = ChordMixerConfig
+
+    def __init__(self, config: ChordMixerConfig, *, activation_checkpointing: bool = False) -> None:
+        super().__init__(config, activation_checkpointing=activation_checkpointing)
+        self.shifts = [0] + [1 << i for i in range(config.num_groups - 1)]
+        self.group_channels = config.group_channels
+        self.hidden_size = config.num_groups * config.group_channels
+        self.summaries = config.num_summary
         self.input = nn.Linear(alphabet.SIZE, self.hidden_size)
         self.layers = nn.ModuleList(
-            MixerMLP(self.hidden_size, intermediate_size, norm=norm) for _ in range(num_layers)
+            MixerMLP(self.hidden_size, config.intermediate_size, norm=config.norm)
+            for _ in range(config.num_layers)
         )
-        self.config: dict[str, Any] = {
-            "num_hidden_layers": num_layers,
-            "num_groups": num_groups,
-            "group_channels": group_channels,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": intermediate_size,
-            "num_summary_tokens": num_summary,
-            "norm": norm,
-            "hidden_act": "gelu",
-        }
 
     def wiring(self) -> dict[str, Any]:
-        """What decides which position feeds which: weights mean nothing under another wiring. No length in
-        it."""
         return {
             "mixer": "x + roll(mlp(norm(x)), -shift)",
             "shifts": self.shifts,
             "group_channels": self.group_channels,
-            "summary": ["first", self.num_summary],
+            "summary": ["first", self.summaries],
             "alphabet": "A C G T N MASK CLS PAD",
         }
 
-    def wiring_sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.wiring(), sort_keys=True).encode()).hexdigest()
+    def export_config(self) -> dict[str, Any]:
+        return super().export_config() | {"hidden_act": "gelu"}
 
     def forward(
         self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
-    ) -> Tensor:
-        """Hidden states [B, T, D] of ``codes_BL`` uint8.
-
-        Args:
-            length_B: letters of each row, those behind are padding; None says that every row is full.
-            noise_BLC: float [B, L, 4] added to the A, C, G, T input channels of the letters.
-        """
+    ) -> Hidden:
         rows, length = codes_BL.shape
-        summary_BP = codes_BL.new_full((rows, self.num_summary), alphabet.CLS)
+        summary_BP = codes_BL.new_full((rows, self.summaries), alphabet.CLS)
         onehot_BTV = nn.functional.one_hot(torch.cat([summary_BP, codes_BL], 1).long(), alphabet.SIZE)
         x_BTV = onehot_BTV.to(self.input.weight.dtype)
         if noise_BLC is not None:
-            x_BTV[:, self.num_summary :, : alphabet.BASES] += noise_BLC.to(x_BTV.dtype)
+            x_BTV[:, self.summaries :, : alphabet.BASES] += noise_BLC.to(x_BTV.dtype)
         index_BTG = None
         if length_B is not None:
-            index_BTG = self._roll_index(length_B + self.num_summary, length + self.num_summary)
+            index_BTG = self._roll_index(length_B + self.summaries, length + self.summaries)
         x_BTD = self.input(x_BTV)
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -96,7 +82,7 @@ class ChordMixer(nn.Module):
                 )
             else:
                 x_BTD = self._mix(layer, x_BTD, index_BTG)
-        return x_BTD
+        return Hidden(*x_BTD.split([self.summaries, length], dim=1))
 
     def _mix(self, layer: nn.Module, x_BTD: Tensor, index_BTG: Tensor | None) -> Tensor:
         update_BTD = layer(x_BTD)

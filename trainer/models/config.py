@@ -1,25 +1,23 @@
-"""The config section ``model``."""
+"""The config section ``model``: the backbone's own, chosen by ``name``."""
 
-from pydantic import field_validator
+from typing import Annotated
 
-from configs import Section
-from configs.numbers import Positive
+from configs.registry import Chosen
 from trainer.models import MODELS
-from trainer.models.chordmixer import Norm
+from trainer.models.backbone import Backbone, BackboneConfig
+
+DEFAULT = "findna"
+
+Model = Annotated[
+    BackboneConfig,
+    Chosen(lambda: {name: kind.Config for name, kind in MODELS.items()}, default=DEFAULT),
+]
 
 
-class Model(Section):
-    name: str = "findna"
-    num_layers: Positive = 40
-    num_groups: Positive = 11
-    group_channels: Positive = 28
-    intermediate_size: Positive = 512
-    num_summary: Positive = 10
-    norm: Norm = "none"
+def default_model() -> BackboneConfig:
+    return MODELS[DEFAULT].Config.model_validate({})
 
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in MODELS:
-            raise ValueError(f"must be one of {', '.join(sorted(MODELS))}")
-        return name
+
+def build_backbone(config: BackboneConfig, *, activation_checkpointing: bool = False) -> Backbone:
+    """The backbone of a ``model`` section, randomly initialised from torch's generator."""
+    return MODELS[config.name](config, activation_checkpointing=activation_checkpointing)

@@ -1,73 +1,74 @@
-"""What reads the backbone's hidden states, and the network that puts backbone and heads together.
+"""The network: a backbone, the nucleotide head, and the projection heads of the losses in use.
 
-Shapes: B rows, X rows of crops, L letters, N of them, P summary positions, D hidden, C bottleneck, K
-prototypes, E embedding.
+Shapes: B rows, X rows of crops, L letters, P summaries, V nucleotides, D hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data_prep import alphabet
-from trainer.models.heads import Assigned, EmbeddingHead
+from trainer.models.backbone import Backbone
+
+
+class Reading(NamedTuple):
+    """What a head may read of B rows."""
+
+    summary_BPD: Tensor
+    letters_BLD: Tensor
+    pooled_BD: Tensor  # fp32, mean over the letters
 
 
 class Outputs(NamedTuple):
-    """What a network says of one view; a head that was not built, or not asked, leaves None.
+    """What a network gives for B rows.
 
-    Tuples, because DeepSpeed hooks its backward to the tensors that it finds in tuples, lists and dicts only.
+    Tuples and dicts, because DeepSpeed hooks its backward to the tensors that it finds in tuples, lists and
+    dicts only.
     """
 
-    logits_BLV: Tensor | None  # fp32, 4 nucleotides
-    summary: Assigned | None  # [B, P, K]
-    patches: Assigned | None  # [B, N, K], of the letters asked for
-    crops_XPK: Tensor | None  # fp32 cosines of the crops' summaries
-    embedding_BE: Tensor | None  # fp32 unit vectors
-    expanded_BE: Tensor | None  # fp32
-    scale: Tensor | None  # fp32 0-d, of the contrastive loss
+    logits_BLV: Tensor | None  # fp32, 4 nucleotides; None: not asked for
     pooled_BD: Tensor  # fp32, mean over the letters
+    heads: dict[str, Any] = {}  # by loss; tensors in tuples, [B, ...] or 0-d
+    crops: dict[str, Any] = {}  # the same of the crops, [X, ...]
 
     @property
     def embedding(self) -> Tensor:
-        """The contrastive embedding where there is one, else the pooled hidden states."""
-        return self.pooled_BD if self.embedding_BE is None else self.embedding_BE
+        """[B, E]: the embedding of the first head that gives one, else the pooled hidden states."""
+        for output in self.heads.values():
+            if hasattr(output, "embedding_BE"):
+                embedding_BE: Tensor = output.embedding_BE
+                return embedding_BE
+        return self.pooled_BD
 
     def chunk(self, parts: int) -> "list[Outputs]":
-        """The outputs of equal parts of the rows; ``crops_XPK`` and ``scale`` are everybody's."""
-
-        def pieces(tensor: Tensor | None) -> Sequence[Tensor | None]:
-            return [None] * parts if tensor is None else tensor.chunk(parts)
-
-        def assigned(given: Assigned | None) -> Sequence[Assigned | None]:
-            return [None] * parts if given is None else [Assigned(part) for part in pieces(given.cosines)]
-
-        columns = (
-            pieces(self.logits_BLV),
-            assigned(self.summary),
-            assigned(self.patches),
-            [self.crops_XPK] * parts,
-            pieces(self.embedding_BE),
-            pieces(self.expanded_BE),
-            [self.scale] * parts,
-            self.pooled_BD.chunk(parts),
-        )
-        return [Outputs(*part) for part in zip(*columns, strict=True)]
+        """The outputs of equal parts of the rows; 0-d tensors and ``crops`` are everybody's."""
+        return [
+            Outputs(
+                _part(self.logits_BLV, parts, i),
+                _part(self.pooled_BD, parts, i),
+                _part(self.heads, parts, i),
+                self.crops,
+            )
+            for i in range(parts)
+        ]
 
 
 class Network(nn.Module):
-    """Backbone, nucleotide head, and the projection heads that the losses in use need, by the loss's name."""
+    """Backbone, nucleotide head, and ``heads`` by the loss's name, each called with (Reading, request)."""
 
-    def __init__(self, backbone: Any, *, heads: dict[str, nn.Module]) -> None:
+    def __init__(self, backbone: Backbone, *, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.backbone = backbone
         self.nucleotide = nn.Linear(backbone.hidden_size, alphabet.BASES)
         self.heads = nn.ModuleDict(heads)
-        contrastive = heads.get("contrastive")
-        self.embedding_size: int = backbone.hidden_size  # of Outputs.embedding
-        if isinstance(contrastive, EmbeddingHead):
-            self.embedding_size = contrastive.embedding_size
+
+    @property
+    def embedding_size(self) -> int:
+        """E of ``Outputs.embedding``."""
+        sizes = (getattr(head, "embedding_size", None) for head in self.heads.values())
+        return next((size for size in sizes if size is not None), self.backbone.hidden_size)
 
     def forward(
         self,
@@ -76,43 +77,41 @@ class Network(nn.Module):
         length_B: Tensor | None = None,
         noise_BLC: Tensor | None = None,
         nucleotides: bool = True,
-        letters_BN: Tensor | None = None,
-        crops_XL: Tensor | None = None,
-        crop_length_X: Tensor | None = None,
-        split: tuple[bool, bool] = (False, False),
+        requests: Mapping[str, Any] | None = None,
+        crops: "Crops | None" = None,
     ) -> Outputs:
-        """All heads' outputs for ``codes_BL`` uint8; ``length_B`` and ``noise_BLC`` as the backbone's.
+        """Outputs for ``codes_BL`` uint8; ``length_B`` and ``noise_BLC`` as the backbone's.
 
         Args:
             nucleotides: whether logits are wanted.
-            letters_BN: int64, the letters of each row that the patch head reads.
-            crops_XL: uint8, shorter rows of which only the summaries are read, with ``crop_length_X`` letters
-                each. In the same call, since DeepSpeed allows one forward a backward.
-            split: whether ``summary``, and whether ``patches`` come as bottleneck and prototypes.
+            requests: the heads that are wanted, and what each is asked for; None: all, with no request.
+            crops: shorter rows. In the same call, since DeepSpeed allows one forward a backward.
         """
-        hidden_BTD = self.backbone(codes_BL, length_B=length_B, noise_BLC=noise_BLC)
-        summary_BPD, letters_BLD = hidden_BTD.split([self.backbone.num_summary, codes_BL.shape[1]], dim=1)
-        pooled_BD = mean_pool(letters_BLD, length_B)
-        heads = self.heads
-        patches = crops_XPK = embedding_BE = scale = None
-        if letters_BN is not None:
-            patch_BND = letters_BLD.gather(1, letters_BN[..., None].expand(-1, -1, letters_BLD.shape[2]))
-            patches = heads["patch"](patch_BND, split=split[1])
-        if crops_XL is not None:
-            crop_XTD = self.backbone(crops_XL, length_B=crop_length_X)
-            crops_XPK = heads["distill"](crop_XTD[:, : self.backbone.num_summary]).cosines
-        if "contrastive" in heads:
-            embedding_BE, scale = heads["contrastive"](pooled_BD.to(hidden_BTD.dtype))
-        return Outputs(
-            logits_BLV=self.nucleotide(letters_BLD).float() if nucleotides else None,
-            summary=heads["distill"](summary_BPD, split=split[0]) if "distill" in heads else None,
-            patches=patches,
-            crops_XPK=crops_XPK,
-            embedding_BE=embedding_BE,
-            expanded_BE=heads["vicreg"](pooled_BD.to(hidden_BTD.dtype)) if "vicreg" in heads else None,
-            scale=scale,
-            pooled_BD=pooled_BD,
-        )
+        reading = self.read(codes_BL, length_B=length_B, noise_BLC=noise_BLC)
+        if requests is None:
+            requests = dict.fromkeys(self.heads)
+        heads = {name: self.heads[name](reading, request) for name, request in requests.items()}
+        of_crops: dict[str, Any] = {}
+        if crops is not None:
+            crop_reading = self.read(crops.codes_XL, length_B=crops.length_X)
+            of_crops = {name: self.heads[name](crop_reading, None) for name in crops.heads}
+        logits_BLV = self.nucleotide(reading.letters_BLD).float() if nucleotides else None
+        return Outputs(logits_BLV, reading.pooled_BD, heads, of_crops)
+
+    def read(
+        self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
+    ) -> Reading:
+        """The hidden states, and their mean over each row's letters."""
+        hidden = self.backbone(codes_BL, length_B=length_B, noise_BLC=noise_BLC)
+        return Reading(hidden.summary_BPD, hidden.letters_BLD, mean_pool(hidden.letters_BLD, length_B))
+
+
+class Crops(NamedTuple):
+    """Local windows, and the heads that read them."""
+
+    codes_XL: Tensor  # uint8
+    length_X: Tensor | None  # letters of each; None: every row is full
+    heads: tuple[str, ...]
 
 
 def mean_pool(letters_BLD: Tensor, length_B: Tensor | None) -> Tensor:
@@ -121,3 +120,15 @@ def mean_pool(letters_BLD: Tensor, length_B: Tensor | None) -> Tensor:
         return letters_BLD.float().mean(1)
     real_BL = torch.arange(letters_BLD.shape[1], device=length_B.device) < length_B[:, None]
     return (letters_BLD.float() * real_BL[..., None]).sum(1) / length_B[:, None]
+
+
+def _part(value: Any, parts: int, i: int) -> Any:
+    """Part ``i`` of the rows of every tensor in ``value``."""
+    if isinstance(value, Tensor):
+        return value.chunk(parts)[i] if value.ndim else value
+    if isinstance(value, dict):
+        return {name: _part(each, parts, i) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return type(value)(*(_part(each, parts, i) for each in value))
+    assert value is None, f"outputs hold tensors, not {type(value).__name__}"
+    return None

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from cluster.storage import store
 from data_prep import alphabet
 from trainer.models import MODELS
-from trainer.models.config import Model
-from trainer.models.heads import EmbeddingHead, ExpanderHead, PrototypeHead
+from trainer.models.config import build_backbone
 from trainer.models.network import Network
 
 FORMAT_VERSION = 1
@@ -34,12 +33,6 @@ class Exported:
 
     uri: str
     sha256: str
-
-
-def build_backbone(model: Model, *, activation_checkpointing: bool = False) -> Any:
-    """The backbone of a ``model`` section, randomly initialised from torch's generator."""
-    sizes = model.model_dump(exclude={"name"})
-    return MODELS[model.name](**sizes, activation_checkpointing=activation_checkpointing)
 
 
 def split_tensors(
@@ -117,8 +110,13 @@ def read_config(uri: str) -> dict[str, Any]:
 
 
 def fresh(config: dict[str, Any]) -> Network:
-    """The same network with new weights from torch's generator, for training from scratch."""
-    return Network(MODELS[config["model_type"]](**_sizes(config)), heads={})
+    """The same network with new weights from torch's generator, for training from scratch.
+
+    Raises:
+        KeyError, TypeError, ValueError: the config lacks a size, or has one that cannot be.
+    """
+    section = MODELS[config["model_type"]].Config.from_export(config)
+    return Network(build_backbone(section), heads={})
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -126,52 +124,16 @@ def parameter_count(module: nn.Module) -> int:
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
-def projection_heads(losses: Any, hidden_size: int) -> dict[str, nn.Module]:
-    """The heads that the losses in use need, by the loss's name."""
-    heads: dict[str, nn.Module] = {}
-    for name, d in (("distill", losses.distill), ("patch", losses.patch)):
-        if d.weight:
-            heads[name] = PrototypeHead(
-                hidden_size, mlp_size=d.mlp_size, bottleneck=d.bottleneck, prototypes=d.prototypes
-            )
-    if losses.contrastive.weight:
-        c = losses.contrastive
-        heads["contrastive"] = EmbeddingHead(
-            hidden_size,
-            mlp_size=c.mlp_size,
-            embedding=c.embedding,
-            scale=1 / c.temperature,
-            max_scale=c.max_scale,
-            learnable=c.learnable_scale,
-        )
-    if losses.vicreg.weight:
-        heads["vicreg"] = ExpanderHead(
-            hidden_size, mlp_size=losses.vicreg.mlp_size, embedding=losses.vicreg.embedding
-        )
-    return heads
-
-
 def _hf_config(network: Network) -> dict[str, Any]:
-    name = next(name for name, kind in MODELS.items() if isinstance(network.backbone, kind))
+    backbone = network.backbone
     return {
         "format_version": FORMAT_VERSION,
-        "model_type": name,
-        "architectures": [type(network.backbone).__name__],
+        "model_type": backbone.config.name,
+        "architectures": [type(backbone).__name__],
         "torch_dtype": "float32",
         "vocab_size": alphabet.SIZE,
         "vocab": ["A", "C", "G", "T", "N", "MASK", "CLS", "PAD"],
         "num_labels": alphabet.BASES,
-        "wiring_sha256": network.backbone.wiring_sha256(),
-        **network.backbone.config,
-    }
-
-
-def _sizes(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "num_layers": config["num_hidden_layers"],
-        "num_groups": config["num_groups"],
-        "group_channels": config["group_channels"],
-        "intermediate_size": config["intermediate_size"],
-        "num_summary": config["num_summary_tokens"],
-        "norm": config["norm"],
+        "wiring_sha256": backbone.wiring_sha256(),
+        **backbone.export_config(),
     }

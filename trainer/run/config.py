@@ -11,8 +11,8 @@ from trainer.data.config import Data
 from trainer.distill.config import Health
 from trainer.engine.config import Ema, Train
 from trainer.evaluation.config import Validation
-from trainer.losses.config import Loss
-from trainer.models.config import Model
+from trainer.losses.config import Loss, loss_section
+from trainer.models.config import Model, default_model
 from trainer.run.checkpoint.config import Checkpoint
 from trainer.tracking import names
 from trainer.tracking.config import Track
@@ -32,9 +32,9 @@ class Run(Section):
 class TrainConfig(Section):
     run: Run
     data: Data
-    model: Model = Model()
+    model: Model = Field(default_factory=default_model)
     views: Views = Views()
-    loss: Loss = Loss()
+    loss: Loss = Field(default_factory=loss_section)
     ema: Ema = Ema()
     train: Train
     health: Health = Health()
@@ -44,20 +44,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":
-        faults = self.loss.faults(self.views)
-        shortest = min(part.length for part in self.data.length)
-        if self.views.crops.number and self.views.crops.length >= shortest:
-            faults.append(
-                f"views.crops.length: {self.views.crops.length} must be below data.length {shortest}"
-            )
-        if self.train.global_batch < 2:
-            faults += [
-                f"train.global_batch: {self.train.global_batch} must be at least 2 for loss.{name}, which "
-                f"compares the "
-                f"rows of a batch with each other; or set loss.{name}.weight to 0"
-                for name in ("koleo", "vicreg")
-                if name in self.loss.weights()
-            ]
+        faults = self.loss.faults(self.views, global_batch=self.train.global_batch)
+        faults += self.views.faults(min(part.length for part in self.data.length))
         if faults:
             raise ValueError("\n".join(faults))
         return self

@@ -12,45 +12,34 @@ from typing import Any
 
 from torch import nn
 
-from data_prep import alphabet
-from trainer.distill.step import needs_teacher
+from trainer.losses.term import STUDENT_FLOPS, TEACHER_FLOPS, StepShape
 from trainer.models.network import Network
 from trainer.run.config import TrainConfig
-
-_STUDENT, _TEACHER = 6, 2  # FLOPs a weight and vector
 
 
 def step_flops(config: TrainConfig, network: Network, *, length: int, ranks: int) -> float:
     """FLOPs of one rank's share of a step that reads windows of ``length`` bp."""
-    weights, views, loss = config.loss.weights(), config.views, config.loss
+    terms, views = config.loss.terms(), config.views
     windows = config.train.global_batch / ranks
-    rows = windows * (2 if views.symmetric else 1)
-    crops = windows * views.crops.number
-    summary: int = network.backbone.num_summary
-    teaches = _TEACHER if needs_teacher(config) else 0
+    shape = StepShape(
+        windows=windows,
+        views=windows * (2 if views.symmetric else 1),
+        crops=windows * views.crops.number,
+        length=length,
+        summaries=network.backbone.summaries,
+        hidden_size=network.backbone.hidden_size,
+        global_batch=config.train.global_batch,
+        teacher_flops=TEACHER_FLOPS if any(term.reads_teacher for term in terms) else 0,
+    )
     backbone = _weights(network.backbone)
-    total = backbone * (_STUDENT + teaches) * rows * (summary + length)
-    total += backbone * _STUDENT * crops * (summary + views.crops.length)
-    if "mlm" in weights:
-        total += _STUDENT * alphabet.BASES * network.backbone.hidden_size * rows * length
-    # A head's weights are applied to so many vectors of the student, and of the teacher.
-    vectors = {
-        "distill": (summary * (rows + crops), summary * rows),
-        "patch": (loss.patch.pairs * rows, loss.patch.pairs * rows),
-        "contrastive": (rows, rows if loss.contrastive.keys == "teacher" else 0),
-        "vicreg": (rows, 0),
-    }
-    for name, head in network.heads.items():
-        students, teachers = vectors[name]
-        total += _weights(head) * (_STUDENT * students + teaches * teachers)
-    if "contrastive" in weights:
-        products = config.train.global_batch * loss.contrastive.embedding  # of one query with all keys
-        if loss.contrastive.keys == "teacher":
-            total += 4 * rows * products  # logits, and the queries' gradients
-        else:
-            total += (
-                6 * windows * products
-            )  # one matrix of logits serves both directions; both views have gradients
+    total = backbone * (STUDENT_FLOPS + shape.teacher_flops) * shape.views * (shape.summaries + length)
+    total += backbone * STUDENT_FLOPS * shape.crops * (shape.summaries + views.crops.length)
+    for term in terms:
+        if term.name in network.heads:
+            students, teachers = term.head_vectors(shape)
+            flops_a_weight = STUDENT_FLOPS * students + shape.teacher_flops * teachers
+            total += _weights(network.heads[term.name]) * flops_a_weight
+        total += term.product_flops(shape)
     return float(total)
 
 

@@ -19,11 +19,13 @@ from trainer.core.console import Progress, say
 from trainer.data.dataset import open_datasets
 from trainer.data.loader import Reader, open_reader
 from trainer.data.sampling import SamplingPlan
-from trainer.distill.step import train_step
+from trainer.distill.step import Method, held_out_readings, train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator
+from trainer.losses.config import projection_heads
 from trainer.models import pretrained
+from trainer.models.config import build_backbone
 from trainer.models.network import Network
 from trainer.run import run_status
 from trainer.run.artifacts import Record, export_to_run_dir
@@ -136,10 +138,8 @@ def sampling_plan(config: TrainConfig) -> SamplingPlan:
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
     """Student under DeepSpeed and its teacher; the same weights for the same seed on any number of ranks."""
     torch.manual_seed(config.run.seed)
-    backbone = pretrained.build_backbone(
-        config.model, activation_checkpointing=config.train.activation_checkpointing
-    )
-    network = Network(backbone, heads=pretrained.projection_heads(config.loss, backbone.hidden_size))
+    backbone = build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
+    network = Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
     engine = Engine(
         network,
         device=device,
@@ -174,6 +174,7 @@ def _train(
     flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
     progress = Progress(last, done=state.step, shown=run is not None, bp_left=config.bp(state.step, last))
     batches = reader.batches(state.step, last)
+    method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
     if stops:
         stops.between_steps()
     while state.step < last:
@@ -187,11 +188,10 @@ def _train(
             engine,
             state.teacher,
             micro_batches,
-            config=config,
-            centres=state.centres,
-            group=group,
+            method=method,
+            states=state.centres,
             measure=_due(state.step + 1, config.health.every),
-            told=lambda: stops.code if stops else 0,
+            stop_code=lambda: stops.code if stops else 0,
         )
         metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
         if state.skipped_blocks is not None:
@@ -288,7 +288,7 @@ def _validate(
     teacher = state.teacher.module
     with heart.inside("validation", phase=True):
         metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
-        metrics |= validator.health(teacher, state.centres.get("distill"))
+        metrics |= validator.health(teacher, held_out_readings(config.loss.terms(), state.centres))
     if run:
         run.log(metrics, step=state.step)
         accuracy = metrics["val/mlm_accuracy"]

@@ -14,10 +14,11 @@ from cluster.storage import store
 from trainer.core import collectives, schedules
 from trainer.core.collectives import Group
 from trainer.distill import representation_metrics
-from trainer.distill.collapse_guard import CollapseGuard
+from trainer.distill.collapse_guard import CollapseGuard, PrototypeWatch
 from trainer.distill.step import StepResult
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
+from trainer.losses.prototypes import PrototypeLoss
 from trainer.models.network import Network
 from trainer.run.config import TrainConfig
 
@@ -69,14 +70,11 @@ class State:
 
 def first_state(config: TrainConfig, teacher: ShardedEMA[Network], *, device: torch.device) -> State:
     """The state before the first step."""
-    heads = {"distill": (config.loss.distill, config.model.num_summary), "patch": (config.loss.patch, 1)}
-    centres = {
-        name: torch.zeros(positions, head.prototypes, device=device)
-        for name, (head, positions) in heads.items()
-        if head.weight and head.balance == "centring"
-    }
-    prototypes, patch = (head.prototypes if head.weight else None for head, _ in heads.values())
-    guard = CollapseGuard(prototypes=prototypes, patch_prototypes=patch, patience=config.health.patience)
+    terms = config.loss.terms()
+    first = {term.name: term.first_state(teacher.module, device) for term in terms}
+    centres = {name: centre for name, centre in first.items() if centre is not None}
+    watches = [PrototypeWatch.of(term) for term in terms if isinstance(term, PrototypeLoss)]
+    guard = CollapseGuard(watches, patience=config.health.patience)
     blocks = SkippedBlocks() if config.data.on_corrupt == "skip" else None
     return State(0, teacher, centres, guard, skipped_blocks=blocks)
 
@@ -110,9 +108,7 @@ def apply(
         total_samples=config.schedule_steps * config.train.global_batch,
     )
     state.teacher.update(momentum)
-    for name, centre_PK in result.centres.items():
-        kept = getattr(config.loss, name).centre_momentum
-        state.centres[name] = state.centres[name].lerp(centre_PK, 1 - kept)
+    state.centres |= result.states
     state.skipped_ids.clear()
     losses = {f"loss/{name}": value for name, value in result.losses.items()}
     return losses | {"lr": rate, "ema/momentum": momentum, "grad_norm": norm}

@@ -64,3 +64,14 @@ class Views(Section):
         """bp on either side of a window that its views can reach into."""
         crops = self.crops.operations if self.crops.number else {}
         return flank_for(self.student.operations, self.teacher.operations, crops)
+
+    def faults(self, shortest: int) -> list[str]:
+        """What does not fit windows of ``shortest`` bp, or is never used: a line each, with the key."""
+        found = [
+            f"views.{name}.noise: only the student's whole windows are noisy; set views.student.noise"
+            for name in ("teacher", "crops")
+            if getattr(self, name).noise
+        ]
+        if self.crops.number and self.crops.length >= shortest:
+            found.append(f"views.crops.length: {self.crops.length} must be below data.length {shortest}")
+        return found

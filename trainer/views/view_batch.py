@@ -1,6 +1,6 @@
-"""What a step shows: for every window the student's masked view, the teacher's view, and local crops.
+"""What a step reads: for every window the student's masked view, the teacher's view, and local crops.
 
-Shapes: B rows of a micro-batch, X rows of its crops (crop by crop), L letters, N pairs of letters.
+Shapes: B rows of a micro-batch, X rows of its crops (crop by crop), L letters.
 """
 
 from dataclasses import dataclass
@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.data.locus import Loci, loci
 from trainer.data.windows import Windows
-from trainer.losses.config import Loss
-from trainer.views.alignment import Aligned, align, letter_weights
 from trainer.views.config import ViewConfig, Views
 from trainer.views.crops import local_windows
 from trainer.views.masking import Masked, input_noise, mask
@@ -19,41 +16,40 @@ from trainer.views.view import View, make_view
 
 
 @dataclass(frozen=True)
-class Pair:
+class ViewPair:
     """One direction: the student's masked view with its noise, and the teacher's view of the same rows."""
 
+    name: str  # of the stream that the mask is drawn from, for whatever else is drawn for this direction
     student: View
     masked: Masked
     noise_BLC: Tensor | None
     teacher: View
-    weight_BL: Tensor | None  # of each letter in the masked loss; None: 1
-    aligned: Aligned | None  # letters for the patch loss
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One micro-batch: a pair for each direction, all crops of its rows one after the other, and where the
-    rows lie."""
+class ViewBatch:
+    """One micro-batch: a pair for each direction, and all crops of its rows one after the other."""
 
-    pairs: list[Pair]
+    pairs: list[ViewPair]
     crops_XL: Tensor | None
     crop_length_X: Tensor | None  # None where no crop has padding
-    loci: Loci | None
+
+    @property
+    def rows(self) -> int:
+        """B, of one direction."""
+        return len(self.pairs[0].masked.codes_BL)
 
 
-def show(windows: Windows, views: Views, loss: Loss) -> Shown:
-    """The views of ``windows`` that the losses in use need."""
+def make_view_batch(windows: Windows, views: Views) -> ViewBatch:
     crops_XL, crop_length_X = _crops(windows, views)
-    wanted = loss.contrastive.weight and loss.contrastive.mask_same_place
-    return Shown(make_pairs(windows, views, loss), crops_XL, crop_length_X, loci(windows) if wanted else None)
+    return ViewBatch(make_view_pairs(windows, views), crops_XL, crop_length_X)
 
 
-def make_pairs(windows: Windows, views: Views, loss: Loss | None = None) -> list[Pair]:
-    """One pair, or with ``symmetric`` two, in which the networks change views; with what ``loss`` asks of
-    letters."""
+def make_view_pairs(windows: Windows, views: Views) -> list[ViewPair]:
+    """One pair, or with ``symmetric`` two, in which the networks change views."""
     first, second = (_view(windows, "student", views.student), _view(windows, "teacher", views.teacher))
 
-    def pair(student: View, teacher: View, name: str) -> Pair:
+    def pair(student: View, teacher: View, name: str) -> ViewPair:
         std, masking = views.student.noise, views.masking
         masked = mask(
             student,
@@ -63,19 +59,8 @@ def make_pairs(windows: Windows, views: Views, loss: Loss | None = None) -> list
             mask_share=masking.mask_share,
             random_share=masking.random_share,
         )
-        weight_BL = aligned = None
-        if loss and loss.needs_soft_mask:
-            weight_BL = letter_weights(student, windows, soft_weight=loss.mlm.soft_weight)
-        if loss and loss.patch.weight:
-            aligned = align(student, masked, teacher, windows, name=name, pairs=loss.patch.pairs)
-        return Pair(
-            student,
-            masked,
-            input_noise(student, windows, name=name, std=std) if std else None,
-            teacher,
-            weight_BL,
-            aligned,
-        )
+        noise_BLC = input_noise(student, windows, name=name, std=std) if std else None
+        return ViewPair(name, student, masked, noise_BLC, teacher)
 
     pairs = [pair(first, second, "student")]
     if views.symmetric:
@@ -107,9 +92,9 @@ def _crops(windows: Windows, views: Views) -> tuple[Tensor | None, Tensor | None
     names = [f"crop {number}" for number in range(views.crops.number)]
     if not names:
         return None, None
-    shown = [
+    views_of_crops = [
         _view(local_windows(windows, name=name, length=views.crops.length), name, views.crops)
         for name in names
     ]
-    crops_XL = torch.cat([view.codes_BL for view in shown])
-    return crops_XL, ragged(torch.cat([view.length_B for view in shown]), crops_XL)
+    crops_XL = torch.cat([view.codes_BL for view in views_of_crops])
+    return crops_XL, ragged(torch.cat([view.length_B for view in views_of_crops]), crops_XL)

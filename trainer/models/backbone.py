@@ -1,0 +1,80 @@
+"""What every backbone is: letters in, one vector for each letter and some for the whole row out.
+
+Shapes: B rows, L letters, P summaries, D hidden.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from configs.section import Section
+
+
+class BackboneConfig(Section):
+    """The part of every ``model`` section. ``name`` is a key of MODELS and the export's ``model_type``."""
+
+    name: str
+
+    # Field -> key of config.json, where Hugging Face calls it otherwise.
+    EXPORT_KEYS: ClassVar[Mapping[str, str]] = {}
+
+    def exported(self) -> dict[str, Any]:
+        """Its sizes as config.json has them."""
+        sizes = self.model_dump(mode="json", exclude={"name"})
+        return {self.EXPORT_KEYS.get(field, field): value for field, value in sizes.items()}
+
+    @classmethod
+    def from_export(cls, config: Mapping[str, Any]) -> "BackboneConfig":
+        """The section of an export's config.json. KeyError: a size is missing there."""
+        fields = [field for field in cls.model_fields if field != "name"]
+        sizes = {field: config[cls.EXPORT_KEYS.get(field, field)] for field in fields}
+        return cls(name=config["model_type"], **sizes)
+
+
+class Hidden(NamedTuple):
+    """Hidden states: of the whole row (at least one vector), and of each letter."""
+
+    summary_BPD: Tensor
+    letters_BLD: Tensor
+
+
+class Backbone(nn.Module):
+    """Codes uint8 [B, L] -> Hidden. A subclass sets ``hidden_size`` and ``summaries`` (P)."""
+
+    Config: ClassVar[type[BackboneConfig]]
+    hidden_size: int
+    summaries: int = 1
+
+    def __init__(self, config: Any, *, activation_checkpointing: bool = False) -> None:
+        """``config``: a ``Config``; ``activation_checkpointing``: hidden states are computed again in the
+        backward."""
+        super().__init__()
+        self.config, self.activation_checkpointing = config, activation_checkpointing
+
+    def forward(
+        self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
+    ) -> Hidden:
+        """Hidden states of ``codes_BL`` uint8.
+
+        Args:
+            length_B: letters of each row, those behind are padding, on which nothing may depend; None says
+                that every row is full.
+            noise_BLC: float [B, L, 4] added to the A, C, G, T input channels of the letters.
+        """
+        raise NotImplementedError
+
+    def wiring(self) -> dict[str, Any]:
+        """What decides which position feeds which: weights mean nothing under another wiring. No length in
+        it."""
+        raise NotImplementedError
+
+    def wiring_sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.wiring(), sort_keys=True).encode()).hexdigest()
+
+    def export_config(self) -> dict[str, Any]:
+        """What config.json says of it."""
+        sizes: dict[str, Any] = self.config.exported()
+        return sizes | {"hidden_size": self.hidden_size}

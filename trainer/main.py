@@ -25,7 +25,7 @@ from cluster.process import exits, host, world  # noqa: E402
 from cluster.process.heartbeat import heart  # noqa: E402
 from trainer.core import collectives  # noqa: E402
 from trainer.core.collectives import Group  # noqa: E402
-from trainer.engine.engine import init_distributed, leave_distributed  # noqa: E402
+from trainer.engine.process_group import init_distributed, leave_distributed  # noqa: E402
 from trainer.run.config import TrainConfig  # noqa: E402
 from trainer.run.train import train  # noqa: E402
 

@@ -62,7 +62,7 @@ def stretch(
     saver.wait()
     reader.close()
     return {"first": first, "trained": trained, "hashes": hashes, "said": said, "skipped": now.skipped,
-            "applied": engine.saved.applied, "whole": whole(engine, now)}
+            "applied": engine.optimizer_state.applied, "whole": whole(engine, now)}
 
 
 def stretches(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -77,7 +77,7 @@ def whole(engine: Engine, now: train_state.State) -> dict[str, dict[str, Tensor]
         found[kind] = {}
         for flat_group in engine.flat_groups():
             shard = flat_group.empty_shard(engine.group)
-            engine.saved.copy(kind, flat_group, shard)
+            engine.optimizer_state.copy(kind, flat_group, shard)
             flat = collectives.gather_packed(engine.group, {"shard": shard})["shard"].view(-1)
             for name, (offset, shape) in flat_group.slots.items():
                 found[kind][name] = flat[offset : offset + shape.numel()].view(shape).clone()
@@ -88,7 +88,7 @@ def digests(engine: Engine, now: train_state.State) -> dict[str, str]:
     """kind -> sha256 of all its entries in the order of the names; the student's weights and the centres
     beside."""
     found = {kind: sha256(tensors) for kind, tensors in whole(engine, now).items()}
-    if engine.zero_stage < 3:
+    if engine.settings.zero_stage < 3:
         found["weights"] = sha256({name: p.detach().float() for name, p in engine.network.named_parameters()})
     found["centres"] = sha256({name: centre.float() for name, centre in now.centres.items()})
     return found

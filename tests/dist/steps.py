@@ -14,7 +14,8 @@ from trainer.run.config import TrainConfig
 from trainer.data.loader import Reader, open_reader
 from trainer.data.dataset import open_datasets
 from trainer.distill.step import train_step
-from trainer.engine.engine import Engine, init_distributed
+from trainer.engine.engine import Engine
+from trainer.engine.process_group import init_distributed
 from trainer.views.view_batch import make_pairs
 
 

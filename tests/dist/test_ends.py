@@ -15,7 +15,7 @@ from tests.dist.test_collapse import PLANTED
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.run.config import TrainConfig
-from trainer.engine.engine import init_distributed
+from trainer.engine.process_group import init_distributed
 from trainer.run.train import train
 from trainer.tracking.registry import Registry
 

@@ -16,7 +16,7 @@ from trainer.run import train, train_state
 from trainer.core.collectives import Group
 from trainer.run.config import TrainConfig
 from trainer.data.dataset import open_datasets
-from trainer.engine.engine import init_distributed
+from trainer.engine.process_group import init_distributed
 from trainer.evaluation.held_out import Validator
 
 STAGES = (0, 3)

@@ -21,7 +21,7 @@ import configs
 from tests.datasets import markov_sequence, write_dataset
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
-from trainer.engine.engine import init_distributed
+from trainer.engine.process_group import init_distributed
 from trainer.models import pretrained
 from trainer.models.network import Network
 from trainer.run.config import TrainConfig

@@ -76,10 +76,10 @@ class TrainConfig(Section):
 
     def micro_batch(self, world: int) -> int:
         """Rows a rank reads at once; by default its whole share of the global batch."""
-        return self.train.micro_batch or self.train.global_batch // world
+        return self.train.rows_at_once(world)
 
     def accumulation(self, world: int) -> int:
-        return self.train.global_batch // (world * self.micro_batch(world))
+        return self.train.accumulation(world)
 
     def world_faults(self, world: int) -> list[str]:
         """What is wrong with running on ``world`` processes, a line each with the key, the value and what

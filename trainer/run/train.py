@@ -87,7 +87,7 @@ def train(
                     say(f"{uri} has no val split: it is trained on, and left out of validation")
                 if resumed:
                     say(f"going on after step {state.step}, from {resumed.uri}")
-            tags = {"world_size": str(group.size), "zero_stage": str(engine.zero_stage)}
+            tags = {"world_size": str(group.size), "zero_stage": str(engine.settings.zero_stage)}
             with _recorded(
                 group,
                 device,
@@ -140,19 +140,8 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
     torch.manual_seed(config.run.seed)
     backbone = build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
     network = Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
-    engine = Engine(
-        network,
-        device=device,
-        group=group,
-        zero_stage=config.train.zero_stage,
-        precision=config.train.precision,
-        micro_batch=config.micro_batch(group.size),
-        accumulation=config.accumulation(group.size),
-        weight_decay=config.train.weight_decay,
-        betas=config.train.betas,
-        grad_clip=config.train.grad_clip,
-        deepspeed_settings=config.train.deepspeed,
-    )
+    settings = config.train.engine_settings(group.size)
+    engine = Engine(network, settings=settings, device=device, group=group)
     return engine, engine.teacher()
 
 
@@ -170,7 +159,7 @@ def _train(
     baselines = validator.baselines(reader.datasets) if state.step < last else {}
     if state.step == 0:
         _validate(config, state, engine, validator, run, baselines)
-    meter = Meter(device=device, dtype=engine.compute_dtype)
+    meter = Meter(device=device, dtype=engine.settings.compute_dtype)
     flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
     progress = Progress(last, done=state.step, shown=run is not None, bp_left=config.bp(state.step, last))
     batches = reader.batches(state.step, last)

@@ -11,7 +11,7 @@ import torch
 from data_prep import alphabet
 from tests.datasets import markov_sequence, write_dataset
 from trainer.models import pretrained
-from trainer.models.chordmixer import ChordMixer
+from trainer.models.chordmixer import ChordMixer, ChordMixerConfig
 from trainer.models.network import Network
 from trainer.tracking.mlflow_run import Run
 from trainer.tracking.registry import Registry
@@ -35,10 +35,10 @@ class Registered:
 def tiny_network(*, seed: int = 0) -> Network:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = ChordMixer(
+        sizes = ChordMixerConfig(
             num_layers=2, num_groups=4, group_channels=6, intermediate_size=32, num_summary=2, norm="layer"
         )
-        return Network(backbone, heads={}).eval()
+        return Network(ChordMixer(sizes), heads={}).eval()
 
 
 def register(folder: Path, uri: str, *, seed: int, params: dict[str, object]) -> str:

@@ -18,6 +18,7 @@ from tests import s3
 from tests.bench.harness import Row
 from tests.bench.teacher import WINDOWS, begin, preset
 from tests.bench.views import make_windows
+from tests.dist.steps import method
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.distill.step import train_step
@@ -80,7 +81,7 @@ def seconds(uri: str, environment: dict[str, str]) -> dict[str, float]:
     def step() -> float:
         dist.barrier()
         start = time.perf_counter()
-        result = train_step(engine, teacher, [windows], config=config, centres=now.centres, group=group)
+        result = train_step(engine, teacher, [windows], method=method(config), states=now.centres)
         train_state.apply(config, now, engine, result, ids_B4=ids_B4)
         assert teacher.module is not None  # waits
         return time.perf_counter() - start

@@ -25,7 +25,7 @@ from trainer.data.sampling import Phase, SamplingPlan
 from trainer.views.config import ViewConfig, Views
 from trainer.views.edits import flank_for
 from trainer.views.masking import mask
-from trainer.views.view_batch import make_pairs
+from trainer.views.view_batch import make_view_pairs
 
 LENGTH, ROWS, LANES = 1000, 64, 48
 BLOCK_BP, SHARD_BP = 1 << 18, 1 << 24
@@ -71,10 +71,10 @@ def open_bench_reader(uri: str, *, cache: DiskCache | None = None, threads: int 
 
 
 def read_and_show(reader: Reader, steps: range) -> None:
-    """The batches of ``steps`` as training makes them (pairs.make_pairs), with the teacher's view masked
+    """The batches of ``steps`` as training makes them (view_batch.make_view_pairs), with the teacher's view masked
     too."""
     for batch in reader.batches(steps.start, steps.stop):
-        (pair,) = make_pairs(batch.windows, VIEWS)
+        (pair,) = make_view_pairs(batch.windows, VIEWS)
         masking = VIEWS.masking
         mask(
             pair.teacher,

@@ -22,6 +22,7 @@ import configs
 from cluster.process import compat
 from tests.bench.harness import Row
 from tests.bench.views import make_windows
+from tests.dist.steps import method
 from tests.dist.teachers import forward_differs, make_engine, masters, same, train
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group, Pending
@@ -207,7 +208,7 @@ def seconds() -> dict[str, float]:
     ids_B4 = torch.zeros(len(windows.codes_BS), 4, dtype=torch.int64)
 
     def step() -> None:
-        result = train_step(engine, teacher, [windows], config=config, centres=now.centres, group=group)
+        result = train_step(engine, teacher, [windows], method=method(config), states=now.centres)
         train_state.apply(config, now, engine, result, ids_B4=ids_B4)
         assert teacher.module is not None
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.dist.steps import set_up
+from tests.dist.steps import method, set_up
 from trainer.core import collectives
 from trainer.run import train_state
 from trainer.run.checkpoint.resume import resume
@@ -44,7 +44,7 @@ def stretch(
         hashes[first] = digests(engine, now)
     for batch in reader.batches(first, until):
         micro = batch.split(config.micro_batch(group.size))
-        result = train_step(engine, now.teacher, micro, config=config, centres=now.centres, group=group,
+        result = train_step(engine, now.teacher, micro, method=method(config), states=now.centres,
                             measure=now.step % 2 == 0)
         metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
         if now.skipped_blocks is not None:

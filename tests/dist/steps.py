@@ -13,10 +13,10 @@ from trainer.core.collectives import Group
 from trainer.run.config import TrainConfig
 from trainer.data.loader import Reader, open_reader
 from trainer.data.dataset import open_datasets
-from trainer.distill.step import train_step
+from trainer.distill.step import Method, train_step
 from trainer.engine.engine import Engine
 from trainer.engine.process_group import init_distributed
-from trainer.views.view_batch import make_pairs
+from trainer.views.view_batch import make_view_pairs
 
 
 def small_config(uri: str, **changes: Any) -> dict[str, Any]:
@@ -69,6 +69,11 @@ def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfi
         config.data, datasets, plan=train.sampling_plan(config), group=group, soft=config.loss.needs_soft_mask, device=device)
 
 
+def method(config: TrainConfig) -> Method:
+    """What every step of ``config`` is made of, on this rank's group."""
+    return Method(config.views, config.loss.terms(), config.train.global_batch, Group.of())
+
+
 def run_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[str, Any]]:
     """``run_steps`` of each case (config, steps), one after the other."""
     return {name: run_steps(values, steps) for name, (values, steps) in cases.items()}
@@ -86,11 +91,11 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     for step in range(steps):
         batch = reader.batch(step)
         micro = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
-        first = make_pairs(batch.windows.to(device), config.views)[0]
+        first = make_view_pairs(batch.windows.to(device), config.views)[0]
         for row, key in enumerate(map(tuple, batch.ids_B4.tolist())):
             samples[step, key] = (first.masked.codes_BL[row].tolist(), first.masked.target_BL[row].tolist(),
                                   first.teacher.codes_BL[row].tolist(), first.noise_BLC[row].sum().item())
-        result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
+        result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
         metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
         moved = masters(engine)
         if not step:
@@ -149,7 +154,7 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
             continue
         what = kind if rank == group.rank else ""
         micro = batch.split(config.micro_batch(group.size))
-        result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
+        result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
         try:
             metrics.append(train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
             train_state.end_if_stuck(config, now, group)
@@ -204,7 +209,7 @@ def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
             if hasattr(torch.distributed, name):
                 patch.setattr(torch.distributed, name, watched(name, getattr(torch.distributed, name)))
         micro = reader.batch(0).split(config.micro_batch(group.size))
-        train_step(engine, teacher, micro, config=config, centres=now.centres, group=group)
+        train_step(engine, teacher, micro, method=method(config), states=now.centres)
     return calls
 
 
@@ -220,7 +225,9 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
     for batch in reader.batches(0, steps):
         due = (now.step + 1) % config.health.every == 0
         micro = batch.split(config.micro_batch(group.size))
-        result = train_step(engine, teacher, micro, config=config, centres=now.centres, group=group, measure=due)
+        result = train_step(
+            engine, teacher, micro, method=method(config), states=now.centres, measure=due
+        )
         train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
         assert bool(result.health) == due
         if due:

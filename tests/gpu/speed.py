@@ -14,7 +14,7 @@ import torch
 
 import configs
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import set_up
+from tests.dist.steps import method, set_up
 from tests.gpu.peaks import wait
 from trainer.distill.step import train_step
 from trainer.run import train_state
@@ -92,9 +92,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             read = next(batches)
             waited += time.perf_counter() - start
             micro_batches = [windows.to(device) for windows in read.split(micro)]
-            result = train_step(
-                engine, now.teacher, micro_batches, config=config, centres=now.centres, group=engine.group
-            )
+            result = train_step(engine, now.teacher, micro_batches, method=method(config), states=now.centres)
             train_state.apply(config, now, engine, result, ids_B4=read.ids_B4)
             assert result.finite, result.losses
 

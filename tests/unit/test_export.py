@@ -8,18 +8,21 @@ import safetensors.torch
 import torch
 
 from cluster.storage import store
+from trainer.losses.contrastive import EmbeddingHead
 from trainer.models import pretrained
-from trainer.models.config import Model
-from trainer.models.heads import EmbeddingHead
+from trainer.models.chordmixer import ChordMixerConfig
+from trainer.models.config import build_backbone
 from trainer.models.network import Network
 
-MODEL = Model(num_layers=2, num_groups=4, group_channels=4, intermediate_size=8, num_summary=2, norm="layer")
+MODEL = ChordMixerConfig(
+    num_layers=2, num_groups=4, group_channels=4, intermediate_size=8, num_summary=2, norm="layer"
+)
 
 
 def network(seed: int = 0) -> Network:
     torch.manual_seed(seed)
     head = EmbeddingHead(16, mlp_size=4, embedding=3, scale=10.0, max_scale=100.0, learnable=True)
-    return Network(pretrained.build_backbone(MODEL), heads={"contrastive": head})
+    return Network(build_backbone(MODEL), heads={"contrastive": head})
 
 
 def write(folder: Path, model: Network) -> pretrained.Exported:
@@ -61,6 +64,7 @@ def change(folder: Path, **values: object) -> None:
         ({"num_groups": 5}, "its wiring [0-9a-f]{12} is not this code's"),
         ({"num_hidden_layers": 3}, "does not fit its config: .*Missing key"),
         ({"num_summary_tokens": None}, "is damaged: KeyError 'num_summary_tokens'"),
+        ({"norm": "batch"}, "is damaged: ValidationError .*norm"),
     ],
 )
 def test_other_models_are_refused_by_name(tmp_path: Path, values: dict[str, object], sentence: str) -> None:

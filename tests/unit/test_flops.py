@@ -6,7 +6,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import coupled_config, set_up, small_config
+from tests.dist.steps import coupled_config, method, set_up, small_config
 from tests.ranks import on_ranks
 from trainer.distill.step import train_step
 from trainer.models import pretrained
@@ -46,9 +46,7 @@ def counted(cases: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float, i
         batch = reader.batch(0)
         assert now.teacher.module is not engine.network
         with FlopCounterMode(display=False) as counter:
-            train_step(
-                engine, now.teacher, [batch.windows], config=config, centres=now.centres, group=engine.group
-            )
+            train_step(engine, now.teacher, [batch.windows], method=method(config), states=now.centres)
         formula = step_flops(config, engine.network, length=batch.windows.length, ranks=engine.group.size)
         found[name] = float(counter.get_total_flops()), formula, pretrained.parameter_count(engine.network)
     return found

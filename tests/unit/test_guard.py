@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.distill import representation_metrics
-from trainer.distill.collapse_guard import CollapseGuard
+from trainer.distill.collapse_guard import CollapseGuard, Limits, PrototypeWatch
+from trainer.losses import prototype_metrics
+from trainer.losses.dino import Dino, DinoConfig
+from trainer.losses.patch import Patch, PatchConfig
 
 K = 32
 HEALTHY = {
@@ -80,8 +84,18 @@ COLLAPSED = {
 }
 
 
-def guard(**changes: float) -> CollapseGuard:
-    return CollapseGuard(**({"prototypes": K, "patch_prototypes": K, "patience": 3} | changes))
+def guard(
+    *, patience: int = 3, prototypes: int = K, max_kl: float | None = None, **limits: float
+) -> CollapseGuard:
+    """Of both losses over prototypes, with their own limits on KL unless told."""
+    watches = [
+        PrototypeWatch.of(Dino(DinoConfig(prototypes=K))),
+        PrototypeWatch.of(Patch(PatchConfig(prototypes=K))),
+    ]
+    watches[0] = replace(watches[0], prototypes=prototypes)
+    if max_kl is not None:
+        watches = [replace(watch, max_kl=max_kl) for watch in watches]
+    return CollapseGuard(watches, patience=patience, limits=Limits(**limits))
 
 
 def said(watch: CollapseGuard, readings: dict[str, float], times: int) -> list[str | None]:
@@ -257,8 +271,9 @@ def planted(kind: str) -> dict[str, float]:
     probability_BPK = torch.softmax(logits_BPK, -1)
     mean_PK = probability_BPK.mean(0).log()
     student = logits_BPK.log_softmax(-1) if kind == "healthy" else mean_PK.expand_as(logits_BPK)
-    sums_PS = representation_metrics.prototype_sums(probability_BPK, student)
-    found = representation_metrics.readings(embeddings, **{"patch_sums_PS" if patch else "sums_PS": sums_PS})
+    sums_PS = prototype_metrics.prototype_sums(probability_BPK, student)
+    term = Patch(PatchConfig()) if patch else Dino(DinoConfig())
+    found = representation_metrics.readings(embeddings) | term.readings({"sums": sums_PS[None]})
     return found | {"health/centre_drift": representation_metrics.centre_drift(centre, before)}
 
 
@@ -282,18 +297,18 @@ def test_collapsed_says_whether_it_lasts() -> None:
     assert lasts == [False, False, True, True, False, False]
 
 
-@pytest.mark.parametrize("rows", range(1, representation_metrics.FEWEST + 1))
+@pytest.mark.parametrize("rows", range(1, prototype_metrics.FEWEST + 1))
 def test_a_few_rows_are_no_collapse_unless_they_are_enough_to_show_it(rows: int) -> None:
     """All samples of a batch of one are the same point, and choose the same prototype."""
     point = torch.nn.functional.normalize(torch.ones(rows, 16), dim=1)
     one_BPK = (20 * torch.eye(K)[:2]).softmax(-1).expand(rows, 2, K)
-    readings = representation_metrics.readings(
-        point, other_GE=point, sums_PS=representation_metrics.prototype_sums(one_BPK, one_BPK.log())
-    )
+    readings = representation_metrics.readings(point, other_GE=point)
+    sums_PS = prototype_metrics.prototype_sums(one_BPK, one_BPK.log())
+    readings |= Dino(DinoConfig()).readings({"sums": sums_PS[None]})
     watch = guard(patience=1)
     sentence = watch.check(readings, step=1)
     shown = {kind for kind, streak in watch.state().items() if streak}
-    if rows < representation_metrics.FEWEST:
+    if rows < prototype_metrics.FEWEST:
         assert sentence is None and shown == set(), sentence
     else:
         assert shown == {"point", "dead", "one-hot", "choice"}

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.distill import representation_metrics
+from trainer.losses import prototype_metrics
+from trainer.losses.dino import Dino, DinoConfig
+from trainer.losses.patch import Patch, PatchConfig
 
 SHAPES = [(12, 5), (5, 12), (40, 8)]
 
@@ -99,7 +102,7 @@ def test_alignment_and_uniformity_equal_the_naive_loops(rows: int, width: int) -
 
 def test_entropy_and_divergence_equal_the_naive_loops() -> None:
     p, q = distributions(4, 3, 7), distributions(4, 3, 7, seed=1)
-    found_entropy, found_kl = representation_metrics.entropy(p), representation_metrics.divergence(p, q.log())
+    found_entropy, found_kl = prototype_metrics.entropy(p), prototype_metrics.divergence(p, q.log())
     for b in range(4):
         for place in range(3):
             ps, qs = p[b, place].tolist(), q[b, place].tolist()
@@ -110,14 +113,12 @@ def test_entropy_and_divergence_equal_the_naive_loops() -> None:
 
 def test_divergence_at_its_ends() -> None:
     one_hot = torch.eye(4)
+    assert prototype_metrics.divergence(one_hot, one_hot.log()).tolist() == [0] * 4  # 0 · log(0 / 0) is 0
+    assert prototype_metrics.divergence(one_hot, torch.full((4, 4), 0.25).log()).tolist() == pytest.approx(
+        [math.log(4)] * 4
+    )
     assert (
-        representation_metrics.divergence(one_hot, one_hot.log()).tolist() == [0] * 4
-    )  # 0 · log(0 / 0) is 0
-    assert representation_metrics.divergence(
-        one_hot, torch.full((4, 4), 0.25).log()
-    ).tolist() == pytest.approx([math.log(4)] * 4)
-    assert (
-        representation_metrics.divergence(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]).log()).item()
+        prototype_metrics.divergence(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]).log()).item()
         == math.inf
     )
 
@@ -126,8 +127,8 @@ def test_divergence_at_its_ends() -> None:
 @settings(max_examples=60, deadline=None)
 def test_divergence_is_never_negative_and_zero_of_itself(seed: int, prototypes: int, sharp: float) -> None:
     p, q = (distributions(5, prototypes, seed=seed + i, sharp=sharp) for i in range(2))
-    assert (representation_metrics.divergence(p, q.clamp(min=1e-30).log()) >= 0).all()
-    assert representation_metrics.divergence(p, p.log()).tolist() == pytest.approx([0] * 5, abs=1e-5)
+    assert (prototype_metrics.divergence(p, q.clamp(min=1e-30).log()) >= 0).all()
+    assert prototype_metrics.divergence(p, p.log()).tolist() == pytest.approx([0] * 5, abs=1e-5)
 
 
 def test_centre_drift_equals_its_formula_and_reads_as_documented() -> None:
@@ -149,6 +150,16 @@ def test_centre_drift_equals_its_formula_and_reads_as_documented() -> None:
         0, abs=1e-6
     )
     assert representation_metrics.centre_drift(2 * both, both) == pytest.approx(1)
+
+
+def readings(
+    unit_GE: Tensor | None = None, *, other_GE: Tensor | None = None, sums_PS: Tensor | None = None
+) -> dict[str, float]:
+    """Of embeddings, and of the prototypes as the loss ``distill`` names them."""
+    found = representation_metrics.readings(unit_GE, other_GE=other_GE)
+    if sums_PS is not None:
+        found |= Dino(DinoConfig()).readings({"sums": sums_PS[None]})
+    return found
 
 
 def naive_sums(teacher: Tensor, student_log: Tensor) -> dict[str, float]:
@@ -185,21 +196,19 @@ def test_prototype_readings_equal_the_naive_loops_however_they_were_shared_out(
         distributions(rows, positions, prototypes, seed=1),
     )
     expected = naive_sums(teacher, student.log())
-    if rows < representation_metrics.FEWEST:
+    if rows < prototype_metrics.FEWEST:
         expected = {name: expected[name] for name in ("health/teacher_entropy", "health/kl")}
     parts = [
-        representation_metrics.prototype_sums(t, s)
+        prototype_metrics.prototype_sums(t, s)
         for t, s in zip(teacher.split(2), student.log().split(2), strict=True)
     ]
-    found = representation_metrics.readings(sums_PS=torch.stack(parts).sum(0))
+    found = readings(sums_PS=torch.stack(parts).sum(0))
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 def test_usage_at_its_ends_and_by_position() -> None:
     def read(teacher: Tensor) -> tuple[float, float]:
-        found = representation_metrics.readings(
-            sums_PS=representation_metrics.prototype_sums(teacher, teacher.clamp(min=1e-9).log())
-        )
+        found = readings(sums_PS=prototype_metrics.prototype_sums(teacher, teacher.clamp(min=1e-9).log()))
         return found["health/prototype_usage"], found["health/prototypes_chosen"]
 
     eye = torch.eye(8)
@@ -225,7 +234,7 @@ POINTS: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.parametrize("name", sorted(POINTS))
 def test_no_reading_is_nan_whatever_the_embeddings(name: str) -> None:
     x = POINTS[name]()
-    found = representation_metrics.readings(x, other_GE=x)
+    found = readings(x, other_GE=x)
     assert all(math.isfinite(value) for value in found.values()), found
     assert found["health/alignment"] == 0
     assert ("health/embedding_std" in found) == (name not in ("one row", "two rows"))
@@ -243,7 +252,7 @@ def test_no_reading_is_nan_whatever_the_embeddings(name: str) -> None:
 )
 def test_no_reading_is_nan_whatever_the_prototypes(teacher: Tensor) -> None:
     student = torch.log_softmax(teacher * 1e4, -1)
-    found = representation_metrics.readings(sums_PS=representation_metrics.prototype_sums(teacher, student))
+    found = readings(sums_PS=prototype_metrics.prototype_sums(teacher, student))
     assert all(math.isfinite(value) for value in found.values()), found
     assert ("health/prototype_usage" in found) == ("health/prototypes_chosen" in found) == (len(teacher) >= 4)
 
@@ -252,9 +261,9 @@ def test_what_is_not_finite_reads_as_nan_and_raises_nothing() -> None:
     """A non-finite step is dealt with elsewhere; looking at it must not end the run."""
     x = units(9, 8)
     x[3, 2] = math.nan
-    found = representation_metrics.readings(
+    found = readings(
         x,
-        sums_PS=representation_metrics.prototype_sums(torch.full((3, 1, 4), math.nan), torch.zeros(3, 1, 4)),
+        sums_PS=prototype_metrics.prototype_sums(torch.full((3, 1, 4), math.nan), torch.zeros(3, 1, 4)),
     )
     for name in ("embedding_std", "effective_rank", "centred_rank", "uniformity", "kl"):
         assert math.isnan(found[f"health/{name}"]), name
@@ -273,22 +282,17 @@ def test_readings_hold_what_their_tensors_allow() -> None:
             "uniformity",
         )
     }
-    assert representation_metrics.readings() == {}
-    assert representation_metrics.readings(x).keys() == embeddings
-    assert representation_metrics.readings(x, other_GE=x).keys() == embeddings | {"health/alignment"}
+    assert readings() == {}
+    assert readings(x).keys() == embeddings
+    assert readings(x, other_GE=x).keys() == embeddings | {"health/alignment"}
     judged = {f"health/{name}" for name in ("teacher_entropy", "kl", "prototype_usage", "prototypes_chosen")}
-    assert (
-        representation_metrics.readings(sums_PS=representation_metrics.prototype_sums(p, p.log())).keys()
-        == judged
-    )
+    assert readings(sums_PS=prototype_metrics.prototype_sums(p, p.log())).keys() == judged
 
 
 @pytest.mark.parametrize("rows", range(1, 7))
 def test_what_says_how_samples_differ_is_left_out_of_too_few(rows: int) -> None:
     x, p = units(rows, 8), distributions(rows, 5, 7)
-    found = representation_metrics.readings(
-        x, other_GE=units(rows, 8, seed=1), sums_PS=representation_metrics.prototype_sums(p, p.log())
-    )
+    found = readings(x, other_GE=units(rows, 8, seed=1), sums_PS=prototype_metrics.prototype_sums(p, p.log()))
     always = {f"health/{name}" for name in ("alignment", "teacher_entropy", "kl")}
     differ = {
         f"health/{name}"
@@ -312,7 +316,7 @@ def test_what_says_how_samples_differ_is_left_out_of_too_few(rows: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_readings_are_what_their_functions_say(seed: int, rows: int, width: int) -> None:
     x = units(rows, width, seed=seed)
-    found = representation_metrics.readings(x)
+    found = readings(x)
     functions = {
         "embedding_std": representation_metrics.embedding_std,
         "dead_dimensions": representation_metrics.dead_dimensions,
@@ -324,7 +328,7 @@ def test_readings_are_what_their_functions_say(seed: int, rows: int, width: int)
     assert found == {
         f"health/{name}": function(x) for name, function in functions.items() if f"health/{name}" in found
     }
-    assert bool(found) == (rows >= representation_metrics.FEWEST)
+    assert bool(found) == (rows >= prototype_metrics.FEWEST)
 
 
 NOTHING_GIVEN = [
@@ -333,7 +337,7 @@ NOTHING_GIVEN = [
     (lambda: representation_metrics.uniformity(torch.zeros(0, 4)), "health of no embeddings"),
     (lambda: representation_metrics.alignment(torch.zeros(2, 4), torch.zeros(3, 4)), "or of unlike ones"),
     (
-        lambda: representation_metrics.prototype_sums(torch.ones(2, 1, 4), torch.ones(3, 1, 4)),
+        lambda: prototype_metrics.prototype_sums(torch.ones(2, 1, 4), torch.ones(3, 1, 4)),
         r"rows of .*\[2, 1, 4\].*\[3, 1, 4",
     ),
 ]
@@ -341,7 +345,8 @@ NOTHING_GIVEN = [
 
 def test_no_row_of_prototypes_reads_nothing() -> None:
     """As where no hidden letter has a partner in the teacher's view."""
-    assert representation_metrics.readings(sums_PS=torch.zeros(2, 11), patch_sums_PS=torch.zeros(1, 11)) == {}
+    assert readings(sums_PS=torch.zeros(2, 11)) == {}
+    assert Patch(PatchConfig()).readings({"sums": torch.zeros(3, 1, 11)}) == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 from configs import ConfigError, dump, validate
 from trainer.data.config import Data
 from trainer.engine.config import Train
-from trainer.losses.config import Loss, Prototypes
+from trainer.losses.config import loss_section
+from trainer.losses.prototypes import PrototypeConfig
+from trainer.losses.registry import LOSSES
 from trainer.run.config import TrainConfig
 from trainer.views.config import Views
 
@@ -27,7 +29,7 @@ def config(changes: dict[str, Any]) -> TrainConfig:
     return validate(TrainConfig, values, source="c.yaml")
 
 
-WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in Loss.model_fields}
+WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_what_the_losses_need_is_not_asked_of_losses_out_of_use() -> None:
     assert config({"loss.contrastive.keys": "student"}).loss.contrastive.keys == "student"
     assert config({"views.masking.mask_share": 0.0, "views.masking.random_share": 1.0}).loss.patch.weight == 0
     student = {"loss.contrastive.weight": 1.0, "loss.contrastive.keys": "student", "views.symmetric": True}
-    assert config(student).loss.faults(Views(symmetric=True)) == []
+    assert config(student).loss.faults(Views(symmetric=True), global_batch=2) == []
     assert config({"views.crops.length": 2000}).views.crops.number == 0
 
 
@@ -274,16 +276,16 @@ def test_a_batch_of_one_row_or_two_is_enough_where_the_losses_allow_it() -> None
 
 
 def test_weights_are_those_of_the_losses_in_use() -> None:
-    assert Loss().weights() == {"mlm": 1.0, "distill": 1.0}
-    some = Loss.model_validate({"mlm": {"weight": 0}, "koleo": {"weight": 0.1}, "patch": {"weight": 2}})
+    assert loss_section().weights() == {"mlm": 1.0, "distill": 1.0}
+    some = loss_section({"mlm": {"weight": 0}, "koleo": {"weight": 0.1}, "patch": {"weight": 2}})
     assert some.weights() == {"distill": 1.0, "patch": 2.0, "koleo": 0.1}
 
 
 def test_defaults_of_the_prototype_losses() -> None:
     """The published temperatures; patch and distillation differ in what they are given, not in how they
     work."""
-    distill, patch = Loss().distill, Loss().patch
-    assert isinstance(distill, Prototypes) and isinstance(patch, Prototypes)
+    distill, patch = loss_section().distill, loss_section().patch
+    assert isinstance(distill, PrototypeConfig) and isinstance(patch, PrototypeConfig)
     for head in (distill, patch):
         assert (head.student_temperature, head.teacher_temperature, head.centre_momentum) == (0.1, 0.04, 0.9)
         assert (head.balance, head.sinkhorn_iterations) == ("centring", 3)

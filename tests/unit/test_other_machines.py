@@ -28,8 +28,11 @@ from trainer.data.sampling import Phase, Sampler, SamplingPlan
 from trainer.data.windows import Windows
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.partition import FlatGroup
+from trainer.losses.contrastive import EmbeddingHead
+from trainer.losses.dino import SummaryHead
 from trainer.losses.infonce import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
 from trainer.losses.koleo import Spread, koleo
+from trainer.losses.patch import LetterHead, Letters
 from trainer.losses.ring_infonce import (
     RingContrast,
     RingSymmetricContrast,
@@ -38,10 +41,9 @@ from trainer.losses.ring_infonce import (
 )
 from trainer.losses.sinkhorn import Assignment, sinkhorn
 from trainer.losses.tiles import aligned
-from trainer.losses.vicreg import Expanded, vicreg
-from trainer.models.chordmixer import ChordMixer
-from trainer.models.heads import EmbeddingHead, ExpanderHead, PrototypeHead
-from trainer.models.network import Network, Outputs
+from trainer.losses.vicreg import Expanded, ExpanderHead, vicreg
+from trainer.models.chordmixer import ChordMixer, ChordMixerConfig
+from trainer.models.network import Crops, Network, Outputs
 from trainer.views.masking import input_noise, mask
 from trainer.views.view import View, make_view
 
@@ -224,15 +226,22 @@ def sinkhorn_by_rows() -> int:
 def network() -> Network:
     torch.manual_seed(0)
     heads: dict[str, nn.Module] = {}
-    for name in ("distill", "patch"):
-        heads[name] = PrototypeHead(80, mlp_size=48, bottleneck=24, prototypes=300)
+    for name, kind in (("distill", SummaryHead), ("patch", LetterHead)):
+        heads[name] = kind(80, mlp_size=48, bottleneck=24, prototypes=300)
     heads["contrastive"] = EmbeddingHead(
         80, mlp_size=48, embedding=32, scale=10.0, max_scale=100.0, learnable=True
     )
     heads["vicreg"] = ExpanderHead(80, mlp_size=48, embedding=64)
     return Network(
         ChordMixer(
-            num_layers=2, num_groups=5, group_channels=16, intermediate_size=96, num_summary=3, norm="layer"
+            ChordMixerConfig(
+                num_layers=2,
+                num_groups=5,
+                group_channels=16,
+                intermediate_size=96,
+                num_summary=3,
+                norm="layer",
+            )
         ),
         heads=heads,
     )
@@ -251,27 +260,23 @@ def step(net: Network) -> tuple[Tensor, Tensor]:
     codes_BL = torch.randint(0, 4, (32, 90), generator=generator, dtype=torch.uint8)
     length_B = torch.randint(50, 91, (32,), generator=generator)
     letters_BN = torch.randint(0, 50, (32, 20), generator=generator)
-    said: Outputs = net(
+    outputs: Outputs = net(
         codes_BL,
         length_B=length_B,
         noise_BLC=normal(32, 90, 4),
-        letters_BN=letters_BN,
-        crops_XL=codes_BL[:, :30].contiguous(),
-        crop_length_X=length_B.clamp(max=30),
+        requests={name: Letters(letters_BN) if name == "patch" else None for name in net.heads},
+        crops=Crops(codes_BL[:, :30].contiguous(), length_B.clamp(max=30), ("distill",)),
     )
     leaf = pooled().requires_grad_()
-    expanded_BE = said.expanded_BE
+    heads = outputs.heads
+    expanded_BE, (embedding_BE, scale) = heads["vicreg"].expanded_BE, heads["contrastive"]
     losses = torch.stack(
         [
-            F.cross_entropy(said.logits_BLV[codes_BL < 2], codes_BL[codes_BL < 2].long()),
-            said.summary.cosines.square().mean(),
-            said.patches.cosines.square().mean(),
-            said.crops_XPK.square().mean(),
-            info_nce(
-                Contrast(
-                    said.embedding_BE, said.embedding_BE.detach().flip(0), torch.arange(32), said.scale, 32
-                )
-            ),
+            F.cross_entropy(outputs.logits_BLV[codes_BL < 2], codes_BL[codes_BL < 2].long()),
+            heads["distill"].cosines.square().mean(),
+            heads["patch"].cosines.square().mean(),
+            outputs.crops["distill"].cosines.square().mean(),
+            info_nce(Contrast(embedding_BE, embedding_BE.detach().flip(0), torch.arange(32), scale, 32)),
             koleo(Spread(leaf, leaf.detach(), 0, 1)),
             vicreg(Expanded(expanded_BE, expanded_BE.detach(), 0.9 * expanded_BE.detach(), 0, 1)),
         ]

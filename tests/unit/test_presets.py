@@ -22,8 +22,11 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.engine.process_group import init_distributed
+from trainer.losses.config import projection_heads
+from trainer.losses.patch import Letters
 from trainer.models import pretrained
-from trainer.models.network import Network
+from trainer.models.config import build_backbone
+from trainer.models.network import Crops, Network
 from trainer.run.config import TrainConfig
 from trainer.run.train import train
 from trainer.tracking.registry import Registry
@@ -170,23 +173,26 @@ def test_the_full_size_is_sound(name: str) -> None:
     config = preset(name)
     assert config.loss.weights().keys() == LOSSES[name]
     with torch.device("meta"):
-        backbone = pretrained.build_backbone(config.model)
-        network = Network(backbone, heads=pretrained.projection_heads(config.loss, backbone.hidden_size))
+        backbone, terms = build_backbone(config.model), config.loss.terms()
+        network = Network(backbone, heads=projection_heads(terms, backbone.hidden_size))
         crops = config.views.crops
         codes_BL = torch.zeros(2, config.data.last_length, dtype=torch.uint8)
+        letters = Letters(torch.zeros(2, config.loss.patch.pairs, dtype=torch.int64))
+        crops_XL = torch.zeros(2 * crops.number, crops.length, dtype=torch.uint8)
         outputs = network(
             codes_BL,
-            letters_BN=torch.zeros(2, config.loss.patch.pairs, dtype=torch.int64)
-            if config.loss.patch.weight
-            else None,
-            crops_XL=torch.zeros(2 * crops.number, crops.length, dtype=torch.uint8) if crops.number else None,
+            requests={name: letters if name == "patch" else None for name in network.heads},
+            crops=Crops(crops_XL, None, ("distill",)) if crops.number else None,
         )
     assert outputs.logits_BLV.shape == (*codes_BL.shape, 4)
-    assert outputs.summary.cosines.shape == (2, config.model.num_summary, config.loss.distill.prototypes)
-    assert (outputs.patches is not None) == ("patch" in LOSSES[name])
-    assert (outputs.embedding_BE is not None) == ("contrastive" in LOSSES[name])
+    assert outputs.heads["distill"].cosines.shape == (
+        2,
+        config.model.num_summary,
+        config.loss.distill.prototypes,
+    )
+    assert outputs.heads.keys() == LOSSES[name] - {"mlm", "koleo"}
     if crops.number:
-        assert outputs.crops_XPK.shape[:2] == (2 * crops.number, config.model.num_summary)
+        assert outputs.crops["distill"].cosines.shape[:2] == (2 * crops.number, config.model.num_summary)
     if name != "demo":
         assert abs(pretrained.parameter_count(backbone) / 12.65e6 - 1) < 3e-3
 

@@ -6,6 +6,7 @@ What ranks must agree on is tested in tests/dist.
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ class Told:
         self.answer = applied, norm
         self.group = Group(0, 1)
         self.shards = [torch.zeros(3)]
+        self.module = SimpleNamespace(backbone=SimpleNamespace(summaries=2))
 
     def step(self, lr: float) -> tuple[bool, float]:
         self.asked.append(("step", lr))

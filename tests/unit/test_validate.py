@@ -58,9 +58,7 @@ class Fake(torch.nn.Module):
         self.answer, self.heads, self.embedding_size = answer, {}, 8
 
     def forward(self, codes_BL: torch.Tensor, **_: Any) -> Outputs:
-        return Outputs(
-            self.answer(codes_BL), None, None, None, None, None, None, torch.ones(len(codes_BL), 8)
-        )
+        return Outputs(self.answer(codes_BL), torch.ones(len(codes_BL), 8))
 
 
 def copying(codes_BL: torch.Tensor) -> torch.Tensor:
@@ -141,7 +139,7 @@ def test_windows_are_spread_over_the_blocks_and_never_leave_them() -> None:
 
 
 def test_a_constant_teacher_is_caught(config: TrainConfig) -> None:
-    seen = validator(config).health(Fake(lambda codes: torch.zeros(*codes.shape, 4)), None)
+    seen = validator(config).health(Fake(lambda codes: torch.zeros(*codes.shape, 4)), lambda _: {})
     assert seen["health/embedding_std"] < 1e-6
     assert seen["health/effective_rank"] == pytest.approx(1, abs=1e-3)
     assert seen["health/uniformity"] == pytest.approx(0, abs=1e-6)

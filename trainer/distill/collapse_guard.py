@@ -71,7 +71,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class PrototypeWatch:
-    """A loss over K prototypes to be watched: what its rows are called, its metrics, its limit on KL in nats."""
+    """A loss over K prototypes to be watched: what its rows are called, its metrics, its limit on KL in
+    nats."""
 
     prototypes: int
     rows: str  # in words

@@ -1,4 +1,5 @@
-"""Losses that tie the student's rows of all ranks to each other, so that each rank's depend on the others' rows.
+"""Losses that tie the student's rows of all ranks to each other, so that each rank's depend on the others'
+rows.
 
 They read features of all rows at once. Where a step has several micro-batches, the student reads them once
 more before, without gradient (GradCache: Gao et al. 2021): the gradient of the features is found once, and
@@ -52,7 +53,8 @@ def _leaf(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureGradient:
-    """The gradient of one feature of one loss, for all rows of a direction; 0-d for one that all rows share."""
+    """The gradient of one feature of one loss, for all rows of a direction; 0-d for one that all rows
+    share."""
 
     term: Term
     direction: int

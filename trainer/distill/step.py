@@ -87,7 +87,8 @@ def train_step(
     """Forward and backward of every micro-batch; the gradient is left in the engine, not applied.
 
     ``measure`` also reads the health of the batch's first HEALTH_ROWS rows, for which there is one more
-    gather. ``stop_code`` gives the exit code to stop with, 0 for none; it is asked once the gradient is there.
+    gather. ``stop_code`` gives the exit code to stop with, 0 for none; it is asked once the gradient is
+    there.
     """
     terms, heads = method.terms, engine.network.heads
     views = [make_view_batch(windows, method.views) for windows in micro_batches]
@@ -200,7 +201,8 @@ def student_forward(
     asked: Mapping[str, Any],
     terms: Sequence[Term] = (),
 ) -> list[Outputs]:
-    """The student's outputs for its masked view of each pair, from one forward: DeepSpeed allows one a backward.
+    """The student's outputs for its masked view of each pair, from one forward: DeepSpeed allows one a
+    backward.
 
     Without ``terms`` only the heads' outputs, for features.
     """
@@ -247,7 +249,8 @@ def gather_global(
 def reduce_step(
     engine: Engine, terms: Sequence[Term], sums: Mapping[str, Tensor], stop_code: int
 ) -> tuple[dict[str, float], bool, int]:
-    """Global losses, whether all is finite, and the code to stop with: decided together, in one all-reduce."""
+    """Global losses, whether all is finite, and the code to stop with: decided together, in one
+    all-reduce."""
     mine = torch.stack(list(sums.values()))
     broken = ~(mine.isfinite().all() & engine.gradient_is_finite())
     stops = torch.tensor([stop_code == EXIT_PREEMPTED, stop_code == EXIT_INTERRUPTED], device=mine.device)

@@ -8,7 +8,7 @@ from torch import nn
 
 from configs.registry import Composed
 from configs.section import Section
-from trainer.losses import LOSSES
+from trainer.losses.registry import LOSSES
 from trainer.losses.term import LossConfig, LossTerm
 from trainer.views.config import Views
 

@@ -99,8 +99,8 @@ class EmbeddingHead(nn.Module):
 
 @dataclass(frozen=True)
 class Keys:
-    """What the queries of this rank are compared with. Row b of rank r is sample b·W + r of the batch: in that
-    order the keys are the same on any number of ranks.
+    """What the queries of this rank are compared with. Row b of rank r is sample b·W + r of the batch: in
+    that order the keys are the same on any number of ranks.
     """
 
     keys: tuple[

@@ -16,7 +16,7 @@ from trainer.losses.prototypes import (
     TeacherTargets,
     distillation,
 )
-from trainer.losses.term import Place, RankBatch, StepShape
+from trainer.losses.term import Place, StepShape
 from trainer.models.network import Network, Outputs, Reading
 
 
@@ -62,9 +62,6 @@ class Dino(PrototypeLoss[DinoConfig]):
         said: PrototypeOutput = outputs.heads[self.name]
         return said
 
-    def valid(self, batch: RankBatch) -> None:
-        return None  # every row counts
-
     def value(self, outputs: Outputs, place: Place, context: TeacherTargets) -> Tensor:
         cosines_SNK = _student_readings(outputs, self.name)
         readings, places, _ = cosines_SNK.shape
@@ -75,7 +72,7 @@ class Dino(PrototypeLoss[DinoConfig]):
                 context.probabilities(place.micro_batch, place.direction).flatten(0, 1),
                 None,
                 self.config.student_temperature,
-                context.samples * of_a_row,
+                context.total * of_a_row,
             )
         )
 

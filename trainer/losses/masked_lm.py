@@ -33,7 +33,8 @@ class MaskedLmConfig(LossConfig):
 
 @dataclass(frozen=True)
 class ScoredLetters:
-    """Of a step: its views and the weights of their letters, by micro-batch and direction; what they sum to."""
+    """Of a step: its views and the weights of their letters, by micro-batch and direction; what they sum
+    to."""
 
     views: list[ViewBatch]
     weights: list[list[Tensor | None]]  # [B, L], None: 1

@@ -90,8 +90,8 @@ class Patch(PrototypeLoss[PatchConfig]):
         said: PrototypeOutput = outputs.heads[self.name]
         return said.rows()
 
-    def valid(self, batch: RankBatch) -> list[Tensor]:
-        return [aligned.valid_BN.flatten() for extra in batch.extras for aligned in extra]
+    def valid(self, batch: RankBatch) -> list[list[Tensor]]:
+        return [[aligned.valid_BN.flatten() for aligned in extra] for extra in batch.extras]
 
     def value(self, outputs: Outputs, place: Place, context: TeacherTargets) -> Tensor:
         return distillation(

@@ -58,8 +58,8 @@ def prototype_sums(teacher_BPK: Tensor, student_BPK: Tensor) -> Tensor:
 
 
 def readings(sums_PS: Tensor) -> dict[str, float]:
-    """entropy, kl, and of FEWEST rows or more usage and chosen, of ``prototype_sums`` added up over everything
-    that is to count; nothing where there is no row."""
+    """entropy, kl, and of FEWEST rows or more usage and chosen, of ``prototype_sums`` added up over
+    everything that is to count; nothing where there is no row."""
     prototypes = (sums_PS.shape[1] - 3) // 2
     assignment_PK, first_PK, scalars_P3 = sums_PS.double().split([prototypes, prototypes, 3], dim=1)
     entropies, divergences, rows = scalars_P3.sum(0).tolist()

@@ -116,16 +116,21 @@ class TeacherRows:
     """What the teacher said on this rank of all rows that a prototype loss reads."""
 
     outputs: Sequence[PrototypeOutput]  # [R, P, ...] by micro-batch, then by direction; all split, or none
+    directions: int
     valid_A: Tensor  # fp32, 0 where a row does not count
 
     @classmethod
-    def of(cls, outputs: Sequence[PrototypeOutput], valid: Sequence[Tensor] | None) -> "TeacherRows":
-        """``valid``: bool [R] in the order of ``outputs``; None: all count."""
-        first = outputs[0].cosines if outputs[0].bottleneck is None else outputs[0].bottleneck
-        assert first is not None, "a prototype head gives cosines or bottlenecks"
-        rows = cls(outputs, first)
-        valid_A = first.new_ones(sum(rows.sizes)) if valid is None else torch.cat(list(valid)).float()
-        return cls(outputs, valid_A)
+    def of(
+        cls, outputs: Sequence[Sequence[PrototypeOutput]], valid: Sequence[Sequence[Tensor]] | None
+    ) -> "TeacherRows":
+        """Both by micro-batch and direction; ``valid``: bool [R], None: all rows count."""
+        parts = [part for by_direction in outputs for part in by_direction]
+        if valid is None:
+            lead = [part.cosines if part.bottleneck is None else part.bottleneck for part in parts]
+            valid_A = torch.cat([x.new_ones(len(x)) for x in lead if x is not None])
+        else:
+            valid_A = torch.cat([part for by_direction in valid for part in by_direction]).float()
+        return cls(parts, len(outputs[0]), valid_A)
 
     @property
     def sizes(self) -> list[int]:
@@ -155,8 +160,6 @@ class TeacherTargets:
     """The teacher's probabilities of this rank's rows, for a step."""
 
     rows: TeacherRows
-    directions: int
-    samples: float  # rows of the global batch, of all directions, whether they count or not
     total: float  # rows of the global batch that count; at least 1
     temperature: float  # of the teacher
     assigned: tuple[Tensor, ...]  # Sinkhorn's probabilities by part; empty where the centre balances
@@ -165,7 +168,7 @@ class TeacherTargets:
 
     def probabilities(self, micro_batch: int, direction: int) -> Tensor:
         """fp32 [R, P, K]."""
-        part = micro_batch * self.directions + direction
+        part = micro_batch * self.rows.directions + direction
         if self.assigned:
             return self.assigned[part]
         cosines = self.rows.outputs[part].cosines
@@ -174,31 +177,27 @@ class TeacherTargets:
 
     def valid_of(self, micro_batch: int, direction: int) -> Tensor:
         """bool [R]."""
-        part = micro_batch * self.directions + direction
+        part = micro_batch * self.rows.directions + direction
         return self.rows.valid_A.split(self.rows.sizes)[part].bool()
 
 
 def teacher_targets(
-    config: PrototypeConfig, rows: TeacherRows, gathered: Mapping[str, Tensor], batch: RankBatch
+    config: PrototypeConfig,
+    rows: TeacherRows,
+    gathered: Mapping[str, Tensor],
+    *,
+    group: Group,
+    before_PK: Tensor | None,
 ) -> TeacherTargets:
-    """``gathered``: the payload of all ranks [W, ...]."""
+    """``gathered``: the payload of all ranks [W, ...]; ``before_PK``: the moving centre up to the last step."""
     total = max(1.0, float(gathered["valid"].sum()))
     assigned: tuple[Tensor, ...] = ()
     centre_PK = None
     if rows.split:
-        assigned = _balanced(config, rows, gathered, batch.group).split(rows.sizes)
+        assigned = _balanced(config, rows, gathered, group).split(rows.sizes)
     elif config.balance == "centring" and float(gathered["valid"].sum()) > 0:
         centre_PK = gathered["sum"].sum(0) / total
-    return TeacherTargets(
-        rows,
-        directions=batch.directions,
-        samples=batch.global_batch * batch.directions,
-        total=total,
-        temperature=config.teacher_temperature,
-        assigned=assigned,
-        before_PK=batch.state,
-        centre_PK=centre_PK,
-    )
+    return TeacherTargets(rows, total, config.teacher_temperature, assigned, before_PK, centre_PK)
 
 
 def _balanced(
@@ -260,19 +259,20 @@ class PrototypeLoss(LossTerm[P, TeacherTargets]):
         """[R, P, ...] of one micro-batch and direction."""
         raise NotImplementedError
 
-    def valid(self, batch: RankBatch) -> list[Tensor] | None:
+    def valid(self, batch: RankBatch) -> list[list[Tensor]] | None:
         """bool [R] by micro-batch and direction; None: all rows count."""
-        raise NotImplementedError
+        return None
 
     def _rows(self, batch: RankBatch) -> TeacherRows:
-        outputs = [self.teacher_rows(one) for by_direction in batch.taught for one in by_direction]
+        outputs = [[self.teacher_rows(one) for one in by_direction] for by_direction in batch.taught]
         return TeacherRows.of(outputs, self.valid(batch))
 
     def payload(self, batch: RankBatch) -> dict[str, Tensor]:
         return self._rows(batch).payload()
 
     def receive(self, batch: RankBatch, gathered: Mapping[str, Tensor]) -> TeacherTargets:
-        return teacher_targets(self.config, self._rows(batch), gathered, batch)
+        rows = self._rows(batch)
+        return teacher_targets(self.config, rows, gathered, group=batch.group, before_PK=batch.state)
 
     def next_state(self, state: Tensor, context: TeacherTargets) -> Tensor | None:
         """The moving centre moves towards that of the global batch."""
@@ -283,7 +283,8 @@ class PrototypeLoss(LossTerm[P, TeacherTargets]):
     def student_of(
         self, outputs: Outputs, count: int, place: Place, context: TeacherTargets
     ) -> tuple[Tensor, Tensor]:
-        """(the teacher's probabilities, the student's cosines) of the first ``count`` rows, [R, P, K] each."""
+        """(the teacher's probabilities, the student's cosines) of the first ``count`` rows, [R, P, K]
+        each."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -22,7 +22,8 @@ _NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": nn.LayerNorm
 
 
 class ChordMixerConfig(BackboneConfig):
-    """``num_groups`` of ``group_channels`` channels each; ``num_summary`` positions stand before the letters."""
+    """``num_groups`` of ``group_channels`` channels each; ``num_summary`` positions stand before the
+    letters."""
 
     name: str = "findna"
     num_layers: Positive = 40

@@ -3,8 +3,8 @@
 from typing import Annotated
 
 from configs.registry import Chosen
-from trainer.models import MODELS
 from trainer.models.backbone import Backbone, BackboneConfig
+from trainer.models.registry import MODELS
 
 DEFAULT = "findna"
 

@@ -3,7 +3,7 @@
 Shapes: B rows, X rows of crops, L letters, P summaries, V nucleotides, D hidden.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,14 +44,10 @@ class Outputs(NamedTuple):
 
     def chunk(self, parts: int) -> "list[Outputs]":
         """The outputs of equal parts of the rows; 0-d tensors and ``crops`` are everybody's."""
+        columns = (_chunk(part, parts) for part in (self.logits_BLV, self.pooled_BD, self.heads))
         return [
-            Outputs(
-                _part(self.logits_BLV, parts, i),
-                _part(self.pooled_BD, parts, i),
-                _part(self.heads, parts, i),
-                self.crops,
-            )
-            for i in range(parts)
+            Outputs(logits_BLV, pooled_BD, heads, self.crops)
+            for logits_BLV, pooled_BD, heads in zip(*columns, strict=True)
         ]
 
 
@@ -90,11 +86,12 @@ class Network(nn.Module):
         reading = self.read(codes_BL, length_B=length_B, noise_BLC=noise_BLC)
         if requests is None:
             requests = dict.fromkeys(self.heads)
-        heads = {name: self.heads[name](reading, request) for name, request in requests.items()}
+        # The order of these calls is that in which autograd adds up gradients, in bits.
         of_crops: dict[str, Any] = {}
         if crops is not None:
             crop_reading = self.read(crops.codes_XL, length_B=crops.length_X)
             of_crops = {name: self.heads[name](crop_reading, None) for name in crops.heads}
+        heads = {name: self.heads[name](reading, request) for name, request in requests.items()}
         logits_BLV = self.nucleotide(reading.letters_BLD).float() if nucleotides else None
         return Outputs(logits_BLV, reading.pooled_BD, heads, of_crops)
 
@@ -122,13 +119,14 @@ def mean_pool(letters_BLD: Tensor, length_B: Tensor | None) -> Tensor:
     return (letters_BLD.float() * real_BL[..., None]).sum(1) / length_B[:, None]
 
 
-def _part(value: Any, parts: int, i: int) -> Any:
-    """Part ``i`` of the rows of every tensor in ``value``."""
+def _chunk(value: Any, parts: int) -> Sequence[Any]:
+    """``value`` for each part of the rows: every tensor in it is cut."""
     if isinstance(value, Tensor):
-        return value.chunk(parts)[i] if value.ndim else value
+        return value.chunk(parts) if value.ndim else [value] * parts
     if isinstance(value, dict):
-        return {name: _part(each, parts, i) for name, each in value.items()}
+        cut = {name: _chunk(each, parts) for name, each in value.items()}
+        return [{name: pieces[i] for name, pieces in cut.items()} for i in range(parts)]
     if isinstance(value, tuple):
-        return type(value)(*(_part(each, parts, i) for each in value))
+        return [type(value)(*each) for each in zip(*(_chunk(each, parts) for each in value), strict=True)]
     assert value is None, f"outputs hold tensors, not {type(value).__name__}"
-    return None
+    return [None] * parts

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from cluster.storage import store
 from data_prep import alphabet
-from trainer.models import MODELS
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
+from trainer.models.registry import MODELS
 
 FORMAT_VERSION = 1
 WEIGHTS, HEADS, CONFIG, CARD = "model.safetensors", "heads.safetensors", "config.json", "README.md"

@@ -12,13 +12,20 @@ from data_prep import alphabet
 from tests.unit.test_views import ALL, windows
 from trainer.data.locus import loci
 from trainer.data.windows import Windows
-from trainer.losses.config import Loss
+from trainer.losses.config import loss_section
 from trainer.views.alignment import align, letter_weights
 from trainer.views.config import Views
 from trainer.views.crops import local_windows
 from trainer.views.masking import input_noise, mask
 from trainer.views.view import PADDED, View, make_view
-from trainer.views.view_batch import Pair, Shown, lengths, make_pairs, ragged, show
+from trainer.views.view_batch import (
+    ViewBatch,
+    ViewPair,
+    lengths,
+    make_view_batch,
+    make_view_pairs,
+    ragged,
+)
 
 STUDENT: dict[str, Any] = {
     "operations": {"shift": 3},
@@ -28,9 +35,7 @@ STUDENT: dict[str, Any] = {
 }
 TEACHER: dict[str, Any] = {"operations": ALL, "reverse_complement": 0.5}
 CROPS = {"number": 3, "length": 40, "operations": {"deletion": 5}, "reverse_complement": 0.5}
-ALL_LOSSES = Loss.model_validate(
-    {"mlm": {"soft_weight": 0.25}, "patch": {"weight": 1, "pairs": 6}, "contrastive": {"weight": 1}}
-)
+ALL_LOSSES = {"mlm": {"soft_weight": 0.25}, "patch": {"weight": 1, "pairs": 6}, "contrastive": {"weight": 1}}
 
 
 def soft(rows: int = 16) -> Windows:
@@ -80,7 +85,7 @@ def same(one: Any, two: Any) -> None:
         assert one == two
 
 
-def check_student(pair: Pair, source: Windows, name: str) -> None:
+def check_student(pair: ViewPair, source: Windows, name: str) -> None:
     same(pair.masked, mask(pair.student, source, name=name, rate=0.3, mask_share=0.8, random_share=0.1))
     assert pair.noise_BLC is not None
     same(pair.noise_BLC, input_noise(pair.student, source, name=name, std=0.2))
@@ -88,120 +93,116 @@ def check_student(pair: Pair, source: Windows, name: str) -> None:
 
 def test_one_direction_is_the_student_s_view_against_the_teacher_s() -> None:
     source = windows(16)
-    (pair,) = make_pairs(source, views())
+    (pair,) = make_view_pairs(source, views())
     same(pair.student, expected_view(source, "student", STUDENT))
     same(pair.teacher, expected_view(source, "teacher", TEACHER))
     check_student(pair, source, "student")
-    assert pair.weight_BL is pair.aligned is None
+    assert pair.name == "student"
 
 
 def test_two_directions_change_views_with_masks_and_noise_of_their_own() -> None:
     source = windows(16)
-    first, second = make_pairs(source, views(symmetric=True))
-    same(first, make_pairs(source, views())[0])
+    first, second = make_view_pairs(source, views(symmetric=True))
+    same(first, make_view_pairs(source, views())[0])
     same(second.student, first.teacher)
     same(second.teacher, first.student)
     check_student(second, source, "teacher")
     assert first.noise_BLC is not None and second.noise_BLC is not None
     assert not torch.equal(first.noise_BLC, second.noise_BLC)
     plain = views(symmetric=True, student={}, teacher={})  # the same letters: only the draws can differ
-    one, two = make_pairs(source, plain)
+    one, two = make_view_pairs(source, plain)
     same(one.student.codes_BL, two.student.codes_BL)
     both = (one.masked.target_BL & two.masked.target_BL).double().mean()
     assert abs(float(both) - 0.09) < 0.02, "masks of the two directions are drawn apart"
 
 
 def test_no_noise_is_no_tensor() -> None:
-    assert make_pairs(windows(4), views(student={}))[0].noise_BLC is None
-    (pair,) = make_pairs(short(windows(4), 130), views())
+    assert make_view_pairs(windows(4), views(student={}))[0].noise_BLC is None
+    (pair,) = make_view_pairs(short(windows(4), 130), views())
     assert pair.noise_BLC is not None
     assert (pair.noise_BLC[pair.student.source_BL == PADDED] == 0).all()
 
 
 def test_the_masking_is_the_config_s() -> None:
     masking = {"rate": 0.6, "mask_share": 0.0, "random_share": 0.0}
-    (pair,) = make_pairs(windows(64), views(student={}, masking=masking))
+    (pair,) = make_view_pairs(windows(64), views(student={}, masking=masking))
     assert torch.equal(pair.masked.codes_BL, pair.student.codes_BL), "every letter asked for is kept"
     assert abs(float(pair.masked.target_BL.double().mean()) - 0.6) < 0.02
 
 
+def prepared(loss: dict[str, Any], source: Windows) -> dict[str, Any]:
+    """What the losses in use make of a micro-batch of both directions, by name."""
+    batch = make_view_batch(source, views(symmetric=True))
+    return {term.name: term.prepare(source, batch) for term in loss_section(loss).terms()}
+
+
 def test_letters_are_aligned_and_weighed_for_the_losses_that_ask() -> None:
     source = soft()
-    for pair, name in zip(
-        make_pairs(source, views(symmetric=True), ALL_LOSSES), ("student", "teacher"), strict=True
-    ):
-        same(pair.weight_BL, letter_weights(pair.student, source, soft_weight=0.25))
-        assert pair.weight_BL is not None and {0.25, 1.0} == set(pair.weight_BL.unique().tolist())
-        same(pair.aligned, align(pair.student, pair.masked, pair.teacher, source, name=name, pairs=6))
-        assert pair.aligned is not None and pair.aligned.valid_BN.any()
+    found = prepared(ALL_LOSSES, source)
+    for d, pair in enumerate(make_view_pairs(source, views(symmetric=True))):
+        weight_BL, aligned = found["mlm"][d], found["patch"][d]
+        same(weight_BL, letter_weights(pair.student, source, soft_weight=0.25))
+        assert {0.25, 1.0} == set(weight_BL.unique().tolist())
+        name = ("student", "teacher")[d]
+        same(aligned, align(pair.student, pair.masked, pair.teacher, source, name=name, pairs=6))
+        assert aligned.valid_BN.any()
+    same(found["contrastive"], loci(source))
 
 
 @pytest.mark.parametrize(
-    ("loss", "weighed", "aligned", "placed"),
+    ("loss", "made"),
     [
-        ({}, False, False, False),
-        ({"mlm": {"soft_weight": 0.5}}, True, False, False),
-        ({"mlm": {"soft_weight": 0.5, "weight": 0}}, False, False, False),
-        ({"mlm": {"soft_weight": 1}, "patch": {"weight": 0.1}}, False, True, False),
-        ({"contrastive": {"weight": 0.1}}, False, False, True),
-        ({"contrastive": {"weight": 0.1, "mask_same_place": False}}, False, False, False),
-        ({"contrastive": {"mask_same_place": True}, "koleo": {"weight": 1}}, False, False, False),
+        ({}, set()),
+        ({"mlm": {"soft_weight": 0.5}}, {"mlm"}),
+        ({"mlm": {"soft_weight": 0.5, "weight": 0}}, set()),
+        ({"mlm": {"soft_weight": 1}, "patch": {"weight": 0.1}}, {"patch"}),
+        ({"contrastive": {"weight": 0.1}}, {"contrastive"}),
+        ({"contrastive": {"weight": 0.1, "mask_same_place": False}}, set()),
+        ({"contrastive": {"mask_same_place": True}, "koleo": {"weight": 1}}, set()),
     ],
 )
-def test_nothing_is_made_that_no_loss_in_use_asks_for(
-    loss: dict[str, Any], weighed: bool, aligned: bool, placed: bool
-) -> None:
-    source = soft(4)
-    shown = show(source, views(symmetric=True), Loss.model_validate(loss))
-    for pair in shown.pairs:
-        assert (pair.weight_BL is not None) == weighed
-        assert (pair.aligned is not None) == aligned
-    assert (shown.loci is not None) == placed
-    assert shown.crops_XL is shown.crop_length_X is None
+def test_nothing_is_made_that_no_loss_in_use_asks_for(loss: dict[str, Any], made: set[str]) -> None:
+    found = prepared(loss, soft(4))
+    assert {name for name, extra in found.items() if extra not in (None, [None, None])} == made
+    batch = make_view_batch(windows(4), views())
+    assert batch.crops_XL is batch.crop_length_X is None
 
 
 def test_soft_weights_need_windows_with_their_soft_mask() -> None:
     with pytest.raises(AssertionError, match="read without their soft mask; open the reader with soft"):
-        show(windows(2), views(), ALL_LOSSES)
-
-
-def test_places_are_those_of_the_windows() -> None:
-    source = soft()
-    shown = show(source, views(), ALL_LOSSES)
-    assert shown.loci is not None
-    same(shown.loci, loci(source))
+        prepared(ALL_LOSSES, windows(2))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_crops_come_one_after_the_other_each_of_all_rows(symmetric: bool) -> None:
     source = windows(8)
-    shown = show(source, views(crops=CROPS, symmetric=symmetric), Loss())
-    assert shown.crops_XL is not None and shown.crops_XL.shape == (24, 40)
-    assert shown.crop_length_X is None, "no crop has padding"
+    batch = make_view_batch(source, views(crops=CROPS, symmetric=symmetric))
+    assert batch.crops_XL is not None and batch.crops_XL.shape == (24, 40)
+    assert batch.crop_length_X is None, "no crop has padding"
     for number in range(3):
         name = f"crop {number}"
         view = expected_view(local_windows(source, name=name, length=40), name, CROPS)
-        assert torch.equal(shown.crops_XL[8 * number : 8 * number + 8], view.codes_BL)
-    assert not torch.equal(shown.crops_XL[:8], shown.crops_XL[8:16])
-    assert len(shown.pairs) == 1 + symmetric, "crops are the same for both directions"
+        assert torch.equal(batch.crops_XL[8 * number : 8 * number + 8], view.codes_BL)
+    assert not torch.equal(batch.crops_XL[:8], batch.crops_XL[8:16])
+    assert len(batch.pairs) == 1 + symmetric, "crops are the same for both directions"
 
 
 def test_crops_of_short_windows_say_how_long_they_are() -> None:
     source = windows(8)
     high = source.flank + 25  # less than a crop
-    shown = show(short(source, high), views(crops=CROPS | {"operations": {}}), Loss())
-    assert shown.crops_XL is not None and shown.crop_length_X is not None
-    assert shown.crop_length_X.tolist() == [25] * 24
-    assert (shown.crops_XL[:, 25:] == alphabet.PAD).all()
-    assert (shown.crops_XL[:, :25] != alphabet.PAD).all()
+    batch = make_view_batch(short(source, high), views(crops=CROPS | {"operations": {}}))
+    assert batch.crops_XL is not None and batch.crop_length_X is not None
+    assert batch.crop_length_X.tolist() == [25] * 24
+    assert (batch.crops_XL[:, 25:] == alphabet.PAD).all()
+    assert (batch.crops_XL[:, :25] != alphabet.PAD).all()
 
 
-def test_rows_are_shown_the_same_in_any_micro_batch() -> None:
+def test_rows_read_the_same_in_any_micro_batch() -> None:
     source = soft(12)
     config = views(symmetric=True, crops=CROPS)
-    whole = show(source, config, ALL_LOSSES)
+    whole = make_view_batch(source, config)
     parts = [
-        show(source.each(operator.itemgetter(slice(i, i + 4))), config, ALL_LOSSES) for i in range(0, 12, 4)
+        make_view_batch(source.each(operator.itemgetter(slice(i, i + 4))), config) for i in range(0, 12, 4)
     ]
 
     def joined(values: list[Any]) -> Any:
@@ -216,11 +217,10 @@ def test_rows_are_shown_the_same_in_any_micro_batch() -> None:
             )
         return values[0]
 
-    for name in ("pairs", "loci"):
-        same(joined([getattr(part, name) for part in parts]), getattr(whole, name))
+    same(joined([part.pairs for part in parts]), whole.pairs)
     by_crop = [part.crops_XL.unflatten(0, (3, 4)) for part in parts if part.crops_XL is not None]
     assert whole.crops_XL is not None and torch.equal(torch.cat(by_crop, 1).flatten(0, 1), whole.crops_XL)
-    assert isinstance(whole, Shown)
+    assert isinstance(whole, ViewBatch)
 
 
 def test_full_rows_have_no_lengths() -> None:

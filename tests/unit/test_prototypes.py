@@ -1,7 +1,7 @@
 """The teacher's targets against naive loops over every row of every rank: centred, balanced, and only those
 that count.
 
-Ranks are played one after the other here: each has its own Targets, and what they would gather is stacked by
+Ranks are played one after the other here: each has its own TeacherRows, and what they would gather is stacked by
 hand.
 """
 
@@ -16,13 +16,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.core.collectives import Group
-from trainer.distill.teacher_targets import Targets
-from trainer.losses.config import PatchLoss, Prototypes
-from trainer.losses.dino import centred_probabilities
-from trainer.models.heads import Assigned
+from trainer.losses.prototypes import (
+    PrototypeConfig,
+    PrototypeOutput,
+    TeacherRows,
+    TeacherTargets,
+    centred_probabilities,
+    teacher_targets,
+)
 
 K, C = 7, 5
-PLAIN = Prototypes(prototypes=K, bottleneck=C, teacher_temperature=0.1, balance="centring")
+PLAIN = PrototypeConfig(prototypes=K, bottleneck=C, teacher_temperature=0.1, balance="centring")
 
 
 @dataclass(frozen=True)
@@ -48,35 +52,39 @@ def everything(seed: int, *shape: int, masked: bool = False) -> Everything:
     )
 
 
-def targets(given: Everything, config: Prototypes, centre_PK: Tensor | None = None) -> list[Targets]:
+def targets(
+    given: Everything, config: PrototypeConfig, centre_PK: Tensor | None = None
+) -> list[TeacherTargets]:
     """Of every rank, after what they gathered."""
     split = config.balance == "sinkhorn"
     ranks = range(len(given.bottleneck))
 
-    def said(rank: int) -> list[list[Assigned]]:
+    def outputs_of(rank: int) -> list[list[PrototypeOutput]]:
         if split:
             return [
-                [Assigned(None, b, given.prototypes_KC) for b in by_direction]
+                [PrototypeOutput(None, b, given.prototypes_KC) for b in by_direction]
                 for by_direction in given.bottleneck[rank]
             ]
-        return [[Assigned(c) for c in by_direction] for by_direction in given.cosines[rank]]
+        return [[PrototypeOutput(c) for c in by_direction] for by_direction in given.cosines[rank]]
 
     valid = [
         None if given.valid is None else [list(by_direction) for by_direction in given.valid[rank]]
         for rank in ranks
     ]
-    found = [Targets("distill", config, said(rank), valid[rank]) for rank in ranks]
+    found = [TeacherRows.of(outputs_of(rank), valid[rank]) for rank in ranks]
     payloads = [one.payload() for one in found]
     assert (
         len({str({name: (part.shape, part.dtype) for name, part in payload.items()}) for payload in payloads})
         == 1
     )
-    everywhere = {name: torch.stack([payload[name] for payload in payloads]) for name in payloads[0]}
-    for rank, one in enumerate(found):
-        one.receive(everywhere, group=Group(rank, len(ranks)), centre_PK=centre_PK)
+    gathered = {name: torch.stack([payload[name] for payload in payloads]) for name in payloads[0]}
+    made = []
+    for rank, rows in enumerate(found):
+        group = Group(rank, len(ranks))
+        made.append(teacher_targets(config, rows, gathered, group=group, before_PK=centre_PK))
         counted = given.bottleneck[..., 0, 0].numel() if given.valid is None else int(given.valid.sum())
-        assert one.total(everywhere) == max(1, counted)
-    return found
+        assert made[-1].total == max(1, counted)
+    return made
 
 
 SHAPES = st.tuples(
@@ -181,7 +189,7 @@ def test_one_balance_for_all_positions_would_be_another() -> None:
 
 @pytest.mark.parametrize("balance", ["centring", "sinkhorn"])
 def test_letters_that_do_not_count_move_nobody(balance: str) -> None:
-    config = PatchLoss(prototypes=K, bottleneck=C, balance=balance)
+    config = PrototypeConfig(prototypes=K, bottleneck=C, balance=balance)
     given_ = everything(3, 2, 2, 2, 4, 1, masked=True)
     assert given_.valid is not None
     other = torch.where(given_.valid[..., None, None], given_.bottleneck, -given_.bottleneck)
@@ -203,12 +211,12 @@ def test_letters_that_do_not_count_move_nobody(balance: str) -> None:
 def test_what_travels_is_small_and_of_one_shape() -> None:
     given_ = everything(0, 1, 2, 2, 5, 3)
     (centring,) = targets(given_, PLAIN)
-    assert {name: tuple(part.shape) for name, part in centring.payload().items()} == {
-        "distill sum": (3, K),
-        "distill valid": (),
+    assert {name: tuple(part.shape) for name, part in centring.rows.payload().items()} == {
+        "sum": (3, K),
+        "valid": (),
     }
     (balanced,) = targets(given_, PLAIN.model_copy(update={"balance": "sinkhorn"}))
-    assert {name: tuple(part.shape) for name, part in balanced.payload().items()} == {
-        "distill bottleneck": (20, 3, C),
-        "distill valid": (20,),
+    assert {name: tuple(part.shape) for name, part in balanced.rows.payload().items()} == {
+        "bottleneck": (20, 3, C),
+        "valid": (20,),
     }

@@ -1,0 +1,6 @@
+"""Backbones by the name that ``model.name`` and an export's ``model_type`` use."""
+
+from trainer.models.backbone import Backbone
+from trainer.models.chordmixer import ChordMixer
+
+MODELS: dict[str, type[Backbone]] = {"findna": ChordMixer}

@@ -3,7 +3,7 @@
 Shapes: B windows, S = L + 2·flank source positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data_prep import alphabet, shards
+from trainer.core import random
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,51 @@ class Windows:
 
     def to(self, device: torch.device) -> "Windows":
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def make_windows(sequences: Sequence[str], *, seed: int = 0, flank: int = 0) -> Windows:
+    """Windows of strings, with a key each from ``seed`` and its number, for ``make_view`` and ``mask``.
+
+    Args:
+        sequences: A, C, G, T, N in either case (lower case is soft-masked); other IUPAC letters become N.
+            A shorter one than the longest ends in padding.
+        flank: letters at both ends of each string that are not of the window itself, but that its views may
+            read where letters were deleted or the window is shifted.
+
+    Raises:
+        ValueError: there is no sequence, one has another letter, or none is longer than both flanks.
+    """
+    if isinstance(sequences, str) or not sequences:
+        raise ValueError("give a list of at least one sequence")
+    size = max(len(sequence) for sequence in sequences)
+    if size <= 2 * flank or flank < 0:
+        raise ValueError(f"the longest sequence has {size} letters, no more than two flanks of {flank}")
+    codes_BS = np.full((len(sequences), size), alphabet.PAD, np.uint8)
+    soft_BS = np.zeros_like(codes_BS)
+    for row, sequence in enumerate(sequences):
+        try:
+            codes, soft, _ = alphabet.encode(sequence.encode())
+        except ValueError as fault:
+            raise ValueError(f"sequence {row + 1}: {fault}") from fault
+        codes_BS[row, : len(codes)] = codes
+        soft_BS[row, : len(codes)] = soft
+    number_B = torch.arange(len(sequences))
+    high_B = torch.tensor([len(sequence) for sequence in sequences])
+    return Windows(
+        torch.from_numpy(codes_BS),
+        torch.zeros_like(high_B),
+        high_B,
+        random.fold(seed, number_B),
+        torch.stack([number_B, torch.full_like(high_B, flank), (high_B - flank).clamp(min=flank)], 1),
+        flank,
+        torch.from_numpy(soft_BS),
+    )
+
+
+def to_strings(codes_BL: Tensor) -> list[str]:
+    """The rows of ``codes`` uint8 [B, L] as strings: ? for MASK, and padding left out."""
+    letters = np.frombuffer(b"ACGTN?^", np.uint8)
+    return [letters[row[row != alphabet.PAD]].tobytes().decode() for row in codes_BL.cpu().numpy()]
 
 
 class WindowBuilder:

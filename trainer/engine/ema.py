@@ -189,7 +189,8 @@ class ShardedEMA(Generic[M]):
         return {name: averages.get(id(tensor), tensor.detach().clone()) for name, tensor in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Set the average to the parameters of ``state``, which ``state_dict`` returned on any number of ranks.
+        """Set the average to the parameters of ``state``, as ``state_dict`` returned them on any number of
+        ranks.
 
         A collective. Buffers stay the student's.
 

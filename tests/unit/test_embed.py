@@ -1,5 +1,4 @@
-"""trainer.embed: vectors that do not change with padding, batch or strand, and a table that comes back
-whole."""
+"""trainer.embed: every record of a FASTA in a table that comes back whole, or one sentence."""
 
 import bz2
 import gzip
@@ -13,98 +12,21 @@ from typing import IO
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.process import exits
 from data_prep import alphabet
 from tests.registered import CANDIDATE, registered, tiny_network
 from trainer.embed import main
 from trainer.evaluation import embedding_table, records, unpack
-from trainer.evaluation.embedding import Rows, both_strands, embed, embed_fasta, memory_for, resolve_precision
-
-CPU = torch.device("cpu")
+from trainer.evaluation.embed_command import embed_fasta
+from trainer.evaluation.embedding import embed
+from trainer.evaluation.sequences import EncodedSequences
 
 
 def sequences(lengths: list[int]) -> list[alphabet.Codes]:
     rng = np.random.default_rng(3)
     return [rng.integers(0, 4, n).astype(np.uint8) for n in lengths]
-
-
-def test_neither_padding_nor_the_other_rows_change_a_vector() -> None:
-    network, codes = tiny_network(), sequences([40, 7, 25, 40, 1])
-    together = embed(network, Rows.of(codes), device=CPU)
-    for i, row in enumerate(codes):
-        for ours, alone in zip(together, embed(network, Rows.of([row]), device=CPU), strict=True):
-            torch.testing.assert_close(ours[i], alone[0], atol=1e-5, rtol=1e-5)
-
-
-def test_vectors_are_the_naive_ones_and_the_same_for_either_strand() -> None:
-    network, (codes,) = tiny_network(), sequences([33])
-    other = alphabet.reverse_complement(codes)
-    with torch.no_grad():
-        hidden = [network.backbone(torch.from_numpy(row.copy())[None])[0, 2:] for row in (codes, other)]
-    mean, most = embed(network, Rows.of([codes, other]), device=CPU)
-    torch.testing.assert_close(mean[0], (hidden[0].mean(0) + hidden[1].mean(0)) / 2)
-    torch.testing.assert_close(most[0], (hidden[0].amax(0) + hidden[1].amax(0)) / 2)
-    torch.testing.assert_close(mean[0], mean[1])
-    torch.testing.assert_close(most[0], most[1])
-
-
-def test_batches_hold_similar_lengths_and_every_row_once() -> None:
-    rows = Rows.of(sequences([5000, 3, 5000, 9000, 4, 3000]))
-    batches = [batch.tolist() for batch in rows.by_length()]
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    assert batches[-1] == [3]
-
-
-def test_a_long_row_pads_no_other() -> None:
-    codes = sequences([30, 200_000, 31, 32, 33, 34, 35, 36])
-    rows = Rows.of(codes)
-    assert rows.codes_M.nbytes == sum(len(row) for row in codes)
-    everywhere = torch.arange(len(codes))
-    parts = rows.alike(everywhere)
-    assert [part.tolist() for part in parts] == [[1], [7, 6, 5, 4, 3, 2, 0]]
-    assert [rows.batch(part, 0, CPU)[0].numel() for part in parts] == [200_000, 7 * 36]
-    assert [part.tolist() for part in rows.alike(everywhere[2:])] == [[0, 1, 2, 3, 4, 5]], (
-        "as it comes, where it may"
-    )
-    strand_B = torch.tensor([0, 1, 1])
-    codes_BL, length_B = rows.batch(torch.tensor([0, 2, 3]), strand_B, CPU)
-    assert length_B is not None and length_B.tolist() == [30, 31, 32]
-    for row, (i, strand) in enumerate(zip((0, 2, 3), strand_B.tolist(), strict=True)):
-        wanted = alphabet.reverse_complement(codes[i]) if strand else codes[i]
-        assert codes_BL[row].tolist() == [*wanted.tolist(), *[alphabet.PAD] * (32 - len(wanted))]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        MemoryError("Unable to allocate 9 GiB"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried to"
-        ),
-        torch.OutOfMemoryError("CUDA out of memory"),
-    ],
-)
-def test_rows_that_do_not_fit_are_named(fault: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(codes_BL: torch.Tensor, length_B: torch.Tensor | None) -> torch.Tensor:
-        raise fault
-
-    assert exits.exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
-    err = capsys.readouterr().err
-    assert (
-        err
-        == "error: out of memory: 1 sequence at once, the longest of 9,000 letters; leave it out or cut it\n"
-    )
-    with pytest.raises(RuntimeError, match="a bug"), memory_for(torch.tensor([1])):
-        raise RuntimeError("a bug")
-
-
-def test_precision() -> None:
-    assert resolve_precision("bf16", CPU) == "bf16"
-    assert resolve_precision("auto", CPU) in ("fp32", "bf16")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +49,7 @@ def test_precision() -> None:
 def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.fa").write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        embed_fasta(tiny_network(), str(tmp_path / "x.fa"), length=16, device=CPU)
+        embed_fasta(tiny_network(), str(tmp_path / "x.fa"), length=16)
     assert "x.fa" in str(caught.value)
 
 
@@ -293,7 +215,9 @@ def test_table_round_trip_through_the_registry(
     assert list(table.columns) == ["name", "length", *(f"e{i}" for i in range(24))]
     assert table["name"].tolist() == ["long", "short"]
     assert table["length"].tolist() == [150, 20]
-    windows, _ = embed(tiny_network(), Rows.of([long[:64], long[64:128], long[128:], short]), device=CPU)
+    windows = embed(
+        tiny_network(), EncodedSequences.from_codes([long[:64], long[64:128], long[128:], short])
+    ).mean_ND
     expected = (windows[0] * 64 + windows[1] * 64 + windows[2] * 22) / 150
     np.testing.assert_allclose(table.iloc[0, 2:].to_numpy(dtype=float), expected, atol=1e-5)
     np.testing.assert_allclose(table.iloc[1, 2:].to_numpy(dtype=float), windows[3], atol=1e-5)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cluster.storage import store
 from tests.s3 import S3
 from trainer.evaluation.tasks import table
+from trainer.evaluation.tasks.classification import Classification
 from trainer.evaluation.tasks.table import Table
 
 ROWS = [("ACGTACGTAC", "a"), ("GGGTTTACGN", "b"), ("TTTTACGTCC", "a")]
@@ -27,7 +28,8 @@ PLAIN = "sequence,label\n" + "".join(f"{letters},{label}\n" for letters, label i
 
 
 def read(path: Path | str) -> Table:
-    return table.read(str(path), sequence_column="sequence", label_column="label", labels=("a", "b"))
+    kind = Classification(("a", "b"))
+    return table.read(str(path), sequence_column="sequence", label_column="label", check_label=kind.parse)
 
 
 def rows(found: Table) -> list[tuple[str, str]]:

@@ -5,12 +5,13 @@ import argparse
 import sys
 from typing import Any
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 from cluster.process import exits, host, paths
 from cluster.storage import store
-from trainer.evaluation.tasks.results import HEADINGS, readable
+from trainer.evaluation.tasks.results_table import results_tables
 from trainer.report import facts, figures
 from trainer.report.page import Section, render
 from trainer.tracking.registry import Registry
@@ -60,7 +61,6 @@ def _sections(registry: Registry, run: Any) -> list[Section]:
         ("teacher momentum", ["ema/momentum"]),
         ("gradient norm", ["grad_norm"]),
     ]
-    no_transfer = ["No fine-tuning results yet; run python -m trainer.finetune and make the report again."]
     return [
         *([Section("What went wrong", wrong)] if wrong else []),
         Section(
@@ -68,18 +68,7 @@ def _sections(registry: Registry, run: Any) -> list[Section]:
             facts.verdict(found),
             pictures=_picture("accuracy", "Held-out masked accuracy", figures.accuracy(found, scored)),
         ),
-        Section(
-            "On labelled tasks",
-            [
-                "Test scores × 100, mean ± standard deviation over seeds; chosen on dev alone. "
-                "Probe and k-mer models have one solution, so their seeds agree."
-            ]
-            if len(summary)
-            else no_transfer,
-            HEADINGS,
-            readable(summary),
-            _picture("transfer", "Test MCC by mode", figures.transfer(summary)),
-        ),
+        *_transfer_sections(summary),
         Section(
             "Losses",
             ["Faint: every step. Bold: running mean."],
@@ -105,6 +94,27 @@ def _sections(registry: Registry, run: Any) -> list[Section]:
         Section("Tags", (), ("tag", "value"), sorted(tags.items())),
         Section("Parameters", (), ("parameter", "value"), sorted(params.items()), folded=True),
     ]
+
+
+def _transfer_sections(summary: pd.DataFrame) -> list[Section]:
+    """One section for each kind of task."""
+    title = "On labelled tasks"
+    if summary.empty:
+        text = "No fine-tuning results yet; run python -m trainer.finetune and make the report again."
+        return [Section(title, [text])]
+    text = (
+        "Test scores × 100, mean ± standard deviation over seeds; chosen on dev alone. "
+        "Probe and k-mer models have one solution, so their seeds agree."
+    )
+    tables = results_tables(summary)
+    sections = []
+    for table in tables:
+        kind = table.kind if len(tables) > 1 else ""
+        name, of_kind = ("transfer", "") if not kind else (f"transfer_{kind}", f": {kind}")
+        figure = figures.transfer(summary[summary["kind"] == table.kind])
+        pictures = _picture(name, f"Test scores by mode{of_kind}", figure)
+        sections.append(Section(f"{title}{of_kind}", [text], table.headings, table.rows, pictures))
+    return sections
 
 
 def _picture(name: str, text: str, figure: Figure | None) -> list[tuple[str, str, bytes]]:

@@ -15,9 +15,13 @@ from cluster.storage import store
 from data_prep import alphabet, shards
 from trainer.data.dataset import Dataset
 from trainer.data.windows import choose_windows
-from trainer.evaluation.embedding import Rows, best_device, embed, open_model
-from trainer.evaluation.tasks.downstream import past_results
+from trainer.evaluation.embedding import embed
+from trainer.evaluation.precision import best_device
+from trainer.evaluation.registered_model import open_model
+from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.statistics import standard_error
 from trainer.evaluation.tasks.results import summarise
+from trainer.evaluation.tasks.results_log import past_results
 from trainer.report.figures import Histories
 from trainer.tracking.registry import Registry
 
@@ -46,7 +50,7 @@ def verdict(found: Histories) -> list[str]:
     values = found["val/mlm_accuracy"]["value"].tolist()
     last = values[-1]
     scored = last_value(found, "val/scored_positions")
-    error = math.sqrt(max(last * (1 - last), 1e-12) / scored) if scored else None
+    error = standard_error(last, scored) if scored else None
     spread = f" ± {error:.4f} (one standard error, {scored:,.0f} positions)" if error and scored else ""
     sentences = [f"The teacher predicts {last:.4f}{spread} of the hidden letters of held-out contigs."]
     for metric, name in (
@@ -172,8 +176,7 @@ def embedding_picture(registry: Registry, model_uri: str, *, dataset_uri: str, l
         raise ValueError(
             f"dataset {dataset_uri} has {len(codes)} held-out windows of {length} bp, 3 are needed"
         )
-    device = best_device()
-    mean_ND, _ = embed(network.to(device), Rows.of(codes), device=device)
+    mean_ND = embed(network.to(best_device()), EncodedSequences.from_codes(codes)).mean_ND
     components = PCA(2, random_state=0)
     points_N2 = components.fit_transform(mean_ND.double().numpy())
     gc_N = np.array([_gc(row) for row in codes])

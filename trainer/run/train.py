@@ -23,6 +23,7 @@ from trainer.distill.step import Method, held_out_readings, train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator
+from trainer.evaluation.statistics import standard_error
 from trainer.losses.config import projection_heads
 from trainer.models import pretrained
 from trainer.models.config import build_backbone
@@ -59,7 +60,7 @@ def train(
     with collectives.together(group, device=device):
         datasets = list(open_datasets(config.data, "train", warn=say).values())
     flank = config.views.flank
-    validator = Validator(config, flank=flank, device=device, group=group)
+    validator = Validator(config.data, config.val, config.views, device=device, group=group)
     with _alone(config, group, device) as lock:
         found = _look(config, group, device, alone=True)  # a run that held the lock may have finished it
         if found is None:
@@ -281,8 +282,9 @@ def _validate(
     if run:
         run.log(metrics, step=state.step)
         accuracy = metrics["val/mlm_accuracy"]
+        error = standard_error(accuracy, validator.scored)
         say(
-            f"step {state.step}: val accuracy {accuracy:.4f} ± {validator.standard_error(accuracy):.4f} "
+            f"step {state.step}: val accuracy {accuracy:.4f} ± {error:.4f} "
             f"(majority {baselines['val/mlm_accuracy_majority']:.4f}, "
             f"Markov {baselines['val/mlm_accuracy_markov']:.4f}), "
             f"effective rank {metrics['health/effective_rank']:.1f}"

@@ -9,7 +9,7 @@ or UTF-16 with its mark; any line ends; plain or compressed (see unpack).
 import csv
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from configs import redact
@@ -47,8 +47,8 @@ class Table:
         return f"{self.uri}, line {self.lines[row]}"
 
 
-def read(uri: str, *, sequence_column: str, label_column: str, labels: Sequence[str]) -> Table:
-    """The table at ``uri``, whose ``label_column`` holds none but ``labels``.
+def read(uri: str, *, sequence_column: str, label_column: str, check_label: Callable[[str], object]) -> Table:
+    """The table at ``uri``; ``check_label`` raises ValueError for a label that the task does not have.
 
     Raises:
         StoreError: it cannot be read. ValueError: one sentence that names the file, the line and what is
@@ -66,7 +66,7 @@ def read(uri: str, *, sequence_column: str, label_column: str, labels: Sequence[
     )
     nameless = [i for i, name in enumerate(names) if not name]  # pandas and R number the rows in one
     rows: list[tuple[str, str, int]] = []
-    known, ambiguous = set(labels), 0
+    ambiguous = 0
     for line, fields in _rows(lines, number, separator, shown):
         where = f"{shown}, line {line}"
         if len(fields) != len(names):
@@ -78,8 +78,10 @@ def read(uri: str, *, sequence_column: str, label_column: str, labels: Sequence[
                     f"is no number of a row; name it, or remove a {_SEPARATORS[separator]} too many"
                 )
         label = fields[label_at].strip()
-        if label not in known:
-            raise ValueError(f"{where}: label {_short(label)} is not among the task's labels {list(labels)}")
+        try:
+            check_label(label)
+        except ValueError as fault:
+            raise ValueError(f"{where}: label {_short(label)} {fault}") from fault
         letters, odd = _letters(fields[sequence_at], where)
         ambiguous += odd
         rows.append((letters, label, line))

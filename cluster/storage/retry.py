@@ -1,9 +1,8 @@
-"""Faults of the outside world: one sentence that names the URI, and trying again where the reason may pass.
+"""Errors of the outside world: one sentence that names the URI, and retries where the cause may pass.
 
-What may pass: 500, 503, 429, timeouts, a lost connection, a body cut short. What will not, and is not tried
-again: no such key or bucket, denied, full. The libraries below do not retry by themselves (but for aiohttp,
-once and at once, where a connection that had been in use turns out to be closed), so two variables bound the
-whole:
+Retried: 500, 503, 429, timeouts, a lost connection, a body cut short. Not retried: no such key or bucket,
+denied, full. The libraries below do not retry themselves (only aiohttp does, once and at once, if a
+connection that it reuses is closed), so two variables limit the whole:
 
 DNA_STORE_RETRY_SECONDS    waits between the 5 tries, in all (default 30): 2, 4, 8, 16 s, less a random part
 DNA_STORE_TIMEOUT_SECONDS  how long one try waits for the next bytes (default 30); for a connection at most 10
@@ -54,7 +53,7 @@ _LIBRARIES = {
     "urllib3",
     "fsspec",
 }
-_STAYS = {"SSLError", "ClientSSLError"}  # among the above: a certificate does not mend in half a minute
+_STAYS = {"SSLError", "ClientSSLError"}  # subclasses of the above that do not pass in half a minute
 _BUSY = {
     "SlowDown",
     "RequestTimeout",
@@ -73,20 +72,19 @@ class StoreError(OSError):
 
 
 class TransientError(StoreError):
-    """It failed for a reason that may pass, after all tries; the message says how many and over how many
-    seconds."""
+    """All tries failed, for a reason that may pass; the message says how many, over how many seconds."""
 
 
 class ShortError(OSError):
-    """Fewer bytes came, or stand there, than were asked for; for use inside ``attempt``."""
+    """Fewer bytes came, or are stored, than expected; for use inside ``attempt``."""
 
 
 def attempt(uri: str, what: str, operation: Callable[[], T], *, tries: int = TRIES) -> T:
-    """``operation()``, called again while its fault may pass.
+    """The result of ``operation()``, which is called again if its error may pass.
 
     Raises:
-        TransientError: it failed ``tries`` times. StoreError: a fault that will not pass. Both: "cannot WHAT
-        URI: why".
+        TransientError: it failed ``tries`` times. StoreError: an error that will not pass. Both say "cannot
+        WHAT URI: why".
     """
     began, budget = time.monotonic(), seconds("DNA_STORE_RETRY_SECONDS", 30)
     for number in range(1, tries + 1):
@@ -104,7 +102,7 @@ def attempt(uri: str, what: str, operation: Callable[[], T], *, tries: int = TRI
 
 @contextlib.contextmanager
 def named(uri: str, what: str) -> Iterator[None]:
-    """Any fault of the outside world in the block as one StoreError that names ``uri``."""
+    """Any error of the outside world in the block becomes one StoreError that names ``uri``."""
     try:
         yield
     except Exception as fault:
@@ -115,14 +113,13 @@ def named(uri: str, what: str) -> Iterator[None]:
 
 
 def failure(fault: Exception, uri: str, what: str, *, tries: int = 0, spent: float = 0) -> Exception:
-    """What to raise for ``fault``: itself if it is ours, or no fault of the outside world (a mistake in the
-    code)."""
+    """What to raise for ``fault``: itself if it is a StoreError, or a mistake in the code."""
     if (
         type(fault) is RuntimeError
         and isinstance(fault.__cause__, Exception)
         and _is_of_a_library(fault.__cause__)
     ):
-        fault = fault.__cause__  # adlfs says of an upload no more than that it failed
+        fault = fault.__cause__  # adlfs raises a bare RuntimeError for an upload that failed
     names = {kind.__name__ for kind in type(fault).__mro__}
     answers = (getattr(each, "response", None) for each in (fault, fault.__cause__))
     answer = next(
@@ -146,7 +143,7 @@ def failure(fault: Exception, uri: str, what: str, *, tries: int = 0, spent: flo
     elif status := _http_status(fault):
         words = (
             str(getattr(fault, "message", None) or fault).strip().partition("\n")[0]
-        )  # Azure's go on for ten lines
+        )  # Azure's have ten lines
         words = words.removesuffix(f", {status}") or responses.get(status, "no reason given")
         reason = "no such file or bucket" if status == 404 else f"{words} ({status})"
         passes = _may_pass(status)
@@ -154,7 +151,7 @@ def failure(fault: Exception, uri: str, what: str, *, tries: int = 0, spent: flo
         passes = passes or getattr(fault, "retryable", False) is True  # google.auth's
         known = (
             isinstance(fault, OSError) and (fault.errno or 0) > 0
-        )  # negative: of the resolver, which says it itself
+        )  # negative: the resolver's, with a text of its own
         reason = os.strerror(fault.errno or 0) if known and isinstance(fault, OSError) else str(fault)
     else:
         return fault
@@ -177,8 +174,7 @@ def seconds(name: str, default: float) -> float:
 
 
 def _http_status(fault: Exception) -> int:
-    """The status with which one of Google's or Azure's stores refused; 0 if ``fault`` is no refusal of
-    theirs."""
+    """The status with which Google's or Azure's store refused; 0 if ``fault`` is something else."""
     values = (
         getattr(fault, name, "") for name in ("code", "status_code")
     )  # gcsfs and google.api_core; azure.core
@@ -187,7 +183,7 @@ def _http_status(fault: Exception) -> int:
 
 
 def _is_of_a_library(fault: Exception) -> bool:
-    # gcsfs says a refusal with status 400 as a ValueError.
+    # gcsfs raises a ValueError for a refusal with status 400.
     return type(fault).__module__.split(".")[0] in _LIBRARIES or str(fault).startswith("Bad Request: ")
 
 

@@ -123,34 +123,19 @@ class RayNodes:
         name, node = place.name, self._ids.get(place.name)
         if node is None:
             raise NodeLost(f"{name} is no node of this Ray cluster")
-        gpus, deadline = self._kind == "GPU", time.monotonic() + self._start_seconds
+        deadline = time.monotonic() + self._start_seconds
         link: _RayLink | None = None
+        within = f"within {self._start_seconds:g} s"
         try:
             group = self._group(node, place.slots)
             while not group.wait(timeout_seconds=_CHECK_S):
-                self._check(
-                    place,
-                    node,
-                    deadline,
-                    f"did not give {place.slots} {self._kind}{'s' * (place.slots > 1)} "
-                    f"within {self._start_seconds:g} s: another job holds them",
-                )
-            options: dict[str, Any] = {
-                "num_cpus": 0 if gpus else place.slots,
-                "num_gpus": place.slots if gpus else 0,
-                "max_restarts": 0,
-                "concurrency_groups": {"read": 1, "write": 1},
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=0
-                ),
-            }
-            launcher: Any = ray.remote(**options)(_Launcher)
-            actor = launcher.remote(self._agent, self._directory)
-            link, started = _RayLink(name, node, actor, self._answer_seconds), actor.start.remote()
+                what = f"{place.slots} {self._kind}{'s' * (place.slots > 1)}"
+                self._check(place, node, deadline, f"did not give {what} {within}: another job holds them")
+            launcher: Any = ray.remote(**self._options(group, place.slots))(_Launcher)
+            link = _RayLink(name, node, launcher.remote(self._agent, self._directory), self._answer_seconds)
+            started = link.start()
             while not ray.wait([started], timeout=_CHECK_S)[0]:
-                self._check(
-                    place, node, deadline, f"did not start its agent within {self._start_seconds:g} s"
-                )
+                self._check(place, node, deadline, f"did not start its agent {within}")
             ray.get(started)
         except (RayError, NodeLost) as fault:
             if link:
@@ -160,6 +145,16 @@ class RayNodes:
             raise
         self._links.append(link)
         return link
+
+    def _options(self, group: PlacementGroup, slots: int) -> dict[str, Any]:
+        gpus = self._kind == "GPU"
+        return {
+            "num_cpus": 0 if gpus else slots,
+            "num_gpus": slots if gpus else 0,
+            "max_restarts": 0,
+            "concurrency_groups": {"read": 1, "write": 1},
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        }
 
     def _check(self, place: Place, node: str, deadline: float, late: str) -> None:
         if node not in {other["NodeID"] for other in self._alive()}:
@@ -200,6 +195,10 @@ class _RayLink:
         self._since = 0.0
         self._lost = ""  # why the agent is gone
         self.stopping: Any = None
+
+    def start(self) -> Any:
+        """Start the agent; the answer to wait for."""
+        return self._actor.start.remote()
 
     def send(self, line: str) -> None:
         if self._lost:

@@ -13,13 +13,15 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.client import responses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from configs import redact
 
 T = TypeVar("T")
 TRIES = 5
+_MISSING, _NO_REASON = "no such file or bucket", "no reason given"
 # Names, not types: importing botocore and aiohttp costs a second, and a local run needs neither.
 _PASSES = {
     "HTTPClientError",
@@ -114,54 +116,61 @@ def named(uri: str, what: str) -> Iterator[None]:
 
 def failure(fault: Exception, uri: str, what: str, *, tries: int = 0, spent: float = 0) -> Exception:
     """What to raise for ``fault``: itself if it is a StoreError, or a mistake in the code."""
-    if (
-        type(fault) is RuntimeError
-        and isinstance(fault.__cause__, Exception)
-        and _is_of_a_library(fault.__cause__)
-    ):
-        fault = fault.__cause__  # adlfs raises a bare RuntimeError for an upload that failed
-    names = {kind.__name__ for kind in type(fault).__mro__}
-    answers = (getattr(each, "response", None) for each in (fault, fault.__cause__))
-    answer = next(
-        (each for each in answers if isinstance(each, dict) and "Error" in each), None
-    )  # botocore's
-    passes = bool(names & _PASSES) and not names & _STAYS
     if isinstance(fault, StoreError):
         return fault
-    if isinstance(fault, FileNotFoundError):
-        reason = "no such file or bucket"
-    elif answer:
-        code, status = (
-            str(answer["Error"].get("Code")),
-            answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
-        )
-        reason = f"{answer['Error'].get('Message') or responses.get(status, 'no reason given')} ({code})"
-        passes = code in _BUSY or _may_pass(status)
-    elif "ClientResponseError" in names:  # aiohttp's; its text has the whole URL
-        status = getattr(fault, "status", 0)
-        reason, passes = f"{responses.get(status, 'no reason given')} ({status})", _may_pass(status)
-    elif status := _http_status(fault):
-        words = (
-            str(getattr(fault, "message", None) or fault).strip().partition("\n")[0]
-        )  # Azure's have ten lines
-        words = words.removesuffix(f", {status}") or responses.get(status, "no reason given")
-        reason = "no such file or bucket" if status == 404 else f"{words} ({status})"
-        passes = _may_pass(status)
-    elif isinstance(fault, OSError) or _is_of_a_library(fault):
-        passes = passes or getattr(fault, "retryable", False) is True  # google.auth's
-        known = (
-            isinstance(fault, OSError) and (fault.errno or 0) > 0
-        )  # negative: the resolver's, with a text of its own
-        reason = os.strerror(fault.errno or 0) if known and isinstance(fault, OSError) else str(fault)
-    else:
+    cause = fault.__cause__
+    if type(fault) is RuntimeError and isinstance(cause, Exception) and _is_of_a_library(cause):
+        fault = cause  # adlfs raises a bare RuntimeError for an upload that failed
+    reason = _reason(fault)
+    if reason is None:
         return fault
-    reason = redact(" ".join(reason.split()))[:240] or type(fault).__name__  # botocore quotes whole patterns
-    text = f"cannot {what} {redact(uri)}: {reason}"
-    if not passes or not tries:
+    words = redact(" ".join(reason.text.split()))[:240]  # botocore quotes whole patterns
+    text = f"cannot {what} {redact(uri)}: {words or type(fault).__name__}"
+    if not reason.passes or not tries:
         return StoreError(text)
-    return TransientError(
-        f"{text}; gave up after {tries} tr{'y' if tries == 1 else 'ies'} over {spent:.1f} s"
-    )
+    count = f"{tries} tr{'y' if tries == 1 else 'ies'}"
+    return TransientError(f"{text}; gave up after {count} over {spent:.1f} s")
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """``passes``: whether the same operation may succeed a moment later."""
+
+    text: str
+    passes: bool
+
+
+def _reason(fault: Exception) -> _Reason | None:
+    """Why an operation failed; None if ``fault`` is no error of the outside world."""
+    names = {kind.__name__ for kind in type(fault).__mro__}
+    passes = bool(names & _PASSES) and not names & _STAYS
+    if isinstance(fault, FileNotFoundError):
+        return _Reason(_MISSING, passes)
+    if answer := _botocore_answer(fault):
+        code = str(answer["Error"].get("Code"))
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        message = answer["Error"].get("Message") or responses.get(status, _NO_REASON)
+        return _Reason(f"{message} ({code})", code in _BUSY or _may_pass(status))
+    if "ClientResponseError" in names:  # aiohttp's; its text has the whole URL
+        status = getattr(fault, "status", 0)
+        return _Reason(f"{responses.get(status, _NO_REASON)} ({status})", _may_pass(status))
+    if status := _http_status(fault):
+        # The first line: Azure's messages have ten.
+        message = str(getattr(fault, "message", None) or fault).strip().partition("\n")[0]
+        message = message.removesuffix(f", {status}") or responses.get(status, _NO_REASON)
+        return _Reason(_MISSING if status == 404 else f"{message} ({status})", _may_pass(status))
+    if not (isinstance(fault, OSError) or _is_of_a_library(fault)):
+        return None
+    passes = passes or getattr(fault, "retryable", False) is True  # google.auth's
+    number = (fault.errno or 0) if isinstance(fault, OSError) else 0
+    # A negative number is the resolver's, with a text of its own.
+    return _Reason(os.strerror(number) if number > 0 else str(fault), passes)
+
+
+def _botocore_answer(fault: Exception) -> dict[str, Any] | None:
+    """The service's answer in an error of botocore, or of s3fs, which raises others because of it."""
+    answers = (getattr(each, "response", None) for each in (fault, fault.__cause__))
+    return next((each for each in answers if isinstance(each, dict) and "Error" in each), None)
 
 
 def seconds(name: str, default: float) -> float:

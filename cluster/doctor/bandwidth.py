@@ -107,10 +107,9 @@ def _start(count: int) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    # As the agent does; by default gloo takes the interface of the host's name.
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(
-            name, "lo"
-        )  # as the agent does; by default gloo takes the interface of the host's name
+        os.environ.setdefault(name, "lo")
     # Forked, to import torch only once; nothing has used a GPU before.
     context = multiprocessing.get_context("fork")
     started = [context.Process(target=_run, args=(world.World(rank, count, rank),)) for rank in range(count)]

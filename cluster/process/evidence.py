@@ -48,9 +48,8 @@ def ask(pid: int, path: str) -> None:
 
 
 def _answer(pipe: str, own: Callable[[], Sequence[str]]) -> None:
-    with open(
-        pipe, "r+b", buffering=0
-    ) as asked:  # also for writing: otherwise it ends with the first question
+    # Open for writing, too: otherwise the pipe ends after the first question.
+    with open(pipe, "r+b", buffering=0) as asked:
         while asked.read(1):
             time.sleep(_STACKS_S)
             lines = recorded() or ["torch has recorded no collective; its own record, newest first:", *own()]

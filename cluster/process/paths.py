@@ -11,9 +11,7 @@ from pathlib import Path
 
 from configs import ConfigError, redact
 
-_LOCAL = re.compile(
-    r"(?:file|local)://|sqlite:///|file:"
-)  # what precedes a path in URIs of fsspec and MLflow
+_LOCAL = re.compile(r"(?:file|local)://|sqlite:///|file:")  # before a path, in URIs of fsspec and MLflow
 _VARIABLE = re.compile(r"\$([A-Z_][A-Z0-9_]*|\{\w+\})")
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the command of a job
 _COPIES = "working_dir_files"  # Ray's folder of copies, below its temporary one

@@ -184,9 +184,8 @@ def seconds(name: str, default: float) -> float:
 
 def _http_status(fault: Exception) -> int:
     """The status with which Google's or Azure's store refused; 0 if ``fault`` is something else."""
-    values = (
-        getattr(fault, name, "") for name in ("code", "status_code")
-    )  # gcsfs and google.api_core; azure.core
+    # The first name is that of gcsfs and google.api_core, the second that of azure.core.
+    values = (getattr(fault, name, "") for name in ("code", "status_code"))
     found = [int(value) for value in map(str, values) if value.isdigit()] if _is_of_a_library(fault) else []
     return next((status for status in found if 400 <= status < 600), 0)
 

@@ -199,9 +199,8 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
     via = f"{uri} by way of {tempfile.gettempdir()}"
     with contextlib.ExitStack() as stack:
         with named(via, "write"):
-            file = stack.enter_context(
-                tempfile.TemporaryFile()
-            )  # without a name: it is gone with this process
+            # Without a name, so that it is gone when this process ends.
+            file = stack.enter_context(tempfile.TemporaryFile())
         with named(via, "write"):
             yield file
             file.flush()

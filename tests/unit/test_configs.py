@@ -265,6 +265,7 @@ def test_a_file_of_any_encoding_and_line_end(tmp_path: Path, encoding: str, end:
             r"c.yaml: not text in UTF-8: line 2 has byte b'\\xe9'; save it as UTF-8",
         ),
         (gzip.compress(b"name: x\n"), "c.yaml: it is gzip, not text; unpack it"),
+        (b"PK\3\4name", "c.yaml: it is a zip archive or an Excel file, not text; save it as text"),
         ("name: x\n".encode("utf-16-le"), "c.yaml: not text in UTF-8: line 1 has a NUL; save it as UTF-8"),
         ("name: x\n".encode("utf-16")[:-1], "c.yaml: not text in UTF-16-LE: line 1 has byte"),
     ],

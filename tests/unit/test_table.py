@@ -1,24 +1,22 @@
 """trainer.evaluation.tasks.table: the rows of a right file however it is written, and one sentence by line
 for every other."""
 
-import bz2
 import gzip
-import lzma
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.storage import store
 from tests.s3 import S3
+from tests.unit.test_compression import PACKERS
 from trainer.evaluation.tasks import table
 from trainer.evaluation.tasks.table import Table
 
@@ -163,18 +161,6 @@ def test_what_is_changed_or_may_be_missing_is_told(tmp_path: Path) -> None:
     assert (found.ambiguous, found.cut) == (3, True)
     (tmp_path / "t.csv").write_text(PLAIN)
     assert (read(tmp_path / "t.csv").ambiguous, read(tmp_path / "t.csv").cut) == (0, False)
-
-
-def zstd(data: bytes) -> bytes:
-    return bytes(pyarrow.Codec("zstd").compress(data, asbytes=True))
-
-
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "bzip2": bz2.compress,
-    "xz": lzma.compress,
-    "zstd": zstd,
-}
 
 
 @pytest.mark.parametrize("name", PACKERS)

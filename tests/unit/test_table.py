@@ -1,5 +1,5 @@
-"""trainer.evaluation.tasks.table: the rows of a right file however it is written, and one sentence by line
-for every other."""
+"""trainer.evaluation.tasks.table: the rows of a right file however it is written; any other is refused by
+line."""
 
 import gzip
 import re
@@ -154,7 +154,7 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
         read(tmp_path / "t.csv")
 
 
-def test_what_is_changed_or_may_be_missing_is_told(tmp_path: Path) -> None:
+def test_letters_that_became_n_are_counted_and_a_cut_file_is_marked(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("sequence,label\nACGTR,a\nACYYN,b")
     found = read(tmp_path / "t.csv")
     assert found.letters == ("ACGTN", "ACNNN")
@@ -231,7 +231,7 @@ EXTRA = {"blank": ["\n", "  \n", "\t\n"], "comment": ["# x\n", "#x,y\n", "#x,y,z
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[list[tuple[str, str]], str]:
-    """The rows of a right CSV, and its text after a few strokes of what befalls files."""
+    """The rows of a right CSV, and its text after some of the damage that files come to."""
     order = draw(st.permutations(range(3)))
     count = draw(st.integers(1, 3))
     right = [

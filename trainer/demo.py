@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cluster.process import exits
+from cluster.process.command import exit_code
 from trainer.run.demo import DemoOptions, run_demo
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         processes=args.processes,
         overrides=args.overrides,
     )
-    return exits.exit_code(lambda: run_demo(options), debug=args.debug)
+    return exit_code(lambda: run_demo(options), debug=args.debug)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,16 @@
-"""A registered model on a labelled task: k-mer floor, frozen probe, fine-tuning, and the same network from
-scratch.
+"""A registered model on a labelled task: k-mer floor, frozen probe, fine-tuning, and the same from scratch.
 
 ``python -m trainer.finetune --model models:/findna@candidate --task configs/tasks/NAME.yaml [key=value ...]``
-
-Everything that is chosen is chosen on the dev split; test is scored once for each (seed, mode), in ``_one``.
 """
 
 import argparse
-import json
 import sys
 
 import torch
 
-import configs
-from cluster.process import exits, host, paths
-from cluster.storage import store
-from configs import ConfigError
-from trainer.evaluation import embedding_table
-from trainer.evaluation.tasks.config import ROLES, TaskConfig
-from trainer.evaluation.tasks.downstream import finetune
-from trainer.evaluation.tasks.results import as_text, summarise
-from trainer.tracking.config import default_tracking_uri
-from trainer.tracking.registry import Registry
+from cluster.process import exits, host
+from cluster.process.command import exit_code
+from trainer.evaluation.tasks.finetune_command import FinetuneRequest, finetune_task
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,32 +26,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def run() -> int:
-        task = configs.load(TaskConfig, args.task, args.overrides)
-        paths.refuse_lost(
-            outputs={"--json": args.json, "--track-uri": args.track_uri or default_tracking_uri()},
-            inputs=[(role, uri) for role in ROLES if (uri := getattr(task, role))],
-        )
-        if args.json:
-            embedding_table.refuse_folder(args.json, "rows.json")
-            if args.json.lower().endswith(tuple(embedding_table.FORMATS)):
-                raise ConfigError(
-                    f"--json {configs.redact(args.json)} says another format; JSON is written, to a name "
-                    "that ends in .json"
-                )
         torch.set_num_threads(host.threads_per_process(1))
-        results = finetune(Registry(args.track_uri), args.model, task)
-        print(as_text(summarise(results)), flush=True)
-        if args.json:
-            rows = [result.flat() for result in results]
-            store.write_bytes(args.json, json.dumps(rows, indent=1).encode() + b"\n")
+        request = FinetuneRequest(args.model, args.task, tuple(args.overrides), args.track_uri, args.json)
+        finetune_task(request)
         return exits.EXIT_OK
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         resumable=True,
-        interrupted="results that were told are in MLflow; the same command starts all of them "
-        "again (modes=... and seeds=... choose)",
+        interrupted="finished results are in MLflow; the same command computes all of them again "
+        "(modes=... and seeds=... choose)",
     )
 
 

@@ -1,4 +1,4 @@
-"""A loss and a backbone that stand outside the package, each one file and one line: trained, exported, loaded."""
+"""A loss and a backbone from outside the package, each one file and one line: trained, exported, loaded."""
 
 import json
 from pathlib import Path

@@ -12,12 +12,14 @@ from unittest import mock
 
 import torch
 
-from cluster.process import exits
-from cluster.process.heartbeat import heart
+from cluster.process.command import exit_code
+from cluster.process.heartbeat import heartbeat
+from cluster.process.signals import StopSignals
 from cluster.storage import remote, store
 from trainer.core import collectives
 from trainer.core.collectives import Group
-from trainer.engine.engine import Engine, init_distributed
+from trainer.engine.engine import Engine
+from trainer.engine.process_group import init_distributed
 from trainer.run import train as training
 from trainer.run.checkpoint import save
 from trainer.run.config import TrainConfig
@@ -35,7 +37,7 @@ def run(
     init_distributed(torch.device("cpu"))
     group, said = Group.of(), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.ExitStack() as stack:
-        stops = exits.StopSignals()
+        stops = StopSignals()
         stack.enter_context(_before(Engine, "backward", None, lambda: time.sleep(0.1)))
         for what, step, rank in fates:
             if rank == group.rank:
@@ -51,7 +53,7 @@ def run(
                     raise RuntimeError(lost) from fault
                 raise
 
-        code = exits.exit_code(command, main=group.rank == 0)
+        code = exit_code(command, main=group.rank == 0)
         stops.close()
     return code, said.getvalue()
 
@@ -68,7 +70,7 @@ def _before(
     original, calls = getattr(owner, name), {}
 
     def instead(*args: Any, **kwargs: Any) -> Any:
-        now = heart.read().step
+        now = heartbeat.read().step
         if step in (None, now):
             calls[now] = calls.get(now, 0) + 1
             if calls[now] == call:
@@ -106,7 +108,7 @@ def _clock_jumps(step: int) -> Iterator[None]:
     real = time.time
 
     def jumping() -> float:
-        now = heart.read().step
+        now = heartbeat.read().step
         return real() - 3600 * (now == step) + 86400 * (now > step)
 
     with mock.patch.object(time, "time", jumping):

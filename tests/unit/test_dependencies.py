@@ -3,7 +3,6 @@
 import re
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -14,8 +13,7 @@ from tests.unit.test_house import FLOORS, IMPORTS, ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DISTRIBUTIONS = {"pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # else the module
-# What no file imports by name: backends of fsspec and of MLflow.
-BACKENDS = {"boto3", "s3fs"}
+BACKENDS = {"boto3", "pyarrow", "s3fs"}  # no file need import them: MLflow, pandas and fsspec do
 
 
 def distributions(requirements: list[str]) -> set[str]:
@@ -79,13 +77,14 @@ def test_make_installs_every_extra() -> None:
     assert set(extras.split(",")) == EXTRAS.keys()
 
 
-def test_the_modules_of_the_scripts_are_packaged() -> None:
+def test_scripts_and_files_beside_the_code_are_packaged() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     for target in PROJECT["scripts"].values():
         module = target.split(":")[0]
         assert module in tools["py-modules"]
         assert (ROOT / f"{module}.py").is_file()
-    patterns = tools["package-data"]["configs"]
-    shipped = {path for pattern in patterns for path in (ROOT / "configs").glob(pattern)}
-    assert shipped == {path for path in (ROOT / "configs").rglob("*") if path.suffix in (".yaml", ".sh")}
-    assert Path(ROOT / "configs/train/reference.yaml") in shipped
+    for floor in FLOORS:
+        patterns = tools["package-data"].get(floor, [])
+        shipped = {path for pattern in patterns for path in (ROOT / floor).glob(pattern)}
+        files = {path for path in (ROOT / floor).rglob("*.*") if path.suffix not in (".py", ".pyc")}
+        assert files == shipped, floor

@@ -1,5 +1,4 @@
-"""trainer.embed: vectors that do not change with padding, batch or strand, and a table that comes back
-whole."""
+"""trainer.embed: every record of a FASTA in a table that comes back whole, or one sentence."""
 
 import bz2
 import gzip
@@ -13,18 +12,17 @@ from typing import IO
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.process import exits
 from data_prep import alphabet
+from data_prep.sources import compression, fasta
 from tests.registered import CANDIDATE, registered, tiny_network
 from trainer.embed import main
-from trainer.evaluation import embedding_table, records, unpack
-from trainer.evaluation.embedding import Rows, both_strands, embed, embed_fasta, memory_for, resolve_precision
-
-CPU = torch.device("cpu")
+from trainer.evaluation import embedding_table
+from trainer.evaluation.embed_command import embed_fasta
+from trainer.evaluation.embedding import embed
+from trainer.evaluation.sequences import EncodedSequences
 
 
 def sequences(lengths: list[int]) -> list[alphabet.Codes]:
@@ -32,111 +30,34 @@ def sequences(lengths: list[int]) -> list[alphabet.Codes]:
     return [rng.integers(0, 4, n).astype(np.uint8) for n in lengths]
 
 
-def test_neither_padding_nor_the_other_rows_change_a_vector() -> None:
-    network, codes = tiny_network(), sequences([40, 7, 25, 40, 1])
-    together = embed(network, Rows.of(codes), device=CPU)
-    for i, row in enumerate(codes):
-        for ours, alone in zip(together, embed(network, Rows.of([row]), device=CPU), strict=True):
-            torch.testing.assert_close(ours[i], alone[0], atol=1e-5, rtol=1e-5)
-
-
-def test_vectors_are_the_naive_ones_and_the_same_for_either_strand() -> None:
-    network, (codes,) = tiny_network(), sequences([33])
-    other = alphabet.reverse_complement(codes)
-    with torch.no_grad():
-        hidden = [
-            network.backbone(torch.from_numpy(row.copy())[None]).letters_BLD[0] for row in (codes, other)
-        ]
-    mean, most = embed(network, Rows.of([codes, other]), device=CPU)
-    torch.testing.assert_close(mean[0], (hidden[0].mean(0) + hidden[1].mean(0)) / 2)
-    torch.testing.assert_close(most[0], (hidden[0].amax(0) + hidden[1].amax(0)) / 2)
-    torch.testing.assert_close(mean[0], mean[1])
-    torch.testing.assert_close(most[0], most[1])
-
-
-def test_batches_hold_similar_lengths_and_every_row_once() -> None:
-    rows = Rows.of(sequences([5000, 3, 5000, 9000, 4, 3000]))
-    batches = [batch.tolist() for batch in rows.by_length()]
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    assert batches[-1] == [3]
-
-
-def test_a_long_row_pads_no_other() -> None:
-    codes = sequences([30, 200_000, 31, 32, 33, 34, 35, 36])
-    rows = Rows.of(codes)
-    assert rows.codes_M.nbytes == sum(len(row) for row in codes)
-    everywhere = torch.arange(len(codes))
-    parts = rows.alike(everywhere)
-    assert [part.tolist() for part in parts] == [[1], [7, 6, 5, 4, 3, 2, 0]]
-    assert [rows.batch(part, 0, CPU)[0].numel() for part in parts] == [200_000, 7 * 36]
-    assert [part.tolist() for part in rows.alike(everywhere[2:])] == [[0, 1, 2, 3, 4, 5]], (
-        "as it comes, where it may"
-    )
-    strand_B = torch.tensor([0, 1, 1])
-    codes_BL, length_B = rows.batch(torch.tensor([0, 2, 3]), strand_B, CPU)
-    assert length_B is not None and length_B.tolist() == [30, 31, 32]
-    for row, (i, strand) in enumerate(zip((0, 2, 3), strand_B.tolist(), strict=True)):
-        wanted = alphabet.reverse_complement(codes[i]) if strand else codes[i]
-        assert codes_BL[row].tolist() == [*wanted.tolist(), *[alphabet.PAD] * (32 - len(wanted))]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        MemoryError("Unable to allocate 9 GiB"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried to"
-        ),
-        torch.OutOfMemoryError("CUDA out of memory"),
-    ],
-)
-def test_rows_that_do_not_fit_are_named(fault: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(codes_BL: torch.Tensor, length_B: torch.Tensor | None) -> torch.Tensor:
-        raise fault
-
-    assert exits.exit_code(lambda: both_strands(Rows.of(sequences([9000])), full, device=CPU) and 0) == 1
-    err = capsys.readouterr().err
-    assert (
-        err
-        == "error: out of memory: 1 sequence at once, the longest of 9,000 letters; leave it out or cut it\n"
-    )
-    with pytest.raises(RuntimeError, match="a bug"), memory_for(torch.tensor([1])):
-        raise RuntimeError("a bug")
-
-
-def test_precision() -> None:
-    assert resolve_precision("bf16", CPU) == "bf16"
-    assert resolve_precision("auto", CPU) in ("fp32", "bf16")
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ACGT\n", "line 1 comes before any '>' header"),
-        (">a\nACGT\n>b\n>c\nA\n", "record 'b' has no letters"),
-        (">a\nACGT\nAC*T\n", r"record 'a': byte b'\*' at position 6"),
-        ("", "holds no FASTA record"),
+        ("ACGT\n", "is not a FASTA: it starts with letters of a sequence, not with '>'"),
+        (">a\nACGT\n>b\n>c\nA\n", "record b has no letters"),
+        (">a\nACGT\nAC*T\n", r"record a: byte b'\*' at position 6"),
+        ("", "is empty, not a FASTA"),
         (
             "> seq 0\nACGT\n> seq 1\nACGT\n",
-            "line 3: 'seq' is the name of records 1 and 2; the name is the first word",
+            "'seq' is the name of records 1 and 2; a name is the first word",
         ),
-        (">a\nACGT\n>\nACGT\n", "line 3: record 2 has no name"),
-        (">a\nACGT\n>\x01\nACGT\n", r"line 3: record 2: its name, b'\\x01', is not readable"),
-        (">a\nAC>GT\n", "record 'a': byte b'>' at position 2"),
-        ("; of old\n>a\nACGT\n", "line 1 comes before any '>' header"),
+        (">a\nACGT\n>\nACGT\n", "record 2 has no name"),
+        (">a\nACGT\n>\x01\nACGT\n", r"the name of record 2, b'\\x01', is not readable"),
+        (">a\nAC>GT\n", "record a: byte b'>' at position 2"),
+        ("; of old\nACGT\n>a\nACGT\n", "it starts with letters of a sequence"),
     ],
 )
 def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.fa").write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        embed_fasta(tiny_network(), str(tmp_path / "x.fa"), length=16, device=CPU)
+        embed_fasta(tiny_network(), str(tmp_path / "x.fa"), length=16)
     assert "x.fa" in str(caught.value)
 
 
 def test_a_cut_gzip_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.fa.gz").write_bytes(gzip.compress(b">a\n" + b"ACGTTGCA" * 500)[:-12])
     with pytest.raises(ValueError, match=r"x.fa.gz is a damaged gzip file"):
-        list(records.read(str(tmp_path / "x.fa.gz")))
+        list(fasta.records(str(tmp_path / "x.fa.gz")))
 
 
 FASTA = ">one of two\nACGTR\nAC\n>two\nGGTTAACC\n"
@@ -144,7 +65,7 @@ READ = [("one", "ACGTNAC"), ("two", "GGTTAACC")]
 
 
 def letters(path: Path) -> list[tuple[str, str]]:
-    return [(name, alphabet.decode(codes).decode()) for name, codes, _ in records.read(str(path))]
+    return [(name, alphabet.decode(codes).decode()) for name, codes, _ in fasta.records(str(path))]
 
 
 @given(st.data())
@@ -203,7 +124,7 @@ def test_lines_end_as_they_like_also_where_pieces_do(tmp_path: Path, monkeypatch
     text = FASTA.replace("\n", "\r\n").encode()
     for size in range(1, 9):
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
-        monkeypatch.setattr(unpack.store, "chunks", lambda uri, pieces=pieces: iter(pieces))
+        monkeypatch.setattr(compression.store, "chunks", lambda uri, pieces=pieces: iter(pieces))
         assert letters(tmp_path / "x.fa") == READ
 
 
@@ -295,7 +216,9 @@ def test_table_round_trip_through_the_registry(
     assert list(table.columns) == ["name", "length", *(f"e{i}" for i in range(24))]
     assert table["name"].tolist() == ["long", "short"]
     assert table["length"].tolist() == [150, 20]
-    windows, _ = embed(tiny_network(), Rows.of([long[:64], long[64:128], long[128:], short]), device=CPU)
+    windows = embed(
+        tiny_network(), EncodedSequences.from_codes([long[:64], long[64:128], long[128:], short])
+    ).mean_ND
     expected = (windows[0] * 64 + windows[1] * 64 + windows[2] * 22) / 150
     np.testing.assert_allclose(table.iloc[0, 2:].to_numpy(dtype=float), expected, atol=1e-5)
     np.testing.assert_allclose(table.iloc[1, 2:].to_numpy(dtype=float), windows[3], atol=1e-5)

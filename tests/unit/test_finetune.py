@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import matthews_corrcoef
 
 import configs
 from tests.registered import CANDIDATE, NAME, TASK_ROWS, Registered, register, registered, registry
-from trainer.evaluation.embedding import Rows
+from trainer.evaluation import batching
 from trainer.evaluation.tasks import finetuning
 from trainer.evaluation.tasks.classification import Classification
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.downstream import finetune, past_results
+from trainer.evaluation.tasks.downstream import finetune
+from trainer.evaluation.tasks.results_log import past_results
 from trainer.finetune import main
 from trainer.tracking.registry import Registry
 
@@ -38,14 +38,14 @@ def load_task(where: Registered, *overrides: str) -> TaskConfig:
 def test_all_modes_end_to_end(
     where: Registered, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    looks: Counter[int] = Counter()
-    honest = Classification.metrics
+    scored: Counter[int] = Counter()
+    honest = Classification.score
 
-    def counted(self: Classification, truth_N: np.ndarray, probability_NK: np.ndarray) -> dict[str, float]:
-        looks[len(truth_N)] += 1
-        return honest(self, truth_N, probability_NK)
+    def counted(self: Classification, truth_N: np.ndarray, prediction_N: np.ndarray) -> dict[str, float]:
+        scored[len(truth_N)] += 1
+        return honest(self, truth_N, prediction_N)
 
-    monkeypatch.setattr(Classification, "metrics", counted)
+    monkeypatch.setattr(Classification, "score", counted)
     code = main(
         [
             "--model",
@@ -60,7 +60,7 @@ def test_all_modes_end_to_end(
     )
     out, err = capsys.readouterr()
     assert code == 0, err
-    assert looks[TASK_ROWS["test"]] == 4, "one look at test for each of four modes"
+    assert scored[TASK_ROWS["test"]] == 4, "test is scored once for each of four modes"
     rows = {row["mode"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert set(rows) == {"kmer", "probe", "finetune", "scratch"}
     assert all(mode in out for mode in rows)
@@ -93,12 +93,12 @@ def test_all_modes_end_to_end(
     table.to_csv(tmp_path / "rolled.csv", index=False)
     again = finetune(reader, CANDIDATE, load_task(where, f"test={tmp_path / 'rolled.csv'}"))
     for result in again:
-        row = rows[result.mode]
+        row = rows[result.unit.mode]
         assert result.chosen == row["chosen"]
         assert result.val == {name: row[f"val/{name}"] for name in result.val}
-    assert any(result.test["mcc"] != rows[result.mode]["test/mcc"] for result in again)
+    assert any(result.test["mcc"] != rows[result.unit.mode]["test/mcc"] for result in again)
     assert len(reader.tagged("toys", {"finetune": "parent"})) == 1
-    assert len([result for result in past_results(reader, NAME, "1") if result.task == "motif"]) == 8
+    assert len([result for result in past_results(reader, NAME, "1") if result.unit.task == "motif"]) == 8
 
 
 def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_before_the_work(
@@ -130,7 +130,9 @@ def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_
     assert child.data.params["task"] == "moved"
     reader.client.restore_experiment(toys)
     version = reader.version(CANDIDATE).version  # an int, of a database
-    assert "moved" in {result.task for result in past_results(reader, NAME, version)}, "wherever they lie"
+    assert "moved" in {result.unit.task for result in past_results(reader, NAME, version)}, (
+        "wherever they lie"
+    )
     assert main([*command, "track.experiment=''"]) == 2
     assert "track.experiment: an experiment needs a name (given '')" in capsys.readouterr().err
 
@@ -151,14 +153,14 @@ def test_champion_falls_only_to_a_better_dev_score(
     reader.set_alias(NAME, "champion", "1")
     register(where.folder, where.uri, seed=1, params={"run.dir": "none"})
     bias = {"dev": 0.0}
-    honest = Classification.metrics
+    honest = Classification.score
 
-    def shifted(self: Classification, truth_N: np.ndarray, probability_NK: np.ndarray) -> dict[str, float]:
-        found = honest(self, truth_N, probability_NK)
+    def shifted(self: Classification, truth_N: np.ndarray, prediction_N: np.ndarray) -> dict[str, float]:
+        found = honest(self, truth_N, prediction_N)
         on_dev = len(truth_N) == TASK_ROWS["dev"]
         return found | {"mcc": bias["dev"] if on_dev else 1 - bias["dev"]}
 
-    monkeypatch.setattr(Classification, "metrics", shifted)
+    monkeypatch.setattr(Classification, "score", shifted)
 
     def run(version: str, dev: float) -> str:
         bias["dev"] = dev
@@ -186,13 +188,13 @@ def test_told_to_stop_it_ends_its_run(
     signal_handlers: None,
 ) -> None:
     """In the middle of training: the run that is under way is KILLED, the one before it stays FINISHED."""
-    trained = finetuning._Trial.epoch
+    trained = finetuning._Trainer.epoch
 
-    def stopped(trial: finetuning._Trial, *given: object) -> bool:
+    def stopped(trainer: finetuning._Trainer, *given: object) -> bool:
         signal.raise_signal(number)
-        return trained(trial, *given)  # type: ignore[arg-type]
+        return trained(trainer, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(finetuning._Trial, "epoch", stopped)
+    monkeypatch.setattr(finetuning._Trainer, "epoch", stopped)
     mode = {"modes": "[kmer,finetune]", "name": f"stopped{number}"}
     assert (
         main(
@@ -210,7 +212,7 @@ def test_told_to_stop_it_ends_its_run(
     )
     err = capsys.readouterr().err
     assert re.search(
-        "error: (told to stop|interrupted); results that were told are in MLflow; the same command", err
+        "error: (told to stop|interrupted); finished results are in MLflow; the same command", err
     )
     runs = registry(where).runs(registry(where).client.get_experiment_by_name("toys").experiment_id, "")
     of_task = {
@@ -227,18 +229,16 @@ def test_a_long_row_among_short_ones_needs_its_own_memory_alone(where: Registere
     widest = 0
     rows = (where.folder / "train.csv").read_text() + "ACGT" * 10_000 + ",a\n"
     (tmp_path / "train.csv").write_text(rows)
-    made = Rows.batch
+    made = batching.padded_batch
 
-    def watched(
-        rows: Rows, index_B: torch.Tensor, *given: object
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def watched(*given: object, **more: object) -> batching.PaddedBatch:
         nonlocal widest
-        codes_BL, length_B = made(rows, index_B, *given)  # type: ignore[arg-type]
-        widest = max(widest, codes_BL.numel())
-        return codes_BL, length_B
+        batch = made(*given, **more)  # type: ignore[arg-type]
+        widest = max(widest, batch.codes_BL.numel())
+        return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rows, "batch", watched)
+        patch.setattr(batching, "padded_batch", watched)
         task = load_task(
             where,
             f"train={tmp_path / 'train.csv'}",

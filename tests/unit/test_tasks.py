@@ -1,25 +1,16 @@
-"""trainer.evaluation.tasks: splits that share nothing, metrics that are sklearn's, selection that sees dev
-alone."""
+"""trainer.evaluation.tasks: configs and files of labelled tasks, and splits that share nothing."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
 
 from cluster.storage import store
 from configs import ConfigError, load, validate
 from data_prep import alphabet
-from tests.registered import tiny_network, write_task
-from trainer.evaluation.tasks.classification import Classification
-from trainer.evaluation.tasks.config import Finetune, TaskConfig
-from trainer.evaluation.tasks.data import Split
+from tests.registered import write_task
+from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.data import load as load_data
-from trainer.evaluation.tasks.finetuning import fit_network
-from trainer.evaluation.tasks.linear import fit_linear, kmer_counts
-from trainer.evaluation.tasks.modes import Workbench
-from trainer.evaluation.tasks.results import Result, as_text, summarise
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
 
@@ -218,142 +209,6 @@ def test_what_may_not_be_meant_is_told(tmp_path: Path) -> None:
 def test_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(store.StoreError, match=r"nowhere.csv: no such file"):
         load_data(task(test=str(tmp_path / "nowhere.csv")))
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_metrics_are_sklearns(classes: int) -> None:
-    rng = np.random.default_rng(classes)
-    truth = rng.integers(0, classes, 90)
-    probability = rng.dirichlet(np.ones(classes), 90)
-    guess = probability.argmax(1)
-    auroc = (
-        roc_auc_score(truth, probability[:, 1])
-        if classes == 2
-        else roc_auc_score(truth, probability, multi_class="ovr", average="macro")
-    )
-    assert Classification(tuple("abc"[:classes])).metrics(truth, probability) == pytest.approx(
-        {
-            "mcc": matthews_corrcoef(truth, guess),
-            "accuracy": accuracy_score(truth, guess),
-            "f1_macro": f1_score(truth, guess, average="macro"),
-            "auroc": auroc,
-        }
-    )
-
-
-def test_kmer_counts_are_the_naive_ones() -> None:
-    counts = kmer_counts(["ACGTAC", "NNACN"], k=2)
-    assert counts.shape == (2, 16)
-    assert counts.sum(1).ravel().tolist() == [[5, 1]]  # a k-mer with N is none
-    assert counts[0, 4 * alphabet.A + alphabet.C] == 2
-
-
-def make_split(role: str, count: int, *, seed: int) -> Split:
-    letters = random_letters(count, seed=seed, length=30)
-    return Split(role, tuple(letters), np.array([int("GC" in s[:12]) for s in letters]))
-
-
-def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
-    train, dev = make_split("train", 80, seed=0), make_split("dev", 60, seed=1)
-    kind, grid = Classification(("0", "1")), (1e-4, 1e-2, 1.0, 100.0)
-
-    def features(split: Split) -> object:
-        return kmer_counts(split.letters, k=2)
-
-    scores = {}
-    for c in grid:
-        model = kind.fit_linear(features(train), train.truth_N, c=c, seed=0)
-        scores[c] = kind.metrics(dev.truth_N, model.predict_proba(features(dev)))["mcc"]
-    fitted = fit_linear(train, dev, features=features, kind=kind, grid=grid, scale=False, seed=5)
-    assert scores[fitted.chosen["C"]] == max(scores.values())
-    assert len(set(scores.values())) > 1
-    np.testing.assert_allclose(fitted.predict(dev), fitted.dev_NK)
-
-
-def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -> tuple[object, np.ndarray]:
-    train, dev = make_split("train", 41, seed=0), make_split("dev", 30, seed=1)
-    config = task(
-        test="x", labels=["0", "1"], finetune={"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"}
-    )
-    network = tiny_network()
-    bench = Workbench(
-        network, {"model_type": "findna", **network.backbone.export_config()}, config, torch.device("cpu")
-    )
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    fitted = bench.fit(mode, train, dev, seed=seed)  # type: ignore[arg-type]
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()), (
-        "the teacher moved"
-    )
-    np.testing.assert_allclose(fitted.predict(dev), fitted.dev_NK, atol=1e-6)
-    return fitted.chosen, fitted.dev_NK
-
-
-@pytest.mark.parametrize("mode", ["finetune", "scratch"])
-def test_training_is_a_function_of_the_seed_alone(mode: str) -> None:
-    torch.manual_seed(1)
-    one = fit(0, mode=mode)
-    torch.manual_seed(2)
-    two = fit(0, mode=mode)
-    assert one[0] == two[0]
-    np.testing.assert_array_equal(one[1], two[1])
-    assert not np.allclose(one[1], fit(1, mode=mode)[1])
-
-
-def test_the_grid_and_the_epoch_are_chosen_on_dev(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[float] = []
-    wanted = iter([0.1, 0.5, 0.9, 0.3])
-
-    def metrics(self: Classification, truth_N: object, probability_NK: object) -> dict[str, float]:
-        told.append(next(wanted))
-        return {"mcc": told[-1]}
-
-    monkeypatch.setattr(Classification, "metrics", metrics)
-    chosen, _ = fit(0, lr=(1e-3, 2e-3))
-    assert chosen == {"lr": 2e-3, "epoch": 1}
-    assert len(told) == 4
-
-
-def test_divergence_is_one_sentence() -> None:
-    train = make_split("train", 20, seed=0)
-    broken = tiny_network()
-    torch.nn.init.constant_(broken.backbone.input.weight, torch.nan)
-    rows = Workbench(broken, {}, task(test="x", labels=["0", "1"]), torch.device("cpu")).rows
-    with pytest.raises(RuntimeError, match="diverged at every learning rate"):
-        fit_network(
-            train,
-            train,
-            start=lambda: broken,
-            rows=rows,
-            kind=Classification(("0", "1")),
-            config=Finetune(),
-            seed=0,
-            device=torch.device("cpu"),
-            precision="fp32",
-        )
-
-
-def result(mode: str, seed: int, mcc: float, *, settings: str = "s") -> Result:
-    test = {"mcc": mcc, "accuracy": 0.5, "f1_macro": 0.5, "auroc": 0.5}
-    return Result("m", "1", "t", mode, seed, {**test, "mcc": 0.2}, test, settings, 10)
-
-
-def test_summary_has_the_floor_beside_and_counts_a_repeat_once() -> None:
-    results = [
-        result("probe", 0, 0.9),
-        result("kmer", 0, 0.4),
-        result("probe", 0, 0.1),
-        result("probe", 1, 0.3),
-        result("finetune", 0, 0.7, settings="other"),
-    ]
-    table = summarise(results).set_index(["settings", "mode"])
-    assert table.loc[("s", "probe"), "mcc"] == pytest.approx(0.2)
-    assert table.loc[("s", "probe"), "mcc_sd"] == pytest.approx(np.std([0.1, 0.3], ddof=1))
-    assert table.loc[("s", "probe"), "floor_mcc"] == pytest.approx(0.4)
-    assert np.isnan(table.loc[("other", "finetune"), "floor_mcc"])
-    text = as_text(summarise(results))
-    assert "20.0 ± 14.1" in text
-    assert "not run" in text
-    assert summarise([]).empty
 
 
 def test_the_toy_task_is_whole(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ the contig is summed over: the counts back off to the letters that are visible. 
 letters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ REACH = 4
 WIDTH = 2 * REACH + 1
 ANY = 4  # a context letter that is not visible
 Counts = np.ndarray[Any, np.dtype[np.int64]]
+_MIXED_TOTAL = 1 << 50  # k-mers that a mixture is scaled to: far from both overflow and rounding
 
 
 def count_letters_and_contexts(blocks: Iterable[alphabet.Codes]) -> tuple[Counts, Counts]:
@@ -37,6 +38,22 @@ def count_letters_and_contexts(blocks: Iterable[alphabet.Codes]) -> tuple[Counts
         kmers += np.bincount(index[valid], minlength=len(kmers))
     cube = kmers.reshape((alphabet.BASES,) * WIDTH)
     return letters, (cube + np.flip(cube.transpose(range(WIDTH)[::-1]))).reshape(-1)
+
+
+def mix_counts(counts: Sequence[tuple[Counts, Counts]], weights: Sequence[float]) -> tuple[Counts, Counts]:
+    """Letters and k-mers, summed over datasets by weight; those of a single dataset unchanged."""
+    if len(counts) == 1:
+        return counts[0]
+    total = sum(weight * float(kmers.sum()) for (_, kmers), weight in zip(counts, weights, strict=True))
+    scale = _MIXED_TOTAL / (total or 1.0)
+
+    def mixed(kind: int) -> Counts:
+        scaled = [
+            np.rint(both[kind] * (weight * scale)) for both, weight in zip(counts, weights, strict=True)
+        ]
+        return np.sum(scaled, 0).astype(np.int64)
+
+    return mixed(0), mixed(1)
 
 
 class Markov:

@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from cluster.process import exits
+from cluster.process.command import exit_code
 from trainer.report.report import write_report
 
 
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(write_report(args.run_id, track_uri=args.track_uri, output=args.output))
         return exits.EXIT_OK
 
-    return exits.exit_code(run, debug=args.debug)
+    return exit_code(run, debug=args.debug)
 
 
 if __name__ == "__main__":

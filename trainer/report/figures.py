@@ -9,6 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trainer.evaluation.statistics import standard_error
+from trainer.evaluation.tasks import KINDS
 from trainer.evaluation.tasks.config import MODES
 from trainer.evaluation.tasks.results import FLOOR
 
@@ -96,7 +98,7 @@ def accuracy(histories: Histories, scored: float | None) -> Figure | None:
         value = points["value"].to_numpy()
         axis.plot(points["step"], value, color=colour, marker=".", linewidth=1.8, label=label)
         if scored:
-            error = 3 * np.sqrt(value * (1 - value) / scored)
+            error = np.array([3 * standard_error(each, scored) for each in value])
             axis.fill_between(
                 points["step"], value - error, value + error, color=colour, alpha=0.15, linewidth=0
             )
@@ -113,8 +115,8 @@ def accuracy(histories: Histories, scored: float | None) -> Figure | None:
 
 
 def transfer(summary: pd.DataFrame) -> Figure | None:
-    """Test MCC of each mode, mean and sample standard deviation over seeds, one panel for each task and
-    settings."""
+    """The main test score of each mode: mean and sample standard deviation over seeds. One panel for each
+    task and settings."""
     groups = list(summary.groupby(["task", "settings"], sort=False))
     if not groups:
         return None
@@ -122,15 +124,16 @@ def transfer(summary: pd.DataFrame) -> Figure | None:
     for axis, ((task, _), rows) in zip(axes, groups, strict=True):
         place = [MODES.index(mode) for mode in rows["mode"]]
         colours = ["#bbbbbb" if mode == FLOOR else _COLOURS[0] for mode in rows["mode"]]
-        axis.bar(place, rows["mcc"], yerr=rows["mcc_sd"].fillna(0), color=colours, capsize=4, width=0.65)
-        floor = rows["floor_mcc"].iloc[0]
+        axis.bar(place, rows["score"], yerr=rows["score_sd"].fillna(0), color=colours, capsize=4, width=0.65)
+        floor = rows["floor"].iloc[0]
         if not np.isnan(floor):
             axis.axhline(
                 floor, color="#444444", linestyle="--", linewidth=1.2, label=f"k-mer floor {floor:.3f}"
             )
         low, high = axis.get_ylim()
         axis.set_ylim(low, high + 0.2 * (high - low))  # room for the legend
-        _dress(axis, f"{task}: test MCC ({rows['train_rows'].iloc[0]:,} training rows)", steps=False)
+        metric = KINDS[rows["kind"].iloc[0]].metrics[0].heading
+        _dress(axis, f"{task}: test {metric} ({rows['train_rows'].iloc[0]:,} training rows)", steps=False)
         axis.set_xticks(place, list(rows["mode"]))
         axis.axhline(0, color="black", linewidth=0.8)
     return figure

@@ -5,7 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from trainer.evaluation.tasks.results import HEADINGS, readable
+from trainer.evaluation.embedding_plane import embedding_plane
+from trainer.evaluation.tasks.results_table import results_tables
 from trainer.report import facts, figures
 from trainer.report.figures import Histories
 from trainer.report.page import Picture, Section
@@ -31,7 +32,7 @@ def all_sections(registry: Registry, run: Any) -> list[Section]:
     return [
         *_trouble(found, run.info.status),
         _accuracy(found),
-        _transfer(registry, run),
+        *_transfer(registry, run),
         _losses(found),
         _health(found),
         _embeddings(registry, run),
@@ -62,16 +63,24 @@ def _accuracy(found: Histories) -> Section:
     return Section("Was anything learned?", facts.verdict(found), pictures=pictures)
 
 
-def _transfer(registry: Registry, run: Any) -> Section:
-    summary = facts.transfer_summary(registry, run)
+def _transfer(registry: Registry, run: Any) -> list[Section]:
+    """One section for each kind of task."""
+    title, summary = "On labelled tasks", facts.transfer_summary(registry, run)
+    if summary.empty:
+        text = "No fine-tuning results yet; run python -m trainer.finetune and make the report again."
+        return [Section(title, [text])]
     text = (
         "Test scores × 100, mean ± standard deviation over seeds; chosen on dev alone. "
         "Probe and k-mer models have one solution, so their seeds agree."
-        if len(summary)
-        else "No fine-tuning results yet; run python -m trainer.finetune and make the report again."
     )
-    pictures = _picture("transfer", "Test MCC by mode", figures.transfer(summary))
-    return Section("On labelled tasks", [text], HEADINGS, readable(summary), pictures)
+    tables = results_tables(summary)
+    sections = []
+    for table in tables:
+        name, kind = ("transfer", "") if len(tables) == 1 else (f"transfer_{table.kind}", f": {table.kind}")
+        figure = figures.transfer(summary[summary["kind"] == table.kind])
+        pictures = _picture(name, f"Test scores by mode{kind}", figure)
+        sections.append(Section(f"{title}{kind}", [text], table.headings, table.rows, pictures))
+    return sections
 
 
 def _losses(found: Histories) -> Section:
@@ -98,7 +107,7 @@ def _embeddings(registry: Registry, run: Any) -> Section:
     try:
         uri = facts.first_with_val(facts.dataset_uris(run.data.params))
         length = int(run.data.params["data.length"])
-        plane = facts.embedding_plane(registry, model, dataset_uri=uri, length=length)
+        plane = embedding_plane(registry, model, dataset_uri=uri, length=length)
     except (OSError, ValueError, RuntimeError) as fault:
         return Section(title, [f"No picture, because the windows could not be embedded: {fault}"])
     text = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.process.host import cache_root
 from cluster.storage import store
 from trainer.core import collectives
@@ -118,7 +118,7 @@ class Artifacts:
         weights = store.join(run_dir, pretrained.WEIGHTS)
         digest = hashlib.sha256(store.read_bytes(weights)).hexdigest()
         self._uploader.tag({"checkpoint.uri": store.absolute(weights), "checkpoint.sha256": digest})
-        with heart.inside("telling MLflow", phase=True, slow=True):
+        with heartbeat.inside("telling MLflow", phase=True, slow=True):
             self._uploader.drain(self._track.wait_s)
             with tempfile.TemporaryDirectory() as folder:
                 for name in pretrained.FILES:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cluster.process.exits import EverywhereError
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.loader import Batch
@@ -21,6 +21,7 @@ from trainer.distill.config import Health
 from trainer.distill.step import StepResult
 from trainer.evaluation.config import Validation
 from trainer.evaluation.held_out import Validator
+from trainer.evaluation.statistics import standard_error
 from trainer.models.network import Network, Outputs
 from trainer.run.artifacts import Artifacts
 from trainer.run.checkpoint.config import Checkpoint
@@ -175,16 +176,16 @@ class Validate(Hook):
     def run(self, state: TrainState) -> None:
         """Log and say how teacher and student do; a collective."""
         teacher, baselines = state.teacher.module, self._baselines
-        with heart.inside("validation", phase=True):
+        with heartbeat.inside("validation", phase=True):
             metrics = self._validator.masked(teacher)
             metrics |= self._validator.masked(self._student, "val/student_") | baselines
             metrics |= self._validator.health(teacher, self._readings(state))
         if self._artifacts:
             self._artifacts.log(metrics, step=state.step)
             accuracy = metrics["val/mlm_accuracy"]
+            error = standard_error(accuracy, self._validator.scored)
             say(
-                f"step {state.step}: val accuracy {accuracy:.4f} ± "
-                f"{self._validator.standard_error(accuracy):.4f} "
+                f"step {state.step}: val accuracy {accuracy:.4f} ± {error:.4f} "
                 f"(majority {baselines['val/mlm_accuracy_majority']:.4f}, "
                 f"Markov {baselines['val/mlm_accuracy_markov']:.4f}), "
                 f"effective rank {metrics['health/effective_rank']:.1f}"

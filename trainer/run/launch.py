@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 
 import configs
-from cluster.process import exits, host, world
-from cluster.process.heartbeat import heart
+from cluster.process import host, world
+from cluster.process.command import exit_code
+from cluster.process.exits import ElsewhereError
+from cluster.process.heartbeat import heartbeat
+from cluster.process.signals import StopSignals
 from cluster.process.world import World
 from trainer.core import collectives
 from trainer.core.collectives import Group
-from trainer.engine.engine import init_distributed, leave_distributed
+from trainer.engine.process_group import init_distributed, leave_distributed
 from trainer.run.config import TrainConfig
 from trainer.run.hooks import Hook
 from trainer.run.train import train
@@ -40,11 +43,11 @@ def launch(
         config = configs.load(TrainConfig, config_path, overrides)
         config.refuse_lost()
         device = _prepare_device(here)
-        with heart.inside("meeting the other ranks", phase=True):
+        with heartbeat.inside("meeting the other ranks", phase=True):
             init_distributed(device)
         return _train_among_peers(config, device, hooks, debug=debug)
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=debug,
         main=here.is_main,
@@ -58,14 +61,14 @@ def _train_among_peers(
     """The exit code of the run. Where other ranks are gone, the first that is left says so, unless
     ``debug``."""
     group = Group.of()
-    stops = exits.StopSignals(peers=_pids_of_this_host(group), supervised=heart.watched)
+    stops = StopSignals(peers=_pids_of_this_host(group), supervised=heartbeat.watched)
     ended = False
     try:
         code = train(config, device=device, group=group, stops=stops, hooks=hooks)
         ended = True
     except RuntimeError as fault:
         if (lost := collectives.lost_peers(fault)) and not debug:
-            raise (RuntimeError if stops.is_first_left() else exits.ElsewhereError)(lost) from fault
+            raise (RuntimeError if stops.reports_lost_peers() else ElsewhereError)(lost) from fault
         raise
     finally:
         stops.close()

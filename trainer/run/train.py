@@ -7,14 +7,16 @@ from functools import cache
 
 import torch
 
-from cluster.process.exits import EXIT_OK, StopSignals, after_launcher
-from cluster.process.heartbeat import heart
+from cluster.process.exits import EXIT_OK
+from cluster.process.heartbeat import heartbeat
+from cluster.process.signals import StopSignals, after_launcher
 from configs import ConfigError
 from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.dataset import Dataset, open_datasets
 from trainer.data.loader import Batch, Reader, open_reader
+from trainer.data.sampling import SamplingPlan
 from trainer.distill.step import Method, held_out_readings, train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
@@ -66,7 +68,7 @@ class TrainingRun:
 
     def launcher_note(self) -> str:
         """Words about what DeepSpeed's launcher prints when the run ends by Ctrl-C."""
-        return after_launcher() if self.stops and self.stops.interrupted else ""
+        return after_launcher() if self.stops and self.stops.had_ctrl_c else ""
 
 
 def train(
@@ -90,8 +92,8 @@ def train(
     if run_dir.plan(config, group) is None:
         return EXIT_OK
     with collectives.together(group):
-        datasets = list(open_datasets(config, "train", say=say).values())
-    validator = Validator(config, flank=config.views.flank, device=device, group=group)
+        datasets = list(open_datasets(config.data, "train", warn=say).values())
+    validator = Validator(config.data, config.val, config.views, device=device, group=group)
     with run_dir.hold_lock(config.run.dir, group) as lock:
         plan = run_dir.plan(config, group, locked=True)  # a run that held the lock may have finished this one
         if plan is None:
@@ -117,24 +119,23 @@ def train(
                 return _train(run, state, hooks)
 
 
+def sampling_plan(config: TrainConfig) -> SamplingPlan:
+    """All that decides which windows each step reads."""
+    return SamplingPlan.of(
+        config.data,
+        seed=config.run.seed,
+        global_batch=config.train.global_batch,
+        flank=config.views.flank,
+    )
+
+
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
     """Student under DeepSpeed and its teacher; the same weights for the same seed on any number of ranks."""
     torch.manual_seed(config.run.seed)
     backbone = build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
     network = Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
-    engine = Engine(
-        network,
-        device=device,
-        group=group,
-        zero_stage=config.train.zero_stage,
-        precision=config.train.precision,
-        micro_batch=world_size.micro_batch(config.train, group.size),
-        accumulation=world_size.accumulation(config.train, group.size),
-        weight_decay=config.train.weight_decay,
-        betas=config.train.betas,
-        grad_clip=config.train.grad_clip,
-        deepspeed_settings=config.train.deepspeed,
-    )
+    settings = config.train.engine_settings(group.size)
+    engine = Engine(network, settings=settings, device=device, group=group)
     return engine, engine.teacher()
 
 
@@ -144,7 +145,13 @@ def _open_reader(
     group = engine.group
     with collectives.together(group):
         reader = open_reader(
-            config, datasets, flank=config.views.flank, group=group, say=say, device=engine.device
+            config.data,
+            datasets,
+            plan=sampling_plan(config),
+            group=group,
+            soft=config.loss.needs_soft_mask,
+            device=engine.device,
+            warn=say,
         )
     if resumed:
         assert reader.step_of(resumed.position) == resumed.step, "the position is the step's"
@@ -162,7 +169,7 @@ def _start(engine: Engine, datasets: Sequence[Dataset], resumed: Resumed | None)
     tags = {
         "dataset.manifest_sha256": ",".join(dataset.digest for dataset in datasets),
         "world_size": str(engine.group.size),
-        "zero_stage": str(engine.zero_stage),
+        "zero_stage": str(engine.settings.zero_stage),
     }
     parameters = pretrained.parameter_count(engine.network)
     if resumed is None:
@@ -185,10 +192,10 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
     )
     if state.step == 0:
         validation.run(state)
-    meter = Meter(device=run.engine.device, dtype=run.engine.compute_dtype)
+    meter = Meter(device=run.engine.device, dtype=run.engine.settings.compute_dtype)
     hooks = _all_hooks(run, state, validation, meter, user_hooks)
     if run.stops:
-        run.stops.between_steps()
+        run.stops.defer()
     code = _loop(run, state, hooks, meter)
     if code != EXIT_OK:
         if run.artifacts:
@@ -246,8 +253,8 @@ def _batches(run: TrainingRun, state: TrainState, meter: Meter) -> Iterator[Batc
     first, last = state.step, run.config.train.steps
     batches = run.reader.batches(first, last)
     for step in range(first + 1, last + 1):
-        heart.step(step)
-        with meter.waiting(), heart.inside("waiting for data", phase=True):
+        heartbeat.step(step)
+        with meter.waiting(), heartbeat.inside("waiting for data", phase=True):
             batch = next(batches)
         yield batch
 
@@ -256,7 +263,7 @@ def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
     """What the step of ``batch`` gave; ``state`` is the state after it. A collective."""
     config, engine, group = run.config, run.engine, run.engine.group
     micro_batches = [
-        windows.to(engine.device) for windows in batch.split(world_size.micro_batch(config.train, group.size))
+        windows.to(engine.device) for windows in batch.split(config.train.rows_at_once(group.size))
     ]
     result = train_step(
         engine,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.process import stops
+from cluster.process import signals
 from configs import redact
 from trainer.core.console import say
 from trainer.tracking import mlflow_client
@@ -210,7 +210,7 @@ class Run(_MlflowRun):
         super().__init__(spec)
         self._pending: list[Point] = []
         try:
-            with stops.wait():
+            with signals.delayed():
                 self._client = mlflow_client.connect(spec.uri)
                 with track_errors(self._place):
                     made = self._client.create_run(
@@ -254,7 +254,7 @@ class Run(_MlflowRun):
     def _end_after(self, fault: BaseException | None) -> None:
         """FINISHED, FAILED, or KILLED if a signal stopped the process."""
         status = "FINISHED" if fault is None else "FAILED" if isinstance(fault, Exception) else "KILLED"
-        with stops.wait():
+        with signals.delayed():
             try:
                 self.finish(status)
             except TrackError as second:

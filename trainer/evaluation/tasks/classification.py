@@ -1,6 +1,6 @@
-"""Classification: the loss, the linear model, and the four figures by which every mode is judged.
+"""Classification: each sequence has one of the task's labels.
 
-Shapes: N rows, K classes, F features.
+Shapes: N rows, B of a batch, K classes, F features.
 """
 
 from typing import Any
@@ -12,50 +12,64 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
 from torch import Tensor
 
-Array = np.ndarray[Any, Any]
+from trainer.evaluation.tasks.kind import Array, LinearModel, Metric, TaskKind
 
 
-class Classification:
-    """One of ``labels`` for each sequence; class k is the k-th label."""
+class Classification(TaskKind):
+    """Class k is the k-th label; a prediction is a probability for each class, [N, K]."""
 
-    selects_by = "mcc"  # on the dev split, higher is better
+    metrics = (
+        Metric("mcc", "MCC"),
+        Metric("accuracy", "accuracy"),
+        Metric("f1_macro", "macro-F1"),
+        Metric("auroc", "AUROC"),
+    )
+    dtype = np.int64
 
     def __init__(self, labels: tuple[str, ...]) -> None:
-        self.labels = labels
-        self.outputs = len(labels)
+        if len(labels) < 2:
+            raise ValueError(f"labels: at least 2 are needed, not {list(labels)}")
+        self.labels, self.outputs = labels, len(labels)
+        self._number = {label: number for number, label in enumerate(labels)}
 
-    def metrics(self, truth_N: Array, probability_NK: Array) -> dict[str, float]:
-        """mcc, accuracy, f1_macro, auroc (of class 1; with more than 2 classes one-vs-rest, macro
-        average)."""
-        guess_N = probability_NK.argmax(1)
-        classes = range(self.outputs)
-        auroc = (
-            roc_auc_score(truth_N, probability_NK[:, 1])
-            if self.outputs == 2
-            else roc_auc_score(
-                truth_N, probability_NK, multi_class="ovr", average="macro", labels=list(classes)
-            )
-        )
+    def parse(self, text: str) -> int:
+        if text not in self._number:
+            raise ValueError(f"is not among the task's labels {list(self.labels)}")
+        return self._number[text]
+
+    def fault_of_split(self, truth_N: Array) -> str:
+        for number, label in enumerate(self.labels):
+            if not (truth_N == number).any():
+                return f"has none with label {label!r}; every split needs every label"
+        return ""
+
+    def loss(self, output_BK: Tensor, truth_B: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(output_BK, truth_B)
+
+    def predict(self, output_NK: Tensor) -> Array:
+        probability_NK: Array = output_NK.double().softmax(-1).numpy()
+        return probability_NK
+
+    def fit_linear(self, features_NF: Any, truth_N: Array, *, c: float, seed: int) -> LinearModel:
+        """Logistic regression."""
+        # Dense features are few and correlated: Newton takes tens of steps where L-BFGS takes thousands.
+        solver = "lbfgs" if scipy.sparse.issparse(features_NF) else "newton-cholesky"
+        model = LogisticRegression(C=c, solver=solver, max_iter=2000, random_state=seed)
+        predict: LinearModel = model.fit(features_NF, truth_N).predict_proba
+        return predict
+
+    def score(self, truth_N: Array, prediction_N: Array) -> dict[str, float]:
+        """auroc is that of class 1; with more than 2 classes one-vs-rest, macro average."""
+        guess_N = prediction_N.argmax(1)
+        classes = list(range(self.outputs))
+        if self.outputs == 2:
+            auroc = roc_auc_score(truth_N, prediction_N[:, 1])
+        else:
+            auroc = roc_auc_score(truth_N, prediction_N, multi_class="ovr", average="macro", labels=classes)
+        f1 = f1_score(truth_N, guess_N, average="macro", labels=classes, zero_division=0)
         return {
             "mcc": float(matthews_corrcoef(truth_N, guess_N)),
             "accuracy": float(accuracy_score(truth_N, guess_N)),
-            "f1_macro": float(
-                f1_score(truth_N, guess_N, average="macro", labels=list(classes), zero_division=0)
-            ),
+            "f1_macro": float(f1),
             "auroc": float(auroc),
         }
-
-    def loss(self, logits_BK: Tensor, truth_B: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(logits_BK, truth_B)
-
-    def probabilities(self, logits_NK: Tensor) -> Array:
-        probability: Array = logits_NK.double().softmax(-1).numpy()
-        return probability
-
-    def fit_linear(self, features_NF: Any, truth_N: Array, *, c: float, seed: int) -> LogisticRegression:
-        """A fitted logistic regression; it has ``predict_proba``. ``c`` is the inverse of the L2 penalty."""
-        # Dense features are few and correlated: Newton takes tens of steps where L-BFGS takes thousands.
-        solver = "lbfgs" if scipy.sparse.issparse(features_NF) else "newton-cholesky"
-        return LogisticRegression(C=c, solver=solver, max_iter=2000, random_state=seed).fit(
-            features_NF, truth_N
-        )

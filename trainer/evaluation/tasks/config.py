@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from configs import Section
-from trainer.evaluation.embedding import Precision
-from trainer.evaluation.tasks import KINDS
+from trainer.evaluation.precision import Precision
+from trainer.evaluation.tasks import DEFAULT_KIND, KINDS
+from trainer.evaluation.tasks.kind import TaskKind
 from trainer.tracking import names
 
 Mode = Literal["kmer", "probe", "finetune", "scratch"]
@@ -18,7 +19,7 @@ Above0 = Annotated[float, Field(gt=0)]
 
 
 def _as_list(value: Any) -> Any:
-    """A lone value stands for a list of one, so that ``finetune.lr=1e-3`` works on a command line."""
+    """A single value as a list of one, so that ``finetune.lr=1e-3`` works on a command line."""
     return value if isinstance(value, list | tuple) else [value]
 
 
@@ -26,7 +27,7 @@ Grid = Annotated[tuple[Above0, ...], Field(min_length=1), BeforeValidator(_as_li
 
 
 class Finetune(Section):
-    """Training of the whole network, from the teacher's weights or from new ones: both get the same."""
+    """Training of the whole network: modes ``finetune`` (from the teacher's weights) and ``scratch``."""
 
     epochs: Positive = 5
     batch: Annotated[int, Field(ge=4)] = 32
@@ -38,35 +39,40 @@ class Finetune(Section):
 
 
 class Probe(Section):
-    """Inverse L2 penalties to choose from on the dev split; ``precision`` is that of the embeddings."""
+    """A linear model on frozen embeddings. ``C``: inverse L2 penalties, chosen on dev; ``precision``: of the
+    embeddings."""
 
     C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
     precision: Precision = "auto"
 
 
 class Kmer(Section):
+    """A linear model on counts of k-mers. ``C``: inverse L2 penalties, chosen on dev."""
+
     k: Annotated[int, Field(ge=1, le=8)] = 5
     C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Track(Section):
-    """``experiment``: that MLflow keeps the results in; by default the one of the model's own run."""
+    """``experiment``: the MLflow experiment of the results; by default that of the model's own run."""
 
     experiment: Annotated[str, AfterValidator(names.experiment)] | None = None
 
 
 class TaskConfig(Section):
-    """A labelled task. A role without a file is split off by sha256 of the sequence, as tasks/data.py
-    says."""
+    """A labelled task. A split without a file is taken from the other files, see data.py.
+
+    ``labels``: the words in the label column; which are needed, the kind decides.
+    """
 
     name: Annotated[str, Field(min_length=1)]
-    kind: str = "classification"
+    kind: str = DEFAULT_KIND
     train: str | None = None
     dev: str | None = None
     test: str | None = None
     sequence_column: str = "sequence"
     label_column: str = "label"
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     max_train_rows: Positive | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_as_list)] = (
         0,
@@ -89,7 +95,7 @@ class TaskConfig(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _as_text(cls, labels: Any) -> Any:
-        """Numbers as they are written. Of true, false and null nobody can tell how the files write them."""
+        """Numbers as text, as they are written. How files write true, false and null cannot be known."""
         if not isinstance(labels, list | tuple):
             return labels
         odd = [
@@ -110,8 +116,11 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _usable(self) -> "TaskConfig":
-        if len(self.labels) < 2:
-            raise ValueError(f"labels: at least 2 are needed, not {list(self.labels)}")
+        self.make_kind()
         if not (self.train or self.dev or self.test):
             raise ValueError("train, dev, test: at least one of them must name a CSV file")
         return self
+
+    def make_kind(self) -> TaskKind:
+        """The kind, for these labels. ValueError if it does not take them."""
+        return KINDS[self.kind](self.labels)

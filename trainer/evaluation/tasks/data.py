@@ -1,21 +1,21 @@
 """A task's CSV files as three splits that share no sequence, on either strand.
 
-A role without a file is split off the others by a hash, the same on every machine: u in [0, 1) is the first 8
-bytes of sha256("0:" + sequence in upper case). From one file: u < 0.1 is test, u < 0.2 dev, the rest train.
-From two files: the missing role takes u < 0.1 (train: u ≥ 0.1) of train if there is one, else of dev; a given
-test file is left whole.
+A split without a file is taken from the other files by a hash, the same on every machine: u in [0, 1) is the
+first 8 bytes of sha256("0:" + sequence in upper case). From one file: u < 0.1 is test, u < 0.2 dev, the rest
+train. From two files: the missing split takes u < 0.1 (train: u ≥ 0.1) of train if there is one, else of dev;
+a given test file stays whole.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data_prep import alphabet
 from trainer.evaluation.tasks import table
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
+from trainer.evaluation.tasks.kind import Array, TaskKind
 from trainer.evaluation.tasks.table import Table
 
 _SPLIT_SALT, _SUBSAMPLE_SALT = 0, 1
@@ -23,11 +23,11 @@ _SPLIT_SALT, _SUBSAMPLE_SALT = 0, 1
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Rows of one role: upper-case letters and class numbers, in the order of the file."""
+    """Rows of one role (train, dev or test) in the order of the file: upper-case letters and the truth."""
 
     role: str
     letters: tuple[str, ...]
-    truth_N: np.ndarray[Any, Any]
+    truth_N: Array  # as TaskKind.truth gives it
 
     def __len__(self) -> int:
         return len(self.letters)
@@ -43,10 +43,11 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Three splits, and how many rows each lost because its sequence (or reverse complement) is in a later
-    one.
+    """Three splits.
 
-    ``remarks``: sentences on what stands in the files and may not be meant.
+    Attributes:
+        dropped: for train and dev, how many rows were left out because a later split has their sequence.
+        remarks: sentences about things in the files that may be mistakes.
     """
 
     train: Split
@@ -55,62 +56,82 @@ class TaskData:
     dropped: Mapping[str, int]
     remarks: tuple[str, ...] = ()
 
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        return self.train, self.dev, self.test
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """The number of rows of each split."""
+        return {split.role: len(split) for split in self.splits}
+
     def sha256(self) -> str:
-        """Of the sequences and labels that are used, so that results on different rows are never mixed."""
+        """Of the sequences and the truth in use, so that results on different rows are never mixed."""
         digest = hashlib.sha256()
-        for split in (self.train, self.dev, self.test):
+        for split in self.splits:
             digest.update(f"{split.role} {len(split)}\n".encode())
-            digest.update("\n".join(split.letters).encode() + split.truth_N.astype("<i8").tobytes())
+            little_endian = split.truth_N.astype(split.truth_N.dtype.newbyteorder("<"))
+            digest.update("\n".join(split.letters).encode() + little_endian.tobytes())
         return digest.hexdigest()
 
 
 def load(config: TaskConfig) -> TaskData:
-    """The task's splits: read, checked, split where a file is missing, freed of leaks, subsampled.
+    """The task's splits: read, checked, completed where a file is missing, without leaks, subsampled.
 
     Raises: StoreError (a file cannot be read); ValueError naming the file and line (see table.py), or the
-    split that is left without a label.
+    split that cannot be used.
     """
-    uris = {role: uri for role in ROLES if (uri := getattr(config, role))}
+    kind = config.make_kind()
     tables = {
         role: table.read(
             uri,
             sequence_column=config.sequence_column,
             label_column=config.label_column,
-            labels=config.labels,
+            check_label=kind.parse,
         )
-        for role, uri in uris.items()
+        for role in ROLES
+        if (uri := getattr(config, role))
     }
-    number_of = {label: i for i, label in enumerate(config.labels)}
-    found = _fill(
-        {
-            role: Split(
-                role, rows.letters, np.array([number_of[label] for label in rows.labels], dtype=np.int64)
-            )
-            for role, rows in tables.items()
-        }
-    )
-    test_keys = {_strandless(letters) for letters in found["test"].letters}
-    dev = found["dev"].take(lambda _, letters: _strandless(letters) not in test_keys)
-    held_keys = test_keys | {_strandless(letters) for letters in dev.letters}
-    train = found["train"].take(lambda _, letters: _strandless(letters) not in held_keys)
+    found = _fill({role: Split(role, rows.letters, kind.truth(rows.labels)) for role, rows in tables.items()})
+    data = _without_leaks(found, remarks=tuple(_remarks(list(tables.values()), kind)))
+    if config.max_train_rows and len(data.train) > config.max_train_rows:
+        data = replace(data, train=_subsample(data.train, config.max_train_rows))
+    _refuse_unusable(config.name, data, kind)
+    return data
+
+
+def _without_leaks(found: Mapping[str, Split], *, remarks: tuple[str, ...]) -> TaskData:
+    """The splits without the rows of train and dev whose sequence, on either strand, is in a later split."""
+    test = found["test"]
+    held_out = {_strandless(letters) for letters in test.letters}
+    dev = found["dev"].take(lambda _, letters: _strandless(letters) not in held_out)
+    held_out |= {_strandless(letters) for letters in dev.letters}
+    train = found["train"].take(lambda _, letters: _strandless(letters) not in held_out)
     dropped = {"train": len(found["train"]) - len(train), "dev": len(found["dev"]) - len(dev)}
-    if config.max_train_rows and len(train) > config.max_train_rows:
-        rank = sorted(range(len(train)), key=lambda i: (_uniform(train.letters[i], _SUBSAMPLE_SALT), i))
-        chosen = set(rank[: config.max_train_rows])
-        train = train.take(lambda i, _: i in chosen)
-    for split in (train, dev, found["test"]):
-        for number, label in enumerate(config.labels):
-            if not (split.truth_N == number).any():
-                left = dropped.get(split.role, 0)
-                why = f" ({left} rows were left out, as dev or test holds the same sequence)" if left else ""
-                raise ValueError(
-                    f"task {config.name}: its {split.role} split of {len(split)} rows{why} has none with "
-                    f"label {label!r}; every split needs every label"
-                )
-    return TaskData(train, dev, found["test"], dropped, tuple(_remarks(list(tables.values()))))
+    return TaskData(train, dev, test, dropped, remarks)
 
 
-def _remarks(tables: list[Table]) -> Iterator[str]:
+def _subsample(train: Split, rows: int) -> Split:
+    """``rows`` rows, chosen by a hash of the sequence."""
+    rank = sorted(range(len(train)), key=lambda i: (_uniform(train.letters[i], _SUBSAMPLE_SALT), i))
+    chosen = set(rank[:rows])
+    return train.take(lambda i, _: i in chosen)
+
+
+def _refuse_unusable(task: str, data: TaskData, kind: TaskKind) -> None:
+    for split in data.splits:
+        fault = kind.fault_of_split(split.truth_N)
+        if fault:
+            left_out = data.dropped.get(split.role, 0)
+            why = (
+                f" ({left_out} rows were left out, as dev or test holds the same sequence)"
+                if left_out
+                else ""
+            )
+            raise ValueError(f"task {task}: its {split.role} split of {len(split)} rows{why} {fault}")
+
+
+def _remarks(tables: list[Table], kind: TaskKind) -> Iterator[str]:
     for rows in tables:
         if rows.cut:
             yield f"{rows.uri}: its last line has no end; if the file was cut short, get it again"
@@ -124,21 +145,19 @@ def _remarks(tables: list[Table]) -> Iterator[str]:
         for row, letters in enumerate(rows.letters):
             key = _strandless(letters)
             earlier, at = first.setdefault(key, (rows, row))
-            if rows.labels[row] != earlier.labels[at] and key not in differ:
-                differ[key] = (
-                    f"{earlier.at(at)} has it with label {earlier.labels[at]!r}, {rows.at(row)} with "
-                    f"{rows.labels[row]!r}"
-                )
+            label, other = rows.labels[row], earlier.labels[at]
+            if key in differ or label == other or np.array_equal(kind.parse(label), kind.parse(other)):
+                continue
+            differ[key] = f"{earlier.at(at)} has it with label {other!r}, {rows.at(row)} with {label!r}"
     if differ:
         yield (
             f"{len(differ):,} sequence{'s' * (len(differ) != 1)} (or the reverse complement) with more than "
-            f"one "
-            f"label; the first: {next(iter(differ.values()))}"
+            f"one label; the first: {next(iter(differ.values()))}"
         )
 
 
 def _fill(found: dict[str, Split]) -> dict[str, Split]:
-    """All three roles, split off where they are missing."""
+    """All three splits; a missing one is taken from another."""
     if len(found) == 1:
         (whole,) = found.values()
         bounds = {"test": (0.0, 0.1), "dev": (0.1, 0.2), "train": (0.2, 1.0)}

@@ -1,31 +1,51 @@
-"""Training of a whole network on a task, the epoch and learning rate chosen on dev. Knows not where weights
-come from.
+"""Training of a whole network on a task; epoch and learning rate are chosen on dev.
 
-Shapes: N rows, B rows of a batch, L letters, D hidden, K outputs.
+Shapes: N rows, B of a batch, L letters, D hidden, K outputs.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainer.core import schedules
-from trainer.evaluation.embedding import Rows, both_strands, computing_in, memory_for
-from trainer.evaluation.tasks.classification import Array, Classification
+from trainer.evaluation import batching
+from trainer.evaluation.embedding import mean_over_strands
+from trainer.evaluation.precision import Resolved, computing_in, device_of
+from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import Finetune
-from trainer.evaluation.tasks.data import Split
-from trainer.evaluation.tasks.linear import Fitted
+from trainer.evaluation.tasks.kind import Array, TaskKind
 from trainer.models.network import Network
 
 
-class Classifier(nn.Module):
+@dataclass(frozen=True)
+class Examples:
+    """Sequences and their truth, as TaskKind.truth gives it."""
+
+    sequences: EncodedSequences
+    truth_N: Array
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained on a task, whatever it starts from."""
+
+    kind: TaskKind
+    config: Finetune
+    precision: Resolved
+    seed: int
+
+
+class TaskNetwork(nn.Module):
     """A linear head on the mean of the letters' hidden states: codes [B, L] -> fp32 [B, K].
 
     The means of two sequences differ by a few hundredths of their size, and training moves what they have in
-    common: so the head reads them standardised, in training by the batch, in prediction by fixed running
+    common. So the head reads them standardised: in training by the batch, in prediction by fixed running
     statistics.
     """
 
@@ -38,127 +58,144 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
-        return self.classify(self.pool(codes_BL, length_B))
+        return self.output(self.pool(codes_BL, length_B))
 
     def pool(self, codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
         pooled_BD: Tensor = self.network(codes_BL, length_B=length_B, nucleotides=False).pooled_BD
         return pooled_BD
 
-    def classify(self, pooled_BD: Tensor) -> Tensor:
-        """Of a whole batch in training, which the statistics of ``standardise`` are those of."""
-        logits_BK: Tensor = self.head(self.standardise(pooled_BD))
-        return logits_BK.float()
+    def output(self, pooled_BD: Tensor) -> Tensor:
+        """In training ``pooled_BD`` is a whole batch, because its statistics are used."""
+        output_BK: Tensor = self.head(self.standardise(pooled_BD))
+        return output_BK.float()
 
 
-def fit_network(
-    train: Split,
-    dev: Split,
-    *,
-    start: Callable[[], Network],
-    rows: Callable[[Split], Rows],
-    kind: Classification,
-    config: Finetune,
-    seed: int,
-    device: torch.device,
-    precision: str,
-) -> Fitted:
-    """The best epoch on dev over the grid of learning rates, every trial from ``start()`` with the same
-    ``seed``.
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The best epoch on dev of the best learning rate, and its predictions for dev."""
 
-    Training reads a random strand of each row, prediction averages the logits of both.
-    Raises: RuntimeError if the loss is not finite at any learning rate.
+    network: TaskNetwork
+    training: Training
+    dev_prediction: Array
+    chosen: dict[str, Any]
+
+    def predict(self, sequences: EncodedSequences) -> Array:
+        return _predict(self.network, sequences, self.training)
+
+
+def train_network(
+    train: Examples, dev: Examples, *, start: Callable[[], Network], training: Training, device: torch.device
+) -> TrainedNetwork:
+    """The best epoch on dev over the grid of learning rates; each starts from ``start()`` with the same seed.
+
+    Training reads a random strand of each row, prediction averages the outputs of both.
+
+    Raises:
+        RuntimeError: the loss is not finite at any learning rate. MemoryError: a sequence is too long.
     """
+    kind, config = training.kind, training.config
     best: tuple[float, dict[str, float], dict[str, Tensor], Array] | None = None
-    classifier: Classifier | None = None
+    network: TaskNetwork | None = None
     for peak in config.lr:
-        generator = torch.Generator().manual_seed(seed)
-        classifier = Classifier(start(), kind.outputs, generator).to(device)
-        trial = _Trial(classifier, config, kind, peak, generator, device, precision, len(train))
+        generator = torch.Generator().manual_seed(training.seed)
+        network = TaskNetwork(start(), kind.outputs, generator).to(device)
+        trainer = _Trainer(network, training, peak=peak, rows=len(train.truth_N), generator=generator)
         for epoch in range(1, config.epochs + 1):
-            if not trial.epoch(rows(train), torch.from_numpy(train.truth_N)):
+            if not trainer.epoch(train):
                 break
-            dev_NK = kind.probabilities(_logits(classifier, rows(dev), device, precision))
-            if not np.isfinite(dev_NK).all():
+            dev_prediction = _predict(network, dev.sequences, training)
+            if not np.isfinite(dev_prediction).all():
                 break
-            score = kind.metrics(dev.truth_N, dev_NK)[kind.selects_by]
+            score = kind.main_score(dev.truth_N, dev_prediction)
             if best is None or score > best[0]:
-                best = (score, {"lr": peak, "epoch": epoch}, copy.deepcopy(classifier.state_dict()), dev_NK)
-    if best is None or classifier is None:
+                weights = copy.deepcopy(network.state_dict())
+                best = (score, {"lr": peak, "epoch": epoch}, weights, dev_prediction)
+    if best is None or network is None:
         raise RuntimeError(
             f"fine-tuning diverged at every learning rate of {list(config.lr)}; give lower ones"
         )
-    _, chosen, weights, dev_NK = best
-    classifier.load_state_dict(weights)
-    selected = classifier
-    return Fitted(
-        lambda split: kind.probabilities(_logits(selected, rows(split), device, precision)),
-        dev_NK,
-        dict(chosen),
-    )
+    _, chosen, weights, dev_prediction = best
+    network.load_state_dict(weights)
+    return TrainedNetwork(network, training, dev_prediction, dict(chosen))
 
 
-class _Trial:
-    """One training of one classifier at one learning rate, epoch by epoch."""
+def _predict(network: TaskNetwork, sequences: EncodedSequences, training: Training) -> Array:
+    network.eval()
+    device = device_of(network)
+    with computing_in(training.precision, device):
+        return training.kind.predict(mean_over_strands(sequences, network, device=device))
+
+
+class _Trainer:
+    """One training of one network at one peak learning rate, epoch by epoch."""
 
     def __init__(
         self,
-        classifier: Classifier,
-        config: Finetune,
-        kind: Classification,
+        network: TaskNetwork,
+        training: Training,
+        *,
         peak: float,
+        rows: int,
         generator: torch.Generator,
-        device: torch.device,
-        precision: str,
-        count: int,
     ) -> None:
-        self.classifier, self.config, self.kind, self.peak = classifier, config, kind, peak
-        self.generator, self.device, self.precision = generator, device, precision
-        self.batches = math.ceil(count / config.batch)  # of one epoch, as even as can be
-        self.steps = config.epochs * self.batches
-        self.step = 0
-        trained = [*classifier.network.backbone.parameters(), *classifier.head.parameters()]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.trained = trained
-        self.optimiser = torch.optim.AdamW(groups, lr=peak)
+        self._network, self._training, self._generator = network, training, generator
+        self._batches = math.ceil(rows / training.config.batch)  # of one epoch, as even as can be
+        self._rates = _learning_rates(training.config, peak=peak, batches=self._batches)
+        self._parameters = [*network.network.backbone.parameters(), *network.head.parameters()]
+        matrices = [p for p in self._parameters if p.ndim >= 2]
+        vectors = [p for p in self._parameters if p.ndim < 2]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": training.config.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=peak,
+        )
 
-    def epoch(self, rows: Rows, truth_N: Tensor) -> bool:
-        """Every row once, in a new order, a random strand of each; False if the loss left the finite
-        numbers."""
-        order_N = torch.randperm(len(truth_N), generator=self.generator)
-        strand_N = torch.randint(2, (len(truth_N),), generator=self.generator)
-        self.classifier.train()
-        for index_B in order_N.tensor_split(self.batches):
-            self.step += 1
-            rate = schedules.learning_rate(
-                self.step,
-                peak=self.peak,
-                total_steps=self.steps,
-                warmup_fraction=self.config.warmup,
-                final_fraction=0,
-            )
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            parts = [index_B[part] for part in rows.alike(index_B)]  # a long row does not pad the short ones
-            with memory_for(rows.length_N[index_B]):
-                with computing_in(self.precision, self.device):
-                    pooled = [
-                        self.classifier.pool(*rows.batch(part, strand_N[part], self.device)) for part in parts
-                    ]
-                    logits_BK = self.classifier.classify(torch.cat(pooled))
-                loss = self.kind.loss(logits_BK, truth_N[torch.cat(parts)].to(self.device))
-                if not math.isfinite(loss.item()):
-                    return False
-                self.optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-            nn.utils.clip_grad_norm_(self.trained, self.config.grad_clip)
-            self.optimiser.step()
+    def epoch(self, examples: Examples) -> bool:
+        """Train on every row once, in a new order, on a random strand; False if the loss is not finite."""
+        truth_N = torch.from_numpy(examples.truth_N)
+        order_N = torch.randperm(len(truth_N), generator=self._generator)
+        strand_N = torch.randint(2, (len(truth_N),), generator=self._generator)
+        self._network.train()
+        return all(
+            self._step(examples.sequences, truth_N, index_B, strand_N[index_B])
+            for index_B in order_N.tensor_split(self._batches)
+        )
+
+    def _step(self, sequences: EncodedSequences, truth_N: Tensor, index_B: Tensor, strand_B: Tensor) -> bool:
+        """One optimizer step on the rows ``index_B``; False, and no step, if the loss is not finite."""
+        rate = next(self._rates)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        device, length_B = device_of(self._network), sequences.length_N[index_B]
+        parts = batching.parts_of_similar_length(length_B)  # a long row does not pad the short ones
+        with batching.explain_out_of_memory(length_B):
+            with computing_in(self._training.precision, device):
+                pooled = [
+                    self._network.pool(
+                        *batching.padded_batch(
+                            sequences, index_B[part], strand_B=strand_B[part], device=device
+                        )
+                    )
+                    for part in parts
+                ]
+                output_BK = self._network.output(torch.cat(pooled))
+            truth_B = truth_N[index_B[torch.cat(parts)]].to(device)
+            loss = self._training.kind.loss(output_BK, truth_B)
+            if not math.isfinite(loss.item()):
+                return False
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, self._training.config.grad_clip)
+        self._optimizer.step()
         return True
 
 
-def _logits(classifier: Classifier, rows: Rows, device: torch.device, precision: str) -> Tensor:
-    classifier.eval()
-    with computing_in(precision, device):
-        return both_strands(rows, classifier, device=device)
+def _learning_rates(config: Finetune, *, peak: float, batches: int) -> Iterator[float]:
+    """The rate of every step of all epochs: warm-up, then cosine to 0."""
+    steps = config.epochs * batches
+    for step in range(1, steps + 1):
+        yield schedules.learning_rate(
+            step, peak=peak, total_steps=steps, warmup_fraction=config.warmup, final_fraction=0
+        )

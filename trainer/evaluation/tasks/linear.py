@@ -1,5 +1,7 @@
-"""Linear models over fixed features, the penalty chosen on dev: k-mer counts (the floor) and the frozen
-backbone."""
+"""Linear models on fixed features, the penalty chosen on dev: k-mer counts, or embeddings of the backbone.
+
+Shapes: N rows, F features.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -7,21 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from trainer.evaluation.tasks.classification import Array, Classification
 from trainer.evaluation.tasks.data import Split
+from trainer.evaluation.tasks.kind import Array, LinearModel, TaskKind
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What a mode learned without seeing test: class probabilities of any split, those of dev, and what was
-    chosen."""
+class FittedModel:
+    """A model that was made without the test split.
+
+    Attributes:
+        predict: its predictions for any split.
+        dev_prediction: those for dev, by which it was chosen.
+        chosen: the settings that were chosen on dev.
+    """
 
     predict: Callable[[Split], Array]
-    dev_NK: Array
+    dev_prediction: Array
     chosen: dict[str, Any]
 
 
@@ -37,29 +44,32 @@ def fit_linear(
     dev: Split,
     *,
     features: Callable[[Split], Any],
-    kind: Classification,
+    kind: TaskKind,
     grid: Sequence[float],
-    scale: bool,
     seed: int,
-) -> Fitted:
-    """The best logistic regression on dev over the ``grid`` of C; of equals the one with the stronger
-    penalty.
+) -> FittedModel:
+    """The linear model that is best on dev over the ``grid`` of C; of equals the stronger penalty.
 
-    The solution is unique, so that seeds (the order of the rows) differ by the solver's tolerance alone.
+    Dense features are standardised; sparse ones, which are counts, are not. The solution is unique, so that
+    seeds, which order the rows, differ by the solver's tolerance alone.
     """
     order = np.random.default_rng(seed).permutation(len(train))
-    scaler = StandardScaler() if scale else None
     train_NF, dev_NF = features(train)[order], features(dev)
+    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler()
     if scaler:
         train_NF, dev_NF = scaler.fit_transform(train_NF), scaler.transform(dev_NF)
-    best: tuple[float, float, Any, Array] | None = None
+    best: tuple[float, float, LinearModel, Array] | None = None
     for c in sorted(grid):
         model = kind.fit_linear(train_NF, train.truth_N[order], c=c, seed=seed)
-        dev_NK = model.predict_proba(dev_NF)
-        score = kind.metrics(dev.truth_N, dev_NK)[kind.selects_by]
+        dev_prediction = model(dev_NF)
+        score = kind.main_score(dev.truth_N, dev_prediction)
         if best is None or score > best[0]:
-            best = (score, c, model, dev_NK)
+            best = (score, c, model, dev_prediction)
     assert best is not None, "the config allows no empty grid"
-    _, c, model, dev_NK = best
-    pipeline = make_pipeline(scaler, model) if scaler else model
-    return Fitted(lambda split: pipeline.predict_proba(features(split)), dev_NK, {"C": c})
+    _, c, model, dev_prediction = best
+
+    def predict(split: Split) -> Array:
+        features_NF = features(split)
+        return model(scaler.transform(features_NF) if scaler else features_NF)
+
+    return FittedModel(predict, dev_prediction, {"C": c})

@@ -1,84 +1,192 @@
-"""The four ways to a task's answer: k-mer counts, the frozen backbone, the whole network, and the same from
-scratch."""
+"""The ways to predict a task: k-mer counts, the frozen backbone, the whole network, the same from scratch."""
 
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from trainer.evaluation.embedding import Rows, embed, resolve_precision
-from trainer.evaluation.tasks import KINDS
-from trainer.evaluation.tasks.config import Mode, TaskConfig
-from trainer.evaluation.tasks.data import Split
-from trainer.evaluation.tasks.finetuning import fit_network
-from trainer.evaluation.tasks.linear import Fitted, fit_linear, kmer_counts
+import configs
+from trainer.evaluation.embedding import embed
+from trainer.evaluation.precision import Resolved, device_of, resolve_precision
+from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.data import Split, TaskData
+from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
+from trainer.evaluation.tasks.kind import TaskKind
+from trainer.evaluation.tasks.linear import FittedModel, fit_linear, kmer_counts
+from trainer.evaluation.tasks.results import Result, Unit
 from trainer.models import pretrained
 from trainer.models.network import Network
 
 
-class Workbench:
-    """One network and one task; what seeds share (codes, k-mer counts, embeddings) is computed once."""
+@dataclass(frozen=True)
+class Precisions:
+    """What each mode computes in: ``probe`` its embeddings, ``finetune`` (and scratch) its training."""
 
-    def __init__(
-        self, network: Network, export_config: dict[str, Any], task: TaskConfig, device: torch.device
-    ) -> None:
-        self._network, self._export_config = network.to(device), export_config
-        self._task, self._device = task, device
-        self._shared: dict[tuple[str, Split], Any] = {}
-        self.kind = KINDS[task.kind](task.labels)
-        self.precision = {
-            "probe": resolve_precision(task.probe.precision, device),
-            "finetune": resolve_precision(task.finetune.precision, device),
-        }
+    probe: Resolved
+    finetune: Resolved
 
-    def fit(self, mode: Mode, train: Split, dev: Split, *, seed: int) -> Fitted:
-        """``mode`` fitted to ``train``, with everything that is chosen chosen on ``dev``."""
-        task = self._task
-        if mode in ("kmer", "probe"):
-            grid, features = (task.kmer.C, self.kmers) if mode == "kmer" else (task.probe.C, self.embeddings)
-            return fit_linear(
-                train, dev, features=features, kind=self.kind, grid=grid, scale=mode == "probe", seed=seed
-            )
-
-        def start() -> Network:
-            """The teacher's weights, or new ones: a function of the seed alone."""
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                network = pretrained.fresh(self._export_config)
-            if mode == "finetune":
-                network.load_state_dict(self._network.state_dict(), strict=True)
-            return network
-
-        return fit_network(
-            train,
-            dev,
-            start=start,
-            rows=self.rows,
-            kind=self.kind,
-            config=task.finetune,
-            seed=seed,
-            device=self._device,
-            precision=self.precision["finetune"],
+    @classmethod
+    def of(cls, task: TaskConfig, device: torch.device) -> "Precisions":
+        return cls(
+            probe=resolve_precision(task.probe.precision, device),
+            finetune=resolve_precision(task.finetune.precision, device),
         )
 
-    def rows(self, split: Split) -> Rows:
-        return self._once("rows", split, lambda: Rows.of(split.codes()))
+
+class Features:
+    """What modes read of a split; computed once for all modes and seeds."""
+
+    def __init__(self, network: Network, *, k: int, precision: Resolved) -> None:
+        self._network, self._k, self._precision = network, k, precision
+        self._computed: dict[tuple[str, Split], Any] = {}
+
+    def sequences(self, split: Split) -> EncodedSequences:
+        return self._once("sequences", split, lambda: EncodedSequences.from_codes(split.codes()))
 
     def kmers(self, split: Split) -> Any:
-        return self._once("kmer", split, lambda: kmer_counts(split.letters, k=self._task.kmer.k))
+        """Sparse float64 [N, 4ᵏ]."""
+        return self._once("kmers", split, lambda: kmer_counts(split.letters, k=self._k))
 
     def embeddings(self, split: Split) -> Any:
         """float64 [N, 2·D]: mean and max over the letters, each averaged over both strands."""
 
         def compute() -> Any:
-            pooled = embed(
-                self._network, self.rows(split), device=self._device, precision=self.precision["probe"]
-            )
-            return torch.cat(pooled, 1).double().numpy()
+            embeddings = embed(self._network, self.sequences(split), precision=self._precision)
+            return torch.cat(embeddings, 1).double().numpy()
 
-        return self._once("probe", split, compute)
+        return self._once("embeddings", split, compute)
 
-    def _once(self, what: str, split: Split, compute: Any) -> Any:
+    def _once(self, what: str, split: Split, compute: Callable[[], Any]) -> Any:
         key = (what, split)
-        if key not in self._shared:
-            self._shared[key] = compute()
-        return self._shared[key]
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A network and a task, ready for every mode and seed.
+
+    ``export_config``: the network's config.json, from which new networks are made.
+    """
+
+    network: Network
+    export_config: dict[str, Any]
+    task: TaskConfig
+    data: TaskData
+    kind: TaskKind
+    precisions: Precisions
+    features: Features
+
+    @cached_property
+    def settings(self) -> str:
+        """12 hex digits of the rows and all that shapes a result but mode and seed: results that share them
+        compare."""
+        resolved = configs.dump(self.task)
+        shaping = {key: resolved[key] for key in ("kind", "labels", "finetune", "probe", "kmer")}
+        text = json.dumps([shaping, vars(self.precisions), self.data.sha256()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def prepare(
+    network: Network, export_config: dict[str, Any], *, task: TaskConfig, data: TaskData, device: torch.device
+) -> PreparedTask:
+    """``network``, moved to ``device``, and ``task`` with its ``data``."""
+    precisions = Precisions.of(task, device)
+    features = Features(network.to(device), k=task.kmer.k, precision=precisions.probe)
+    return PreparedTask(network, export_config, task, data, task.make_kind(), precisions, features)
+
+
+def compute_result(prepared: PreparedTask, unit: Unit) -> Result:
+    """The scores of one unit; needs no MLflow.
+
+    Raises:
+        RuntimeError: training diverged. MemoryError: a sequence is too long.
+    """
+    started = time.monotonic()
+    data, kind = prepared.data, prepared.kind
+    fitted = fit_mode(prepared, unit.mode, seed=unit.seed)
+    val = kind.score(data.dev.truth_N, fitted.dev_prediction)
+    test = kind.score(data.test.truth_N, fitted.predict(data.test))  # the only use of test
+    return Result(
+        unit,
+        val,
+        test,
+        kind=prepared.task.kind,
+        settings=prepared.settings,
+        rows=data.rows,
+        chosen=", ".join(f"{name} {value:g}" for name, value in fitted.chosen.items()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def fit_mode(prepared: PreparedTask, mode: str, *, seed: int) -> FittedModel:
+    """``mode`` fitted to train; everything that is chosen is chosen on dev."""
+    return _MODES[mode](prepared, seed)
+
+
+def _kmer(prepared: PreparedTask, seed: int) -> FittedModel:
+    return _linear(prepared, prepared.features.kmers, prepared.task.kmer.C, seed)
+
+
+def _probe(prepared: PreparedTask, seed: int) -> FittedModel:
+    return _linear(prepared, prepared.features.embeddings, prepared.task.probe.C, seed)
+
+
+def _linear(
+    prepared: PreparedTask, features: Callable[[Split], Any], grid: tuple[float, ...], seed: int
+) -> FittedModel:
+    data = prepared.data
+    return fit_linear(data.train, data.dev, features=features, kind=prepared.kind, grid=grid, seed=seed)
+
+
+def _finetune(prepared: PreparedTask, seed: int) -> FittedModel:
+    def start() -> Network:
+        network = _new_network(prepared, seed)
+        network.load_state_dict(prepared.network.state_dict(), strict=True)
+        return network
+
+    return _train(prepared, start, seed)
+
+
+def _scratch(prepared: PreparedTask, seed: int) -> FittedModel:
+    return _train(prepared, lambda: _new_network(prepared, seed), seed)
+
+
+def _new_network(prepared: PreparedTask, seed: int) -> Network:
+    """A network with new weights, which depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return pretrained.fresh(prepared.export_config)
+
+
+def _train(prepared: PreparedTask, start: Callable[[], Network], seed: int) -> FittedModel:
+    def examples(split: Split) -> Examples:
+        return Examples(prepared.features.sequences(split), split.truth_N)
+
+    trained = train_network(
+        examples(prepared.data.train),
+        examples(prepared.data.dev),
+        start=start,
+        training=Training(prepared.kind, prepared.task.finetune, prepared.precisions.finetune, seed),
+        device=device_of(prepared.network),
+    )
+    return FittedModel(
+        lambda split: trained.predict(prepared.features.sequences(split)),
+        trained.dev_prediction,
+        trained.chosen,
+    )
+
+
+_MODES: dict[str, Callable[[PreparedTask, int], FittedModel]] = {
+    "kmer": _kmer,
+    "probe": _probe,
+    "finetune": _finetune,
+    "scratch": _scratch,
+}

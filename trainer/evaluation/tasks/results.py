@@ -1,118 +1,105 @@
-"""What fine-tuning found: one row a seed and mode, and the table of means and spreads with the floor
-beside."""
+"""What one unit of work gives, and the table of means and spreads with the floor beside."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from trainer.evaluation.tasks import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.config import MODES
+from trainer.evaluation.tasks.kind import Metric
 
-METRICS = ("mcc", "accuracy", "f1_macro", "auroc")
-FLOOR = "kmer"
+FLOOR = "kmer"  # the mode that needs no network
 
 
 @dataclass(frozen=True)
-class Result:
-    """One (task, seed, mode) of one model version; ``settings`` tells apart results that must not be
-    averaged."""
+class Unit:
+    """One unit of work: a mode and a seed of a task on a model version."""
 
     model: str
     version: str
     task: str
     mode: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """The scores of one unit.
+
+    Attributes:
+        val, test: every metric of the kind of task, on the dev and the test split.
+        settings: a digest; results with different settings must not be averaged.
+        rows: the number of rows of each split.
+        chosen: what was chosen on dev.
+        seconds: how long it took.
+    """
+
+    unit: Unit
     val: dict[str, float]
     test: dict[str, float]
+    kind: str = DEFAULT_KIND
     settings: str = ""
-    train_rows: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
     chosen: str = ""
+    seconds: float = 0.0
 
-    def flat(self) -> dict[str, Any]:
-        """One row of a table: val/mcc, test/mcc, … beside the names."""
-        scores = {
+    @property
+    def metric(self) -> Metric:
+        """The main metric."""
+        return KINDS[self.kind].metrics[0]
+
+    def scores(self) -> dict[str, float]:
+        """Every score by its name in MLflow: val/mcc, test/mcc, …"""
+        return {
             f"{split}/{name}": value
             for split, part in (("val", self.val), ("test", self.test))
             for name, value in part.items()
         }
-        names = ("model", "version", "task", "mode", "seed", "settings", "train_rows", "chosen")
-        return {name: getattr(self, name) for name in names} | scores
+
+    def flat(self) -> dict[str, Any]:
+        """One row of a table: the scores beside the names."""
+        names = {
+            **vars(self.unit),
+            "kind": self.kind,
+            "settings": self.settings,
+            "train_rows": self.rows.get("train", 0),
+            "chosen": self.chosen,
+        }
+        return names | self.scores()
 
 
 def summarise(results: Sequence[Result]) -> pd.DataFrame:
-    """A row for each (task, settings, mode): train_rows, seeds, val_mcc, and of test: mean, ``_sd`` (sample)
-    of each.
+    """A row for each (task, settings, kind, mode): train_rows, seeds, and of the main metric ``score`` and
+    ``score_sd`` (on test), ``dev_score``, and ``floor``, the k-mer model's score on the same rows.
 
-    ``floor_mcc`` is the k-mer model's test MCC on the same rows; NaN where it was not run, as is the sd of
-    one seed. Repeats of a (task, settings, mode, seed) count once, the last of them.
+    Scores are means over seeds, ``_sd`` is the sample standard deviation. The other metrics follow by name,
+    each with its ``_sd``. NaN is what was not run, and the sd of one seed. Of several results of the same
+    (task, settings, mode, seed) the last one counts.
     """
-    latest = {(r.task, r.settings, r.mode, r.seed): r for r in results}
+    latest = {(r.unit.task, r.settings, r.unit.mode, r.unit.seed): r for r in results}
     if not latest:
-        return pd.DataFrame(
-            columns=["task", "settings", "mode", "train_rows", "seeds", "val_mcc", "floor_mcc"]
-        )
-    table = pd.DataFrame([result.flat() for result in latest.values()])
-    columns: dict[str, Any] = {
+        columns = ["task", "settings", "kind", "mode", "train_rows", "seeds"]
+        return pd.DataFrame(columns=[*columns, "score", "score_sd", "dev_score", "floor"])
+    table = pd.DataFrame([_row(result) for result in latest.values()])
+    aggregates: dict[str, Any] = {
         "train_rows": ("train_rows", "first"),
         "seeds": ("seed", "nunique"),
-        "val_mcc": ("val/mcc", "mean"),
+        "score": ("score", "mean"),
+        "score_sd": ("score", "std"),
+        "dev_score": ("dev_score", "mean"),
     }
-    for name in METRICS:
-        columns |= {name: (f"test/{name}", "mean"), f"{name}_sd": (f"test/{name}", "std")}
-    summary = table.groupby(["task", "settings", "mode"], sort=False).agg(**columns).reset_index()
-    floor = summary[summary["mode"] == FLOOR].set_index(["task", "settings"])["mcc"].rename("floor_mcc")
+    for name in dict.fromkeys(name for result in latest.values() for name in result.test):
+        aggregates |= {name: (f"test/{name}", "mean"), f"{name}_sd": (f"test/{name}", "std")}
+    keys = ["task", "settings", "kind", "mode"]
+    summary = table.groupby(keys, sort=False).agg(**aggregates).reset_index()
+    floor = summary[summary["mode"] == FLOOR].set_index(["task", "settings"])["score"].rename("floor")
     summary = summary.join(floor, on=["task", "settings"])
     order = summary["mode"].map({mode: i for i, mode in enumerate(MODES)})
     return summary.assign(order=order).sort_values(["task", "settings", "order"]).drop(columns="order")
 
 
-HEADINGS = (
-    "task",
-    "mode",
-    "train rows",
-    "seeds",
-    "test MCC × 100",
-    "k-mer floor",
-    "above floor",
-    "accuracy",
-    "macro-F1",
-    "AUROC",
-    "dev MCC × 100",
-)
-
-
-def readable(summary: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The summary as rows of text under HEADINGS: mean ± sample standard deviation over the seeds."""
-    return [
-        (
-            str(row["task"]),
-            str(row["mode"]),
-            str(row["train_rows"]),
-            str(row["seeds"]),
-            _spread(row["mcc"], row["mcc_sd"]),
-            _number(row["floor_mcc"]),
-            "" if row["mode"] == FLOOR else _number(row["mcc"] - row["floor_mcc"], "+.1f"),
-            *(_spread(row[name], row[f"{name}_sd"]) for name in METRICS[1:]),
-            _number(row["val_mcc"]),
-        )
-        for row in summary.to_dict("records")
-    ]
-
-
-def _number(value: float, form: str = ".1f") -> str:
-    return "not run" if pd.isna(value) else format(100 * value, form)
-
-
-def _spread(mean: float, sd: float) -> str:
-    return _number(mean) + ("" if pd.isna(sd) else f" ± {100 * sd:.1f}")
-
-
-def as_text(summary: pd.DataFrame) -> str:
-    """The table for a terminal."""
-    rows = [HEADINGS, *readable(summary)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+def _row(result: Result) -> dict[str, Any]:
+    name = result.metric.name
+    return result.flat() | {"score": result.test[name], "dev_score": result.val[name]}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import configs
 from cluster.process.exits import ElsewhereError
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage import store
 from configs import redact
 from trainer.core import collectives
@@ -96,7 +96,7 @@ class Saver:
         """Return when no save is running. RuntimeError as ``save``, or if the other ranks are gone."""
         if self._thread is None:
             return
-        with heart.inside("waiting for the checkpoint", phase=True):
+        with heartbeat.inside("waiting for the checkpoint", phase=True):
             self._thread.join()
         self._thread = None
         fault, self._fault = self._fault, None
@@ -117,7 +117,7 @@ class Saver:
     def _manifest(self, state: TrainState, position: dict[str, Any]) -> Manifest:
         return Manifest(
             step=state.step,
-            applied=self._engine.saved.applied,
+            applied=self._engine.optimizer_state.applied,
             world=self._group.size,
             config=configs.dump(self._config),
             datasets=self._datasets,
@@ -136,7 +136,7 @@ class Saver:
         try:
             self._write(manifest, common, metrics)
             self.newest = manifest.step
-            heart.saved(manifest.step)
+            heartbeat.saved(manifest.step)
         except BaseException as fault:  # raised where the main thread waits for this one
             self._fault = fault
 

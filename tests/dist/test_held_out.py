@@ -14,7 +14,8 @@ from tests.dist.steps import small_config
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.data.dataset import open_datasets
-from trainer.engine.engine import init_distributed
+from trainer.distill.step import held_out_readings
+from trainer.engine.process_group import init_distributed
 from trainer.evaluation.held_out import Validator
 from trainer.run import train, train_state
 from trainer.run.config import TrainConfig
@@ -38,16 +39,17 @@ def measured(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
             {**next(iter(cases.values())), "train": {"steps": 1, "zero_stage": stage, "global_batch": 24}}
         )
         engine, teacher = train.build(first, device=device, group=group)
-        centre_PK = train_state.first_state(first, teacher, device=device).centres["distill"]
+        states = train_state.first_state(first, teacher, device=device).centres
+        readings = held_out_readings(first.loss.terms(), states)
         for name, values in cases.items():
             config = TrainConfig.model_validate(values)
-            validator = Validator(config, flank=config.views.flank, device=device, group=group)
-            train = list(open_datasets(config, "train").values())
+            validator = Validator(config.data, config.val, config.views, device=device, group=group)
+            datasets = list(open_datasets(config.data, "train").values())
             found[f"{name}, ZeRO-{stage}"] = (
                 validator.masked(teacher.module)
                 | validator.masked(engine.network, "val/student_")
-                | validator.health(teacher.module, centre_PK)
-                | validator.baselines(train)
+                | validator.health(teacher.module, readings)
+                | validator.baselines(datasets)
             )
     return found
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from data_prep import alphabet
 from data_prep.shards import FormatError
 from tests.datasets import markov_sequence, write_dataset
@@ -16,11 +16,14 @@ from trainer.data.config import Data
 from trainer.data.dataset import Dataset, open_datasets
 from trainer.data.windows import choose_windows
 from trainer.distill import representation_metrics
-from trainer.evaluation.held_out import Validator, _mix, _places, share_out
+from trainer.evaluation.held_out import Validator
+from trainer.evaluation.held_out_windows import choose_places, masked_batch, share_out
+from trainer.evaluation.markov import mix_counts
 from trainer.losses import prototype_metrics
 from trainer.models.network import Outputs
 from trainer.run.config import TrainConfig
-from trainer.views.view import make_view, mask
+from trainer.views.masking import mask
+from trainer.views.view import make_view
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 def validator(config: TrainConfig) -> Validator:
-    return Validator(config, flank=20, device=torch.device("cpu"), group=Group(0, 1))
+    return Validator(config.data, config.val, config.views, device=torch.device("cpu"), group=Group(0, 1))
 
 
 class Fake(torch.nn.Module):
@@ -55,7 +58,7 @@ class Fake(torch.nn.Module):
 
     def __init__(self, answer: Any) -> None:
         super().__init__()
-        self.answer, self.heads, self.embedding_size = answer, {}, 8
+        self.answer, self.embedding_size = answer, 8
 
     def forward(self, codes_BL: torch.Tensor, **_: Any) -> Outputs:
         return Outputs(self.answer(codes_BL), torch.ones(len(codes_BL), 8))
@@ -69,9 +72,9 @@ def copying(codes_BL: torch.Tensor) -> torch.Tensor:
 
 def test_each_batch_is_progress(config: TrainConfig) -> None:
     """Validation of many windows is no hang."""
-    ours, before = validator(config), heart.read().moves
+    ours, before = validator(config), heartbeat.read().moves
     ours.masked(Fake(copying))  # type: ignore[arg-type]
-    assert heart.read().moves == before + len(ours._batches) == before + 5
+    assert heartbeat.read().moves == before + len(ours._batches) == before + 5
 
 
 def test_every_scored_position_is_hidden_and_no_n_is_scored(config: TrainConfig) -> None:
@@ -160,6 +163,23 @@ def test_health_of_random_directions_is_full() -> None:
     assert (prototype_metrics.entropy(torch.eye(8)) == 0).all()
 
 
+def test_readings_of_rows_are_means_over_both_views_of_the_windows_that_count(config: TrainConfig) -> None:
+    val = config.val.model_copy(update={"windows": 300, "batch": 48})
+    data = Data(uri=config.data.uri[0].uri, length=50)
+    held_out, rows = validator(config.model_copy(update={"val": val, "data": data})), []
+
+    def share_of_a(outputs: Outputs) -> dict[str, torch.Tensor]:
+        rows.append(outputs.logits_BLV[:, :, 0].mean(1))
+        return {"health/share_of_a": rows[-1]}
+
+    network = Fake(lambda codes: (codes == alphabet.A).float()[..., None].expand(*codes.shape, 4))
+    seen = held_out.health(network, share_of_a)
+    assert sum(len(part) for part in rows[::2]) == 6 * 48, "more than the windows that count"
+    firsts, seconds = (torch.cat(rows[view::2])[:256] for view in (0, 1))
+    assert seen["health/share_of_a"] == pytest.approx(float(torch.cat([firsts, seconds]).mean()), rel=1e-5)
+    assert seen["health/share_of_a"] > 0
+
+
 def test_val_split_without_letters_says_so(tmp_path: Path, config: TrainConfig) -> None:
     contigs = {"train": [markov_sequence(500, seed=1)], "val": [np.full(300, alphabet.N, np.uint8)]}
     uri = write_dataset(tmp_path, contigs)
@@ -207,7 +227,7 @@ def test_a_mixture_is_validated_by_weight_and_its_baselines_mirror_it(tmp_path: 
     rich = [(rows.codes_BL == alphabet.T).float().mean(1) > 0.7 for rows in held_out._batches]
     assert int(torch.cat(rich).sum()) == 25
     assert [int(part.sum()) for part in rich] == [5] * 5, "any first part mirrors the mixture too"
-    letters, kmers = _mix(
+    letters, kmers = mix_counts(
         [held_out._count(dataset) for dataset in train], [3 / 60_000, 1 / 3_000, 1e-6 / 500]
     )
     share = letters / letters.sum()
@@ -235,10 +255,10 @@ def test_ranks_share_the_windows_of_a_mixture(tmp_path: Path) -> None:
     whole = torch.cat([rows.visible_BL for rows in validator(config)._batches])
     for size in (2, 3):
         for rank in range(size):
-            places = _places(config, open_datasets(config, "val", some_empty=True))[rank::size]
-            held_out = validator(config)
-            rows = held_out._rows(open_datasets(config, "val", some_empty=True), places, 20, spare=places[0])
-            assert torch.equal(rows.visible_BL, whole[rank::size])
+            datasets = open_datasets(config.data, "val", some_empty=True)
+            places = choose_places(datasets, config.data, windows=config.val.windows)[rank::size]
+            batch = masked_batch(datasets, places, length=100, views=config.views, spare=places[0])
+            assert torch.equal(batch.visible_BL, whole[rank::size])
 
 
 def test_validation_has_the_length_that_the_run_ends_with(config: TrainConfig) -> None:

@@ -1,0 +1,107 @@
+"""trainer.evaluation.tasks.modes, linear and finetuning: what is chosen is chosen on dev."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs import validate
+from data_prep import alphabet
+from tests.registered import tiny_network
+from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.tasks.classification import Classification
+from trainer.evaluation.tasks.config import Finetune, TaskConfig
+from trainer.evaluation.tasks.data import Split, TaskData
+from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
+from trainer.evaluation.tasks.linear import fit_linear, kmer_counts
+from trainer.evaluation.tasks.modes import fit_mode, prepare
+
+
+def random_letters(count: int, *, seed: int, length: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return ["".join("ACGT"[i] for i in row) for row in rng.integers(0, 4, (count, length))]
+
+
+def task(**values: object) -> TaskConfig:
+    return validate(TaskConfig, {"name": "t"} | values, source="test")
+
+
+def test_kmer_counts_are_the_naive_ones() -> None:
+    counts = kmer_counts(["ACGTAC", "NNACN"], k=2)
+    assert counts.shape == (2, 16)
+    assert counts.sum(1).ravel().tolist() == [[5, 1]]  # a k-mer with N is none
+    assert counts[0, 4 * alphabet.A + alphabet.C] == 2
+
+
+def make_split(role: str, count: int, *, seed: int) -> Split:
+    letters = random_letters(count, seed=seed, length=30)
+    return Split(role, tuple(letters), np.array([int("GC" in s[:12]) for s in letters]))
+
+
+def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
+    train, dev = make_split("train", 80, seed=0), make_split("dev", 60, seed=1)
+    kind, grid = Classification(("0", "1")), (1e-4, 1e-2, 1.0, 100.0)
+
+    def features(split: Split) -> object:
+        return kmer_counts(split.letters, k=2)
+
+    scores = {}
+    for c in grid:
+        model = kind.fit_linear(features(train), train.truth_N, c=c, seed=0)
+        scores[c] = kind.score(dev.truth_N, model(features(dev)))["mcc"]
+    fitted = fit_linear(train, dev, features=features, kind=kind, grid=grid, seed=5)
+    assert scores[fitted.chosen["C"]] == max(scores.values())
+    assert len(set(scores.values())) > 1
+    np.testing.assert_allclose(fitted.predict(dev), fitted.dev_prediction)
+
+
+def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -> tuple[object, np.ndarray]:
+    train, dev = make_split("train", 41, seed=0), make_split("dev", 30, seed=1)
+    config = task(
+        test="x", labels=["0", "1"], finetune={"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"}
+    )
+    network = tiny_network()
+    data = TaskData(train, dev, make_split("test", 9, seed=2), {})
+    export_config = {"model_type": "findna", **network.backbone.export_config()}
+    prepared = prepare(network, export_config, task=config, data=data, device=torch.device("cpu"))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    fitted = fit_mode(prepared, mode, seed=seed)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()), (
+        "the teacher moved"
+    )
+    np.testing.assert_allclose(fitted.predict(dev), fitted.dev_prediction, atol=1e-6)
+    return fitted.chosen, fitted.dev_prediction
+
+
+@pytest.mark.parametrize("mode", ["finetune", "scratch"])
+def test_training_is_a_function_of_the_seed_alone(mode: str) -> None:
+    torch.manual_seed(1)
+    one = fit(0, mode=mode)
+    torch.manual_seed(2)
+    two = fit(0, mode=mode)
+    assert one[0] == two[0]
+    np.testing.assert_array_equal(one[1], two[1])
+    assert not np.allclose(one[1], fit(1, mode=mode)[1])
+
+
+def test_the_grid_and_the_epoch_are_chosen_on_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores: list[float] = []
+    wanted = iter([0.1, 0.5, 0.9, 0.3])
+
+    def score(self: Classification, truth_N: object, prediction_N: object) -> dict[str, float]:
+        scores.append(next(wanted))
+        return {"mcc": scores[-1]}
+
+    monkeypatch.setattr(Classification, "score", score)
+    chosen, _ = fit(0, lr=(1e-3, 2e-3))
+    assert chosen == {"lr": 2e-3, "epoch": 1}
+    assert len(scores) == 4
+
+
+def test_divergence_is_one_sentence() -> None:
+    split = make_split("train", 20, seed=0)
+    examples = Examples(EncodedSequences.from_codes(split.codes()), split.truth_N)
+    broken = tiny_network()
+    torch.nn.init.constant_(broken.backbone.input.weight, torch.nan)
+    training = Training(Classification(("0", "1")), Finetune(), "fp32", seed=0)
+    with pytest.raises(RuntimeError, match="diverged at every learning rate"):
+        train_network(examples, examples, start=lambda: broken, training=training, device=torch.device("cpu"))

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 import configs
-from cluster.process import exits, paths
+from cluster.process import paths
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_OK
 from cluster.storage import store
 from configs import ConfigError, redact
 from data_prep import shards
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         "overrides", nargs="*", metavar="key=value", help="overrides of configs/train/demo.yaml"
     )
     args = parser.parse_args(arguments)
-    return exits.exit_code(lambda: demo(args), debug=args.debug)
+    return exit_code(lambda: demo(args), debug=args.debug)
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -124,7 +126,7 @@ def demo(args: argparse.Namespace) -> int:
     runs = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     print(f"\nReport: {folder / 'report'}/index.html   Runs: {runs}")
     print(f"The whole job took {time.monotonic() - start:.0f} s.")
-    return exits.EXIT_OK
+    return EXIT_OK
 
 
 def _checked(overrides: Sequence[str], *, dataset: Path, processes: int) -> TrainConfig:

@@ -6,7 +6,9 @@ import sys
 
 import torch
 
-from cluster.process import exits, host
+from cluster.process import host
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_OK
 from trainer.evaluation import embedding_table
 from trainer.evaluation.embed_command import EmbedRequest, embed_file
 
@@ -34,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(host.threads_per_process(1))
         request = EmbedRequest(args.model, args.input, args.output, args.length, args.track_uri)
         print("\n".join(embed_file(request)))
-        return exits.EXIT_OK
+        return EXIT_OK
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         resumable=True,

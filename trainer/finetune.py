@@ -8,7 +8,9 @@ import sys
 
 import torch
 
-from cluster.process import exits, host
+from cluster.process import host
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_OK
 from trainer.evaluation.tasks.finetune_command import FinetuneRequest, finetune_task
 
 
@@ -28,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(host.threads_per_process(1))
         request = FinetuneRequest(args.model, args.task, tuple(args.overrides), args.track_uri, args.json)
         finetune_task(request)
-        return exits.EXIT_OK
+        return EXIT_OK
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         resumable=True,

@@ -21,8 +21,11 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import torch  # noqa: E402
 
 import configs  # noqa: E402
-from cluster.process import exits, host, world  # noqa: E402
-from cluster.process.heartbeat import heart  # noqa: E402
+from cluster.process import host, world  # noqa: E402
+from cluster.process.command import exit_code  # noqa: E402
+from cluster.process.exits import ElsewhereError  # noqa: E402
+from cluster.process.heartbeat import heartbeat  # noqa: E402
+from cluster.process.signals import StopSignals  # noqa: E402
 from trainer.core import collectives  # noqa: E402
 from trainer.core.collectives import Group  # noqa: E402
 from trainer.engine.engine import init_distributed, leave_distributed  # noqa: E402
@@ -50,24 +53,24 @@ def main(arguments: list[str] | None = None) -> int:
             torch.cuda.set_device(device)
         else:
             torch.set_num_threads(host.threads_per_process(local_size))
-        with heart.inside("meeting the other ranks", phase=True):
+        with heartbeat.inside("meeting the other ranks", phase=True):
             init_distributed(device)
         group = Group.of()
-        stops = exits.StopSignals(peers=_of_this_host(group, device), supervised=heart.watched)
+        stops = StopSignals(peers=_of_this_host(group, device), supervised=heartbeat.watched)
         done = False
         try:
             code = train(config, device=device, group=group, stops=stops)
             done = True
         except RuntimeError as fault:
             if (lost := collectives.lost_peers(fault)) and not args.debug:
-                raise (RuntimeError if stops.is_first_left() else exits.ElsewhereError)(lost) from fault
+                raise (RuntimeError if stops.reports_lost_peers() else ElsewhereError)(lost) from fault
             raise
         finally:
             stops.close()
             leave_distributed(together=done)
         return code
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         main=here.is_main,

@@ -30,7 +30,7 @@ from typing import IO, Any
 import psutil
 
 from cluster.process import evidence, heartbeat
-from cluster.process.exits import state_of
+from cluster.process.processes import is_stopped
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -51,7 +51,7 @@ class _Rank:
     process: "subprocess.Popen[bytes]"
     path: Path  # of its heartbeat
     text: bytes = b""  # of a line that has not ended
-    beat: heartbeat.Beat = field(default_factory=heartbeat.Beat)
+    beat: heartbeat.HeartbeatRecord = field(default_factory=heartbeat.HeartbeatRecord)
     moved: float = field(default_factory=time.monotonic)  # when its heartbeat was last seen to change
     gone: float | None = None  # when its end was seen
     ended: bool = False  # and told
@@ -239,7 +239,7 @@ class Agent:
                 "issued": beat.issued,
                 "slow": beat.slow,
                 "still_s": now - rank.moved,
-                "stopped": state_of(rank.process.pid) in ("T", "t"),
+                "stopped": is_stopped(rank.process.pid),
             }
         tell("beats", beats=beats)
 

@@ -22,7 +22,9 @@ from cluster.launch.attempt import READY_S, Attempt, Outcome, Stop, muster
 from cluster.launch.config import ClusterConfig, Launch
 from cluster.launch.nodes import HostNodes, LocalNodes, Member, NodeLost, Nodes, Place, close_all, reach
 from cluster.launch.ray_nodes import RayNodes
-from cluster.process import console, exits
+from cluster.process import console, exits, terminal
+from cluster.process.command import exit_code
+from cluster.process.signals import stop_signals
 from configs import ConfigError
 
 _MOST_PAUSE_S = 60.0
@@ -43,7 +45,7 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code. ConfigError, RuntimeError: it cannot go on."""
-        old = {number: signal.signal(number, self._hear) for number in exits.stop_signals()}
+        old = {number: signal.signal(number, self._hear) for number in stop_signals()}
         try:
             return self._attempts()
         finally:
@@ -55,7 +57,7 @@ class Supervisor:
         self._now = self._code == exits.EXIT_INTERRUPTED and number == signal.SIGINT
         self._code = exits.EXIT_INTERRUPTED if number == signal.SIGINT else exits.EXIT_PREEMPTED
         if number == signal.SIGHUP:
-            exits.leave_terminal()
+            terminal.silence_lost()
 
     def _attempts(self) -> int:
         faults, newest, blamed = 0, 0, ""
@@ -292,7 +294,7 @@ def main(arguments: list[str]) -> int:
         return Supervisor(config, rest, nodes).run()
 
     with console.unblocked():
-        return exits.exit_code(
+        return exit_code(
             run, debug=args.debug, resumable=True, interrupted="nothing was running; the same command goes on"
         )
 

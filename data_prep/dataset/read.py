@@ -1,4 +1,4 @@
-"""Datasets read back: the manifest, and the samples of a shard through webdataset. The trainer has its own
+"""Datasets -> blocks: the manifest, and the samples of a shard through webdataset. The trainer has its own
 reader."""
 
 import tarfile
@@ -38,7 +38,8 @@ def load_manifest(uri: str) -> Manifest:
 
 
 def readers(manifest: Manifest) -> int:
-    """How many processes are worth their start to read all of a dataset: one, or all cores if it is large."""
+    """How many processes should read all of a dataset: one, or all cores if it is large, since Ray takes time
+    to start."""
     return jobs.cpus() if sum(map(manifest.bp, SPLITS)) >= _LARGE else 1
 
 
@@ -84,10 +85,10 @@ def packed_blocks(where: str, shard: Shard) -> Iterator[tuple[Block, PackedBlock
 
 
 def shard_codes(task: tuple[str, Shard]) -> Iterator[tuple[Span, Codes]]:
-    """Every block of a shard (the URI of its tar, its record) with its codes: a task's worth for a worker."""
+    """Every block of a shard with its codes; ``task``: the URI of its tar, and its entry in the manifest."""
     where, shard = task
     for block, packed in packed_blocks(where, shard):
-        yield Span(block.assembly, block.contig, block.start, block.end), packed.codes(0, packed.bases)
+        yield Span.of(block), packed.codes(0, packed.bases)
 
 
 def blocks(uri: str, manifest: Manifest, split: str) -> Iterator[tuple[Block, Codes, Mask]]:

@@ -183,9 +183,10 @@ def test_lines_are_whole_and_those_without_an_end_come_in_parts(agent: Agent) ->
 
 def test_beats_tell_what_ranks_do_and_for_how_long_they_did_not(agent: Agent) -> None:
     agent.start(
-        "import os, sys; from cluster.process.heartbeat import heart; heart.step(7); heart.saved(5)\n"
+        "import os, sys; from cluster.process.heartbeat import heartbeat\n"
+        "heartbeat.step(7); heartbeat.saved(5)\n"
         "print(os.getpid(), flush=True)\n"
-        "with heart.inside('all_reduce'): os.kill(os.getpid(), 19)"
+        "with heartbeat.inside('all_reduce'): os.kill(os.getpid(), 19)"
     )
     rank = int(agent.text())
     beat = agent.event("beats", lambda event: event["beats"]["0"]["stopped"])["beats"]["0"]
@@ -205,8 +206,8 @@ def test_beats_tell_what_ranks_do_and_for_how_long_they_did_not(agent: Agent) ->
 def test_what_a_rank_starts_does_not_touch_its_record(agent: Agent) -> None:
     """A record that is made anew under its map would end the rank with SIGBUS, or say that it hangs."""
     agent.start(
-        "import subprocess, sys; from cluster.process.heartbeat import heart; heart.step(7)\n"
-        "other = 'from cluster.process.heartbeat import heart; heart.step(1)'\n"
+        "import subprocess, sys; from cluster.process.heartbeat import heartbeat; heartbeat.step(7)\n"
+        "other = 'from cluster.process.heartbeat import heartbeat; heartbeat.step(1)'\n"
         "subprocess.run([sys.executable, '-c', other], check=True)\n"
         "print('done', flush=True)\n"
         "import time; time.sleep(600)"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.process import exits
+from cluster.process.command import exit_code
 from data_prep import alphabet
 from tests.registered import tiny_network
 from trainer.evaluation import batching
@@ -85,7 +85,7 @@ def test_rows_that_do_not_fit_are_named(fault: Exception, capsys: pytest.Capture
         raise fault
 
     assert (
-        exits.exit_code(
+        exit_code(
             lambda: mean_over_strands(EncodedSequences.from_codes(sequences([9000])), full, device=CPU) and 0
         )
         == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from data_prep import alphabet
 from data_prep.shards import FormatError
 from tests.datasets import markov_sequence, write_dataset
@@ -71,9 +71,9 @@ def copying(codes_BL: torch.Tensor) -> torch.Tensor:
 
 def test_each_batch_is_progress(config: TrainConfig) -> None:
     """Validation of many windows is no hang."""
-    ours, before = validator(config), heart.read().moves
+    ours, before = validator(config), heartbeat.read().moves
     ours.masked(Fake(copying))  # type: ignore[arg-type]
-    assert heart.read().moves == before + len(ours._batches) == before + 5
+    assert heartbeat.read().moves == before + len(ours._batches) == before + 5
 
 
 def test_every_scored_position_is_hidden_and_no_n_is_scored(config: TrainConfig) -> None:

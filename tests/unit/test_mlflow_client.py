@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy.exc
 from mlflow import MlflowClient
 
+from cluster.storage import lock
 from trainer.tracking import mlflow_client
 from trainer.tracking.mlflow_client import TrackError, connect
 from trainer.tracking.mlflow_run import Run, Tracker
@@ -142,7 +143,7 @@ def test_processes_of_one_machine_take_turns(tmp_path: Path, monkeypatch: pytest
         met.set()
         real(file, how)
 
-    monkeypatch.setattr(mlflow_client.fcntl, "flock", flock)
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
     thread = threading.Thread(target=connect, args=(f"sqlite:///{tmp_path}/x.db",))
     thread.start()
     assert met.wait(60)

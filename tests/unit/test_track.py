@@ -7,7 +7,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from cluster.process import exits
+from cluster.process.command import exit_code
+from cluster.process.signals import Preempted
 from trainer.tracking.mlflow_run import Run, TrackError
 from trainer.tracking.registry import Registry
 
@@ -50,7 +51,7 @@ def test_a_run_that_raises_is_marked_failed(uri: str, artifacts: Path) -> None:
     assert Registry(uri).history(run.id, "x")["value"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, exits.Preempted])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Preempted])
 def test_a_run_that_is_stopped_is_marked_killed(uri: str, artifacts: Path, stop: type[BaseException]) -> None:
     with pytest.raises(stop), new_run(uri, artifacts) as run:
         raise stop
@@ -80,7 +81,7 @@ def test_no_signal_leaves_a_run_running(
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_run", create)
     monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", end)
-    assert exits.exit_code(lambda: new_run(uri, artifacts) and 0, resumable=True) == code
+    assert exit_code(lambda: new_run(uri, artifacts) and 0, resumable=True) == code
     assert [Registry(uri).run(each).info.status for each in made] == ["KILLED"]
 
 

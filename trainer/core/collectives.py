@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cluster.process import compat
 from cluster.process.exits import LOST_PEERS, ElsewhereError, brief
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def all_gather_flat(group: Group, flat: Tensor, shard: Tensor) -> None:
     if group.size == 1:
         flat.copy_(shard)
     else:
-        with heart.inside("all_gather"):
+        with heartbeat.inside("all_gather"):
             compat.all_gather(flat, shard, group=group.handle)
 
 
@@ -75,7 +75,7 @@ class Pending:
     def wait(self) -> None:
         """Come back when all are done; at once if they were waited for before."""
         while self._works:
-            with heart.inside("the teacher's all_gather"):
+            with heartbeat.inside("the teacher's all_gather"):
                 self._works.pop().wait()
 
 
@@ -110,7 +110,7 @@ def from_first(group: Group, tensor: Tensor) -> Tensor:
     """The first rank's ``tensor``; the argument is left as it was."""
     received = tensor.detach().clone()
     if group.size > 1:
-        with heart.inside("broadcast"):
+        with heartbeat.inside("broadcast"):
             dist.broadcast(received, group_src=0, group=group.handle)
     return received
 
@@ -135,7 +135,7 @@ def sum_over_ranks(group: Group, tensor: Tensor) -> Tensor:
     """The sum of every rank's ``tensor``, in its own dtype; the argument is left as it was."""
     total = tensor.clone()
     if group.size > 1:
-        with heart.inside("all_reduce"):
+        with heartbeat.inside("all_reduce"):
             dist.all_reduce(total, group=group.handle)
     return total
 
@@ -171,7 +171,7 @@ def lost_peers(fault: BaseException) -> str | None:
     gloo = "gloo" in text and any(word in text for word in ("onnection", "imed out", "Broken pipe"))
     if not (gloo or isinstance(fault, dist.DistError)):
         return None
-    return f"{LOST_PEERS} in {heart.read().told()}: {brief(text)}"
+    return f"{LOST_PEERS} in {heartbeat.read().describe()}: {brief(text)}"
 
 
 def gather_rows(group: Group, rows: Tensor) -> Tensor:

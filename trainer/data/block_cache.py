@@ -6,7 +6,6 @@ Blocks stay packed (0.25 bytes a base) everywhere. A block in memory or on its w
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import threading
@@ -18,6 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import PriorityQueue
 
+from cluster.storage.lock import exclusive
 from cluster.storage.store import StoreError
 from data_prep.shards import FormatError, PackedBlock
 
@@ -102,17 +102,13 @@ class DiskCache:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """The descriptor of the file that holds the sum, locked."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        try:
-            total_file = os.open(f"{self._root}/total", flags, 0o666)
-        except FileNotFoundError:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            total_file = os.open(f"{self._root}/total", flags, 0o666)
-        try:
-            fcntl.flock(total_file, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            try:
+                total_file = stack.enter_context(exclusive(f"{self._root}/total"))
+            except FileNotFoundError:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                total_file = stack.enter_context(exclusive(f"{self._root}/total"))
             yield total_file
-        finally:
-            os.close(total_file)
 
     def _evict(self, *, room: int) -> int:
         """The size of what is kept once ``room`` more bytes fit below the limit."""

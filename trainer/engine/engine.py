@@ -19,7 +19,7 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from trainer.core import collectives, random
 from trainer.core.collectives import Group
 from trainer.engine import deepspeed_config
@@ -134,7 +134,7 @@ class Engine:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs, with gradient; one call for each ``backward``, since DeepSpeed hooks each
         call."""
-        with heart.inside("forward", phase=True):
+        with heartbeat.inside("forward", phase=True):
             return self._deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
@@ -142,7 +142,7 @@ class Engine:
         micro-batches."""
         # DeepSpeed takes the mean over both; the shares are summed, so that no share is weighted by its
         # position.
-        with heart.inside("backward", phase=True):
+        with heartbeat.inside("backward", phase=True):
             self._deepspeed.backward(loss * (self.accumulation * self.group.size))
 
     def end_micro_batch(self) -> None:
@@ -167,7 +167,7 @@ class Engine:
         norm: float | None = None
         if isinstance(optimizer, torch.optim.Optimizer):  # ZeRO-0 in fp32 keeps no norm
             norm = float(torch.nn.utils.get_total_norm(self._adapter.gradients()))
-        with heart.inside("the optimiser's step", phase=True):
+        with heartbeat.inside("the optimiser's step", phase=True):
             self._deepspeed.step()
         if norm is None:
             norm = float(self._deepspeed.get_global_grad_norm())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage.store import StoreError
 from data_prep import alphabet
 from data_prep.shards import FormatError
@@ -94,7 +94,7 @@ class Validator:
             truth_N = batch.codes_BL[batch.scored_BL].long()
             loss += float(functional.cross_entropy(logits_NV, truth_N, reduction="sum"))
             right += float((logits_NV.argmax(-1) == truth_N).sum())
-            heart.advance()
+            heartbeat.advance()
         network.train(was_training)
         total_loss, total_right = self._sum([loss, right])
         return {
@@ -113,7 +113,7 @@ class Validator:
         more: defaultdict[str, list[Tensor]] = defaultdict(list)
         for batch_number, counted in self._health_rows():
             pair = make_view_pairs(self._batches[batch_number].windows, self._views)[0]
-            heart.advance()
+            heartbeat.advance()
             for view, embeddings in ((pair.student, firsts), (pair.teacher, seconds)):
                 outputs = teacher(view.codes_BL, length_B=lengths(view), nucleotides=False)
                 embeddings.append(functional.normalize(outputs.embedding[counted], dim=-1))

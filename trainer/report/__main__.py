@@ -9,7 +9,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from cluster.process import exits, host, paths
+from cluster.process import host, paths
+from cluster.process.command import exit_code
+from cluster.process.exits import EXIT_OK
 from cluster.storage import store
 from trainer.evaluation.tasks.results_table import results_tables
 from trainer.report import facts, figures
@@ -157,9 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
     def run() -> int:
         torch.set_num_threads(host.threads_per_process(1))
         print(report(Registry(args.track_uri), args.run_id, output=args.output))
-        return exits.EXIT_OK
+        return EXIT_OK
 
-    return exits.exit_code(run, debug=args.debug)
+    return exit_code(run, debug=args.debug)
 
 
 if __name__ == "__main__":

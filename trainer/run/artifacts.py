@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.process.host import cache_root
 from cluster.storage import store
 from trainer.core.collectives import Group
@@ -112,7 +112,7 @@ class Record:
         self._delivery.tag(
             {"checkpoint.uri": checkpoint, "checkpoint.sha256": hashlib.sha256(weights).hexdigest()}
         )
-        with heart.inside("telling MLflow", phase=True, slow=True):
+        with heartbeat.inside("telling MLflow", phase=True, slow=True):
             self._delivery.drain(self._config.track.wait_s)
             with tempfile.TemporaryDirectory() as folder:
                 for name in pretrained.FILES:

@@ -8,8 +8,9 @@ from typing import get_args
 
 import torch
 
-from cluster.process.exits import EXIT_OK, EverywhereError, StopSignals, after_launcher
-from cluster.process.heartbeat import heart
+from cluster.process.exits import EXIT_OK, EverywhereError
+from cluster.process.heartbeat import heartbeat
+from cluster.process.signals import StopSignals, after_launcher
 from cluster.storage import store
 from cluster.storage.lock import Lock, LockedError, hold
 from configs import ConfigError
@@ -158,10 +159,10 @@ def _train(
     batches = reader.batches(state.step, last)
     method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
     if stops:
-        stops.between_steps()
+        stops.defer()
     while state.step < last:
-        heart.step(state.step + 1)
-        with meter.waiting(), heart.inside("waiting for data", phase=True):
+        heartbeat.step(state.step + 1)
+        with meter.waiting(), heartbeat.inside("waiting for data", phase=True):
             batch = next(batches)
         length = batch.windows.length
         meter.expect(bp_per_step=config.train.global_batch * length, flops_per_step=flops(length))
@@ -219,7 +220,7 @@ def _train(
                     "on from the checkpoint before"
                 )
             if run:
-                whose = after_launcher() if stops and stops.interrupted else ""
+                whose = after_launcher() if stops and stops.had_ctrl_c else ""
                 say(
                     f"told to stop: step {state.step} is saved, and the same command goes on from "
                     f"there{whose}"
@@ -268,7 +269,7 @@ def _validate(
     baselines: dict[str, float],
 ) -> None:
     teacher = state.teacher.module
-    with heart.inside("validation", phase=True):
+    with heartbeat.inside("validation", phase=True):
         metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
         metrics |= validator.health(teacher, held_out_readings(config.loss.terms(), state.centres))
     if run:

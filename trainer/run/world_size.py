@@ -9,7 +9,7 @@ import argparse
 import sys
 
 import configs
-from cluster.process import exits
+from cluster.process.command import exit_code
 from configs import ConfigError
 from trainer.run.config import TrainConfig
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         config.refuse_lost()  # the supervisor asks here before it starts a rank
         print(largest(config, args.at_most))
 
-    return exits.exit_code(run, debug=args.debug)
+    return exit_code(run, debug=args.debug)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ them, step by step, and all but one would fail. Those of one machine take turns;
 program that makes the tables at the same time, are waited for.
 """
 
-import fcntl
 import logging
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 import requests
 
 from cluster.storage import store
+from cluster.storage.lock import exclusive
 from configs import redact
 from trainer.tracking import names
 
@@ -120,19 +120,10 @@ def _turn(uri: str) -> Iterator[None]:
         yield
         return
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    handle, deadline = os.open(path.absolute().parent, os.O_RDONLY), time.monotonic() + _TURN_S
-    try:
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.05)
-            except OSError:  # a file system without locks: who fails tries again
-                break
+    with ExitStack() as stack:
+        with suppress(OSError):  # waited too long, or the file system has no locks: who fails tries again
+            stack.enter_context(exclusive(path.absolute().parent, wait_s=_TURN_S))
         yield
-    finally:
-        os.close(handle)
 
 
 def reach(uri: str, *, writes: bool = True) -> None:

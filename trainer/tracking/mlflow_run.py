@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.process import stops
+from cluster.process import signals
 from configs import redact
 from trainer.core.console import say
 from trainer.tracking import mlflow_client
@@ -186,7 +186,7 @@ class Run(Tracker):
         self._pending: list[Point] = []
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         try:
-            with stops.wait():
+            with signals.delayed():
                 self._client = mlflow_client.connect(uri)
                 with sentence(f"MLflow at {redact(uri)}"):
                     identifier = mlflow_client.experiment(self._client, experiment, artifact_uri, uri=uri)
@@ -229,7 +229,7 @@ class Run(Tracker):
     def _end_after(self, fault: BaseException | None) -> None:
         """FINISHED, FAILED, or KILLED where the process was told to stop."""
         status = "FINISHED" if fault is None else "FAILED" if isinstance(fault, Exception) else "KILLED"
-        with stops.wait():
+        with signals.delayed():
             try:
                 self.finish(status)
             except TrackError as second:

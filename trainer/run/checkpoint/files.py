@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from trainer.run.checkpoint.manifests import DamagedError, File
 
 _DTYPES = {
@@ -49,7 +49,7 @@ def write(file: IO[bytes], tensors: Mapping[str, Tensor], *, lasting: bool = Fal
             if lasting and len(piece) == _PIECE:
                 file.flush()
                 os.fdatasync(file.fileno())
-            heart.advance()
+            heartbeat.advance()
     return File(size=size, sha256=digest.hexdigest())
 
 

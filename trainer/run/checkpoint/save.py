@@ -22,7 +22,7 @@ from torch import Tensor
 
 import configs
 from cluster.process.exits import ElsewhereError
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage import store
 from configs import redact
 from trainer.core import collectives
@@ -92,7 +92,7 @@ class Saver:
         """Come back when no save is under way. RuntimeError as ``save``, or if the other ranks are gone."""
         if self._thread is None:
             return
-        with heart.inside("waiting for the checkpoint", phase=True):
+        with heartbeat.inside("waiting for the checkpoint", phase=True):
             self._thread.join()
         self._thread = None
         fault, self._fault = self._fault, None
@@ -132,7 +132,7 @@ class Saver:
         try:
             self._write(manifest, common, metrics)
             self.newest = manifest.step
-            heart.saved(manifest.step)
+            heartbeat.saved(manifest.step)
         except BaseException as fault:  # it is told where the main thread waits for this one
             self._fault = fault
 

@@ -6,9 +6,8 @@ import sys
 
 import torch
 
-from cluster.process import host
+from cluster.process import exits, host
 from cluster.process.command import exit_code
-from cluster.process.exits import EXIT_OK
 from trainer.evaluation import embedding_table
 from trainer.evaluation.embed_command import EmbedRequest, embed_file
 
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(host.threads_per_process(1))
         request = EmbedRequest(args.model, args.input, args.output, args.length, args.track_uri)
         print("\n".join(embed_file(request)))
-        return EXIT_OK
+        return exits.EXIT_OK
 
     return exit_code(
         run,

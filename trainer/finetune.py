@@ -8,9 +8,8 @@ import sys
 
 import torch
 
-from cluster.process import host
+from cluster.process import exits, host
 from cluster.process.command import exit_code
-from cluster.process.exits import EXIT_OK
 from trainer.evaluation.tasks.finetune_command import FinetuneRequest, finetune_task
 
 
@@ -30,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(host.threads_per_process(1))
         request = FinetuneRequest(args.model, args.task, tuple(args.overrides), args.track_uri, args.json)
         finetune_task(request)
-        return EXIT_OK
+        return exits.EXIT_OK
 
     return exit_code(
         run,

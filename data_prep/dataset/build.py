@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
-from cluster.tasks import jobs
+from cluster.tasks import ray_session
 from configs import dump
 from data_prep.config import DataConfig
 from data_prep.dataset.leaks import check_plan, wants_report
@@ -62,12 +62,12 @@ def build(
         store.absolute(config.output), overwrite=config.overwrite
     )  # a wrong one is refused at once
     several = len(config.references) > 1  # one is prepared without Ray
-    with output.alone(), jobs.session(config.workers) if several else contextlib.nullcontext():
+    with output.alone(), ray_session.session(config.workers) if several else contextlib.nullcontext():
         references = prepare_all(config.references, runner)
         plan = make_plan(config, references)
         if manifest := output.finished(plan, report=wants_report(plan, config.split)):
             return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
-        with jobs.session(config.workers) as workers:
+        with ray_session.session(config.workers) as workers:
             checked = check_plan(plan, config.split, references, runner)
             # Another machine may have built it meanwhile.
             if manifest := output.finished(checked.plan, report=bool(checked.report)):

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from cluster.process import host
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
-from cluster.tasks import jobs
+from cluster.tasks import jobs, ray_session
 from data_prep.config import SplitConfig
 from data_prep.dataset.plan import Plan, with_parts
 from data_prep.dataset.read import load_manifest, shard_codes
@@ -80,11 +81,11 @@ def dataset_leakage(uri: str, *, workers: int | None = None, on_progress: OnProg
     """
     uri = store.absolute(uri)  # workers have another working directory
     manifest = load_manifest(uri)
-    workers = workers or jobs.cpus()
+    workers = workers or host.usable()
     chunks = {
         split: [(store.join(uri, shard.name), shard) for shard in manifest.shards[split]] for split in SPLITS
     }
     spans = {split: [Span.of(block) for _, block in manifest.blocks(split)] for split in SPLITS}
     stage = Stage(on_progress, "leakage", passes_bp(spans))
-    with jobs.session(workers):
+    with ray_session.session(workers):
         return leakage(chunks, shard_codes, workers=workers, on_scanned=stage.advance)

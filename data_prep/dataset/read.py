@@ -5,8 +5,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
+from cluster.process import host
 from cluster.storage import store
-from cluster.tasks import jobs
 from data_prep.alphabet import Codes, Mask
 from data_prep.dataset.tar import group_by_keys, tar_file_expander
 from data_prep.shards import (
@@ -40,7 +40,7 @@ def load_manifest(uri: str) -> Manifest:
 def readers(manifest: Manifest) -> int:
     """How many processes should read all of a dataset: one, or all cores if it is large, since Ray takes time
     to start."""
-    return jobs.cpus() if sum(map(manifest.bp, SPLITS)) >= _LARGE else 1
+    return host.usable() if sum(map(manifest.bp, SPLITS)) >= _LARGE else 1
 
 
 def samples(shard: IO[bytes], *, name: str) -> Iterator[tuple[bytes, bytes]]:

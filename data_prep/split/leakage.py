@@ -97,7 +97,7 @@ def leakage(
     A chunk is a task: with at most 256 Mbp a worker stays below 600 MB, beside the 9 ``max_hashes`` bytes
     that the workers of a machine share; the driver takes about 24 ``max_hashes`` bytes. The report does not
     depend on ``workers``, ``max_hashes``, or the order of the chunks. ``on_scanned(bp)`` is called as each
-    task ends. Call it inside ``jobs.session``, since each of its four or more passes is a ``run``.
+    task ends. Call it inside ``ray_session.session``, since each of its four or more passes is a ``run``.
     """
     assert set(parts) <= set(SPLITS), f"splits {sorted(parts)}, known are {SPLITS}"
     assert max_hashes > 0, f"max_hashes is {max_hashes}"

@@ -82,7 +82,7 @@ def seconds(uri: str, environment: dict[str, str]) -> dict[str, float]:
         dist.barrier()
         start = time.perf_counter()
         result = train_step(engine, teacher, [windows], method=method(config), states=now.centres)
-        train_state.apply(config, now, engine, result, ids_B4=ids_B4)
+        train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=ids_B4)
         assert teacher.module is not None  # waits
         return time.perf_counter() - start
 
@@ -120,5 +120,5 @@ def parts(engine: Any, kind: str) -> list[torch.Tensor]:
     """This rank's shards of ``kind``."""
     shards = [flat_group.empty_shard(engine.group) for flat_group in engine.flat_groups()]
     for flat_group, shard in zip(engine.flat_groups(), shards, strict=True):
-        engine.saved.copy(kind, flat_group, shard)
+        engine.optimizer_state.copy(kind, flat_group, shard)
     return shards

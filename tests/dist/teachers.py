@@ -17,10 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from trainer.core import collectives
 from trainer.core.collectives import Group
+from trainer.engine import optimizer_adapters
+from trainer.engine.deepspeed_config import EngineSettings
 from trainer.engine.ema import ShardedEMA
-from trainer.engine import optimizer_adapters as masters_module
-from trainer.engine.engine import Engine, init_distributed
+from trainer.engine.engine import Engine
 from trainer.engine.partition import FlatGroup
+from trainer.engine.process_group import init_distributed
 
 Case = tuple[int, str, int]  # ZeRO stage, precision, accumulation
 CASES: list[Case] = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"], [1, 2]))
@@ -51,14 +53,36 @@ class Odd(nn.Module):
 
 
 def make_engine(
-    group: Group, stage: int, precision: str, accumulation: int, module: nn.Module | None = None, device: str = "cpu",
+    group: Group,
+    stage: int,
+    precision: str,
+    accumulation: int,
+    module: nn.Module | None = None,
+    device: str = "cpu",
     kept_whole: int = KEPT_WHOLE,
 ) -> Engine:
     torch.manual_seed(11)
     settings = {"zero_optimization": {"stage3_param_persistence_threshold": kept_whole}} if stage == 3 else {}
-    return Engine(module or Odd(), device=torch.device(device), group=group, zero_stage=stage, precision=precision,
-                  micro_batch=BATCH // group.size // accumulation, accumulation=accumulation, weight_decay=0.1,
-                  betas=(0.9, 0.99), grad_clip=0.0, deepspeed_settings=settings)
+    return Engine(
+        module or Odd(),
+        settings=engine_settings(stage, precision, group.size, accumulation, deepspeed=settings),
+        device=torch.device(device),
+        group=group,
+    )
+
+
+def engine_settings(
+    stage: int, precision: Any, ranks: int, accumulation: int, **others: Any
+) -> EngineSettings:
+    return EngineSettings(
+        zero_stage=stage,
+        precision=precision,
+        micro_batch=BATCH // ranks // accumulation,
+        accumulation=accumulation,
+        weight_decay=0.1,
+        betas=(0.9, 0.99),
+        **{"grad_clip": 0.0, **others},
+    )
 
 
 def whole(module: nn.Module) -> dict[str, bool]:
@@ -70,9 +94,13 @@ def masters(engine: Engine) -> dict[str, Tensor]:
     """The whole fp32 masters, gathered plainly from every rank's partition."""
     found = {}
     for flat_group in engine.flat_groups():
-        parts = collectives.gather_packed(engine.group, {"shard": flat_group.shard(engine.group)})["shard"].view(-1)
-        found |= {name: parts[o : o + shape.numel()].view(shape).clone()
-                  for name, (o, shape) in flat_group.slots.items()}
+        parts = collectives.gather_packed(engine.group, {"shard": flat_group.shard(engine.group)})[
+            "shard"
+        ].view(-1)
+        found |= {
+            name: parts[o : o + shape.numel()].view(shape).clone()
+            for name, (o, shape) in flat_group.slots.items()
+        }
     return found
 
 
@@ -81,7 +109,7 @@ def train(engine: Engine, step: int, *, poison: bool) -> bool:
     applied."""
     group = engine.group
     x = rows_of(engine, BATCH, seed=step)
-    mine = x.chunk(group.size)[group.rank].chunk(engine.accumulation)
+    mine = x.chunk(group.size)[group.rank].chunk(engine.settings.accumulation)
     for m, rows in enumerate(mine):
         loss = engine.forward(rows).float().square().sum() / BATCH
         if poison and group.rank == group.size - 1:
@@ -100,20 +128,29 @@ def train(engine: Engine, step: int, *, poison: bool) -> bool:
 
 def student_differs(engine: Engine) -> int:
     """Entries of this rank's student weights that are not its masters in the compute dtype."""
-    if engine.zero_stage < 3:
+    if engine.settings.zero_stage < 3:
         whole = masters(engine)
-        return sum(int((parameter != whole[name].to(engine.compute_dtype)).sum())
-                   for name, parameter in engine.network.named_parameters())
+        return sum(
+            int((parameter != whole[name].to(engine.settings.compute_dtype)).sum())
+            for name, parameter in engine.network.named_parameters()
+        )
     parameters: dict[str, Any] = dict(engine.network.named_parameters())
-    return sum(int((parameters[piece.name].ds_tensor[: piece.length] !=
-                    group.shard(engine.group)[: piece.length].to(engine.compute_dtype)).sum())
-               for group in engine.flat_groups() for piece in group.pieces(engine.group))
+    return sum(
+        int(
+            (
+                parameters[piece.name].ds_tensor[: piece.length]
+                != group.shard(engine.group)[: piece.length].to(engine.settings.compute_dtype)
+            ).sum()
+        )
+        for group in engine.flat_groups()
+        for piece in group.pieces(engine.group)
+    )
 
 
 def rows_of(engine: Engine, count: int, *, seed: int) -> Tensor:
     """Random input of Odd, where and in the dtype in which the network computes."""
     x = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed))
-    return x.to(next(engine.network.buffers()).device, engine.compute_dtype)
+    return x.to(next(engine.network.buffers()).device, engine.settings.compute_dtype)
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -124,12 +161,20 @@ def digest(tensors: dict[str, Tensor]) -> str:
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> int:
     """Entries that differ in any bit."""
     assert ours.keys() == theirs.keys()
-    bits = [{name: tensor.cpu().contiguous().view(torch.int32) for name, tensor in of.items()} for of in (ours, theirs)]
+    bits = [
+        {name: tensor.cpu().contiguous().view(torch.int32) for name, tensor in of.items()}
+        for of in (ours, theirs)
+    ]
     return sum(int((bits[0][name] != bits[1][name]).sum()) for name in ours)
 
 
 def one_case(
-    group: Group, stage: int, precision: str, accumulation: int, saved: dict[str, Any] | None, device: str = "cpu"
+    group: Group,
+    stage: int,
+    precision: str,
+    accumulation: int,
+    saved: dict[str, Any] | None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     engine = make_engine(group, stage, precision, accumulation, device=device)
     teacher = engine.teacher()
@@ -137,7 +182,8 @@ def one_case(
     fresh = dict(Odd().named_parameters())
     reference = masters(engine)
     found: dict[str, Any] = {
-        "start": same(reference, {name: fresh[name].detach() for name in reference}) + student_differs(engine),
+        "start": same(reference, {name: fresh[name].detach() for name in reference})
+        + student_differs(engine),
         "optimizer": type(engine._deepspeed.optimizer).__name__,
         "entries": sum(shard.numel() for shard in teacher.shards),
         "whole": (whole(engine.network), whole(teacher.module)),
@@ -148,7 +194,9 @@ def one_case(
         applied.append(train(engine, step, poison=step in SKIPPED))
         if applied[-1]:
             now = masters(engine)
-            reference = {name: torch.lerp(reference[name], now[name], 1 - (0.9 + 0.01 * step)) for name in now}
+            reference = {
+                name: torch.lerp(reference[name], now[name], 1 - (0.9 + 0.01 * step)) for name in now
+            }
             teacher.update(0.9 + 0.01 * step)
         else:
             kept += same(before, masters(engine))
@@ -157,7 +205,9 @@ def one_case(
         # At each step: from the second forward on ZeRO-3 knows the order and leaves whole what it keeps
         # whole.
         forward += forward_differs(teacher, engine, reference)
-    fragments = {name: [(at, part.clone().cpu()) for at, part in parts] for name, parts in teacher.fragments().items()}
+    fragments = {
+        name: [(at, part.clone().cpu()) for at, part in parts] for name, parts in teacher.fragments().items()
+    }
     for shard in teacher.shards:
         shard.fill_(torch.nan)
     everyone: list[Any] = [None] * group.size
@@ -172,9 +222,13 @@ def one_case(
         "resumed": same(dict(teacher.full_tensors()), reference),
         "forward": forward + forward_differs(teacher, engine, reference),
         "buffer": int(teacher.module.seen),
-        "tied": stage == 3 or teacher.module.again.weight.data_ptr() == teacher.module.first.weight.data_ptr(),
+        "tied": stage == 3
+        or teacher.module.again.weight.data_ptr() == teacher.module.first.weight.data_ptr(),
         "digest": digest(reference),
-        "saved": {"fragments": together, "teacher": {name: tensor.cpu() for name, tensor in reference.items()}},
+        "saved": {
+            "fragments": together,
+            "teacher": {name: tensor.cpu() for name, tensor in reference.items()},
+        },
     }
     if saved:  # on another number of ranks, under another stage or precision
         teacher.load(saved["fragments"])
@@ -182,8 +236,12 @@ def one_case(
         assert train(engine, STEPS, poison=False)
         teacher.update(0.5)
         now = masters(engine)
-        reference = {name: torch.lerp(saved["teacher"][name].to(device), master, 0.5) for name, master in now.items()}
-        found["went on"] = same(dict(teacher.full_tensors()), reference) + forward_differs(teacher, engine, reference)
+        reference = {
+            name: torch.lerp(saved["teacher"][name].to(device), master, 0.5) for name, master in now.items()
+        }
+        found["went on"] = same(dict(teacher.full_tensors()), reference) + forward_differs(
+            teacher, engine, reference
+        )
     engine._deepspeed.destroy()
     return found
 
@@ -215,7 +273,9 @@ def forward_differs(teacher: ShardedEMA[Any], engine: Engine, reference: dict[st
             # differently.
             room = torch.empty(parameter.numel() + 256, dtype=x.dtype, device=x.device)
             shift = (theirs[name].data_ptr() - room.data_ptr()) % 256 // x.element_size()
-            parameter.data = room[shift : shift + parameter.numel()].view(parameter.shape).copy_(reference[name])
+            parameter.data = (
+                room[shift : shift + parameter.numel()].view(parameter.shape).copy_(reference[name])
+            )
         return int((teacher.module(x) != plain(x)).sum())
 
 
@@ -243,7 +303,9 @@ class Watch(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
@@ -268,8 +330,14 @@ def watched_bytes() -> dict[int, tuple[int, int, int, int]]:
     init_distributed(torch.device("cpu"))
     found = {}
     for stage in range(4):
-        engine = make_engine(Group.of(), stage, "bf16", 1, nn.Sequential(*[nn.Linear(64, 64) for _ in range(12)]),
-                             kept_whole=64)
+        engine = make_engine(
+            Group.of(),
+            stage,
+            "bf16",
+            1,
+            nn.Sequential(*[nn.Linear(64, 64) for _ in range(12)]),
+            kept_whole=64,
+        )
         with Watch() as watch:
             teacher = engine.teacher()
             kept = sum(whole(teacher.module).values())
@@ -304,10 +372,12 @@ def refusals() -> dict[str, str]:
             said[name] = str(fault)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masters_module.Adapter, "partitioned", swapped(masters_module.Adapter.partitioned))
+        patch.setattr(
+            optimizer_adapters.Adapter, "partitioned", swapped(optimizer_adapters.Adapter.partitioned)
+        )
         build("swapped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masters_module, "_ADAPTERS", {})
+        patch.setattr(optimizer_adapters, "_ADAPTERS", {})
         build("unknown")
     return said
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.teachers import BATCH, Odd, forward_differs, masters, same, student_differs, train
+from tests.dist.teachers import Odd, engine_settings, forward_differs, masters, same, student_differs, train
 from tests.ranks import on_ranks
-from trainer.engine import deepspeed_config
 from trainer.core.collectives import Group
-from trainer.engine.engine import Engine, init_distributed
+from trainer.engine import deepspeed_config
+from trainer.engine.engine import Engine
+from trainer.engine.process_group import init_distributed
 
 Case = tuple[int, deepspeed_config.Precision, int]  # ZeRO stage, precision, accumulation
 FLAT: list[Case] = [(1, "fp32", 2), (2, "fp32", 1), (2, "bf16", 2)]
@@ -41,22 +42,52 @@ ZERO: list[tuple[list[Case], dict[str, Any]]] = [
     (PARTITIONED, {"stage3_prefetch_bucket_size": 0}),
     (PARTITIONED, {"sub_group_size": 0}),
     (PARTITIONED, {"sub_group_size": 40}),
-    ([*FLAT, (1, "bf16", 2)],
-     {"allgather_bucket_size": 40, "contiguous_gradients": False, "overlap_comm": True, "reduce_bucket_size": 40,
-      "reduce_scatter": False, "use_multi_rank_bucket_allreduce": False}),
-    ([*PARTITIONED, (3, "bf16", 2)],
-     {"contiguous_gradients": False, "reduce_bucket_size": 40, "stage3_max_live_parameters": 20,
-      "stage3_max_reuse_distance": 20, "stage3_model_persistence_threshold": 20,
-      "stage3_param_persistence_threshold": 10, "stage3_prefetch_bucket_size": 20, "sub_group_size": 40}),
+    (
+        [*FLAT, (1, "bf16", 2)],
+        {
+            "allgather_bucket_size": 40,
+            "contiguous_gradients": False,
+            "overlap_comm": True,
+            "reduce_bucket_size": 40,
+            "reduce_scatter": False,
+            "use_multi_rank_bucket_allreduce": False,
+        },
+    ),
+    (
+        [*PARTITIONED, (3, "bf16", 2)],
+        {
+            "contiguous_gradients": False,
+            "reduce_bucket_size": 40,
+            "stage3_max_live_parameters": 20,
+            "stage3_max_reuse_distance": 20,
+            "stage3_model_persistence_threshold": 20,
+            "stage3_param_persistence_threshold": 10,
+            "stage3_prefetch_bucket_size": 20,
+            "sub_group_size": 40,
+        },
+    ),
 ]
 WATCHING: dict[str, Any] = {
-    "comms_logger": {"enabled": True, "prof_all": False, "prof_ops": ["all_reduce", "all_gather_into_tensor"],
-                     "verbose": True, "debug": True},
-    "flops_profiler": {"enabled": True, "profile_step": 2, "module_depth": 1, "top_modules": 3, "detailed": False},
+    "comms_logger": {
+        "enabled": True,
+        "prof_all": False,
+        "prof_ops": ["all_reduce", "all_gather_into_tensor"],
+        "verbose": True,
+        "debug": True,
+    },
+    "flops_profiler": {
+        "enabled": True,
+        "profile_step": 2,
+        "module_depth": 1,
+        "top_modules": 3,
+        "detailed": False,
+    },
     "wall_clock_breakdown": True,
 }
 EVERYTHING: dict[str, Any] = {
-    "comms_logger": {"enabled": True}, "flops_profiler": {"enabled": True, "module_depth": -1}}
+    "comms_logger": {"enabled": True},
+    "flops_profiler": {"enabled": True, "module_depth": -1},
+}
 RUNS: list[tuple[Case, dict[str, Any]]] = [
     *((case, {"zero_optimization": section}) for cases, section in ZERO for case in cases),
     *((case, WATCHING) for case in [(0, "fp32", 1), (0, "bf16", 1), (1, "bf16", 2), *FLAT, *PARTITIONED]),
@@ -68,19 +99,24 @@ RUNS: list[tuple[Case, dict[str, Any]]] = [
 def one_run(case: Case, extra: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(11)
     group, (stage, precision, accumulation) = Group.of(), case
-    engine = Engine(Odd(), device=torch.device("cpu"), group=group, zero_stage=stage,
-                    precision=precision, micro_batch=BATCH // group.size // accumulation, accumulation=accumulation,
-                    weight_decay=0.1, betas=(0.9, 0.99), grad_clip=0.5, deepspeed_settings=extra)
+    settings = engine_settings(stage, precision, group.size, accumulation, grad_clip=0.5, deepspeed=extra)
+    engine = Engine(Odd(), settings=settings, device=torch.device("cpu"), group=group)
     teacher = engine.teacher()
     reference, mismatches, applied = masters(engine), 0, []
     for step in range(STEPS):
         applied.append(train(engine, step, poison=step == SKIPPED))
         if applied[-1]:
             teacher.update(0.9)
-            reference = {name: torch.lerp(reference[name], now, 1 - 0.9) for name, now in masters(engine).items()}
+            reference = {
+                name: torch.lerp(reference[name], now, 1 - 0.9) for name, now in masters(engine).items()
+            }
         mismatches += same(dict(teacher.full_tensors()), reference) + student_differs(engine)
-    found = {"mismatches": mismatches, "forward": forward_differs(teacher, engine, reference), "applied": applied,
-             "masters": masters(engine)}
+    found = {
+        "mismatches": mismatches,
+        "forward": forward_differs(teacher, engine, reference),
+        "applied": applied,
+        "masters": masters(engine),
+    }
     engine._deepspeed.destroy()
     return found
 

@@ -36,7 +36,9 @@ def matrix() -> dict[str, list[dict[Case, dict[str, Any]]]]:
     return results
 
 
-@pytest.mark.parametrize(("ranks", "case"), [(name, case) for name, _, cases in WORLDS for case in cases], ids=str)
+@pytest.mark.parametrize(
+    ("ranks", "case"), [(name, case) for name, _, cases in WORLDS for case in cases], ids=str
+)
 def test_the_sharded_teacher_is_the_unsharded_average(matrix: Any, ranks: str, case: Case) -> None:
     for found in (by_case[case] for by_case in matrix[ranks]):
         check(found, case, resharded=ranks != "3")
@@ -57,18 +59,26 @@ def test_zero_3_keeps_biases_and_norms_whole_and_cuts_weights(matrix: Any, ranks
     for by_case in matrix[ranks]:
         for (stage, _, _), found in by_case.items():
             for whole in found["whole"]:
-                assert whole == {name: stage < 3 or name in vectors
-                                 for name in vectors | {"first.weight", "back.weight", "last.weight"}}
+                assert whole == {
+                    name: stage < 3 or name in vectors
+                    for name in vectors | {"first.weight", "back.weight", "last.weight"}
+                }
 
 
 def test_every_kind_of_optimizer_was_seen(matrix: Any) -> None:
     assert {found["optimizer"] for found in matrix["2"][0].values()} == {
-        "_AdamW", "FP16_UnfusedOptimizer", "DeepSpeedZeroOptimizer", "BF16_Optimizer", "DeepSpeedZeroOptimizer_Stage3"
+        "_AdamW",
+        "FP16_UnfusedOptimizer",
+        "DeepSpeedZeroOptimizer",
+        "BF16_Optimizer",
+        "DeepSpeedZeroOptimizer_Stage3",
     }
 
 
 @pytest.mark.parametrize(("ranks", "accumulation"), [("1", 1), ("1", 2), ("2", 1)])
-def test_all_stages_give_the_same_bits_on_one_and_two_ranks(matrix: Any, ranks: str, accumulation: int) -> None:
+def test_all_stages_give_the_same_bits_on_one_and_two_ranks(
+    matrix: Any, ranks: str, accumulation: int
+) -> None:
     """With accumulation on two ranks ZeRO-2 and 3 add gradients in another order than 0 and 1, so nobody
     could."""
     assert len({matrix[ranks][0][stage, "fp32", accumulation]["digest"] for stage in range(4)}) == 1

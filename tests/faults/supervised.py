@@ -145,7 +145,7 @@ class Supervised:
             if "RANK" in env and "trainer/main.py" in env["command"]
         }
 
-    def beats(self) -> dict[int, HeartbeatRecord]:
+    def heartbeats(self) -> dict[int, HeartbeatRecord]:
         """rank -> what it is doing."""
         return {
             int(env["RANK"]): heartbeat.read(env[heartbeat.ENV])

@@ -83,7 +83,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             TrainConfig, ROOT / f"configs/train/{setting.preset}.yaml", overrides
         ).model_dump()
         config, engine, now, reader = set_up(values, str(device))
-        meter, took, waited = Meter(device=device, dtype=engine.compute_dtype), [], 0.0
+        meter, took, waited = Meter(device=device, dtype=engine.settings.compute_dtype), [], 0.0
         batches = reader.batches(0, warm + steps + profiled)
 
         def step() -> None:
@@ -93,7 +93,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             waited += time.perf_counter() - start
             micro_batches = [windows.to(device) for windows in read.split(micro)]
             result = train_step(engine, now.teacher, micro_batches, method=method(config), states=now.centres)
-            train_state.apply(config, now, engine, result, ids_B4=read.ids_B4)
+            train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=read.ids_B4)
             assert result.finite, result.losses
 
         for _ in range(warm):

@@ -21,7 +21,7 @@ from cluster.process.heartbeat import heartbeat
 from cluster.storage import store
 from tests.s3 import S3
 from trainer.run.checkpoint import files, manifests
-from trainer.run.checkpoint.manifests import DamagedError, File, Found, Manifest
+from trainer.run.checkpoint.manifests import DamagedError, File, Manifest, StoredCheckpoint
 
 BYTES = {
     torch.float32: 4,
@@ -459,7 +459,7 @@ def test_a_store_that_is_away_is_no_damage(s3: S3) -> None:
 
 
 def test_a_manifest_that_goes_while_it_is_looked_at(one: Path) -> None:
-    found = Found(3, str(one), manifests.find(str(one.parents[1]))[0].sizes)
+    found = StoredCheckpoint(3, str(one), manifests.find(str(one.parents[1]))[0].sizes)
     (one / manifests.MANIFEST).unlink()
     with pytest.raises(store.StoreError, match=rf"cannot read {one}/manifest.json: no such file or bucket"):
         found.manifest()

@@ -14,7 +14,6 @@ from cluster.storage import store
 from configs import ConfigError
 from data_prep import alphabet
 from data_prep.sources import fasta
-from data_prep.sources.fasta import Record
 from trainer.evaluation import embedding_table
 from trainer.evaluation.embedding import embed
 from trainer.evaluation.precision import best_device
@@ -100,9 +99,9 @@ def embed_fasta(network: Network, uri: str, *, length: int) -> pd.DataFrame:
     return table
 
 
-def _chunks(found: Iterable[Record], length: int) -> Iterator[list[Record]]:
+def _chunks(found: Iterable[fasta.Record], length: int) -> Iterator[list[fasta.Record]]:
     """The records in lists that end where they have _CHUNK_WINDOWS windows."""
-    chunk: list[Record] = []
+    chunk: list[fasta.Record] = []
     windows = 0
     for record in found:
         chunk.append(record)

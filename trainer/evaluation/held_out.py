@@ -47,13 +47,13 @@ class Validator:
     ) -> None:
         self._data, self._views, self._batch_size = data, views, val.batch
         self.device, self.group = device, group
-        with collectives.together(group, device=device):
+        with collectives.together(group):
             datasets = open_datasets(data, "val", some_empty=True)
             self.left_out = [part.uri for number, part in enumerate(data.uri) if number not in datasets]
             batches = rank_batches(datasets, data=data, val=val, views=views, group=group)
             self._batches = [batch.to(device) for batch in batches]
         self.scored = int(self._sum([sum(float(batch.scored_BL.sum()) for batch in self._batches)])[0])
-        with collectives.together(group, device=device):
+        with collectives.together(group):
             if not self.scored:
                 uris = ", ".join(dataset.uri for dataset in datasets.values())
                 raise ValueError(f"the val split of {uris} has no letter A, C, G or T to score")

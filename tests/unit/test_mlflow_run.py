@@ -9,7 +9,7 @@ import pytest
 
 from cluster.process.command import exit_code
 from cluster.process.signals import Preempted
-from trainer.tracking.mlflow_run import Run, TrackError
+from trainer.tracking.mlflow_run import Run, RunSpec, TrackError
 from trainer.tracking.registry import Registry
 
 
@@ -18,8 +18,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
-def new_run(uri: str, folder: Path, **more: object) -> Run:
-    return Run(uri=uri, experiment="e", name="r", artifact_uri=str(folder), **more)  # type: ignore[arg-type]
+def new_run(uri: str, folder: Path, **more: Any) -> Run:
+    return Run(RunSpec(uri, "e", "r", artifact_uri=str(folder), **more))
 
 
 @pytest.fixture(scope="module")

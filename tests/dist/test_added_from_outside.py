@@ -104,6 +104,12 @@ def test_padding_changes_no_logit_of_the_backbone() -> None:
     torch.testing.assert_close(padded.summary_BPD, alone.summary_BPD)
 
 
+@pytest.mark.parametrize("name", ["agreement", "tiny_conv"])
+def test_contributing_shows_the_examples_that_are_tested(name: str) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert f"```python\n{(ROOT / 'tests/examples' / f'{name}.py').read_text()}```\n" in text
+
+
 def test_their_keys_are_checked_as_all_others(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = values(uri)
     with pytest.raises(ConfigError, match=r"model.name: must be one of findna \(given 'tiny-conv'\)"):

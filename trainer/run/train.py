@@ -59,7 +59,6 @@ def train(
         return EXIT_OK
     with collectives.together(group, device=device):
         datasets = list(open_datasets(config.data, "train", warn=say).values())
-    flank = config.views.flank
     validator = Validator(config.data, config.val, config.views, device=device, group=group)
     with _alone(config, group, device) as lock:
         found = _look(config, group, device, alone=True)  # a run that held the lock may have finished it

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import yaml
 
+from configs import magic
+
 _TRUE, _FALSE, _NULL = (
     {"true", "True", "TRUE"},
     {"false", "False", "FALSE"},
@@ -27,14 +29,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # UTF-32's begins with UTF-16's
-
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\3\4": "a zip archive",
-}
 
 
 class _Written:
@@ -70,8 +64,10 @@ def decode(data: bytes) -> str:
     Raises:
         ValueError: other bytes, or NUL, which UTF-16 without a mark is full of.
     """
-    if packed := next((kind for mark, kind in _PACKED.items() if data.startswith(mark)), ""):
-        raise ValueError(f"it is {packed}, not text; unpack it")
+    if kind := magic.format_of(data):
+        raise ValueError(
+            f"it is {kind}, not text; {'unpack it' if kind in magic.COMPRESSED else 'save it as text'}"
+        )
     mark, encoding = next(
         ((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8")
     )

@@ -1,4 +1,4 @@
-"""The vocabulary: nucleotide letters <-> uint8 codes. Its one home; everything else imports from here."""
+"""The vocabulary: nucleotide letters <-> uint8 codes. The only definition of it."""
 
 from typing import Any
 
@@ -33,8 +33,8 @@ def encode(letters: bytes, *, origin: int = 0) -> tuple[Codes, Mask, int]:
     became N.
 
     Raises:
-        ValueError: a byte that is no nucleotide letter, with the byte and its 0-based position after
-        ``origin``.
+        ValueError: a byte that is no nucleotide letter, with the byte and its 0-based position, counted from
+            ``origin``.
     """
     codes = np.frombuffer(letters.translate(_ENCODE_TABLE), np.uint8)
     highest = int(codes.max()) if codes.size else 0

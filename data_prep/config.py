@@ -22,8 +22,8 @@ Names = tuple[str, ...]
 
 
 def _strings(value: Any) -> Any:
-    """One string stands for a list of one, so that ``split.val=IV`` and ``uri: a.fa`` need no brackets.
-    Numbers are names as they are written: Ensembl calls its contigs 1, 2, X."""
+    """One string means a list of one, so that ``split.val=IV`` and ``uri: a.fa`` need no brackets. Numbers
+    are names as they are written: Ensembl calls its contigs 1, 2, X."""
     values = value if isinstance(value, list | tuple) else [value]
     if not all(
         isinstance(item, str | int | float) and not isinstance(item, bool) and str(item).strip()
@@ -49,7 +49,7 @@ Strings = Annotated[Names, BeforeValidator(_strings)]
 
 
 class BedSplit(Section):
-    """What is held out, as BED files (URIs), which ``bed.read_zones`` reads."""
+    """What is held out, as BED files (URIs), which ``split.filters.read_zones`` reads."""
 
     bed: Annotated[Strings, _some("BED file")]
 
@@ -90,9 +90,8 @@ class ReferenceConfig(Section):
     name: str
     # FASTA (plain, gzip, bgzip) or .2bit; of several, which are alternatives, the first that exists is used.
     uri: Annotated[Strings, _some("FASTA or .2bit")]
-    contigs: Annotated[Strings, _some("contig; leave the key out for all")] | None = (
-        None  # names, globs, !globs
-    )
+    # Names, globs, and globs after "!", which are left out; without the key, all contigs.
+    contigs: Annotated[Strings, _some("contig; leave the key out for all")] | None = None
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
     weight: float = Field(default=1.0, gt=0)
@@ -114,8 +113,8 @@ class SplitConfig(Section):
     val: Part = 0.0
     test: Part = 0.0
     gap: int = Field(default=1024, ge=0)  # bp cut from train on either side of a held-out block
-    # What val and test share with train: reported in leakage.json, also dropped from val and test, or not
-    # looked for.
+    # What val and test share with train is reported in leakage.json; with drop it is also dropped from val
+    # and test; with off it is not searched for.
     leakage: Literal["report", "drop", "off"] = "report"
     min_bp: int = Field(default=1024, ge=1)  # with drop: shorter pieces of held-out blocks go too
 
@@ -134,7 +133,7 @@ class SplitConfig(Section):
 
 
 class DataConfig(Section):
-    """Everything a build is told. Only what determines the bytes goes on into the manifest."""
+    """The config of a build. The manifest has those keys of it that determine the bytes."""
 
     references: tuple[ReferenceConfig, ...]
     output: str = Field(min_length=1)
@@ -143,9 +142,8 @@ class DataConfig(Section):
     max_n_fraction: float = Field(default=0.5, ge=0, le=1)
     split: SplitConfig = SplitConfig()
     seed: int = 0
-    workers: int | None = Field(
-        default=None, ge=1
-    )  # default: the CPUs of this machine, or of the Ray cluster joined
+    # Default: the CPUs of this machine, or of the Ray cluster that it joins.
+    workers: int | None = Field(default=None, ge=1)
     overwrite: bool = False
 
     @model_validator(mode="after")

@@ -5,9 +5,16 @@ A shard is a WebDataset tar. A sample is one block, a contiguous stretch of one 
 writes it).
 
 Payload, little-endian:
-    4s magic b"DNAB" | u16 format version | u16 zero | u32 bases | u32 count of N deltas | u32 count of
-    soft-mask deltas u32 crc32 of the rest u16[] N deltas | u16[] soft-mask deltas | u8[ceil(bases / 4)] four
-    bases a byte, first base in the low bits
+    4s magic b"DNAB"
+    u16 format version
+    u16 zero
+    u32 bases
+    u32 count of N deltas
+    u32 count of soft-mask deltas
+    u32 crc32 of the rest
+    u16[] N deltas
+    u16[] soft-mask deltas
+    u8[ceil(bases / 4)] four bases a byte, first base in the low bits
 Deltas are the lengths of alternating runs, the first one of False; a run over 65,535 is written as 65535, 0,
 rest.
 """
@@ -34,8 +41,7 @@ _Runs = np.ndarray[Any, np.dtype[np.int64]]
 _HEAD = struct.Struct("<4sHHIIII")
 _MAGIC = b"DNAB"
 _RUN_MAX = 65535
-# Multiplied with four codes in a uint32, it leaves them side by side in the top byte: c0 | c1 << 2 | c2 << 4
-# | c3 << 6.
+# A uint32 of four codes times this has them in its top byte: c0 | c1 << 2 | c2 << 4 | c3 << 6.
 _PACK = np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
 # Byte -> its four codes, as one uint32, so that unpacking is a single table look-up.
 _UNPACK = (
@@ -87,6 +93,10 @@ class Shard:
     sha256: str
     blocks: tuple[Block, ...]
 
+    @property
+    def bp(self) -> int:
+        return sum(block.bp for block in self.blocks)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -103,8 +113,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What determines the dataset's bytes, and where every block stands. Written last: no manifest, no
-    dataset."""
+    """What determines the dataset's bytes, and where every block lies. It is written last: without it there
+    is no dataset."""
 
     format_version: int
     sources: tuple[Source, ...]
@@ -183,8 +193,7 @@ def pack(codes: Codes, soft_mask: Mask) -> bytes:
 
 
 class PackedBlock:
-    """A payload written by ``pack``, checked once, from which any stretch is read without unpacking the
-    rest."""
+    """A payload written by ``pack``, checked once. Any stretch can be read without unpacking the rest."""
 
     def __init__(self, payload: bytes) -> None:
         """FormatError: damaged or foreign bytes (length, magic, version, crc32 and runs are checked)."""
@@ -252,7 +261,7 @@ def _to_deltas(mask: Mask) -> np.ndarray[Any, np.dtype[np.uint16]]:
 
 
 def _from_deltas(deltas: np.ndarray[Any, np.dtype[np.uint16]], bases: int) -> _Runs:
-    """int64 [r, 2], the runs of True as [start, end); a run over 65,535 comes in touching pieces."""
+    """int64 [r, 2], the runs of True as [start, end); a run over 65,535 is several that touch."""
     edges = np.cumsum(deltas, dtype=np.int64)
     if len(edges) and edges[-1] != bases:
         raise FormatError(f"runs of the block cover {edges[-1]} bases, its head says {bases}")
@@ -261,7 +270,7 @@ def _from_deltas(deltas: np.ndarray[Any, np.dtype[np.uint16]], bases: int) -> _R
 
 
 def _mark(out: np.ndarray[Any, Any], runs: _Runs, start: int, end: int, value: int) -> None:
-    """``value`` at the places of ``out``, which stands for [start, end), that lie in ``runs``."""
+    """Sets ``out``, which is of [start, end), to ``value`` where ``runs`` cover it."""
     if len(runs):
         first, last = np.searchsorted(runs[:, 1], start, "right"), np.searchsorted(runs[:, 0], end, "left")
         for left, right in (runs[first:last] - start).tolist():

@@ -1,5 +1,4 @@
-"""A generated genome with something to learn in it, and a labelled task to match, for machines without real
-data.
+"""A generated genome with structure to learn, and a labelled task on it, for machines without real data.
 
 Chromosomes of GC isochores whose letters depend on the five before them, dispersed repeats (families of
 mutated, truncated copies on either strand, soft-masked), N runs, and motif sites. The task asks for a pair of
@@ -23,8 +22,8 @@ MOTIFS = (b"TGACGTCATCGC", b"CCATATTTGG")
 
 _SHARES = {"chr1": 0.30, "chr2": 0.24, "chr3": 0.20, "chr4": 0.16, "chr5": 0.10}
 _ORDER = 5
-_LANE = 2000  # bp drawn one after the other; lanes side by side keep that out of Python
-_SLOT = 500  # at most one site in each: task windows never overlap
+_LANE = 2000  # bp drawn one after the other; all lanes are drawn at once, in numpy
+_SLOT = 500  # bp with at most one site: task windows never overlap
 _TASK = {"train": 4000, "dev": 500, "test": 500}
 _FAMILIES = 12
 _REPEAT_SHARE = 0.2
@@ -91,9 +90,8 @@ def _markov(rng: Rng, lanes: int, length: int, *, gc: Any) -> Codes:
     weights = _weights()
     lift = np.multiply.outer(np.broadcast_to(gc, lanes), np.array([-0.5, 0.5, 0.5, -0.5]))
     codes = rng.integers(4, size=(_ORDER + length, lanes)).astype(np.uint8)
-    noise = rng.gumbel(size=(length, lanes, 4)).astype(
-        np.float32
-    )  # argmax of logits and Gumbel noise is a draw
+    # The argmax of logits plus Gumbel noise is a draw from their softmax.
+    noise = rng.gumbel(size=(length, lanes, 4)).astype(np.float32)
     for i in range(length):
         logits = lift + noise[i]
         for back in range(_ORDER):

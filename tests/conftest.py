@@ -63,11 +63,11 @@ def s3_proxy() -> Iterator["s3_service.Proxy"]:
 def local_ray(s3_proxy: "s3_service.Proxy") -> Iterator[int]:
     """One local Ray of 2 CPUs for every test that needs one: each start costs seconds. Its workers can reach
     ``s3``."""
-    from cluster.tasks import jobs
+    from cluster.tasks import ray_session
 
     with pytest.MonkeyPatch.context() as patch:
         _reach(s3_proxy, patch)
-        with jobs.session(2) as workers:
+        with ray_session.session(2) as workers:
             patch.undo()
             yield workers
 

@@ -13,7 +13,7 @@ from tests.datasets import markov_sequence, write_dataset
 from trainer.models import pretrained
 from trainer.models.chordmixer import ChordMixer, ChordMixerConfig
 from trainer.models.network import Network
-from trainer.tracking.mlflow_run import Run
+from trainer.tracking.mlflow_run import Run, RunSpec
 from trainer.tracking.registry import Registry
 
 NAME = "toy"
@@ -43,9 +43,8 @@ def tiny_network(*, seed: int = 0) -> Network:
 
 def register(folder: Path, uri: str, *, seed: int, params: dict[str, object]) -> str:
     """The id of a finished run that logged a few metrics and registered ``tiny_network(seed)``."""
-    with Run(
-        uri=uri, experiment="toys", name="<toy & run>", params=params, artifact_uri=str(folder / "art")
-    ) as run:
+    spec = RunSpec(uri, "toys", "<toy & run>", params=params, artifact_uri=str(folder / "art"))
+    with Run(spec) as run:
         for step in range(5):
             run.log(
                 {

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 
 EVERY = 5
 
@@ -31,7 +31,7 @@ class Peers:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._first, self._size, self._lost, self._sockets = rank == 0, size, lost, list[socket.socket]()
         self._server = socket.create_server(("", port)) if self._first else None
-        with heart.inside("meeting the others", phase=True):
+        with heartbeat.inside("meeting the others", phase=True):
             self._meet(address, port, world)
 
     def _meet(self, address: str, port: int, world: int) -> None:
@@ -51,7 +51,7 @@ class Peers:
 
     def any(self, mine: bool) -> bool:
         """Whether it is so on any rank."""
-        with heart.inside("all_reduce"):
+        with heartbeat.inside("all_reduce"):
             try:
                 if self._first:
                     mine = any([mine, *(self._read(peer) for peer in self._sockets)])
@@ -72,7 +72,7 @@ class Peers:
 def advance(seconds: float) -> None:
     for _ in range(30):
         time.sleep(seconds / 30)
-        heart.advance()
+        heartbeat.advance()
 
 
 def befall(what: str) -> None:
@@ -102,12 +102,12 @@ def befall(what: str) -> None:
     elif what == "busy":  # for longer than the tests' hang_timeout_s, while the others wait
         for _ in range(30):
             time.sleep(0.1)
-            with heart.inside("phase"):
+            with heartbeat.inside("phase"):
                 pass
     elif what in ("upload", "stall"):  # a checkpoint that a thread writes, piece by piece, or not
         thread = threading.Thread(target=advance if what == "upload" else time.sleep, args=(3,), daemon=True)
         thread.start()
-        with heart.inside("waiting for the checkpoint", phase=True):
+        with heartbeat.inside("waiting for the checkpoint", phase=True):
             thread.join()
     elif what == "slow":
         time.sleep(0.7)
@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
     checkpoint, step = folder / "checkpoint", 0
     if checkpoint.exists():
         step = int(checkpoint.read_text())
-    heart.saved(step)
+    heartbeat.saved(step)
     if rank == 0:
         print(f"world {world} from {step}", file=sys.stderr, flush=True)
     peers = Peers(rank, world, size=int(given.get("bytes", "1")), lost=given.get("lost", ""))
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
     faults = [each.split(":") for each in given["once"].split(",")] if "once" in given else []
     while step < int(given["steps"]):
         step += 1
-        heart.step(step)
+        heartbeat.step(step)
         for what, who, when in faults:
             mark = folder / f"befell-{what}-{who}-{when}"
             if (str(rank), str(step)) == (who, when) and not mark.exists():
@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> int:
                 new = folder / "new"
                 new.write_text(str(step))
                 new.replace(checkpoint)
-            heart.saved(step)
+            heartbeat.saved(step)
             if stopping:
                 return 75
     return 0

@@ -7,6 +7,7 @@ import sys
 import torch
 
 from cluster.process import exits, host
+from cluster.process.command import exit_code
 from trainer.evaluation import embedding_table
 from trainer.evaluation.embed_command import EmbedRequest, embed_file
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(embed_file(request)))
         return exits.EXIT_OK
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         resumable=True,

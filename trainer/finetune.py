@@ -9,6 +9,7 @@ import sys
 import torch
 
 from cluster.process import exits, host
+from cluster.process.command import exit_code
 from trainer.evaluation.tasks.finetune_command import FinetuneRequest, finetune_task
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         finetune_task(request)
         return exits.EXIT_OK
 
-    return exits.exit_code(
+    return exit_code(
         run,
         debug=args.debug,
         resumable=True,

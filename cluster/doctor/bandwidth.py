@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.process import compat, exits, world
+from cluster.process.command import exit_code
 
 _TURNS = 7
 _LIMIT_S = 120.0
@@ -99,7 +100,7 @@ def _tell(world: world.World) -> int:
         except (OSError, ValueError, RuntimeError) as fault:
             raise RuntimeError(f"rank {world.rank}: {exits.brief(str(fault), 300)}") from fault
 
-    return exits.exit_code(run)
+    return exit_code(run)
 
 
 def _start(count: int) -> int:
@@ -124,14 +125,15 @@ def _start(count: int) -> int:
                 [one.sentinel for one in left], deadline - time.monotonic()
             ):
                 late = ", ".join(str(started.index(one)) for one in left)
-                print(f"error: no end in {_LIMIT_S:g} s of rank {late}", file=sys.stderr, flush=True)
+                exits.print_error(f"no end in {_LIMIT_S:g} s of rank {late}")
                 return exits.EXIT_FAILED
             for one in [one for one in left if one.exitcode is not None]:
                 left.remove(one)
                 if code := one.exitcode:
                     if code < 0:  # otherwise it has said why itself
-                        how = f"rank {started.index(one)} was killed by {signal.Signals(-code).name}"
-                        print(f"error: {how}", file=sys.stderr, flush=True)
+                        exits.print_error(
+                            f"rank {started.index(one)} was killed by {signal.Signals(-code).name}"
+                        )
                     return exits.EXIT_FAILED
         return exits.EXIT_OK
     finally:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from cluster.process import exits, host, world
+from cluster.process.command import exit_code
 from cluster.storage import store
 from configs import redact
 
@@ -393,7 +394,7 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     if args.ranks is not None and args.ranks < 1:
         parser.error(f"--ranks: {args.ranks} must be at least 1")
-    return exits.exit_code(lambda: _tell(examine(args), as_json=args.json), debug=args.debug, resumable=True)
+    return exit_code(lambda: _tell(examine(args), as_json=args.json), debug=args.debug, resumable=True)
 
 
 def _tell(findings: Iterator[Finding], *, as_json: bool) -> int:

@@ -5,72 +5,33 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cluster.launch import blame
+from cluster.launch.blame import Blame
 from cluster.launch.config import ClusterConfig
-from cluster.launch.nodes import Member, NodeLost, Nodes, Place, close_all, reach
+from cluster.launch.members import Member
+from cluster.launch.nodes import NodeLost
+from cluster.launch.protocol import RankState, Start
 from cluster.process.evidence import END
-from cluster.process.exits import EXIT_OK, EXIT_PREEMPTED, EXIT_USAGE, LOST_PEERS
+from cluster.process.exits import EXIT_OK, EXIT_PREEMPTED, EXIT_USAGE, error_in
 
-READY_S = 60.0  # for an agent to start
 _PAUSE_S = 0.05
-_HERE_S = 5.0  # between words to the agents, so that they know of us
-_FORSAKEN_S = 60.0  # without a word of us, an agent on another host ends its ranks
-_ASLEEP_S = 1.0  # after which we, and not an agent, were silent: Ctrl-Z, for one
-_KILLED_S = 30.0  # for the kernel to end what was killed
-_SHOW_S, _QUIET_S = 10.0, 2.0  # for ranks to show what they do: in all, and without a word
-_ENDS = {EXIT_OK, EXIT_PREEMPTED}  # of ranks to which nothing happened
-Stop = Literal["", "save", "now"]  # whether ranks are to go on, to save and end, or to end
-
-
-def muster(
-    nodes: Nodes, places: Sequence[Place], *, stop: Callable[[], object] = bool
-) -> tuple[list[Member], list[str]]:
-    """(nodes whose agents answer and that reach the first of them, why each other is left out)."""
-
-    def connect(place: Place) -> Member | str:
-        try:
-            member = Member(place, nodes.connect(place))
-        except NodeLost as lost:
-            return str(lost)
-        try:
-            member.port = member.await_event("ready", READY_S, stop)["port"]
-        except NodeLost as lost:
-            member.link.close()
-            return str(lost)
-        return member
-
-    with ThreadPoolExecutor(max(1, len(places))) as pool:
-        answers = list(pool.map(connect, places))
-    members, left_out = (
-        [one for one in answers if isinstance(one, Member)],
-        [o for o in answers if isinstance(o, str)],
-    )
-    # The ranks meet at the first node: one that is cut off itself would leave out all the others.
-    best: tuple[list[Member], list[str]] = ([], [])
-    for head in members:
-        others = [member for member in members if member is not head]
-        with ThreadPoolExecutor(max(1, len(others))) as pool:
-            faults = list(
-                pool.map(lambda member, head=head: reach(member, head, listens=True, stop=stop), others)
-            )
-        found = [head, *(member for member, fault in zip(others, faults, strict=True) if fault is None)]
-        if len(found) > len(best[0]):
-            best = found, [fault for fault in faults if fault]
-        if len(found) == len(members):
-            break
-    close_all(member for member in members if member not in best[0])
-    return best[0], left_out + best[1]
+_HERE_S = 5.0  # between signs of life to the agents
+_SILENCE_S = 60.0  # without any, an agent on another host ends its ranks
+_ASLEEP_S = 1.0  # a longer pause means that the supervisor was stopped (Ctrl-Z), not that agents are silent
+_KILLED_S = 30.0  # for the kernel to end ranks that were killed
+_SHOW_S, _QUIET_S = 10.0, 2.0  # for ranks to show what they are doing: in all, and without a new line
+_ENDS = {EXIT_OK, EXIT_PREEMPTED}  # the exit codes of ranks that had no fault
+Stop = Literal["", "save", "now"]  # whether ranks go on, save and end, or end without saving
 
 
 @dataclass(frozen=True)
 class Outcome:
     """``kind``: all ranks ended well; the config is wrong; all saved and stopped; or a fault, with its
-    ``cause`` and the name of the ``node`` that it is put down to. ``saved``: step of the newest checkpoint
-    that a rank told of."""
+    ``cause`` and the name of the ``node`` to blame. ``saved``: the step of the newest checkpoint that a rank
+    reported."""
 
     kind: Literal["done", "usage", "stopped", "fault"]
     cause: str = ""
@@ -79,97 +40,115 @@ class Outcome:
 
 
 class Attempt:
-    """``world`` ranks of ``command`` on ``members``, which have been given their ranks."""
+    """The ranks on ``members``, to which their ranks are assigned."""
 
     def __init__(self, config: ClusterConfig, members: Sequence[Member], say: Callable[[str], None]) -> None:
         self._config, self._members, self._say = config, list(members), say
-        self._of = {
-            rank: member for member in members for rank in range(member.first, member.first + member.local)
-        }
-        self._codes: dict[int, int] = {}  # in the order in which they ended
-        self._beats: dict[int, dict[str, Any]] = {}
-        self._words: dict[int, str] = {}  # of each rank, its last error or else its last line
-        self._said: set[str] = set()
-        self._deadline: float | None = None
+        self._ranks = [rank for member in members for rank in member.ranks]
+        self._codes: dict[int, int] = {}  # of ranks that have ended, in that order
+        self._states: dict[int, RankState] = {}
+        self._words: dict[int, str] = {}  # of each rank its last error, or else its last line
+        self._printed: set[str] = set()  # errors; what several ranks say is printed once
+        self._evidence: dict[int, list[str]] | None = None  # the lines of ranks that show what they are doing
+        self._stopping = False  # whether the ranks have been told to save and end
+        self._incomplete = False  # whether a rank has failed: no checkpoint can be finished without it
+        self._deadline: float | None = None  # after which the ranks that still run are killed
         self._killed: set[int] = set()  # ranks that we have ended
-        self._cause: tuple[str, str | None] | None = None  # found by us, while they ran
-        self._shown: dict[int, list[str]] | None = None  # while ranks show what they do: the lines of each
+        self._blame: Blame | None = None  # found while the ranks ran
+        self._checked = self._signed = 0.0  # when the agents were last listened to, and sent a sign of life
 
     def run(self, command: Sequence[str], env: dict[str, str], stop: Callable[[], Stop]) -> Outcome:
         """Start the ranks and stay until all have ended; ``stop`` is asked all the time."""
-        head, world, told = self._members[0], len(self._of), False
-        silence = (
-            None if self._config.launch.kind == "local" else _FORSAKEN_S
-        )  # a local agent sees our end at once
+        self._start(command, env)
+        while len(self._codes) < len(self._ranks):
+            self._listen()
+            wish = stop()
+            self._pass_on_wish(wish)
+            self._limit_survivors()
+            self._check_progress()
+            self._enforce_deadline(wish)
+            time.sleep(_PAUSE_S)
+        return self._outcome()
+
+    def _start(self, command: Sequence[str], env: dict[str, str]) -> None:
+        head = self._members[0]
+        local = self._config.launch.kind == "local"  # such an agent sees the end of the supervisor at once
         for member in self._members:
-            self._tell(
-                member,
-                "start",
+            start = Start(
                 command=list(command),
                 env=env,
                 first=member.first,
                 local=member.local,
-                world=world,
+                world=len(self._ranks),
                 address=head.place.address,
                 port=head.port,
-                silence=silence,
+                silence=None if local else _SILENCE_S,
             )
-        alone, looked, here = False, time.monotonic(), time.monotonic()
-        for (
-            member
-        ) in self._members:  # until now it had nothing to tell, however long the number of ranks took
-            member.heard = looked
-        while len(self._codes) < world:
-            now = time.monotonic()
-            if now - looked > _ASLEEP_S:
-                for member in self._members:
-                    member.heard += now - looked
-            looked = now
-            if now - here > _HERE_S:
-                here = now
-                for member in self._members:
-                    self._tell(member, "here")
+            self._order(member, "start", **asdict(start))
+        self._checked = self._signed = time.monotonic()
+        for member in self._members:  # it had nothing to send until now, however long the start took
+            member.heard = self._checked
+
+    def _listen(self) -> None:
+        """Take the agents' events, and let them know that the supervisor is alive."""
+        now = time.monotonic()
+        if now - self._checked > _ASLEEP_S:
             for member in self._members:
-                self._hear(member)
-            wish = stop()
-            if wish and not told:
-                told = True
-                self._limit(self._config.grace_s)
-                for member in self._members:
-                    self._tell(member, "signal", number=int(signal.SIGTERM))
-            if wish == "now":
-                self._deadline = 0.0
-            if any(code != EXIT_OK for code in self._codes.values()):
-                self._limit(self._config.grace_s)
-            if not alone and not set(self._codes.values()) <= _ENDS and not self._may_agree():
-                alone = True  # a rank is missing: no checkpoint can be finished any more
-                self._limit(self._config.survivor_s)
-            if self._deadline is None and blame.still(running := self._running(), self._config):
-                cause, node, behind = blame.hanging(running, self._members)
-                self._cause = cause, node
-                self._show(behind)
-                self._deadline = 0.0
-            if self._deadline is not None and time.monotonic() > self._deadline:
-                left = set(self._of) - set(self._codes)
-                if left and told and wish != "now" and not alone:  # they have not saved in time
-                    self._show(min(left))
-                self._kill()
-            time.sleep(_PAUSE_S)
-        return self._outcome(told)
+                member.heard += now - self._checked
+        self._checked = now
+        if now - self._signed > _HERE_S:
+            self._signed = now
+            for member in self._members:
+                self._order(member, "here")
+        for member in self._members:
+            self._take_events(member)
+
+    def _pass_on_wish(self, wish: Stop) -> None:
+        if wish and not self._stopping:
+            self._stopping = True
+            self._limit(self._config.grace_s)
+            for member in self._members:
+                self._order(member, "signal", number=int(signal.SIGTERM))
+        if wish == "now":
+            self._deadline = 0.0
+
+    def _limit_survivors(self) -> None:
+        """Once a rank has ended other than well, the others have a limited time."""
+        codes = set(self._codes.values())
+        if codes - {EXIT_OK}:
+            self._limit(self._config.grace_s)
+        if codes - _ENDS and not self._incomplete and not self._may_agree():
+            self._incomplete = True
+            self._limit(self._config.survivor_s)
+
+    def _check_progress(self) -> None:
+        running = self._running()
+        if self._deadline is None and blame.is_hanging(running, self._config):
+            self._blame = blame.blame_hang(running, self._members)
+            self._show_evidence(blame.rank_behind(running))
+            self._deadline = 0.0
+
+    def _enforce_deadline(self, wish: Stop) -> None:
+        if self._deadline is None or time.monotonic() <= self._deadline:
+            return
+        left = set(self._ranks) - set(self._codes)
+        if left and self._stopping and wish != "now" and not self._incomplete:  # they have not saved in time
+            self._show_evidence(min(left))
+        self._kill()
 
     def _limit(self, seconds: float) -> None:
-        """The ranks get so long, or what is left of the time that they had."""
-        if self._deadline is None or self._deadline > time.monotonic() + seconds:
-            self._deadline = time.monotonic() + seconds
+        """The ranks have ``seconds`` from now, or less if their deadline is earlier."""
+        deadline = time.monotonic() + seconds
+        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
 
-    def _tell(self, member: Member, do: str, **more: Any) -> None:
+    def _order(self, member: Member, do: str, **more: Any) -> None:
         try:
             if member.lost is None:
                 member.order(do, **more)
         except NodeLost as lost:
             self._lose(member, str(lost))
 
-    def _hear(self, member: Member) -> None:
+    def _take_events(self, member: Member) -> None:
         if member.lost is not None:
             return
         try:
@@ -179,9 +158,9 @@ class Attempt:
             return
         for event in events:
             if event["event"] == "line":
-                self._pass_on(event["rank"], event["text"])
-            elif event["event"] == "beats":
-                self._beats |= {int(rank): beat for rank, beat in event["beats"].items()}
+                self._take_line(event["rank"], event["text"])
+            elif event["event"] == "states":
+                self._states |= {int(rank): RankState(**state) for rank, state in event["states"].items()}
             elif event["event"] == "exited":
                 self._codes[event["rank"]] = event["code"]
             elif event["event"] == "fault":
@@ -191,94 +170,101 @@ class Attempt:
             self._lose(member, f"{member.place.name}: its agent has been silent for {silent:.0f} s")
 
     def _lose(self, member: Member, why: str) -> None:
-        """Its ranks have ended with it: the agent never leaves one behind."""
+        """The node is gone, and its ranks with it: an agent never leaves one behind."""
         member.lost = why
-        self._cause = self._cause or (why, member.place.name)
-        for rank in range(member.first, member.first + member.local):
+        self._blame = self._blame or Blame(why, member.place.name)
+        for rank in member.ranks:
             self._codes.setdefault(rank, -int(signal.SIGKILL))
             self._killed.add(rank)
 
-    def _pass_on(self, rank: int, text: str) -> None:
-        """A line of a rank; what several ranks say of one fault is told once."""
-        if self._shown is not None:
-            self._shown[rank].append(text)
+    def _take_line(self, rank: int, text: str) -> None:
+        """Print a line of a rank, but an error that several ranks have only once."""
+        if self._evidence is not None:
+            self._evidence[rank].append(text)
             return
-        if blame.is_error(text) or not blame.is_error(self._words.get(rank, "")):
+        error = error_in(text)
+        if error is not None or error_in(self._words.get(rank, "")) is None:
             self._words[rank] = text
-        if blame.is_error(text):
-            # Of those that lose the same peer, each has another address and step.
-            once = LOST_PEERS if text.startswith(f"error: {LOST_PEERS}") else text
-            if once in self._said:
+        if error is not None:
+            # Ranks that lose the same peer name different addresses and steps.
+            same = "lost peers" if blame.has_lost_peers(text) else text
+            if same in self._printed:
                 return
-            self._said.add(once)
-        print(text if rank == 0 else f"[rank {rank}] {text}", file=sys.stderr, flush=True)
+            self._printed.add(same)
+        _print(text if rank == 0 else f"[rank {rank}] {text}")
 
-    def _running(self) -> blame.Beats:
-        return {rank: beat for rank, beat in self._beats.items() if rank not in self._codes}
+    def _running(self) -> dict[int, RankState]:
+        return {rank: state for rank, state in self._states.items() if rank not in self._codes}
 
     def _may_agree(self) -> bool:
-        """Whether those that have ended call the config wrong, and others have not come so far as to say it,
-        too."""
+        """Whether ranks have ended with a wrong config, and others are still starting and may say the
+        same."""
         ended = set(self._codes.values()) - _ENDS
-        starting = [
-            rank
-            for rank in self._of
-            if rank not in self._codes and not self._beats.get(rank, {}).get("collectives")
-        ]
-        return ended == {EXIT_USAGE} and bool(starting)
+        starting = any(
+            self._states.get(rank, RankState()).collectives == 0
+            for rank in self._ranks
+            if rank not in self._codes
+        )
+        return ended == {EXIT_USAGE} and starting
 
-    def _show(self, first: int) -> None:
-        """Have the ranks that run show their stacks and last collectives, ``first`` first; alike ones
+    def _show_evidence(self, first: int) -> None:
+        """Print the stacks and last collectives of the ranks that run, ``first`` first, and equal ones
         once."""
         running = self._running()
-        asked = [rank for rank, beat in running.items() if beat["collectives"] or beat["step"]]
-        self._shown = {rank: [] for rank in self._of}
+        shown = self._collect_evidence(running)
+        alike: dict[str, list[int]] = {}
+        for rank in sorted(running, key=lambda rank: (rank != first, rank)):
+            # Addresses and ages differ from rank to rank.
+            text = re.sub(r"0x[0-9a-f]+|\d+ s$", "", "\n".join(shown[rank]), flags=re.MULTILINE)
+            alike.setdefault(text, []).append(rank)
+        for ranks in alike.values():
+            lines = shown[ranks[0]] or ["nothing: the process, or its interpreter, is stopped"]
+            self._say(f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}, before being killed:")
+            _print("\n".join(f"[rank {ranks[0]}] {line}" for line in lines))
+
+    def _collect_evidence(self, running: dict[int, RankState]) -> dict[int, list[str]]:
+        """What each rank prints when it is asked."""
+        # A rank answers once it has begun a step or a collective, and not while it is stopped.
+        expected = [
+            rank for rank, state in running.items() if (state.collectives or state.step) and not state.stopped
+        ]
+        self._evidence = {rank: [] for rank in self._ranks}
         for member in self._members:
-            self._tell(member, "show")
-        begin = news = time.monotonic()
+            self._order(member, "show")
+        begin = newest = time.monotonic()
         count = 0
-        while time.monotonic() - begin < _SHOW_S and time.monotonic() - news < _QUIET_S:
+        while time.monotonic() - begin < _SHOW_S and time.monotonic() - newest < _QUIET_S:
             for member in self._members:
-                self._hear(member)
-            if count != (count := sum(map(len, self._shown.values()))):
-                news = time.monotonic()
-            if all(END in self._shown[rank] for rank in asked if not running[rank]["stopped"]):
+                self._take_events(member)
+            if count != (count := sum(map(len, self._evidence.values()))):
+                newest = time.monotonic()
+            if all(END in self._evidence[rank] for rank in expected):
                 break
             time.sleep(_PAUSE_S)
-        shown, self._shown, alike = self._shown, None, dict[str, list[int]]()
-        for rank in sorted(running, key=lambda rank: (rank != first, rank)):
-            text = "\n".join(line for line in shown[rank] if line != END)
-            alike.setdefault(re.sub(r"0x[0-9a-f]+|\d+ s$", "", text, flags=re.MULTILINE), []).append(rank)
-        for ranks in alike.values():
-            names = ", ".join(map(str, ranks))
-            lines = [line for line in shown[ranks[0]] if line != END]
-            if not lines:
-                lines = ["nothing: it is stopped, or the interpreter is"]
-            self._say(f"rank{'s' * (len(ranks) > 1)} {names}, before being killed:")
-            print("\n".join(f"[rank {ranks[0]}] {line}" for line in lines), file=sys.stderr, flush=True)
+        shown, self._evidence = self._evidence, None
+        return {rank: [line for line in lines if line != END] for rank, lines in shown.items()}
 
     def _kill(self) -> None:
-        running = set(self._of) - set(self._codes)
+        running = set(self._ranks) - set(self._codes)
         for member in self._members:
-            self._tell(member, "kill")
+            self._order(member, "kill")
         deadline = time.monotonic() + _KILLED_S
-        while len(self._codes) < len(self._of) and time.monotonic() < deadline:
+        while len(self._codes) < len(self._ranks) and time.monotonic() < deadline:
             for member in self._members:
-                self._hear(member)
+                self._take_events(member)
             time.sleep(_PAUSE_S)
         for member in self._members:
-            if set(range(member.first, member.first + member.local)) - set(self._codes):
+            if set(member.ranks) - set(self._codes):
                 self._lose(member, f"{member.place.name}: its ranks do not end")
         self._killed |= running
 
-    def _outcome(self, told: bool) -> Outcome:
-        saved = max((beat["saved"] for beat in self._beats.values()), default=0)
-        if told:  # one that has not begun yet does not hear SIGTERM, and has nothing to save
-            self._codes |= {
-                rank: EXIT_PREEMPTED
-                for rank, code in self._codes.items()
-                if code == -signal.SIGTERM and not self._step(rank)
-            }
+    def _outcome(self) -> Outcome:
+        saved = max((state.saved for state in self._states.values()), default=0)
+        steps = {rank: self._states.get(rank, RankState()).step for rank in self._ranks}
+        if self._stopping:  # a rank that had not begun ends by SIGTERM, and has nothing to save
+            for rank, code in self._codes.items():
+                if code == -signal.SIGTERM and not steps[rank]:
+                    self._codes[rank] = EXIT_PREEMPTED
         codes = set(self._codes.values())
         if codes == {EXIT_OK}:
             return Outcome("done", saved=saved)
@@ -287,11 +273,11 @@ class Attempt:
         if codes <= _ENDS:
             return Outcome("stopped", saved=saved)
         own = [rank for rank, code in self._codes.items() if rank not in self._killed and code not in _ENDS]
-        if told and not own and not self._cause:
+        if self._stopping and not own and not self._blame:
             return Outcome("fault", f"{len(self._killed)} ranks had to be killed", saved=saved)
-        steps = {rank: self._step(rank) for rank in self._of}
-        cause, node = self._cause or blame.first_fault(own, self._codes, self._words, steps, self._members)
-        return Outcome("fault", cause, node, saved)
+        first = self._blame or blame.blame_first(own, self._codes, self._words, steps, self._members)
+        return Outcome("fault", first.cause, first.node, saved)
 
-    def _step(self, rank: int) -> int:
-        return int(self._beats.get(rank, {}).get("step", 0))
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

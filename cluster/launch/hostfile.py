@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from configs import ConfigError
+from configs.values import decode
 
 # ASCII alone: other digits and letters look like these and name other hosts.
 _LINE = re.compile(r"(?P<name>[^ \t]+)([ \t]+slots=(?P<slots>[0-9]{1,6}))?")
@@ -23,11 +24,11 @@ def read_hostfile(path: str) -> dict[str, int]:
         too.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = decode(Path(path).read_bytes())
     except OSError as fault:
         raise ConfigError(f"launch.hostfile: cannot read {path}: {fault.strerror}") from fault
-    except UnicodeDecodeError as fault:
-        raise ConfigError(f"launch.hostfile: cannot read {path}: it is not UTF-8") from fault
+    except ValueError as fault:
+        raise ConfigError(f"launch.hostfile: cannot read {path}: {fault}") from fault
     hosts: dict[str, int] = {}
     known: set[str] = set()
     faults = []

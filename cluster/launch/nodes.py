@@ -1,8 +1,6 @@
-"""Nodes as the supervisor sees them, and those that a process reaches: this machine, and hosts by a
-command."""
+"""Nodes as the supervisor uses them; this machine, and hosts that a command such as ssh reaches."""
 
 import contextlib
-import json
 import queue
 import shlex
 import signal
@@ -10,61 +8,57 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from cluster.launch.hostfile import read_hostfile
 
 AGENT = ("-m", "cluster.launch.agent")
-_PATIENCE = 15.0  # seconds that an agent gets to end its ranks and itself
-_NO_PATIENCE = 1.0  # and one that has never answered, and has no ranks
-_REACH_S = 10.0
-_PAUSE_S = 0.05
+_PATIENCE = 15.0  # seconds for an agent to end its ranks and itself
+_NO_PATIENCE = 1.0  # the same for one that has never answered, and so has no ranks
 
 
 @dataclass(frozen=True)
 class Place:
-    """One node as it can be used now: a name for people, the address by which other nodes reach it, room for
-    ranks."""
+    """A node that can be used now: its name, the address at which other nodes reach it, and how many ranks it
+    can run."""
 
     name: str
     address: str
     slots: int
 
 
-class NodeLost(RuntimeError):  # noqa: N818 - it is what happened
+class NodeLost(RuntimeError):  # noqa: N818 - an event more than an error
     """A node or its agent is gone; one sentence."""
 
 
 class Link(Protocol):
-    """The way to one node's agent."""
+    """The connection to one node's agent."""
 
     def send(self, line: str) -> None:
         """One line of JSON. NodeLost if the agent is gone."""
 
     def receive(self) -> list[str]:
-        """Lines since the last call, without waiting. NodeLost once the agent is gone and all its lines were
-        given."""
+        """The lines since the last call, without waiting. NodeLost once the agent is gone and all its lines
+        were returned."""
 
     def close(self) -> None:
-        """The agent's input ends: it kills what it started, and ends. Idempotent."""
+        """End the agent's input: it kills what it started and ends. May be called twice."""
 
 
 class Nodes(Protocol):
     """The nodes of one kind of cluster."""
 
     def places(self) -> list[Place]:
-        """Nodes to be tried now, in a stable order."""
+        """The nodes to try now, always in the same order."""
 
     def connect(self, place: Place) -> Link:
-        """A new agent there; many may be connected at once. NodeLost with the reason."""
+        """A new agent there. Called for many nodes at once. NodeLost with the reason."""
 
     def close(self) -> None:
-        """Nothing of it is left."""
+        """End all agents and give back what was taken."""
 
 
 class LocalNodes:
@@ -73,7 +67,7 @@ class LocalNodes:
     def __init__(
         self, slots: int | None, *, directory: str | None = None, agent: Sequence[str] = AGENT
     ) -> None:
-        """``slots``: ranks that it runs; default one for each GPU, or 1."""
+        """``slots``: how many ranks it runs; default one for each GPU, or 1."""
         self._place = Place(
             "localhost", "127.0.0.1", slots or len(list(Path("/dev").glob("nvidia[0-9]*"))) or 1
         )
@@ -101,15 +95,14 @@ class HostNodes:
         slots: int | None = None,
         agent: Sequence[str] = AGENT,
     ) -> None:
-        """``slots``: ranks on each host, whatever the file says. ConfigError if the file is wrong."""
+        """``slots``: ranks on each host, instead of what the file says. ConfigError if the file is wrong."""
         self._hosts = read_hostfile(hostfile)
         self._remote, self._slots, self._agent = remote, slots, agent
         self._directory = str(Path(directory or ".").absolute())
 
     def places(self) -> list[Place]:
         addresses = {name: _address(name) for name in self._hosts}
-        # This host's own name is 127.0.1.1 on many; the others need the address by which this one reaches
-        # them.
+        # Many hosts resolve their own name to 127.0.1.1. The others need the address that faces them.
         away = next((address for address in addresses.values() if not address.startswith("127.")), None)
         return [
             Place(
@@ -121,90 +114,23 @@ class HostNodes:
         ]
 
     def connect(self, place: Place) -> Link:
-        reach = [word.replace("{host}", place.name) for word in shlex.split(self._remote)]
-        # env and not a shell: ssh joins words with blanks, other commands take them as they are.
+        remote = [word.replace("{host}", place.name) for word in shlex.split(self._remote)]
+        # No shell syntax: ssh joins the words with blanks, other commands pass them as they are.
         there = ["env", f"--chdir={self._directory}", sys.executable, *self._agent]
-        return _ProcessLink(place.name, [*reach, *there], directory=None)
+        return _ProcessLink(place.name, [*remote, *there], directory=None)
 
     def close(self) -> None:
         pass
 
 
-@dataclass
-class Member:
-    """A node with its agent; ``first``, ``local``: its ranks, once there is a world."""
-
-    place: Place
-    link: Link
-    port: int = 0
-    first: int = 0
-    local: int = 0
-    heard: float = field(default_factory=time.monotonic)
-    lost: str | None = None
-    kept: list[dict[str, Any]] = field(default_factory=list)  # events that came while another was waited for
-
-    def events(self) -> list[dict[str, Any]]:
-        """What its agent has told since the last call. NodeLost once it is gone."""
-        kept, self.kept = self.kept, []
-        if kept:
-            return kept
-        lines = self.link.receive()
-        if lines:
-            self.heard = time.monotonic()
-        found = []
-        for line in lines:  # a remote shell may say something of its own, and a link may break within a line
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-        return [event for event in found if isinstance(event, dict) and "event" in event]
-
-    def order(self, do: str, **more: Any) -> None:
-        self.link.send(json.dumps({"do": do, **more}))
-
-    def await_event(self, name: str, seconds: float, stop: Callable[[], object] = bool) -> dict[str, Any]:
-        """The next event called ``name``; others are kept for ``events``. NodeLost if it does not come."""
-        deadline = time.monotonic() + seconds
-        others: list[dict[str, Any]] = []
-        while time.monotonic() < deadline and not stop():
-            found = self.events()
-            for place, event in enumerate(found):
-                if event["event"] == name:
-                    self.kept = [*others, *found[:place], *found[place + 1 :]]
-                    return event
-            others += found
-            time.sleep(_PAUSE_S)
-        self.kept += others
-        raise NodeLost(f"{self.place.name}: its agent has not answered for {seconds:g} s")
-
-
-def reach(member: Member, head: Member, *, listens: bool, stop: Callable[[], object] = bool) -> str | None:
-    """Why ``member`` cannot be used together with ``head``: it does not reach its port, or does not answer.
-
-    Where not even the agent ``listens`` there, a refusal shows that the network is whole.
-    """
-    try:
-        member.order("reach", address=head.place.address, port=head.port)
-        told = member.await_event("reach", _REACH_S, stop)
-    except NodeLost as lost:
-        return str(lost)
-    whole = told["fault"] is None or (told["refused"] and not listens)
-    return None if whole else f"{member.place.name}: {told['fault']}"
-
-
-def close_all(members: Iterable[Member]) -> None:
-    """Their agents end, all at once: one that does not answer is waited for."""
-    links = [member.link for member in members]
-    with ThreadPoolExecutor(max(1, len(links))) as pool:
-        list(pool.map(lambda link: link.close(), links))
-
-
 class _ProcessLink:
-    """An agent that is a child of this process, or of a command that reaches another host."""
+    """An agent that is a child of this process, or of the command that reaches another host."""
 
     def __init__(self, name: str, command: Sequence[str], *, directory: str | None) -> None:
-        self._name, self._lines, self._last_words = name, queue.SimpleQueue[str | None](), ""
-        self._ended = self._closed = self._spoke = False
+        self._name, self._lines, self._last_error = name, queue.SimpleQueue[str | None](), ""
+        self._ended = self._closed = self._answered = False
         try:
-            # A session of its own: the terminal's Ctrl-C is for the supervisor, which tells the ranks.
+            # A session of its own: Ctrl-C goes to the supervisor alone, which stops the ranks.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -220,8 +146,11 @@ class _ProcessLink:
             raise NodeLost(f"{name}: cannot run {command[0]}: {fault.strerror}") from fault
         assert self._process.stdout and self._process.stderr
         self._threads = [
-            threading.Thread(target=read, args=(pipe,), daemon=True)
-            for pipe, read in ((self._process.stdout, self._read), (self._process.stderr, self._listen))
+            threading.Thread(target=follow, args=(pipe,), daemon=True)
+            for pipe, follow in (
+                (self._process.stdout, self._read_out),
+                (self._process.stderr, self._read_err),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -254,45 +183,45 @@ class _ProcessLink:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(_PATIENCE if self._spoke else _NO_PATIENCE)
+            self._process.wait(_PATIENCE if self._answered else _NO_PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def _read(self, pipe: IO[str]) -> None:
+    def _read_out(self, pipe: IO[str]) -> None:
         for line in pipe:
-            self._spoke = True
+            self._answered = True
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def _listen(self, pipe: IO[str]) -> None:
+    def _read_err(self, pipe: IO[str]) -> None:
         for line in pipe:
-            self._last_words = line.strip() or self._last_words
+            self._last_error = line.strip() or self._last_error
 
     def _why(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)  # its pipes end a moment before it
+            self._process.wait(1)  # its pipes close a moment before it ends
             self._threads[1].join(1)
         code = self._process.poll()
-        how = "its agent does not take orders"
+        how = "its agent does not read its input"
         if code is not None:
             how = (
                 f"its agent was killed by {signal.Signals(-code).name}"
                 if code < 0
                 else f"its agent ended ({code})"
             )
-        return f"{self._name}: {how}" + (f": {self._last_words}" if self._last_words else "")
+        return f"{self._name}: {how}" + (f": {self._last_error}" if self._last_error else "")
 
 
 def _address(name: str) -> str:
     try:
         return socket.gethostbyname(name)
     except OSError:
-        return name  # what connects to it says what is wrong
+        return name  # the connection to it will say what is wrong
 
 
 def _own_address(away: str) -> str:
-    """Of this host, on the way to ``away``."""
+    """The address of this host on the route to ``away``."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((away, 9))  # sends nothing
         return str(probe.getsockname()[0])

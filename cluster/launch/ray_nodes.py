@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.launch.nodes import AGENT, Link, NodeLost, Place
 from cluster.process.exits import brief
-from cluster.tasks import jobs
+from cluster.tasks import ray_session
 from configs import ConfigError
 
 _POLL = 2.0  # seconds, at most, that a launcher waits for a line before it answers with none
@@ -72,7 +72,7 @@ class RayNodes:
         self._groups: dict[str, PlacementGroup] = {}  # by Ray's id of the node
         self._links: list[_RayLink] = []
         self._joined = contextlib.ExitStack()
-        self._joined.enter_context(jobs.join(address))
+        self._joined.enter_context(ray_session.join(address))
 
     def places(self) -> list[Place]:
         """Nodes that are alive and large enough, by name."""
@@ -109,7 +109,7 @@ class RayNodes:
             if node["Alive"]
             and (
                 node["NodeID"] not in doubtful
-                or jobs.listens(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", seconds=2)
+                or ray_session.listens(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", seconds=2)
             )
         ]
 

@@ -1,7 +1,7 @@
-"""What this rank is doing, in a small file that its node's launcher reads: step, collective, last saved step.
+"""What this rank is doing (step, collective, last checkpoint), in a small file that its node's agent reads.
 
-A record is memory that is mapped to a file, so that it costs the rank nothing, and can be read of a rank that
-hangs, is stopped, or is dead. Without DNA_HEARTBEAT the record is kept for this process alone.
+The file is mapped into memory: writing it costs the rank nothing, and it can be read while the rank hangs, is
+stopped, or is dead. Without DNA_HEARTBEAT the record stays inside this process.
 """
 
 import contextlib
@@ -18,19 +18,21 @@ from pathlib import Path
 from cluster.process import evidence
 
 ENV = "DNA_HEARTBEAT"  # the path of this rank's record
-# step, saved, moves, collectives, steps, at, inside, slow, then two times: length of a label, label
+# step, saved, moves, collectives, steps, at, inside, slow, then two texts: length of a label, label
 _FORMAT = struct.Struct("<qqqqqd??B80sB40s")
 SIZE = _FORMAT.size
 _RECENT = 8  # labels that the process keeps, for a rank that hangs to show
 
 
 @dataclass(frozen=True)
-class Beat:
-    """``step``: the step that runs, 0 before the first. ``saved``: of the newest checkpoint. ``moves`` rises
-    with whatever the rank does; ``at``: Unix time of the last of it. ``collectives``: begun so far.
-    ``label``: the last collective or phase, ``inside`` while it has not ended. ``steps``: begun by this
-    process. ``issued``: the last collective, which a GPU may still be at when the host is elsewhere.
-    ``slow``: inside a call that shows nothing of what it does until it ends.
+class HeartbeatRecord:
+    """One reading of a heartbeat.
+
+    ``step``: the current step, 0 before the first. ``saved``: the step of the newest checkpoint. ``moves``
+    grows with everything the rank does; ``at`` is the Unix time of the last of it. ``collectives``: begun so
+    far. ``label``: the last collective or phase; ``inside`` until it has ended. ``steps``: begun by this
+    process. ``issued``: the last collective, on which a GPU may still work when the host is elsewhere.
+    ``slow``: inside a call that shows no progress until it ends.
     """
 
     step: int = 0
@@ -44,7 +46,7 @@ class Beat:
     issued: str = ""
     slow: bool = False
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """As a part of a sentence: "step 7, inside all_reduce (collective 31)"."""
         where = (
             f"{'inside' if self.inside else 'after'} {self.label}" if self.label else "before any collective"
@@ -53,12 +55,11 @@ class Beat:
         return f"step {self.step}, {where} (collective {self.collectives}{issued})"
 
 
-class Heart:
-    """The record of this process."""
+class Heartbeat:
+    """The record of this process, for writing."""
 
     def __init__(self, path: str | Path | None = None) -> None:
-        """Mapped to ``path``, which is made anew; to no file where that is None."""
-        self.beat = Beat()
+        """Mapped to the file ``path``, which is overwritten; to no file where that is None."""
         if path is None:
             self._record = mmap.mmap(-1, SIZE)
         else:
@@ -69,7 +70,7 @@ class Heart:
         self._inside, self._slow, self._label, self._issued = False, False, b"", b""
         self._recent, self._lock = deque[str](maxlen=_RECENT), threading.Lock()
         self._write()
-        self.watched = path is not None  # by a launcher, which knows what to do when nothing moves
+        self.watched = path is not None  # by an agent, which ends a rank that makes no progress
 
     def step(self, step: int) -> None:
         """Step ``step`` (from 1) begins."""
@@ -83,13 +84,13 @@ class Heart:
         self._write()
 
     def advance(self) -> None:
-        """A piece of long work is done: bytes sent, a file, a batch. By any thread, and by none that only
-        waits."""
+        """A piece of long work is done: bytes sent, a file, a batch. Any thread may call it, but only after
+        real progress, not while it waits."""
         self._write()
 
     @contextlib.contextmanager
     def advancing(self) -> Iterator[None]:
-        """The block is such a piece; where it fails nothing is done."""
+        """The block is such a piece; a block that fails does not count."""
         yield
         self.advance()
 
@@ -101,8 +102,9 @@ class Heart:
     def inside(self, what: str, *, phase: bool = False, slow: bool = False) -> Iterator[None]:
         """The block is one collective, or a ``phase`` that may have several: it may wait for other ranks.
 
-        ``slow``: it may take as long as a start does, and shows nothing meanwhile, as a library's upload of a
-        model. Told of the main thread alone: what others do in the background does not say where the rank is.
+        ``slow``: it may take as long as the start does and shows no progress meanwhile, such as a library's
+        upload of a model. Calls from other threads are ignored: what runs in the background does not say
+        where the rank is.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -122,7 +124,7 @@ class Heart:
                 self._label = outer[1]
             self._write()
 
-    def read(self) -> Beat:
+    def read(self) -> HeartbeatRecord:
         return _unpack(self._record[:SIZE])
 
     def _write(self) -> None:
@@ -144,23 +146,23 @@ class Heart:
             )
 
 
-def read(path: str | Path) -> Beat:
+def read(path: str | Path) -> HeartbeatRecord:
     """The record of another process; the empty one where there is none yet."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        return Beat()
-    return _unpack(data) if len(data) == SIZE else Beat()
+        return HeartbeatRecord()
+    return _unpack(data) if len(data) == SIZE else HeartbeatRecord()
 
 
-def _unpack(data: bytes) -> Beat:
+def _unpack(data: bytes) -> HeartbeatRecord:
     step, saved, moves, collectives, steps, at, inside, slow, *labels = _FORMAT.unpack(data)
     label, issued = (text[:length].decode(errors="replace") for length, text in (labels[:2], labels[2:]))
-    return Beat(step, saved, moves, collectives, at, inside, label, steps, issued, slow)
+    return HeartbeatRecord(step, saved, moves, collectives, at, inside, label, steps, issued, slow)
 
 
-# Taken out of the environment: what this rank starts would make the record anew, under its map.
+# Removed from the environment: a program that this rank starts would overwrite the record under its map.
 _PATH = os.environ.pop(ENV, None)
-if _PATH is not None:  # before the record is there, by which the agent knows that it may ask
-    evidence.listen(_PATH, lambda: heart.recent())
-heart: Heart = Heart(_PATH)
+if _PATH is not None:  # before the record exists, since the agent asks for evidence once it does
+    evidence.listen(_PATH, lambda: heartbeat.recent())
+heartbeat: Heartbeat = Heartbeat(_PATH)

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.process.exits import state_of
+from cluster.process.processes import is_gone, start_ticks
 from cluster.storage import store
 
 _SETTLE_S = 1.0  # between writing a lease and reading whose it is
@@ -64,20 +64,20 @@ class Lease:
             socket.gethostname(),
             _machine(),
             os.getpid(),
-            _started(os.getpid()),
+            start_ticks(os.getpid()),
             time.strftime("%Y-%m-%d %H:%M:%S %z"),
             hashlib.sha256(token.encode()).hexdigest() if token else None,
             ttl_s,
         )
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
     def is_dead_here(self) -> bool | None:
         """Whether its process is gone; None if it is not of this machine."""
         if (self.host, self.machine) != (socket.gethostname(), _machine()):
             return None
-        return state_of(self.pid) in ("", "Z", "X") or _started(self.pid) != self.started
+        return is_gone(self.pid) or start_ticks(self.pid) != self.started
 
 
 class _Found(NamedTuple):
@@ -90,8 +90,8 @@ class _Found(NamedTuple):
     def is_of(self, mine: Lease) -> bool:
         return self.lease is not None and self.lease.holder == mine.holder
 
-    def told(self) -> str:
-        return self.lease.told() if self.lease else "another process"
+    def describe(self) -> str:
+        return self.lease.describe() if self.lease else "another process"
 
 
 class LeaseLock:
@@ -149,7 +149,7 @@ class LeaseLock:
                 assert there.lease, "it is ours"
                 self._lease, self._tag, pause = there.lease, there.tag, 0.0
             else:
-                self._fault = f"{there.told()} has taken it" if there.tag else "it was removed"
+                self._fault = f"{there.describe()} has taken it" if there.tag else "it was removed"
                 return
 
 
@@ -165,7 +165,7 @@ def take(path: str, uri: str, token: str | None, ttl_s: float) -> Iterator[Lease
         time.sleep(min(_SETTLE_S, ttl_s / 10))
         there = _read(path)
     if not there.is_of(mine):
-        raise LockedError(refusal(uri, there.told()))
+        raise LockedError(refusal(uri, there.describe()))
     lock = LeaseLock(path, uri, mine, there.tag, began)
     try:
         yield lock
@@ -193,7 +193,7 @@ def _await_end(path: str, uri: str, mine: Lease) -> str | None:
         there = _read(path)
         if there.tag is None:
             return None
-    raise LockedError(refusal(uri, there.told()))
+    raise LockedError(refusal(uri, there.describe()))
 
 
 def _read(path: str, **how: Any) -> _Found:
@@ -221,11 +221,3 @@ def _machine() -> str:
     """What tells this boot of this machine, and this container, from others that have the same host name."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def _started(pid: int) -> str:
-    """When a process began, in ticks since boot; "" for one that is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

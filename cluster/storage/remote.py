@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage.retry import ShortError, attempt, failure
 
 T = TypeVar("T")
@@ -239,7 +239,7 @@ def _upload_parts(fs: Any, uri: str, temporary: str, path: str, step: int) -> No
         answer = attempt(
             uri, "write", lambda: call("upload_part", UploadId=name, PartNumber=number, Body=part)
         )
-        heart.advance()
+        heartbeat.advance()
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     try:

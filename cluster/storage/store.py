@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage import remote, retry, tree
 from cluster.storage.remote import speaks
 from cluster.storage.retry import StoreError, TransientError, named
@@ -194,7 +194,7 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
     fs, path = resolve(uri)
     if speaks(fs, "file"):
         stream = _stream(path)
-        with heart.advancing(), _beside(uri, path) if stream is None else _into(uri, stream) as file:
+        with heartbeat.advancing(), _beside(uri, path) if stream is None else _into(uri, stream) as file:
             yield file
         return
     via = f"{uri} by way of {tempfile.gettempdir()}"
@@ -294,5 +294,5 @@ def swap(
 
 
 def _attempt(fs: Any, uri: str, what: str, operation: Callable[[], T]) -> T:
-    with heart.advancing():
+    with heartbeat.advancing():
         return retry.attempt(uri, what, operation, tries=1 if speaks(fs, "file") else retry.TRIES)

@@ -1,11 +1,11 @@
-"""The place a dataset is written to: what is there, whose it is, and the order in which it becomes a dataset.
+"""The folder that a dataset is written to: what it holds already, and the order in which files are written.
 
-``build.json`` goes first and holds the plan: a build that was cut short goes on from the shards that are
-there, another plan is refused. ``manifest.json`` goes last, after a look at all that it names.
+``build.json`` is written first and holds the plan: the same command goes on from the shards of a build that
+was cut short, and another plan is refused. ``manifest.json`` is written last, after a check of all that it
+names.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.storage import store
+from cluster.storage.lock import exclusive
 from configs import ConfigError, redact
 from data_prep.dataset.plan import Plan
 from data_prep.dataset.read import load_manifest
@@ -31,8 +32,14 @@ _OURS = re.compile(
 _ADVICE = "pass overwrite=true to replace it, or another output"
 
 
+def refuse_folder(uri: str) -> None:
+    """ValueError where a file is to be written and ``uri`` is a folder."""
+    if uri.endswith("/") or (store.is_local(uri) and store.local_path(uri).is_dir()):
+        raise ValueError(f"{uri} is a folder; give the name of a file in it")
+
+
 class Output:
-    """The dataset, finished or not, at ``uri``."""
+    """The dataset at ``uri``, finished or not."""
 
     def __init__(self, uri: str, *, overwrite: bool) -> None:
         if store.is_local(uri) and store.exists(uri) and not store.local_path(uri).is_dir():
@@ -42,11 +49,11 @@ class Output:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """The only build on this machine that writes here. ValueError if there is another."""
+        """Holds the lock of this output on this machine. ValueError if another build has it."""
         place = hashlib.sha256(store.identity(self.uri).encode()).hexdigest()[:32]
-        with open(cache_dir() / f"output-{place}.lock", "w") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(exclusive(cache_dir() / f"output-{place}.lock", wait_s=0))
             except BlockingIOError as fault:
                 raise ValueError(
                     f"another build on this machine is writing to {self.uri}; wait for it"
@@ -54,12 +61,11 @@ class Output:
             yield
 
     def finished(self, plan: Plan, *, report: bool) -> Manifest | None:
-        """The manifest, if this very dataset is here whole (every file in its full size), with a leakage
-        report if that is wanted.
+        """The manifest, if the dataset of ``plan`` is here whole: every file in its full size, and with
+        ``report`` a leakage report.
 
         Raises:
-            ValueError: another dataset is here, finished or not, or files of another kind; not with
-            overwrite.
+            ValueError: another dataset is here, finished or not, or other files; not with overwrite.
         """
         self.there = store.sizes(self.uri)
         if not self.there or self._overwrite:
@@ -80,8 +86,8 @@ class Output:
         return None
 
     def claim(self, plan: Plan, info: dict[str, Any]) -> set[str]:
-        """The names of the shards of ``plan`` that an earlier build left; all else of it goes, its manifest
-        first."""
+        """The names of the shards of ``plan`` that an earlier build left. Other files of an earlier build are
+        removed, its manifest first."""
         resumed = MANIFEST not in self.there and _differing(self._plan(), plan.manifest) == []
         keep = resumed or not self._overwrite
         found = {chunk.name for chunk in plan.chunks()} & self.there.keys() if keep else set()
@@ -94,7 +100,11 @@ class Output:
         return found
 
     def settle(self, shards: Sequence[Shard]) -> None:
-        """A last look: every shard is there in full size, and what killed workers were writing goes."""
+        """Checks that every shard is there in full size, and removes what killed workers left.
+
+        Raises:
+            ValueError: a shard is missing or of another size.
+        """
         there = store.sizes(self.uri)
         for shard in shards:
             if shard.name not in there:
@@ -116,7 +126,7 @@ class Output:
         """The manifest, written last, after BED files, report and build.json.
 
         Raises:
-            ValueError: a build with another plan took this place meanwhile.
+            ValueError: a build with another plan took this output meanwhile.
         """
         self.there = store.sizes(self.uri)
         if _differing(self._plan(), plan.manifest) != []:
@@ -136,7 +146,7 @@ class Output:
         self.there[BUILD_INFO] = 0
 
     def _plan(self) -> Any:
-        """The plan in build.json; None without one."""
+        """The plan in build.json; None if there is none."""
         if BUILD_INFO not in self.there:
             return None
         try:
@@ -152,7 +162,7 @@ def _refuse_another(uri: str, what: str, old: Any, new: Manifest) -> None:
 
 
 def _differing(old: Any, new: Manifest) -> list[str] | None:
-    """The keys in which ``old`` (a manifest's tree) is not of the plan ``new``; None where there is no
+    """The keys in which ``old`` (a manifest as JSON) differs from the plan ``new``; None if there is no
     ``old``."""
     if old is None:
         return None
@@ -161,7 +171,7 @@ def _differing(old: Any, new: Manifest) -> list[str] | None:
 
 
 def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without what follows from the rest: the shards, and counts, which dropping leaks changes."""
+    """``tree`` without what follows from the rest: the shards, and counts, which dropping leaks changes."""
     sources = [
         {key: value for key, value in source.items() if key != "iupac_to_n"} for source in tree["sources"]
     ]

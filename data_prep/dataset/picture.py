@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from cluster.storage import store
+from data_prep.dataset import output
 from data_prep.dataset.stats import BlockStats, Stats
 from data_prep.shards import SPLITS
 
@@ -16,6 +18,14 @@ _COLOURS = {"train": "#4c72b0", "val": "#dd8452", "test": "#55a868"}
 _PARTS = (("A", "#4c72b0"), ("C", "#dd8452"), ("G", "#55a868"), ("T", "#8172b3"), ("N", "#999999"))
 _TRACKS = (("gc", "GC", "viridis"), ("soft_mask_share", "soft mask", "Blues"), ("n_share", "N", "Greys"))
 _CONTIGS = 24  # the longest; more would be hairlines
+
+
+def check_name(uri: str) -> str:
+    """``uri``, if its name fits a PNG. ValueError for a folder, or the name of another format."""
+    output.refuse_folder(uri)
+    if "." in store.basename(uri) and not uri.lower().endswith(".png"):
+        raise ValueError(f"{uri} says another format; a PNG is written, to a name that ends in .png")
+    return uri
 
 
 def picture(numbers: Stats, blocks: Sequence[BlockStats], *, title: str) -> bytes:

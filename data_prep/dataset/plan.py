@@ -1,5 +1,4 @@
-"""References and config -> which block goes to which shard. What a build will write is decided here, and only
-here."""
+"""References and config -> which block goes to which shard. Only here is decided what a build writes."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.storage import store
-from data_prep.config import BedSplit, DataConfig, ReferenceConfig
+from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
 from data_prep.sources.survey import Reference
-from data_prep.split.bed import Warn, read_filter, read_zones
+from data_prep.split.filters import Warn, read_filter, read_zones
 from data_prep.split.intervals import (
-    Place,
     Span,
+    Zones,
     assign,
     choose_contigs,
     copies,
@@ -26,7 +25,7 @@ from data_prep.split.intervals import (
 
 @dataclass(frozen=True)
 class Chunk:
-    """One shard to be: its name, its split, and its blocks, which are all of one assembly."""
+    """A shard that will be written: its name, its split, and its blocks, which are all of one assembly."""
 
     name: str
     split: str
@@ -36,13 +35,17 @@ class Chunk:
     def bp(self) -> int:
         return sum(span.bp for span in self.spans)
 
+    @property
+    def assembly(self) -> str:
+        return self.spans[0].assembly
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The manifest without its shards, and the blocks of every split. ``dropped``: blocks left out for their
-    N.
+    """The manifest without its shards, and the blocks of every split.
 
-    ``warnings``: a sentence each on what of the input counts for nothing, or may not be meant.
+    ``dropped``: how many blocks are left out because of their N. ``warnings``: a sentence for each part of
+    the input that has no effect, or may be a mistake.
     """
 
     manifest: Manifest
@@ -51,7 +54,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     def chunks(self) -> list[Chunk]:
-        """The shards to be, in the order of the manifest."""
+        """The shards to write, in the order of the manifest."""
         return [
             Chunk(f"{split}-{index:06d}.tar", split, tuple(spans))
             for split in SPLITS
@@ -60,11 +63,11 @@ class Plan:
 
 
 def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
-    """The plan of ``config`` over its ``references`` (by name), whose letters were all looked at.
+    """The plan of ``config`` over its prepared ``references`` (by name).
 
     Raises:
-        ValueError: a filter or a split that matches nothing, one that was asked for and is empty, something
-            held out twice, or no block is left to train on.
+        ValueError: a filter or a split that matches nothing, a split that is asked for and is empty,
+            something held out twice, or no block is left to train on.
     """
     sources: list[Source] = []
     spans: list[Span] = []
@@ -75,68 +78,85 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         )
         sources.append(source)
         spans += blocks
-    places = {(source.name, contig): bp for source in sources for contig, bp in source.contigs.items()}
-    known = {name: reference.contigs for name, reference in references.items()}
-    held_out = {
-        name: read_zones(value.bed, places, known=known, where=f"split.{name}", warn=warnings.setdefault)
-        if isinstance(value, BedSplit)
-        else value
-        for name, value in (("val", config.split.val), ("test", config.split.test))
-    }
+    held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
     parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)
-    n_runs: dict[Place, Any] = {
-        (name, c): runs for name, r in references.items() for c, runs in r.n_runs.items()
-    }
-    kept = {}
-    for name, there in parts.items():
-        n_counts = count_covered(there, n_runs).tolist()
-        kept[name] = [s for s, n in zip(there, n_counts, strict=True) if n <= config.max_n_fraction * s.bp]
+    kept = _without_n(parts, references, config.max_n_fraction)
     for name, value in held_out.items():
         if value != 0 and not kept[name]:
-            if parts[name]:
-                why = (
-                    f"all of its {len(parts[name])} blocks have more N than max_n_fraction "
-                    f"{config.max_n_fraction:g}"
-                )
-            elif isinstance(value, float):
-                why = (
-                    f"a share of {value:g} draws none of {len(spans)} blocks; a larger share, a smaller "
-                    f"block_bp or "
-                    "another seed draws some"
-                )
-            else:
-                why = "the filters leave nothing of its intervals"
+            why = _why_empty(value, len(parts[name]), len(spans), config.max_n_fraction)
             raise ValueError(f"split.{name} is asked for and would be empty: {why}")
     if not kept["train"]:
         raise ValueError(
             "nothing is left to train on: the filters, max_n_fraction, or the split take every block; "
             f"of {sum(map(len, parts.values()))} blocks {len(parts['train'])} were meant for train"
         )
-    train, of = copies(kept)
-    if train:
-        warnings.setdefault(
-            f"train has {some(train)}: by name other copies or pieces of {some(of)}, held out; hold "
-            'them out, too, or leave them out (contigs: ["chr*", "!*_*"] takes UCSC\'s primary ones)'
-        )
+    if warning := _warn_of_copies(kept):
+        warnings.setdefault(warning)
     manifest = Manifest(
-        FORMAT_VERSION,
-        tuple(sources),
-        config.block_bp,
-        config.shard_bp,
-        config.max_n_fraction,
-        _split_settings(config),
-        config.seed,
-        dict.fromkeys(SPLITS, ()),
+        format_version=FORMAT_VERSION,
+        sources=tuple(sources),
+        block_bp=config.block_bp,
+        shard_bp=config.shard_bp,
+        max_n_fraction=config.max_n_fraction,
+        split=_split_settings(config.split),
+        seed=config.seed,
+        shards=dict.fromkeys(SPLITS, ()),
     )
-    plan = with_parts(Plan(manifest, parts, 0, tuple(warnings)), kept, references)
-    return replace(plan, dropped=sum(map(len, parts.values())) - sum(map(len, kept.values())))
+    dropped = sum(map(len, parts.values())) - sum(map(len, kept.values()))
+    return with_parts(Plan(manifest, parts, dropped, tuple(warnings)), kept, references)
+
+
+def _held_out(
+    split: SplitConfig, sources: Sequence[Source], references: Mapping[str, Reference], *, warn: Warn
+) -> dict[str, Names | float | Zones]:
+    """What val and test hold out, BED files as zones."""
+    places = {(source.name, contig): bp for source in sources for contig, bp in source.contigs.items()}
+    known = {name: reference.contigs for name, reference in references.items()}
+    return {
+        name: read_zones(value.bed, places, known=known, where=f"split.{name}", warn=warn)
+        if isinstance(value, BedSplit)
+        else value
+        for name, value in (("val", split.val), ("test", split.test))
+    }
+
+
+def _without_n(
+    parts: Mapping[str, Sequence[Span]], references: Mapping[str, Reference], max_n_fraction: float
+) -> dict[str, list[Span]]:
+    """``parts`` without the blocks that have too many N."""
+    runs = {(name, c): runs for name, r in references.items() for c, runs in r.n_runs.items()}
+    kept = {}
+    for split, spans in parts.items():
+        counts = count_covered(spans, runs).tolist()
+        kept[split] = [s for s, n in zip(spans, counts, strict=True) if n <= max_n_fraction * s.bp]
+    return kept
+
+
+def _why_empty(value: Names | float | Zones, assigned: int, blocks: int, max_n_fraction: float) -> str:
+    """Why a split with ``assigned`` of all ``blocks`` has none left."""
+    if assigned:
+        return f"all of its {assigned} blocks have more N than max_n_fraction {max_n_fraction:g}"
+    if isinstance(value, float):
+        return (
+            f"a share of {value:g} draws none of {blocks} blocks; a larger share, a smaller block_bp or "
+            "another seed draws some"
+        )
+    return "the filters leave nothing of its intervals"
+
+
+def _warn_of_copies(parts: Mapping[str, Sequence[Span]]) -> str:
+    train, held_out = copies(parts)
+    if not train:
+        return ""
+    return (
+        f"train has {some(train)}: by name other copies or pieces of {some(held_out)}, held out; hold "
+        'them out, too, or leave them out (contigs: ["chr*", "!*_*"] takes UCSC\'s primary ones)'
+    )
 
 
 def with_parts(plan: Plan, parts: dict[str, list[Span]], references: Mapping[str, Reference]) -> Plan:
-    """``plan`` with other blocks, and the ambiguity letters in them counted anew."""
-    runs: dict[Place, Any] = {
-        (name, c): runs for name, r in references.items() for c, runs in r.ambiguous_runs.items()
-    }
+    """``plan`` with other blocks, and the ambiguity letters in them counted again."""
+    runs = {(name, c): runs for name, r in references.items() for c, runs in r.ambiguous_runs.items()}
     spans = [span for split in SPLITS for span in parts[split]]
     counts = dict.fromkeys(references, 0)
     for span, count in zip(spans, count_covered(spans, runs).tolist(), strict=True):
@@ -163,9 +183,8 @@ def _source(
     return source, tile(wanted.name, contigs, block_bp=block_bp, include=include, exclude=exclude)
 
 
-def _split_settings(config: DataConfig) -> dict[str, Any]:
-    """What of ``config.split`` determines the bytes; a BED file counts by its content."""
-    split = config.split
+def _split_settings(split: SplitConfig) -> dict[str, Any]:
+    """What of ``split`` determines the dataset's bytes; of a BED file that is its content."""
     settings = split.model_dump(mode="json", include={"val", "test", "gap"})
     for name, value in (("val", split.val), ("test", split.test)):
         if isinstance(value, BedSplit):

@@ -1,12 +1,12 @@
-"""Datasets read back: the manifest, and the samples of a shard through webdataset. The trainer has its own
+"""Datasets -> blocks: the manifest, and the samples of a shard through webdataset. The trainer has its own
 reader."""
 
 import tarfile
 from collections.abc import Iterator
 from typing import IO
 
+from cluster.process import host
 from cluster.storage import store
-from cluster.tasks import jobs
 from data_prep.alphabet import Codes, Mask
 from data_prep.dataset.tar import group_by_keys, tar_file_expander
 from data_prep.shards import (
@@ -38,8 +38,9 @@ def load_manifest(uri: str) -> Manifest:
 
 
 def readers(manifest: Manifest) -> int:
-    """How many processes are worth their start to read all of a dataset: one, or all cores if it is large."""
-    return jobs.cpus() if sum(map(manifest.bp, SPLITS)) >= _LARGE else 1
+    """How many processes should read all of a dataset: one, or all cores if it is large, since Ray takes time
+    to start."""
+    return host.usable() if sum(map(manifest.bp, SPLITS)) >= _LARGE else 1
 
 
 def samples(shard: IO[bytes], *, name: str) -> Iterator[tuple[bytes, bytes]]:
@@ -84,10 +85,10 @@ def packed_blocks(where: str, shard: Shard) -> Iterator[tuple[Block, PackedBlock
 
 
 def shard_codes(task: tuple[str, Shard]) -> Iterator[tuple[Span, Codes]]:
-    """Every block of a shard (the URI of its tar, its record) with its codes: a task's worth for a worker."""
+    """Every block of a shard with its codes; ``task``: the URI of its tar, and its entry in the manifest."""
     where, shard = task
     for block, packed in packed_blocks(where, shard):
-        yield Span(block.assembly, block.contig, block.start, block.end), packed.codes(0, packed.bases)
+        yield Span.of(block), packed.codes(0, packed.bases)
 
 
 def blocks(uri: str, manifest: Manifest, split: str) -> Iterator[tuple[Block, Codes, Mask]]:

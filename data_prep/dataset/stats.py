@@ -1,16 +1,17 @@
 """What a dataset holds, counted from its shards."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs
 from data_prep.alphabet import SIZE, C, G, N
 from data_prep.dataset.read import load_manifest, packed_blocks, readers
-from data_prep.shards import SPLITS, Shard
+from data_prep.shards import SPLITS, Block, Manifest, Shard, Source
 
 
 @dataclass(frozen=True)
@@ -52,77 +53,76 @@ class Stats:
     bytes_per_bp: float
 
 
+_Counts = np.ndarray[Any, np.dtype[np.int64]]  # [SIZE + 1]: of each code, then of soft-masked bases
+
+
 def stats(
-    uri: str, *, workers: int | None = None, on_progress: Callable[[str, int, int], None] | None = None
+    uri: str, *, workers: int | None = None, on_progress: OnProgress = silent
 ) -> tuple[Stats, list[BlockStats]]:
     """The numbers of the dataset at ``uri``, in all and by block, from reading every shard with ``workers``
-    processes.
-
-    By default one, or all cores if the dataset is large.
+    processes (default: one, or all cores if the dataset is large).
 
     Raises:
         StoreError, FormatError: it cannot be read, or is damaged.
     """
     uri = store.absolute(uri)  # workers have another working directory
     manifest = load_manifest(uri)
-    shards = [(split, shard) for split in SPLITS for shard in manifest.shards[split]]
-    total, done = sum(map(manifest.bp, SPLITS)), 0
-
-    def on_result(index: int, _: Any) -> None:
-        nonlocal done
-        done += sum(block.bp for block in shards[index][1].blocks)
-        if on_progress:
-            on_progress("stats", done, total)
-
-    counted = jobs.run_here_or_there(
+    shards = [shard for split in SPLITS for shard in manifest.shards[split]]
+    bp, size = sum(map(manifest.bp, SPLITS)), sum(shard.bytes for shard in shards)
+    stage = Stage(on_progress, "stats", bp)
+    counts = jobs.run_here_or_there(
         _count,
-        [(uri, shard) for _, shard in shards],
+        [(uri, shard) for shard in shards],
         workers=workers or readers(manifest),
-        on_result=on_result,
+        on_result=lambda index, _: stage.advance(shards[index].bp),
     )
-    splits, blocks = {}, []
+    counted = iter(block_counts for shard_counts in counts for block_counts in shard_counts)
+    splits, blocks = dict[str, SplitStats](), list[BlockStats]()
     for split in SPLITS:
-        counts, soft = np.zeros(SIZE, np.int64), 0
-        for (of, shard), rows in zip(shards, counted, strict=True):
-            for block, row in zip(shard.blocks, rows, strict=True) if of == split else ():
-                letters, masked = np.array(row[:-1]), row[-1]
-                counts, soft = counts + letters, soft + masked
-                blocks.append(
-                    BlockStats(
-                        block.assembly,
-                        block.contig,
-                        block.start,
-                        block.end,
-                        split,
-                        _share(letters[C] + letters[G], letters[:N].sum()),
-                        _share(letters[N], block.bp),
-                        _share(masked, block.bp),
-                    )
-                )
-        bp, known = int(counts.sum()), int(counts[:N].sum())
-        places = {(block.assembly, block.contig) for _, block in manifest.blocks(split)}
-        splits[split] = SplitStats(
-            contigs=len(places),
-            blocks=len(manifest.blocks(split)),
-            shards=len(manifest.shards[split]),
-            bp=bp,
-            n_share=_share(counts[N], bp),
-            soft_mask_share=_share(soft, bp),
-            gc=_share(counts[C] + counts[G], known),
-            letters={letter: _share(counts[code], known) for code, letter in enumerate("ACGT")},
-        )
-    size = sum(shard.bytes for _, shard in shards)
-    sources = {
-        source.name: {
-            "contigs": len(source.contigs),
-            "bp": sum(source.contigs.values()),
-            "weight": source.weight,
-            "iupac_to_n": source.iupac_to_n,
-            "sha256": source.sha256,
-        }
-        for source in manifest.sources
+        own = [(block, np.array(next(counted))) for _, block in manifest.blocks(split)]
+        blocks += [_block_stats(block, split, row) for block, row in own]
+        splits[split] = _split_stats(manifest, split, (row for _, row in own))
+    sources = {source.name: _source_stats(source) for source in manifest.sources}
+    return Stats(sources, splits, bp, size, _share(size, bp)), blocks
+
+
+def _block_stats(block: Block, split: str, counts: _Counts) -> BlockStats:
+    return BlockStats(
+        assembly=block.assembly,
+        contig=block.contig,
+        start=block.start,
+        end=block.end,
+        split=split,
+        gc=_share(counts[C] + counts[G], counts[:N].sum()),
+        n_share=_share(counts[N], block.bp),
+        soft_mask_share=_share(counts[-1], block.bp),
+    )
+
+
+def _split_stats(manifest: Manifest, split: str, rows: Iterable[_Counts]) -> SplitStats:
+    counts = sum(rows, np.zeros(SIZE + 1, np.int64))
+    bp, known = int(counts[:-1].sum()), int(counts[:N].sum())
+    blocks = [block for _, block in manifest.blocks(split)]
+    return SplitStats(
+        contigs=len({(block.assembly, block.contig) for block in blocks}),
+        blocks=len(blocks),
+        shards=len(manifest.shards[split]),
+        bp=bp,
+        n_share=_share(counts[N], bp),
+        soft_mask_share=_share(counts[-1], bp),
+        gc=_share(counts[C] + counts[G], known),
+        letters={letter: _share(counts[code], known) for code, letter in enumerate("ACGT")},
+    )
+
+
+def _source_stats(source: Source) -> dict[str, Any]:
+    return {
+        "contigs": len(source.contigs),
+        "bp": sum(source.contigs.values()),
+        "weight": source.weight,
+        "iupac_to_n": source.iupac_to_n,
+        "sha256": source.sha256,
     }
-    return Stats(sources, splits, total, size, _share(size, total)), blocks
 
 
 def table(numbers: Stats) -> str:
@@ -143,7 +143,7 @@ def table(numbers: Stats) -> str:
 
 
 def _count(task: tuple[str, Shard]) -> list[list[int]]:
-    """Per block of a shard: how many of each code it has, and how many soft-masked bases."""
+    """On a worker: of each block of a shard, how many of each code it has, and how many soft-masked bases."""
     uri, shard = task
     rows = []
     for _, packed in packed_blocks(store.join(uri, shard.name), shard):

@@ -1,11 +1,11 @@
-"""A dataset held against its manifest, byte for byte."""
+"""A dataset compared with its manifest, byte for byte."""
 
 import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
 
+from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs
 from data_prep.dataset.read import load_manifest, readers, samples
@@ -16,50 +16,48 @@ _SHOWN = 3  # faults of one shard; a swapped one has two a block
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
-def verify(
-    uri: str, *, workers: int | None = None, on_progress: Callable[[str, int, int], None] | None = None
-) -> list[str]:
+def verify(uri: str, *, workers: int | None = None, on_progress: OnProgress = silent) -> list[str]:
     """The faults of the dataset at ``uri``, a sentence each that names the file; empty if it is what its
     manifest says.
 
     Args:
         workers: above 1, shards are read by as many Ray workers; by default by all cores if the dataset is
-        large.
+            large.
 
     Raises:
-        StoreError, FormatError: there is no manifest to hold it against.
+        StoreError, FormatError: there is no manifest to compare it with.
     """
     uri = store.absolute(uri)  # workers have another working directory
     manifest = load_manifest(uri)
     there = set(store.list_files(uri))
-    shards = [shard for split in SPLITS for shard in manifest.shards[split]]
-    present = [shard for shard in shards if shard.name in there]
-    total, done = sum(block.bp for shard in present for block in shard.blocks), 0
-
-    def on_result(index: int, _: list[str]) -> None:
-        nonlocal done
-        done += sum(block.bp for block in present[index].blocks)
-        if on_progress:
-            on_progress("verify", done, total)
-
-    tasks = [(uri, manifest.format_version, shard) for shard in present]
+    present = [shard for split in SPLITS for shard in manifest.shards[split] if shard.name in there]
+    stage = Stage(on_progress, "verify", sum(shard.bp for shard in present))
     results = jobs.run_here_or_there(
-        _shard_faults, tasks, workers=workers or readers(manifest), on_result=on_result
+        _shard_faults,
+        [(uri, manifest.format_version, shard) for shard in present],
+        workers=workers or readers(manifest),
+        on_result=lambda index, _: stage.advance(present[index].bp),
     )
-    found = dict(zip((shard.name for shard in present), results, strict=True))
+    found = {shard.name: faults for shard, faults in zip(present, results, strict=True)}
     faults = _plan_faults(uri, manifest, there)
     for split in SPLITS:
         for shard in manifest.shards[split]:
             more = found.get(shard.name, [f"{shard.name} is missing"])
             faults += more[:_SHOWN]
             if len(more) > _SHOWN:
-                faults.append(f"{shard.name} has {len(more) - _SHOWN} faults more")
+                faults.append(f"{shard.name} has {len(more) - _SHOWN} more faults")
         faults += _bed_faults(uri, manifest, split, there)
-    strays = (name for name in there - {shard.name for shard in shards} if _SHARD_NAME.fullmatch(name))
-    return faults + [f"{name} is not in the manifest; another build left it" for name in sorted(strays)]
+    return faults + _stray_faults(manifest, there)
+
+
+def _stray_faults(manifest: Manifest, there: set[str]) -> list[str]:
+    known = {shard.name for split in SPLITS for shard in manifest.shards[split]}
+    strays = sorted(name for name in there - known if _SHARD_NAME.fullmatch(name))
+    return [f"{name} is not in the manifest; another build left it" for name in strays]
 
 
 def _shard_faults(task: tuple[str, int, Shard]) -> list[str]:
+    """On a worker: the faults of a shard of the dataset at a URI, by its format version."""
     uri, version, shard = task
     name = shard.name
     try:
@@ -105,7 +103,7 @@ def _block_faults(
 
 
 def _plan_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
-    """What of the manifest is not what its build was planned to write, which build.json tells."""
+    """Where the manifest differs from the plan of its build, which is in build.json."""
     if BUILD_INFO not in there:
         return []  # it may be removed: it determines nothing
     try:
@@ -121,6 +119,6 @@ def _bed_faults(uri: str, manifest: Manifest, split: str, there: set[str]) -> li
     name = f"{split}.bed"
     if name not in there:
         return [f"{name} is missing"]
-    wanted = bed_bytes(Span(b.assembly, b.contig, b.start, b.end) for _, b in manifest.blocks(split))
+    wanted = bed_bytes(Span.of(block) for _, block in manifest.blocks(split))
     same = store.read_bytes(store.join(uri, name)) == wanted
     return [] if same else [f"{name} lists other intervals than the manifest"]

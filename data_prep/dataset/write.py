@@ -1,4 +1,4 @@
-"""One shard written: a WebDataset tar whose bytes depend on its blocks alone."""
+"""Blocks -> a shard: a WebDataset tar whose bytes depend on the blocks alone."""
 
 import contextlib
 import hashlib
@@ -22,8 +22,8 @@ def write_shard(uri: str, blocks: Iterable[tuple[Span, bytes]]) -> Shard:
 
 
 def keep_or_write_shard(uri: str, blocks: Iterable[tuple[Span, bytes]]) -> tuple[Shard, bool]:
-    """As ``write_shard``, but nothing is written where ``uri`` holds exactly these bytes already: then
-    True."""
+    """The shard as of ``write_shard``, and whether ``uri`` held exactly its bytes already: then nothing is
+    written."""
     made = io.BytesIO()
     shard = _write(made, store.basename(uri), blocks)
     data = made.getvalue()
@@ -36,12 +36,12 @@ def keep_or_write_shard(uri: str, blocks: Iterable[tuple[Span, bytes]]) -> tuple
 
 def _write(file: IO[bytes], name: str, blocks: Iterable[tuple[Span, bytes]]) -> Shard:
     placed = []
-    # webdataset stamps the time unless told otherwise; owner and mode are fixed for the same reason.
+    # By default webdataset writes the present time, owner and mode.
     fixed = {"user": "dna", "group": "dna", "mode": 0o444, "mtime": 0}
     with TarWriter(file, encoder=False, compress=False, **fixed) as tar:
         for index, (span, payload) in enumerate(blocks):
             header = BlockHeader(FORMAT_VERSION, span.assembly, span.contig, span.start, span.end)
-            # Members go in by name, ".2bit" before ".json": the payload follows one tar header.
+            # Members are written by name, ".2bit" before ".json": the payload follows one tar header.
             offset = tar.tarstream.offset + _TAR_HEADER
             tar.write({"__key__": f"{index:06d}", HEADER_EXT: header.to_bytes(), PAYLOAD_EXT: payload})
             placed.append(Block(offset, len(payload), span.assembly, span.contig, span.start, span.end))

@@ -1,5 +1,4 @@
-"""A reference genome, readable in ranges, from any FASTA or .2bit as it really comes. The only user of
-pyfaidx.
+"""A reference genome, readable in ranges, from any FASTA or .2bit as they are found.
 
 A source is streamed once: its text is hashed and, unless it is a plain local file, kept in the cache
 directory (``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing is written beside a source.
@@ -7,42 +6,31 @@ directory (``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing
 
 import collections
 import contextlib
-import fcntl
 import functools
 import hashlib
-import itertools
 import json
 import os
-import re
 import socket
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyfaidx import Faidx, FastaIndexingError
-
 from cluster.process.host import cache_root
+from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
-from configs import redact
+from cluster.storage.lock import exclusive
+from configs import magic, redact
 from data_prep.sources import fasta, twobit
-
-_GZIP = b"\x1f\x8b"
-# A record's last letter and all that may follow it: the next header, or the end of the file.
-_GAP, _END = re.compile(rb"[^\r\n]\r?\n>[^\n]*\n"), re.compile(rb"[^\r\n](\r?\n)?")
-
-Progress = Callable[
-    [str, int, int], None
-]  # (stage, letters done, letters in all or 0 where that is not known)
+from data_prep.sources.fasta_index import IndexedFasta, Regularity, rewrite, write_index
 
 
 @dataclass(frozen=True)
 class Handle:
-    """What a worker needs to read a reference: plain text or .2bit at ``path``, the text's .fai at ``index``
-    or "".
+    """What a worker needs to read a reference: plain text or .2bit at ``path``, and the text's .fai at
+    ``index`` ("" of a .2bit).
 
-    ``stamp`` tells whether the file at ``path`` is, here, the one that was read: its size and time.
+    ``stamp``: size and time of the file at ``path``. On another node, that file may be another or missing.
     """
 
     uri: str
@@ -56,19 +44,19 @@ class Handle:
 class Located:
     """A handle, the contigs in file order (empty ones left out), and the source's version when it was read.
 
-    ``looks``: size and time of a source on this machine, which show a change of its bytes alone; "" of a
-    remote one.
+    ``local_stamp``: size and time of a source on this machine; they change with its bytes and not with its
+    mode, owner or links, as the version may. "" of a remote source.
     """
 
     handle: Handle
     contigs: dict[str, int]
     empty_records: int
     version: str
-    looks: str
+    local_stamp: str
 
 
 def cache_dir(cache: Path | None = None) -> Path:
-    """The cache directory (by default that of DNA_CACHE), made if need be. StoreError if it cannot be."""
+    """The cache directory (default: that of DNA_CACHE), made if missing. StoreError if it cannot be made."""
     cache = cache or cache_root()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -79,10 +67,10 @@ def cache_dir(cache: Path | None = None) -> Path:
     return cache
 
 
-def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None = None) -> Located:
+def locate(uri: str, *, cache: Path | None = None, on_progress: OnProgress = silent) -> Located:
     """The reference at ``uri``, readable by ``fetch`` on this machine; from the cache if it is there.
 
-    Letters are not looked at: ``survey.prepare`` does that.
+    Letters are not checked: ``survey.prepare`` does that.
 
     Raises:
         ValueError: not a FASTA or .2bit, cut short, a name twice: one sentence that names ``uri``.
@@ -93,59 +81,45 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: Progress | None 
     version = store.version(uri)
     key = hashlib.sha256(f"{uri} {version}".encode()).hexdigest()[:32]
     record = cache / f"{key}.json"
-    with locked(
-        cache / f"{key}.lock"
-    ):  # the workers of a node wait for the first one instead of streaming it again
+    # The workers of a node wait for the first one instead of streaming the source again.
+    with exclusive(cache / f"{key}.lock"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             known = json.loads(record.read_bytes())
             located = Located(**known | {"handle": Handle(**known["handle"])})
             if _is_here(located.handle):
                 return located
-        looks = _looks(uri)
-        located = _index(uri, version, cache / key, on_progress or (lambda stage, done, total: None))
-        located = replace(located, looks=looks)
+        local_stamp = _local_stamp(uri)  # before it is read
+        located = replace(_index(uri, version, cache / key, on_progress), local_stamp=local_stamp)
         store.write_bytes(str(record), json.dumps(asdict(located)).encode())
     return located
 
 
 def changed(reference: Located) -> bool:
-    """Whether the source is no longer what was read. Another mode, owner, name or link of the file changes
-    nothing, and where its time or version differs, it is read again and its digest decides."""
+    """Whether the source no longer has the bytes that were read. Where its version and its time differ, it is
+    read again, and its digest decides."""
     handle = reference.handle
     if store.version(handle.uri) == reference.version or (
-        reference.looks and _looks(handle.uri) == reference.looks
+        reference.local_stamp and _local_stamp(handle.uri) == reference.local_stamp
     ):
         return False
     digest = hashlib.sha256()
-    text = (
-        store.chunks(handle.uri) if not handle.index else _text(handle.uri, lambda stage, done, total: None)
-    )
+    text = fasta.text(handle.uri) if handle.index else store.chunks(handle.uri)
     try:
         collections.deque(_hashed(text, digest), maxlen=0)
-    except ValueError:  # it was whole
+    except ValueError:  # it is damaged, and was not
         return True
     return digest.hexdigest() != handle.sha256
 
 
 def fetch(handle: Handle, contig: str, start: int, end: int) -> bytes:
     """Letters [start, end) of ``contig``, which must lie inside it, as the source has them."""
-    letters: bytes | str = _open(handle).fetch(contig, start, end) if end > start else b""
+    letters = _open(handle).fetch(contig, start, end) if end > start else b""
     assert len(letters) == end - start, f"{handle.uri}: {contig}:{start}-{end} gave {len(letters)} letters"
-    return letters if isinstance(letters, bytes) else letters.encode()
-
-
-class _Fasta:
-    def __init__(self, handle: Handle) -> None:
-        self._faidx = Faidx(
-            handle.path, indexname=handle.index, as_raw=True, build_index=False, rebuild=False
-        )
-
-    def fetch(self, contig: str, start: int, end: int) -> str:
-        return str(self._faidx.fetch(contig, start + 1, end))
+    return letters
 
 
 @functools.lru_cache(maxsize=1)  # an index of a million contigs takes 300 MiB; a shard is of one reference
-def _open(handle: Handle) -> _Fasta | twobit.TwoBit:
+def _open(handle: Handle) -> IndexedFasta | twobit.TwoBit:
     """One open file per process and reference: two processes must not share an offset."""
     if not _is_here(handle):  # another node planned the build, or the file has changed
         try:
@@ -160,14 +134,16 @@ def _open(handle: Handle) -> _Fasta | twobit.TwoBit:
                 f"{handle.sha256[:12]} there, {here.sha256[:12]} now on host {socket.gethostname()}"
             )
         handle = here
-    return _Fasta(handle) if handle.index else twobit.TwoBit(handle.path, uri=handle.uri)
+    if handle.index:
+        return IndexedFasta(handle.path, handle.index)
+    return twobit.TwoBit(handle.path, uri=handle.uri)
 
 
 def _is_here(handle: Handle) -> bool:
     return _stamp(handle.path) == handle.stamp and (not handle.index or Path(handle.index).is_file())
 
 
-def _looks(uri: str) -> str:
+def _local_stamp(uri: str) -> str:
     return _stamp(str(store.local_path(uri))) if store.is_local(uri) else ""
 
 
@@ -178,29 +154,28 @@ def _stamp(path: str) -> str:
     return ""
 
 
-def _index(uri: str, version: str, stem: Path, progress: Progress) -> Located:
+def _index(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Located:
     with store.open_read(uri) as file:
-        start = file.read(4)
-    if not start:
-        raise ValueError(f"{uri} is empty, not a FASTA")
-    if start in twobit.MAGIC:
+        kind = magic.format_of(file.read(8))
+    if kind == magic.TWOBIT:
         return _index_twobit(uri, version, stem)
-    # pyfaidx takes a file for a bgzip by its name.
-    if store.is_local(uri) and not start.startswith(_GZIP) and not uri.lower().endswith((".gz", ".bgz")):
-        digest, regular = hashlib.sha256(), fasta.Regularity()
-        for chunk in _text(uri, progress):
-            digest.update(chunk)
+    # pyfaidx takes any file with such a name for a bgzip.
+    if store.is_local(uri) and not kind and not uri.lower().endswith((".gz", ".bgz")):
+        path, index = str(store.local_path(uri)), Path(f"{stem}.fai")
+        digest, regular = hashlib.sha256(), Regularity()
+        for chunk in _hashed(_text(uri, on_progress), digest):
             regular.feed(chunk)
-        sha256, path = digest.hexdigest(), str(store.local_path(uri))
-        if regular:
-            # Uneven or blank lines: pyfaidx refuses them, with this or with that.
-            with contextlib.suppress(FastaIndexingError, RuntimeError):
-                return _read_index(uri, path, Path(f"{stem}.fai"), sha256, version)
-    path = f"{stem}.fa"
+        if regular and (lengths := write_index(path, index)) is not None:
+            handle = Handle(uri, path, str(index), digest.hexdigest(), _stamp(path))
+            return _located(handle, lengths, version)
+    # From a copy with even lines. A wrong file is refused here: fasta.pieces checks all of it.
+    path, index = f"{stem}.fa", Path(f"{stem}.fa.fai")
     digest = hashlib.sha256()
     with store.publish(path) as target:
-        fasta.rewrite(_hashed(_text(uri, progress), digest), target, uri=uri)
-    return _read_index(uri, path, Path(f"{path}.fai"), digest.hexdigest(), version)
+        rewrite(_hashed(_text(uri, on_progress), digest), target, uri=uri)
+    lengths = write_index(path, index)
+    assert lengths is not None, f"{uri}: its rewritten copy {path} cannot be indexed"
+    return _located(Handle(uri, path, str(index), digest.hexdigest(), _stamp(path)), lengths, version)
 
 
 def _index_twobit(uri: str, version: str, stem: Path) -> Located:
@@ -215,71 +190,20 @@ def _index_twobit(uri: str, version: str, stem: Path) -> Located:
             target.writelines(chunks)
     path = twobit.readable(path, f"{stem}.le.2bit", uri=uri)
     lengths = twobit.TwoBit(path, uri=uri).contigs()
-    return _located(uri, Handle(uri, path, "", digest.hexdigest(), _stamp(path)), lengths, version)
+    return _located(Handle(uri, path, "", digest.hexdigest(), _stamp(path)), lengths, version)
 
 
-def _located(uri: str, handle: Handle, lengths: dict[str, int], version: str) -> Located:
+def _located(handle: Handle, lengths: dict[str, int], version: str) -> Located:
     contigs = {name: length for name, length in lengths.items() if length}
     if not contigs:
-        raise ValueError(f"{uri}: no sequence in its {len(lengths)} record{'s' * (len(lengths) != 1)}")
+        raise ValueError(f"{handle.uri}: no sequence in its {len(lengths)} record{'s' * (len(lengths) != 1)}")
     return Located(handle, contigs, len(lengths) - len(contigs), version, "")
 
 
-def _read_index(uri: str, path: str, index: Path, sha256: str, version: str) -> Located:
-    with tempfile.TemporaryDirectory(dir=index.parent) as folder:
-        fresh = (
-            Path(folder) / "fai"
-        )  # pyfaidx writes in place; a rename shows other processes a whole index or none
-        try:
-            faidx = Faidx(path, indexname=str(fresh), as_raw=True)
-        except ValueError as fault:
-            if isinstance(fault, UnicodeDecodeError) or not str(fault).startswith("Duplicate key"):
-                raise
-            name = str(fault).removeprefix("Duplicate key ")
-            raise ValueError(
-                f"{uri}: contig name {name} stands there twice (a name is the first word of its line); "
-                "rename or remove one"
-            ) from fault
-        entries = faidx.index
-        faidx.close()
-        _check_index(path, list(entries.values()))
-        if odd := next((name for name in entries if not name.isprintable()), ""):
-            raise ValueError(f"{uri}: the name of a record, {odd!r}, is not readable text")
-        os.replace(fresh, index)
-    lengths = {name: int(entry.rlen) for name, entry in entries.items()}
-    return _located(uri, Handle(uri, path, str(index), sha256, _stamp(path)), lengths, version)
-
-
-def _check_index(path: str, entries: list[Any]) -> None:
-    """FastaIndexingError where pyfaidx lets pass what it then reads wrongly: a last line longer than the
-    others."""
-    size = os.path.getsize(path)
-    limits = [*(entry.offset for entry in entries[1:]), size]
-    with open(path, "rb") as file:
-        for entry, limit in zip(entries, limits, strict=True):
-            if not entry.rlen:
-                continue
-            end = entry.offset + entry.rlen + (entry.rlen - 1) // entry.lenc * (entry.lenb - entry.lenc)
-            file.seek(end - 1)
-            gap = file.read(max(0, limit - end + 1))
-            if end > size or not (_END if entry is entries[-1] else _GAP).fullmatch(gap):
-                raise FastaIndexingError(f"lines are uneven before byte {end}")
-
-
-def _text(uri: str, progress: Progress) -> Iterator[bytes]:
-    """The decompressed text of the FASTA at ``uri`` in chunks; its first bytes must be those of one."""
-    chunks = store.chunks(uri)
-    first = next(chunks, b"")
-    text: Iterator[bytes] = itertools.chain([first], chunks)
-    text = fasta.gunzip(text, uri=uri) if first.startswith(_GZIP) else text
-    start = next(text, b"")
-    if not start:
-        raise ValueError(f"{uri} is empty, not a FASTA")
-    fasta.refuse_other(start, uri=uri)
-    done = 0
-    for chunk in itertools.chain([start], text):
-        done += len(chunk)
-        progress(f"read {store.basename(redact(uri))}", done, 0)
+def _text(uri: str, on_progress: OnProgress) -> Iterator[bytes]:
+    stage = Stage(on_progress, f"read {store.basename(redact(uri))}")
+    for chunk in fasta.text(uri):
+        stage.advance(len(chunk))
         yield chunk
 
 
@@ -287,11 +211,3 @@ def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
     for chunk in chunks:
         digest.update(chunk)
         yield chunk
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among the processes of this machine that ask for ``path``."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

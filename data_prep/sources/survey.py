@@ -1,5 +1,5 @@
-"""Every letter of a reference, looked at once: bad ones are found before anything is built; where N stands is
-kept."""
+"""Every letter of a reference, read once before anything is built: wrong letters are refused, and the places
+of N are kept."""
 
 import contextlib
 import io
@@ -10,26 +10,28 @@ from typing import Any
 
 import numpy as np
 
+from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
+from cluster.storage.lock import exclusive
 from configs import redact
 from data_prep.alphabet import N, encode
-from data_prep.sources.reference import Located, Progress, cache_dir, fetch, locate, locked
+from data_prep.sources.reference import Located, cache_dir, fetch, locate
 
-_SCAN = 1 << 20  # letters looked at at once
+_SCAN = 1 << 20  # letters read at once
 
 Runs = dict[str, np.ndarray[Any, np.dtype[np.int64]]]  # contig -> [r, 2], sorted 0-based half-open intervals
 
 
 @dataclass(frozen=True)
 class Reference(Located):
-    """A located reference whose every letter was looked at: where N (or an ambiguity letter) stands."""
+    """A located reference whose every letter was read."""
 
-    n_runs: Runs
+    n_runs: Runs  # N, or an ambiguity letter, which becomes N
     ambiguous_runs: Runs  # the part of n_runs that was an IUPAC ambiguity letter
 
 
-def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None = None) -> Reference:
-    """The reference at ``uri`` (FASTA: plain, gzip, bgzip; or .2bit; local or remote); from the cache if it
+def prepare(uri: str, *, cache: Path | None = None, on_progress: OnProgress = silent) -> Reference:
+    """The reference at ``uri`` (FASTA, plain or compressed, or .2bit; local or remote); from the cache if it
     is there.
 
     Raises:
@@ -38,13 +40,12 @@ def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None
         StoreError: it cannot be read, or the cache cannot be written.
     """
     cache = cache_dir(cache)
-    progress = on_progress or (lambda stage, done, total: None)
-    located = locate(uri, cache=cache, on_progress=progress)
+    located = locate(uri, cache=cache, on_progress=on_progress)
     scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
-    with locked(cache / f"{located.handle.sha256}.lock"):
+    with exclusive(cache / f"{located.handle.sha256}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
             return _with_runs(located, scan)
-        n_runs, ambiguous_runs = _scan(located, progress)
+        n_runs, ambiguous_runs = _scan(located, on_progress)
         file = io.BytesIO()
         np.savez(
             file, n=_stacked(n_runs, located.contigs), ambiguous=_stacked(ambiguous_runs, located.contigs)
@@ -53,12 +54,10 @@ def prepare(uri: str, *, cache: Path | None = None, on_progress: Progress | None
         return _with_runs(located, scan)
 
 
-def _scan(located: Located, progress: Progress) -> tuple[Runs, Runs]:
-    stage, done, total = (
-        f"index {store.basename(redact(located.handle.uri))}",
-        0,
-        sum(located.contigs.values()),
-    )
+def _scan(located: Located, on_progress: OnProgress) -> tuple[Runs, Runs]:
+    """(runs of N, the part of them that was another ambiguity letter)."""
+    name = store.basename(redact(located.handle.uri))
+    stage = Stage(on_progress, f"index {name}", sum(located.contigs.values()))
     n_runs, ambiguous_runs = Runs(), Runs()
     for contig, bp in located.contigs.items():
         n_parts, ambiguous_parts = [], []
@@ -68,8 +67,7 @@ def _scan(located: Located, progress: Progress) -> tuple[Runs, Runs]:
                 codes, _, ambiguous = encode(letters, origin=start)
             except ValueError as fault:
                 raise ValueError(f"{located.handle.uri}: contig {contig}: {fault}") from fault
-            done += len(codes)
-            progress(stage, done, total)
+            stage.advance(len(codes))
             if codes.max() == N:
                 n_parts.append(_runs(codes == N) + start)
             if ambiguous:
@@ -104,5 +102,5 @@ def _with_runs(located: Located, scan: Path) -> Reference:
                 else {}
             )
     return Reference(
-        located.handle, located.contigs, located.empty_records, located.version, located.looks, *parts
+        located.handle, located.contigs, located.empty_records, located.version, located.local_stamp, *parts
     )

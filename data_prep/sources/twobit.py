@@ -1,8 +1,7 @@
-"""UCSC .2bit files, local ones, read in ranges with their soft mask. The only user of py2bit.
+"""UCSC .2bit files on a local disk, read in ranges with their soft mask. The only user of py2bit.
 
-py2bit reads little-endian files and believes what they say, so the layout is checked here: every byte must
-belong to the header, the index or one sequence. Files of the other byte order are copied with their numbers
-turned round.
+py2bit reads little-endian files and checks nothing, so the layout is checked here: every byte must belong to
+the header, the index or one sequence. Big-endian files are copied with the bytes of their numbers reversed.
 """
 
 import struct
@@ -10,21 +9,21 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import py2bit
 
 from cluster.storage import store
 
-MAGIC = (b"\x1a\x41\x27\x43", b"\x43\x27\x41\x1a")  # big-endian, little-endian
-_PIECE = 1 << 22
+_SIGNATURE = 0x1A412743  # the first number of a .2bit
+_PIECE = 1 << 22  # bytes copied at once
 
 
 @dataclass(frozen=True)
 class _Record:
-    """Where a sequence's numbers stand, as (offset, count) of 4-byte ones, then [start, end) of its packed
-    bases."""
+    """A sequence of the file, which lies in bytes [start, end); ``numbers``: (offset, count) of its 4-byte
+    numbers."""
 
     name: str
     numbers: tuple[tuple[int, int], ...]
@@ -34,8 +33,8 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Layout:
-    """``order`` is struct's letter for the byte order. ``places``: the index's offsets, (offset, bytes of
-    one)."""
+    """``order``: struct's letter for the byte order. ``places``: (offset, width) of each number of the
+    index."""
 
     order: str
     places: tuple[tuple[int, int], ...]
@@ -54,7 +53,7 @@ class TwoBit:
             raise _damaged(uri, " ".join(str(fault).split())) from None
 
     def contigs(self) -> dict[str, int]:
-        """Length of every sequence, in the file's order."""
+        """name -> length of every sequence, in the file's order."""
         return {str(name): int(bp) for name, bp in self._file.chroms().items()}
 
     def fetch(self, contig: str, start: int, end: int) -> bytes:
@@ -73,8 +72,8 @@ class TwoBit:
 
 
 def readable(path: str, copy: str, *, uri: str) -> str:
-    """``path``, if py2bit can read the .2bit file there, else ``copy``, where its numbers now are
-    little-endian.
+    """``path``, if py2bit can read the .2bit file there, else ``copy``, where it now is with little-endian
+    numbers.
 
     Raises:
         ValueError: damaged, cut short, a name twice, or bytes that belong to no sequence; it names ``uri``.
@@ -84,12 +83,12 @@ def readable(path: str, copy: str, *, uri: str) -> str:
     if layout.order == "<":
         return path
     with store.publish(copy) as target, open(path, "rb") as source:
-        _turn(source, target, layout)
+        _copy_little_endian(source, target, layout)
     return copy
 
 
-def _turn(source: IO[bytes], target: IO[bytes], layout: _Layout) -> None:
-    """``source`` with every number's bytes in the other order; names and packed bases stay."""
+def _copy_little_endian(source: IO[bytes], target: IO[bytes], layout: _Layout) -> None:
+    """Writes ``source`` with the bytes of every number reversed; names and packed bases stay."""
     numbers = [(0, 4, 4)] + [(at, 1, size) for at, size in layout.places]
     numbers += [(at, count, 4) for record in layout.records for at, count in record.numbers]
     for at, count, size in sorted(numbers):
@@ -105,7 +104,7 @@ def _check(path: str, *, uri: str) -> _Layout:
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         try:
-            layout = _layout(file, size, uri=uri)
+            layout = _layout(_Cursor(file, size), uri=uri)
         except EOFError:
             raise _damaged(uri, f"it ends early, after {size} bytes") from None
         for gap, end in _gaps(layout, size, uri=uri):
@@ -117,62 +116,80 @@ def _check(path: str, *, uri: str) -> _Layout:
     return layout
 
 
-def _layout(file: IO[bytes], size: int, *, uri: str) -> _Layout:
-    """By UCSC's description: header, index, and for each sequence its length, runs of N, runs of lower case,
-    bases.
+class _Cursor:
+    """Reads a .2bit file of ``size`` bytes, from its start. EOFError past its end."""
 
-    EOFError where ``size`` bytes are too few.
-    """
-    order = "<" if file.read(4) == MAGIC[1] else ">"
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+        self.order = "<" if int.from_bytes(self.take(4), "little") == _SIGNATURE else ">"
 
-    def take(length: int) -> bytes:
-        if length > size - file.tell():
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int) -> None:
+        self._file.seek(min(offset, self._size))
+
+    def take(self, length: int) -> bytes:
+        if length > self._size - self._file.tell():
             raise EOFError
-        return file.read(length)
+        return self._file.read(length)
 
-    def number(length: int = 4) -> int:
-        return int(struct.unpack(f"{order}{'I' if length == 4 else 'Q'}", take(length))[0])
+    def number(self, width: int = 4) -> int:
+        return int(struct.unpack(f"{self.order}{'I' if width == 4 else 'Q'}", self.take(width))[0])
 
-    version, count, _ = number(), number(), number()
+    def numbers(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.frombuffer(self.take(4 * count), f"{self.order}u4").astype(np.int64)
+
+
+def _layout(cursor: _Cursor, *, uri: str) -> _Layout:
+    """By UCSC's description: header, index, and for each sequence its length, runs of N, runs of lower case,
+    bases."""
+    version, count, _ = cursor.number(), cursor.number(), cursor.number()
     if version > 1:
         raise _damaged(uri, f"its version is {version}, known are 0 and 1")
-    names, places, starts, wide = list[str](), list[tuple[int, int]](), list[int](), 8 if version else 4
-    for _ in range(count):
-        raw = take(take(1)[0])
-        name = raw.decode(errors="replace")
-        if not name or not name.isprintable() or " " in name or "\ufffd" in name:
-            raise _damaged(uri, f"the name of sequence {len(names) + 1}, {raw!r}, is not readable text")
-        places.append((file.tell(), wide))
-        starts.append(number(wide))
-        names.append(name)
+    width = 8 if version else 4  # of an offset in the index
+    names, places, starts = list[str](), list[tuple[int, int]](), list[int]()
+    for number in range(1, count + 1):
+        names.append(_name(cursor.take(cursor.take(1)[0]), number, uri=uri))
+        places.append((cursor.tell(), width))
+        starts.append(cursor.number(width))
     name, times = Counter(names).most_common(1)[0] if names else ("", 1)
     if times > 1:
-        raise ValueError(f"{uri}: contig name {name} stands there twice; rename or remove one")
-    records = []
-    for name, start in zip(names, starts, strict=True):
-        file.seek(min(start, size))
-        bases, numbers = number(), [(start, 1)]
-        for what in ("N", "lower case"):
-            at, runs = file.tell(), number()
-            edges = np.frombuffer(take(8 * runs), f"{order}u4").astype(np.int64)
-            if runs and int((edges[:runs] + edges[runs:]).max()) > bases:
-                raise _damaged(uri, f"the runs of {what} of {name} do not fit into its {bases} bases")
-            numbers.append((at, 1 + 2 * runs))
-        numbers.append((file.tell(), 1))
-        number()
-        records.append(_Record(name, tuple(numbers), start, file.tell() + -(-bases // 4)))
-    return _Layout(order, tuple(places), tuple(records))
+        raise ValueError(f"{uri}: two sequences have the name {name}; rename or remove one")
+    records = [_record(cursor, name, start, uri=uri) for name, start in zip(names, starts, strict=True)]
+    return _Layout(cursor.order, tuple(places), tuple(records))
+
+
+def _name(raw: bytes, number: int, *, uri: str) -> str:
+    name = raw.decode(errors="replace")
+    if not name or not name.isprintable() or " " in name or "\ufffd" in name:
+        raise _damaged(uri, f"the name of sequence {number}, {raw!r}, is not readable text")
+    return name
+
+
+def _record(cursor: _Cursor, name: str, start: int, *, uri: str) -> _Record:
+    cursor.seek(start)
+    bases, numbers = cursor.number(), [(start, 1)]
+    for what in ("N", "lower case"):
+        at, runs = cursor.tell(), cursor.number()
+        edges = cursor.numbers(2 * runs)
+        if runs and int((edges[:runs] + edges[runs:]).max()) > bases:
+            raise _damaged(uri, f"the runs of {what} of {name} do not fit into its {bases} bases")
+        numbers.append((at, 1 + 2 * runs))
+    numbers.append((cursor.tell(), 1))
+    cursor.number()  # reserved
+    return _Record(name, tuple(numbers), start, cursor.tell() + -(-bases // 4))
 
 
 def _gaps(layout: _Layout, size: int, *, uri: str) -> Iterator[tuple[int, int]]:
-    """[start, end) of the bytes between the index, the sequences and the end of the file, which must not
-    overlap."""
+    """[start, end) of the bytes between the index, the sequences and the end of the file; ValueError where
+    those overlap."""
     at = layout.places[-1][0] + layout.places[-1][1] if layout.places else 16
     for record in sorted(layout.records, key=lambda record: record.start):
         if record.end > size:
             raise _damaged(uri, f"it ends early, after {size} of {record.end} bytes")
         if record.start < at:
-            raise _damaged(uri, f"sequence {record.name} lies where another thing does")
+            raise _damaged(uri, f"sequence {record.name} overlaps another part")
         if record.start > at:
             yield at, record.start
         at = record.end

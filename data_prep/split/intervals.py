@@ -1,4 +1,4 @@
-"""Which stretch of which contig goes to which split: filters, blocks, splits. Pure."""
+"""Intervals of contigs, and which of them go to which split: filters, blocks, splits. No input or output."""
 
 import hashlib
 import re
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import Names
-from data_prep.shards import SPLITS
+from data_prep.shards import SPLITS, Block
 
-_MOST_BLOCKS = 8192  # of a shard: a draft of short contigs makes many, and a worker holds a record of each
+_MOST_BLOCKS = 8192  # of a shard: a draft assembly has many short ones, and a worker keeps an entry for each
 
 Intervals = list[tuple[int, int]]  # 0-based half-open, sorted, disjoint, not touching
 Place = tuple[str, str]  # assembly, contig
 Zones = dict[Place, Intervals]
+HELD_OUT = ("val", "test")  # the splits beside train
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -30,9 +31,18 @@ class Span:
     start: int
     end: int
 
+    @classmethod
+    def of(cls, block: Block) -> "Span":
+        """Where ``block`` lies."""
+        return cls(block.assembly, block.contig, block.start, block.end)
+
     @property
     def bp(self) -> int:
         return self.end - self.start
+
+    @property
+    def place(self) -> Place:
+        return self.assembly, self.contig
 
 
 def bed_bytes(spans: Iterable[Span]) -> bytes:
@@ -79,8 +89,8 @@ def choose_contigs(contigs: Mapping[str, int], patterns: Names | None, *, where:
     ["chr*", "!*_*"] are UCSC's primary ones. Patterns of the second kind alone take from all.
 
     Raises:
-        ValueError: one of the first kind, or a plain name of the second, that matches none; or nothing is
-        left.
+        ValueError: a pattern of the first kind, or a plain name of the second, matches none; or nothing is
+            left.
     """
     patterns = patterns or ()
     wanted, unwanted = set[str](), set[str]()
@@ -112,7 +122,7 @@ def copies(parts: Mapping[str, Sequence[Span]]) -> tuple[list[str], list[str]]:
         if chromosome := _chromosome(span.contig):
             held_out.setdefault((span.assembly, chromosome), set()).add(span.contig)
     train, of = set(), set()
-    for assembly, contig in {(span.assembly, span.contig) for span in parts["train"]}:
+    for assembly, contig in {span.place for span in parts["train"]}:
         if others := held_out.get((assembly, _chromosome(contig)), set()) - {contig}:
             train.add(contig)
             of |= others
@@ -151,8 +161,8 @@ def tile(
 def assign(
     spans: Sequence[Span], *, val: Names | float | Zones, test: Names | float | Zones, seed: int, gap: int
 ) -> dict[str, list[Span]]:
-    """``spans`` by split. Names hold out whole contigs; a fraction, blocks drawn by sha256 of seed and place;
-    zones, what lies in them (blocks are cut at their edges).
+    """``spans`` by split. Held out are whole contigs, by names; a fraction of the blocks, drawn by sha256
+    of seed and place; or what lies in zones (blocks are cut at their edges).
 
     No train base lies within ``gap`` of a held-out block of its contig: train blocks are cut there, or
     dropped.
@@ -160,77 +170,89 @@ def assign(
     Raises:
         ValueError: a pattern that matches no contig, or something held out twice.
     """
-    places = {(span.assembly, span.contig) for span in spans}
+    places = {span.place for span in spans}
     named = {split: _match(places, wanted, split) for split, wanted in (("val", val), ("test", test))}
-    if both := sorted(named["val"] & named["test"]):
-        raise ValueError(f"split: {some(f'{a}:{c}' for a, c in both)} in both val and test")
-    val_zones, test_zones = (wanted if isinstance(wanted, dict) else {} for wanted in (val, test))
-    for whole, zones, split in ((named["val"], test_zones, "test"), (named["test"], val_zones, "val")):
-        if both := sorted(place for place in whole & zones.keys() if zones[place]):
-            raise ValueError(
-                f"split: {some(f'{a}:{c}' for a, c in both)} in both val and test: held out whole by name,"
-                f" and the BED of {split} has intervals there"
-            )
-    for place in sorted(val_zones.keys() & test_zones.keys()):
-        if twice := intersect(val_zones[place], test_zones[place]):
-            raise ValueError(f"split: {':'.join(place)}:{twice[0][0]}-{twice[0][1]} in both val and test")
-    parts: dict[str, list[Span]] = {split: [] for split in SPLITS}
+    zones = {split: w if isinstance(w, dict) else {} for split, w in (("val", val), ("test", test))}
+    _refuse_both(named, zones)
     val_share, test_share = (share if isinstance(share, float) else 0.0 for share in (val, test))
+    parts: dict[str, list[Span]] = {split: [] for split in SPLITS}
     for span in spans:
-        place = (span.assembly, span.contig)
-        if place in named["val"] or place in named["test"]:
-            parts["val" if place in named["val"] else "test"].append(span)
+        if whole := next((split for split in HELD_OUT if span.place in named[split]), ""):
+            parts[whole].append(span)
             continue
         rest: Intervals = [(span.start, span.end)]
-        for split, zones in (("val", val_zones), ("test", test_zones)):
-            near = _around(zones.get(place, []), span)
+        for split in HELD_OUT:
+            near = _around(zones[split].get(span.place, []), span)
             parts[split] += _pieces(span, intersect(rest, near))
             rest = subtract(rest, near)
         draw = _draw(seed, span) if val_share or test_share else 1.0
-        split = "val" if draw < val_share else "test" if draw < val_share + test_share else "train"
-        parts[split] += _pieces(span, rest)
-    near_held_out: Zones = {}
-    for span in parts["val"] + parts["test"]:
-        place = (span.assembly, span.contig)
-        near_held_out.setdefault(place, []).append((max(0, span.start - gap), span.end + gap))
-    zones = {place: merge(intervals) for place, intervals in near_held_out.items()}
-    parts["train"] = [
+        drawn = "val" if draw < val_share else "test" if draw < val_share + test_share else "train"
+        parts[drawn] += _pieces(span, rest)
+    parts["train"] = cut_out(parts["train"], _with_gap(parts["val"] + parts["test"], gap))
+    return parts
+
+
+def _refuse_both(named: Mapping[str, set[Place]], zones: Mapping[str, Zones]) -> None:
+    """ValueError if something is in both val and test."""
+    if both := sorted(named["val"] & named["test"]):
+        raise ValueError(f"split: {some(map(':'.join, both))} in both val and test")
+    for split, other in (("val", "test"), ("test", "val")):
+        if both := sorted(place for place in named[split] & zones[other].keys() if zones[other][place]):
+            raise ValueError(
+                f"split: {some(map(':'.join, both))} in both val and test: held out whole by name,"
+                f" and the BED of {other} has intervals there"
+            )
+    for place in sorted(zones["val"].keys() & zones["test"].keys()):
+        if twice := intersect(zones["val"][place], zones["test"][place]):
+            raise ValueError(f"split: {':'.join(place)}:{twice[0][0]}-{twice[0][1]} in both val and test")
+
+
+def _with_gap(spans: Iterable[Span], gap: int) -> Zones:
+    return by_place(replace(span, start=max(0, span.start - gap), end=span.end + gap) for span in spans)
+
+
+def by_place(spans: Iterable[Span]) -> Zones:
+    """(assembly, contig) -> merged intervals of ``spans``."""
+    zones: Zones = {}
+    for span in spans:
+        zones.setdefault(span.place, []).append((span.start, span.end))
+    return {place: merge(intervals) for place, intervals in zones.items()}
+
+
+def cut_out(spans: Iterable[Span], zones: Zones) -> list[Span]:
+    """What ``zones`` leave of ``spans``, in their order; each span is cut by itself."""
+    return [
         piece
-        for span in parts["train"]
+        for span in spans
         for piece in _pieces(
-            span,
-            subtract([(span.start, span.end)], _around(zones.get((span.assembly, span.contig), []), span)),
+            span, subtract([(span.start, span.end)], _around(zones.get(span.place, []), span))
         )
     ]
-    return parts
 
 
 def count_covered(spans: Sequence[Span], runs: Mapping[Place, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     """int64: how many bases of each span lie in ``runs`` (per place int64 [r, 2], sorted and disjoint)."""
     counts = np.zeros(len(spans), np.int64)
-    by_place: dict[Place, list[int]] = {}
+    indices: dict[Place, list[int]] = {}
     for i, span in enumerate(spans):
-        by_place.setdefault((span.assembly, span.contig), []).append(i)
-    for place, indices in by_place.items():
-        if place in runs:
-            starts, ends = runs[place].T
-            total = np.concatenate([[0], np.cumsum(ends - starts)])
-
-            def below(
-                at: np.ndarray[Any, Any], starts: Any = starts, ends: Any = ends, total: Any = total
-            ) -> Any:
-                before = np.searchsorted(
-                    starts, at, "right"
-                )  # runs that start at or before it; the last may stick out
-                return total[before] - np.maximum(0, ends[np.maximum(0, before - 1)] - at) * (before > 0)
-
-            edges = np.array([(spans[i].start, spans[i].end) for i in indices])
-            counts[indices] = below(edges[:, 1]) - below(edges[:, 0])
+        if span.place in runs:
+            indices.setdefault(span.place, []).append(i)
+    for place, chosen in indices.items():
+        edges = np.array([(spans[i].start, spans[i].end) for i in chosen])
+        counts[chosen] = _covered_below(runs[place], edges[:, 1]) - _covered_below(runs[place], edges[:, 0])
     return counts
 
 
+def _covered_below(runs: np.ndarray[Any, Any], at: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """int64 [m]: how many bases of ``runs`` [r, 2] lie before each position of ``at`` [m]."""
+    starts, ends = runs.T
+    total = np.concatenate([[0], np.cumsum(ends - starts)])
+    before = np.searchsorted(starts, at, "right")  # runs that start at or before it; the last may go past it
+    return total[before] - np.maximum(0, ends[np.maximum(0, before - 1)] - at) * (before > 0)
+
+
 def group(spans: Iterable[Span], *, shard_bp: int) -> list[list[Span]]:
-    """``spans`` in order, cut into shards of one assembly that close once they hold ``shard_bp``, or
+    """``spans`` in order, in shards of one assembly each; a shard is full with ``shard_bp`` or
     _MOST_BLOCKS."""
     shards: list[list[Span]] = []
     filled = 0
@@ -245,7 +267,7 @@ def group(spans: Iterable[Span], *, shard_bp: int) -> list[list[Span]]:
 
 
 def _around(zones: Intervals, span: Span) -> Intervals:
-    """Those of ``zones`` that meet ``span``."""
+    """Those of ``zones`` that overlap ``span``."""
     first = bisect_right(zones, span.start, key=lambda zone: zone[1])
     return zones[first : bisect_left(zones, span.end, key=lambda zone: zone[0])]
 
@@ -260,7 +282,7 @@ def _draw(seed: int, span: Span) -> float:
 
 
 def _matching(pattern: str, contigs: Collection[str]) -> set[str]:
-    """The contig that is called so, to the letter; else those that the glob matches."""
+    """The contig of exactly this name; else those that the glob matches."""
     return {pattern} if pattern in contigs else {contig for contig in contigs if fnmatchcase(contig, pattern)}
 
 
@@ -278,6 +300,6 @@ def _match(places: set[Place], wanted: Names | float | Zones, split: str) -> set
 
 
 def some(names: Iterable[str]) -> str:
-    """The first names in order, for a sentence."""
+    """The first eight ``names`` in order and how many more there are, for a message."""
     ordered = sorted(set(names))
     return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")

@@ -1,13 +1,12 @@
-"""Minimisers of a sequence, the same on both strands: what it takes to find stretches that stand elsewhere
-too.
+"""Minimisers of a sequence, the same on both strands, by which stretches are found that also stand elsewhere.
 
-A k-mer and its reverse complement are one: the smaller of the two, packed 2 bits a base. Of each window of w
-neighbouring k-mers, those of the lowest rank are minimisers (Schleimer et al., SIGMOD 2003; Roberts et al.,
-Bioinformatics 20, 2004), all of them where several are equal. Ranks are a hash, so that no composition is
-preferred. They depend on the window alone: two sequences that share a stretch of w + k - 1 = 61 bases share a
-minimiser, on whichever strand. Neighbouring minimisers of a stretch without N are at most w = k apart, so
-that their k-mers cover all of it but at most w - 1 = 30 bases at each end. About 2 of w + 1 = 32 positions
-are minimisers.
+A k-mer and its reverse complement count as one: the smaller of the two, packed 2 bits a base. Of each window
+of w neighbouring k-mers, those of the lowest rank are minimisers (Schleimer et al., SIGMOD 2003; Roberts et
+al., Bioinformatics 20, 2004), all of them where several are equal. Ranks are a hash, so that no composition
+is preferred. They depend on the window alone: two sequences that share a stretch of w + k - 1 = 61 bases
+share a minimiser, on whichever strand. Neighbouring minimisers of a stretch without N are at most w = k
+apart, so their k-mers cover all of it but at most w - 1 = 30 bases at each end. About 2 of w + 1 = 32
+positions are minimisers.
 """
 
 from collections.abc import Iterable
@@ -18,14 +17,14 @@ import numpy as np
 from data_prep.alphabet import Codes, N
 
 K = 31  # odd: no k-mer is its own reverse complement
-WINDOW = 31  # k-mers; not above K, else the k-mers of a shared stretch would leave holes
+WINDOW = 31  # k-mers; above K, the k-mers of a shared stretch would leave holes
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 _Ranks = np.ndarray[Any, np.dtype[np.uint32]]
 
 ALL = 1 << 64  # above every hash
-_SLACK = 1 << 20  # hashes that a sketch may hold above its room before it sorts
+_SLACK = 1 << 20  # hashes that a sketch may hold above its room before it is cut
 _PIECE = 32_768  # positions at a time: its arrays of 64 bits stay in the cache
 _NONE = np.uint32(0xFFFFFFFF)  # the rank of a k-mer with an N; others have 31 bits
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -46,10 +45,8 @@ def minimisers(codes: Codes) -> tuple[Hashes, Positions]:
     if count >= WINDOW:
         for start in range(0, count, _PIECE):
             end = min(start + _PIECE, count)
-            first, last = (
-                max(0, start - WINDOW + 1),
-                min(end + WINDOW - 1, count),
-            )  # all windows that hold [start, end)
+            # All windows that hold a position of [start, end).
+            first, last = max(0, start - WINDOW + 1), min(end + WINDOW - 1, count)
             kmers, chosen = _choose(codes[first : last + K - 1])
             chosen = chosen[np.searchsorted(chosen, start - first) : np.searchsorted(chosen, end - first)]
             hashes.append(_mix(kmers[chosen]))
@@ -76,8 +73,8 @@ def unique(parts: Iterable[Hashes]) -> Hashes:
 
 
 def find(among: Hashes, hashes: Hashes) -> tuple[Positions, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """int64 [m], where in the sorted ``among`` each of ``hashes`` [m] stands, and bool [m], whether it
-    does."""
+    """int64 [m], the place of each of ``hashes`` [m] in the sorted ``among``, and bool [m], whether it is
+    there."""
     if not len(among):
         return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), np.bool_)
     at = np.searchsorted(among, hashes)
@@ -86,10 +83,10 @@ def find(among: Hashes, hashes: Hashes) -> tuple[Positions, np.ndarray[Any, np.d
 
 
 class Sketch:
-    """A sample of hash sets by name, of bounded size: the lowest ``room`` hashes of all, so all below one
+    """A sample of named hash sets, of bounded size: of all hashes, the lowest ``room``, thus all below one
     threshold.
 
-    A hash is in the sample of every set that has it or of none, which is what makes samples comparable.
+    A hash is in the sample of every set that has it or of none: so samples can be compared.
     """
 
     def __init__(self, room: int) -> None:
@@ -110,7 +107,7 @@ class Sketch:
             self.add(name, np.frombuffer(data, np.uint64))
 
     def result(self) -> tuple[int, dict[str, bytes]]:
-        """The threshold (ALL: nothing was left out), and of each set the hashes below it, each once,
+        """The threshold (ALL: nothing was left out); and of each set, the hashes below it, each once,
         sorted."""
         self._shrink()
         return self._below, {name: hashes.tobytes() for name, (hashes,) in self._sets.items()}
@@ -137,9 +134,8 @@ def _choose(codes: Codes) -> tuple[Hashes, Positions]:
     rank = _rank(kmers)
     if not known:
         rank[_with_n(codes)] = _NONE
-    lowest = np.zeros(
-        len(rank) + WINDOW - 1, np.uint32
-    )  # of each window; 0 where there is none, which max passes over
+    # The lowest rank of each window; 0 where there is no window, which the maximum ignores.
+    lowest = np.zeros(len(rank) + WINDOW - 1, np.uint32)
     _slide(np.minimum, rank, out=lowest[WINDOW - 1 : len(rank)])
     chosen = _slide(np.maximum, lowest) == rank  # the lowest of some window that holds it
     if not known:
@@ -162,7 +158,7 @@ def _canonical(codes: Codes) -> Hashes:
 
 
 def _rank(kmers: Hashes) -> _Ranks:
-    """31 bits of a multiplicative hash, which need not be a bijection: equal ranks only make more
+    """31 bits of a multiplicative hash. It need not be a bijection: equal ranks only give more
     minimisers."""
     spread = kmers >> np.uint64(29)
     spread ^= kmers

@@ -82,7 +82,7 @@ def seconds(uri: str, environment: dict[str, str]) -> dict[str, float]:
         dist.barrier()
         start = time.perf_counter()
         result = train_step(engine, teacher, [windows], method=method(config), states=now.centres)
-        train_state.apply(config, now, engine, result, ids_B4=ids_B4)
+        train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=ids_B4)
         assert teacher.module is not None  # waits
         return time.perf_counter() - start
 

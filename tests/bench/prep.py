@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from sklearn.preprocessing import LabelBinarizer
 
-from cluster.tasks import jobs
+from cluster.tasks import ray_session
 from data_prep.config import DataConfig
 from data_prep.dataset.build import Built, build
 from data_prep.shards import SPLITS
@@ -111,7 +111,7 @@ def per_base(letters: str, folder: Path) -> float:
 def rows(*, bp: int = 1_000_000_000, whole_bp: int = 3_100_000_000, turns: int = 3) -> list[Row]:
     """FASTA to shards on one worker and on two, the size, and a genome of ``whole_bp`` with its memory and
     time."""
-    with tempfile.TemporaryDirectory(prefix="bench-prep-") as name, jobs.session(2):
+    with tempfile.TemporaryDirectory(prefix="bench-prep-") as name, ray_session.session(2):
         folder = Path(name)
         os.environ["DNA_CACHE"] = str(folder / "cache")
         fasta, output = folder / "genome.fa", folder / "shards"

@@ -71,8 +71,8 @@ def open_bench_reader(uri: str, *, cache: DiskCache | None = None, threads: int 
 
 
 def read_and_show(reader: Reader, steps: range) -> None:
-    """The batches of ``steps`` as training makes them (view_batch.make_view_pairs), with the teacher's view masked
-    too."""
+    """The batches of ``steps`` as training makes them (view_batch.make_view_pairs), with the teacher's view
+    masked too."""
     for batch in reader.batches(steps.start, steps.stop):
         (pair,) = make_view_pairs(batch.windows, VIEWS)
         masking = VIEWS.masking

@@ -209,7 +209,7 @@ def seconds() -> dict[str, float]:
 
     def step() -> None:
         result = train_step(engine, teacher, [windows], method=method(config), states=now.centres)
-        train_state.apply(config, now, engine, result, ids_B4=ids_B4)
+        train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=ids_B4)
         assert teacher.module is not None
 
     return found | in_turns({"step": step}, 3)

@@ -10,19 +10,24 @@ from torch import Tensor
 
 from tests.dist.steps import method, set_up
 from trainer.core import collectives
+from trainer.distill.step import train_step
+from trainer.engine.engine import Engine
+from trainer.engine.optimizer_state import KINDS
 from trainer.run import train_state
 from trainer.run.checkpoint.resume import resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.checkpoint.snapshot import TEACHER
-from trainer.distill.step import train_step
-from trainer.engine.optimizer_state import KINDS
-from trainer.engine.engine import Engine
 
 DATASETS = {"toy": "0" * 64}
 
 
 def stretch(
-    values: dict[str, Any], *, until: int, resumed: bool = False, save_at: tuple[int, ...] = (), look_at: int = 0,
+    values: dict[str, Any],
+    *,
+    until: int,
+    resumed: bool = False,
+    save_at: tuple[int, ...] = (),
+    look_at: int = 0,
     tracked: int = 1,
 ) -> dict[str, Any]:
     """Train up to step ``until``, from the newest checkpoint in run.dir on if ``resumed``; save after some
@@ -43,16 +48,19 @@ def stretch(
     if first >= look_at:
         hashes[first] = digests(engine, now)
     for batch in reader.batches(first, until):
-        micro = batch.split(config.micro_batch(group.size))
-        result = train_step(engine, now.teacher, micro, method=method(config), states=now.centres,
-                            measure=now.step % 2 == 0)
-        metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        micro = batch.split(config.train.rows_at_once(group.size))
+        result = train_step(
+            engine, now.teacher, micro, method=method(config), states=now.centres, measure=now.step % 2 == 0
+        )
+        metrics = train_state.apply(
+            now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4
+        )
         if now.skipped_blocks is not None:
             now.skipped_blocks.add(batch.skipped)
         if now.step % tracked == 0:
             metrics |= train_state.count_skipped_blocks(now, group, device=engine.device)
         if result.health:
-            metrics |= train_state.judge(now, result.health, group=group)[0]
+            metrics |= train_state.check_collapse(now, result.health, group=group)[0]
         ids = collectives.gather_packed(group, {"ids": batch.ids_B4})["ids"].transpose(0, 1).flatten(0, 1)
         trained[now.step] = {"metrics": metrics, "ids": ids.tolist()}
         if now.step >= look_at:
@@ -61,8 +69,15 @@ def stretch(
             saver.save(now, reader.position(now.step))
     saver.wait()
     reader.close()
-    return {"first": first, "trained": trained, "hashes": hashes, "said": said, "skipped": now.skipped,
-            "applied": engine.optimizer_state.applied, "whole": whole(engine, now)}
+    return {
+        "first": first,
+        "trained": trained,
+        "hashes": hashes,
+        "said": said,
+        "skipped": now.skipped,
+        "applied": engine.optimizer_state.applied,
+        "whole": whole(engine, now),
+    }
 
 
 def stretches(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -70,9 +85,11 @@ def stretches(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: stretch(**case) for name, case in cases.items()}
 
 
-def whole(engine: Engine, now: train_state.State) -> dict[str, dict[str, Tensor]]:
+def whole(engine: Engine, now: train_state.TrainState) -> dict[str, dict[str, Tensor]]:
     """Teacher, masters and moments of all ranks: kind -> parameter -> tensor."""
-    found: dict[str, dict[str, Tensor]] = {TEACHER: {name: t.clone() for name, t in now.teacher.full_tensors()}}
+    found: dict[str, dict[str, Tensor]] = {
+        TEACHER: {name: t.clone() for name, t in now.teacher.full_tensors()}
+    }
     for kind in KINDS:
         found[kind] = {}
         for flat_group in engine.flat_groups():
@@ -84,7 +101,7 @@ def whole(engine: Engine, now: train_state.State) -> dict[str, dict[str, Tensor]
     return found
 
 
-def digests(engine: Engine, now: train_state.State) -> dict[str, str]:
+def digests(engine: Engine, now: train_state.TrainState) -> dict[str, str]:
     """kind -> sha256 of all its entries in the order of the names; the student's weights and the centres
     beside."""
     found = {kind: sha256(tensors) for kind, tensors in whole(engine, now).items()}

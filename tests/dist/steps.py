@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from tests.dist.teachers import masters
-from trainer.run import train, train_state
 from trainer.core import schedules
 from trainer.core.collectives import Group
-from trainer.run.config import TrainConfig
-from trainer.data.loader import Reader, open_reader
 from trainer.data.dataset import open_datasets
+from trainer.data.loader import Reader, open_reader
 from trainer.distill.step import Method, train_step
 from trainer.engine.engine import Engine
 from trainer.engine.process_group import init_distributed
+from trainer.run import train, train_state, world_size
+from trainer.run.config import TrainConfig
 from trainer.views.view_batch import make_view_pairs
 
 
@@ -25,16 +25,33 @@ def small_config(uri: str, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "run": {"dir": "unused", "seed": 5},
         "data": {"uri": uri, "length": 48, "lanes": 12},
-        "model": {"num_layers": 2, "num_groups": 5, "group_channels": 5, "intermediate_size": 31, "num_summary": 3,
-                  "norm": "layer"},
-        "views": {"symmetric": True, "student": {"noise": 0.1, "reverse_complement": 0.5},
-                  "teacher": {"operations": {"deletion": 4, "insertion": 4, "shift": 4}, "substitution": 0.05},
-                  "crops": {"number": 2, "length": 21, "operations": {"deletion": 3}, "reverse_complement": 0.5}},
-        "loss": {"mlm": {"weight": 1.0, "soft_weight": 0.25},
-                 "distill": {"weight": 0.5, "prototypes": 17, "mlp_size": 13, "bottleneck": 7},
-                 "patch": {"weight": 0.2, "prototypes": 19, "mlp_size": 9, "bottleneck": 5, "pairs": 6,
-                           "balance": "sinkhorn"},
-                 "contrastive": {"weight": 0.5, "mlp_size": 11, "embedding": 6}},
+        "model": {
+            "num_layers": 2,
+            "num_groups": 5,
+            "group_channels": 5,
+            "intermediate_size": 31,
+            "num_summary": 3,
+            "norm": "layer",
+        },
+        "views": {
+            "symmetric": True,
+            "student": {"noise": 0.1, "reverse_complement": 0.5},
+            "teacher": {"operations": {"deletion": 4, "insertion": 4, "shift": 4}, "substitution": 0.05},
+            "crops": {"number": 2, "length": 21, "operations": {"deletion": 3}, "reverse_complement": 0.5},
+        },
+        "loss": {
+            "mlm": {"weight": 1.0, "soft_weight": 0.25},
+            "distill": {"weight": 0.5, "prototypes": 17, "mlp_size": 13, "bottleneck": 7},
+            "patch": {
+                "weight": 0.2,
+                "prototypes": 19,
+                "mlp_size": 9,
+                "bottleneck": 5,
+                "pairs": 6,
+                "balance": "sinkhorn",
+            },
+            "contrastive": {"weight": 0.5, "mlp_size": 11, "embedding": 6},
+        },
         "ema": {"momentum": 0.9, "momentum_end": 0.99},
         "train": {"steps": 20, "global_batch": 24, "lr": 3e-3, "grad_clip": 1.0, "warmup_fraction": 0.2},
     }
@@ -49,24 +66,40 @@ def small_config(uri: str, **changes: Any) -> dict[str, Any]:
 
 def coupled_config(uri: str, **changes: Any) -> dict[str, Any]:
     """The losses that tie the student's rows of all ranks to each other, and the other balances."""
-    return small_config(uri, **{
-        "loss__contrastive__keys": "student", "loss__contrastive__learnable_scale": True,
-        "loss__distill__balance": "sinkhorn", "loss__patch__balance": "centring", "loss__koleo__weight": 0.1,
-        "loss__vicreg": {"weight": 0.02, "mlp_size": 9, "embedding": 7}, **changes,
-    })
+    return small_config(
+        uri,
+        **{
+            "loss__contrastive__keys": "student",
+            "loss__contrastive__learnable_scale": True,
+            "loss__distill__balance": "sinkhorn",
+            "loss__patch__balance": "centring",
+            "loss__koleo__weight": 0.1,
+            "loss__vicreg": {"weight": 0.02, "mlp_size": 9, "embedding": 7},
+            **changes,
+        },
+    )
 
 
-def set_up(values: dict[str, Any], device_name: str = "cpu") -> tuple[TrainConfig, Engine, train_state.State, Reader]:
+def set_up(
+    values: dict[str, Any], device_name: str = "cpu"
+) -> tuple[TrainConfig, Engine, train_state.TrainState, Reader]:
     """A run before its first step, on this rank's group."""
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     group = Group.of()
-    assert config.world_faults(group.size) == []
+    assert world_size.faults(config.train, lanes=config.data.lanes, world=group.size) == []
     engine, teacher = train.build(config, device=device, group=group)
     now = train_state.first_state(config, teacher, device=device)
     datasets = list(open_datasets(config.data, "train").values())
-    return config, engine, now, open_reader(
-        config.data, datasets, plan=train.sampling_plan(config), group=group, soft=config.loss.needs_soft_mask, device=device)
+    reader = open_reader(
+        config.data,
+        datasets,
+        plan=train.sampling_plan(config),
+        group=group,
+        soft=config.loss.needs_soft_mask,
+        device=device,
+    )
+    return config, engine, now, reader
 
 
 def method(config: TrainConfig) -> Method:
@@ -90,22 +123,33 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     start, first_update = dict(reference), 0.0
     for step in range(steps):
         batch = reader.batch(step)
-        micro = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
+        micro = [windows.to(device) for windows in batch.split(config.train.rows_at_once(group.size))]
         first = make_view_pairs(batch.windows.to(device), config.views)[0]
         for row, key in enumerate(map(tuple, batch.ids_B4.tolist())):
-            samples[step, key] = (first.masked.codes_BL[row].tolist(), first.masked.target_BL[row].tolist(),
-                                  first.teacher.codes_BL[row].tolist(), first.noise_BLC[row].sum().item())
+            samples[step, key] = (
+                first.masked.codes_BL[row].tolist(),
+                first.masked.target_BL[row].tolist(),
+                first.teacher.codes_BL[row].tolist(),
+                first.noise_BLC[row].sum().item(),
+            )
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
-        metrics = train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        metrics = train_state.apply(
+            now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4
+        )
         moved = masters(engine)
         if not step:
-            first_update = float(sum((master - start[name]).pow(2).sum() for name, master in moved.items())) ** 0.5
+            first_update = (
+                float(sum((master - start[name]).pow(2).sum() for name, master in moved.items())) ** 0.5
+            )
         losses.append(result.losses)
         norms.append(metrics["grad_norm"])
         momenta.append(metrics["ema/momentum"])
-        momentum = schedules.momentum(now.step * config.train.global_batch, start=config.ema.momentum,
-                                     end=config.ema.momentum_end,
-                                     total_samples=config.train.steps * config.train.global_batch)
+        momentum = schedules.momentum(
+            now.step * config.train.global_batch,
+            start=config.ema.momentum,
+            end=config.ema.momentum_end,
+            total_samples=config.train.steps * config.train.global_batch,
+        )
         for name, master in moved.items():
             reference[name] = torch.lerp(reference[name], master, 1.0 - momentum)
         if step % 5 and step != steps - 1:
@@ -153,11 +197,15 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
             now.step += 1
             continue
         what = kind if rank == group.rank else ""
-        micro = batch.split(config.micro_batch(group.size))
+        micro = batch.split(config.train.rows_at_once(group.size))
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
         try:
-            metrics.append(train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4))
-            train_state.end_if_stuck(config, now, group)
+            metrics.append(
+                train_state.apply(
+                    now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4
+                )
+            )
+            train_state.end_if_stuck(now, group, run_dir=config.run.dir, max_skipped=config.train.max_skipped)
         except RuntimeError as fault:
             sentence = str(fault)
             break
@@ -172,7 +220,9 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
     }
 
 
-def poisoned_cases(cases: list[tuple[dict[str, Any], dict[int, tuple[str, int]], int]]) -> list[dict[str, Any]]:
+def poisoned_cases(
+    cases: list[tuple[dict[str, Any], dict[int, tuple[str, int]], int]],
+) -> list[dict[str, Any]]:
     return [poisoned_steps(*case) for case in cases]
 
 
@@ -204,11 +254,19 @@ def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
 
     plain, engine.backward = engine.backward, backward
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("all_gather_single", "all_gather", "all_gather_into_tensor", "all_reduce", "broadcast",
-                     "batch_isend_irecv", "reduce_scatter_tensor", "all_to_all_single"):
+        for name in (
+            "all_gather_single",
+            "all_gather",
+            "all_gather_into_tensor",
+            "all_reduce",
+            "broadcast",
+            "batch_isend_irecv",
+            "reduce_scatter_tensor",
+            "all_to_all_single",
+        ):
             if hasattr(torch.distributed, name):
                 patch.setattr(torch.distributed, name, watched(name, getattr(torch.distributed, name)))
-        micro = reader.batch(0).split(config.micro_batch(group.size))
+        micro = reader.batch(0).split(config.train.rows_at_once(group.size))
         train_step(engine, teacher, micro, method=method(config), states=now.centres)
     return calls
 
@@ -224,14 +282,14 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {"readings": {}, "first": None}
     for batch in reader.batches(0, steps):
         due = (now.step + 1) % config.health.every == 0
-        micro = batch.split(config.micro_batch(group.size))
-        result = train_step(
-            engine, teacher, micro, method=method(config), states=now.centres, measure=due
-        )
-        train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+        micro = batch.split(config.train.rows_at_once(group.size))
+        result = train_step(engine, teacher, micro, method=method(config), states=now.centres, measure=due)
+        train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         assert bool(result.health) == due
         if due:
-            found["readings"][now.step], sentence = train_state.judge(now, result.health, group=group)
+            found["readings"][now.step], sentence = train_state.check_collapse(
+                now, result.health, group=group
+            )
             found["first"] = found["first"] or (sentence and (now.step, sentence))
     return found
 

@@ -1,12 +1,15 @@
 """Collectives against what each rank put in, and the teacher's refusal of groups that do not cover it."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
 from cluster.process import evidence
+from configs import ConfigError
 from tests.ranks import on_ranks
 from trainer.core import collectives
 from trainer.core.collectives import Group
@@ -61,6 +64,85 @@ def test_collectives_bring_every_ranks_part_in_rank_order(world: int) -> None:
         assert got["total"].tolist() == [sum(range(world)), world]
         assert got["untouched"].tolist() == [rank, 1]
         assert got["flat"].tolist() == [sign * float(r) for r in range(world) for sign in (1, -1)]
+
+
+@dataclass(frozen=True)
+class Message:
+    """As ranks send them on the control path: of any size, and with what numbers cannot say."""
+
+    text: str
+    rank: int | None = None
+
+
+def raised(block: Callable[[], None]) -> str:
+    """Class and sentence of what ``block`` raises; "" for nothing."""
+    try:
+        block()
+    except Exception as fault:
+        return f"{type(fault).__name__}: {fault}"
+    return ""
+
+
+def objects_and_refusals() -> dict[str, Any]:
+    group = Group.of()
+    rank = group.rank
+
+    def fails_on(which: set[int], fault: Exception) -> Callable[[], None]:
+        def block() -> None:
+            with collectives.together(group):
+                if rank in which:
+                    raise fault
+
+        return block
+
+    def first_fails(fault: Exception | None) -> Callable[[], None]:
+        def block() -> None:
+            with collectives.first_rank_decides(group, ConfigError, OSError):
+                if rank == 0 and fault:
+                    raise fault
+
+        return block
+
+    ranks = set(range(group.size))
+    return {
+        "first": collectives.object_from_first(group, Message("x" * 1000 * rank + "é", rank)),
+        "none": collectives.object_from_first(group, None if rank == 0 else Message("of another")),
+        "everywhere": collectives.gather_objects(group, Message("y" * rank, rank)),
+        "together": [
+            raised(fails_on(set(), OSError("o"))),
+            raised(fails_on({group.size - 1}, OSError("the disk is full"))),
+            raised(fails_on(ranks, ValueError("all alike"))),
+        ],
+        "first decides": [
+            raised(first_fails(None)),
+            raised(first_fails(OSError("the store is away"))),
+            raised(first_fails(ConfigError("key: wrong"))),
+            raised(first_fails(OSError(""))),
+        ],
+        "still in step": collectives.gather_objects(group, rank),
+    }
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_objects_reach_all_ranks_and_so_does_what_ends_one(world: int) -> None:
+    for rank, got in enumerate(on_ranks(world, objects_and_refusals)):
+        assert got["first"] == Message("é", 0)
+        assert got["none"] is None
+        assert got["everywhere"] == [Message("y" * r, r) for r in range(world)]
+        last = rank == world - 1
+        elsewhere = "ElsewhereError: 1 of the other ranks cannot go on, and say why"
+        assert got["together"] == [
+            "",
+            "OSError: the disk is full" if last else elsewhere,
+            "ElsewhereError: all alike" if rank else "ValueError: all alike",
+        ]
+        assert got["first decides"] == [
+            "",
+            "EverywhereError: the store is away",
+            "ConfigError: key: wrong",
+            "EverywhereError: ",
+        ]
+        assert got["still in step"] == list(range(world))
 
 
 def what_torch_recorded() -> list[str]:

@@ -17,7 +17,12 @@ from tests.unit.test_contrastive import Largest
 from trainer.core.collectives import Group, gather_packed
 from trainer.data.locus import Loci, same_place
 from trainer.losses.infonce import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
-from trainer.losses.ring_infonce import RingContrast, RingSymmetricContrast, ring_info_nce, ring_symmetric_info_nce
+from trainer.losses.ring_infonce import (
+    RingContrast,
+    RingSymmetricContrast,
+    ring_info_nce,
+    ring_symmetric_info_nce,
+)
 
 # Rows of the global batch, features, scale, noise of the second view, keys of a block, with loci: odd where
 # it may be.
@@ -29,8 +34,17 @@ CASES = {
     "large": (1536, 64, 20.0, 1.5, None, False),
 }
 FORMS = ("teacher lse", "teacher ref", "teacher ring", "symmetric lse", "symmetric ref", "symmetric ring")
-COLLECTIVES = ("all_gather_single", "all_gather_into_tensor", "all_gather", "all_reduce", "reduce_scatter_single",
-               "reduce_scatter_tensor", "broadcast", "all_to_all_single", "batch_isend_irecv")
+COLLECTIVES = (
+    "all_gather_single",
+    "all_gather_into_tensor",
+    "all_gather",
+    "all_reduce",
+    "reduce_scatter_single",
+    "reduce_scatter_tensor",
+    "broadcast",
+    "all_to_all_single",
+    "batch_isend_irecv",
+)
 
 
 def batch(name: str) -> tuple[Tensor, Tensor, Loci | None]:
@@ -41,7 +55,11 @@ def batch(name: str) -> tuple[Tensor, Tensor, Loci | None]:
     start_G, block_G = torch.randint(0, 4000, (rows,), generator=generator), torch.arange(rows) % 3
     content_G = 2 * torch.randint(0, 20 * rows, (rows,), generator=generator) + 1
     loci = Loci(torch.stack([block_G, start_G, start_G + 100, content_G], 1))
-    return F.normalize(first_GE, dim=1), F.normalize(first_GE + noise * noise_GE, dim=1), loci if with_loci else None
+    return (
+        F.normalize(first_GE, dim=1),
+        F.normalize(first_GE + noise * noise_GE, dim=1),
+        loci if with_loci else None,
+    )
 
 
 @contextmanager
@@ -76,7 +94,10 @@ def measure(group: Group) -> dict[str, dict[str, Any]]:
         locus_B = loci_G.rows(mine) if loci_G else None
         for form in FORMS:
             task, variant = form.split()
-            first_BE, second_BE = first_GE[mine].clone().requires_grad_(), second_GE[mine].clone().requires_grad_()
+            first_BE, second_BE = (
+                first_GE[mine].clone().requires_grad_(),
+                second_GE[mine].clone().requires_grad_(),
+            )
             leaf = torch.tensor(scale, requires_grad=True)
             with counted() as forward, Largest() as largest:
                 payload = {"first": first_BE, "second": second_BE}
@@ -84,7 +105,9 @@ def measure(group: Group) -> dict[str, dict[str, Any]]:
                     payload["places"] = locus_B.place_N4
                 everywhere = {}
                 if variant != "ring":
-                    everywhere = {key: value.flatten(0, 1) for key, value in gather_packed(group, payload).items()}
+                    everywhere = {
+                        key: value.flatten(0, 1) for key, value in gather_packed(group, payload).items()
+                    }
                     places_G = Loci(everywhere["places"]) if locus_B else None
                 if form == "teacher ring":
                     loss = ring_info_nce(RingContrast(first_BE, second_BE, leaf, group, rows, locus_B, block))
@@ -92,18 +115,45 @@ def measure(group: Group) -> dict[str, dict[str, Any]]:
                     contrast = RingSymmetricContrast(first_BE, second_BE, leaf, group, rows, locus_B, block)
                     loss = ring_symmetric_info_nce(contrast)
                 elif task == "teacher":
-                    loss = info_nce(Contrast(first_BE, everywhere["second"], torch.arange(mine.start, mine.stop), leaf,
-                                             rows, locus_B, places_G, variant, block))
+                    loss = info_nce(
+                        Contrast(
+                            first_BE,
+                            everywhere["second"],
+                            torch.arange(mine.start, mine.stop),
+                            leaf,
+                            rows,
+                            locus_B,
+                            places_G,
+                            variant,
+                            block,
+                        )
+                    )
                 else:
-                    loss = symmetric_info_nce(SymmetricContrast(
-                        first_BE, second_BE, everywhere["first"], everywhere["second"], mine.start, leaf, group, rows,
-                        places_G, variant, block))
+                    loss = symmetric_info_nce(
+                        SymmetricContrast(
+                            first_BE,
+                            second_BE,
+                            everywhere["first"],
+                            everywhere["second"],
+                            mine.start,
+                            leaf,
+                            group,
+                            rows,
+                            places_G,
+                            variant,
+                            block,
+                        )
+                    )
             leaves = [first_BE, leaf] if task == "teacher" else [first_BE, leaf, second_BE]
             with counted() as backward:
                 gradients = torch.autograd.grad(loss, leaves)
             results[f"{name} {form}"] = {
-                "loss": loss.item(), "scale": gradients[1].item(), "features": torch.stack(gradients[::2]),
-                "forward": forward, "backward": backward, "largest": largest.elements,
+                "loss": loss.item(),
+                "scale": gradients[1].item(),
+                "features": torch.stack(gradients[::2]),
+                "forward": forward,
+                "backward": backward,
+                "largest": largest.elements,
             }
     return results
 
@@ -126,10 +176,14 @@ def in_halves() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
 
 def together(ranks: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Shares summed, features in rank order."""
-    return {key: {
-        "loss": sum(rank[key]["loss"] for rank in ranks), "scale": sum(rank[key]["scale"] for rank in ranks),
-        "features": torch.cat([rank[key]["features"] for rank in ranks], 1),
-    } for key in ranks[0]}
+    return {
+        key: {
+            "loss": sum(rank[key]["loss"] for rank in ranks),
+            "scale": sum(rank[key]["scale"] for rank in ranks),
+            "features": torch.cat([rank[key]["features"] for rank in ranks], 1),
+        }
+        for key in ranks[0]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +191,12 @@ def runs() -> dict[str, list[dict[str, dict[str, Any]]]]:
     """name -> what each rank measured, for 1, 2, 3 and 4 ranks and the halves of 4."""
     four = on_ranks(4, in_halves)
     return {
-        "1": on_ranks(1, alone), "2": on_ranks(2, with_two_threads), "3": on_ranks(3, alone), "4": [rank[0] for rank in four],
-        "half of 4": [four[0][1], four[2][1]], "other half": [four[1][1], four[3][1]],
+        "1": on_ranks(1, alone),
+        "2": on_ranks(2, with_two_threads),
+        "3": on_ranks(3, alone),
+        "4": [rank[0] for rank in four],
+        "half of 4": [four[0][1], four[2][1]],
+        "other half": [four[1][1], four[3][1]],
     }
 
 

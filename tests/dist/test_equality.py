@@ -21,7 +21,11 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
         "plain": ("plain", {}, STEPS),
         "coupled": ("coupled", {}, STEPS),
         "plain, 6 micro-batches": ("plain", {"train__micro_batch": 4}, STEPS),
-        "coupled, 3 micro-batches, ZeRO-0": ("coupled", {"train__micro_batch": 8, "train__zero_stage": 0}, STEPS),
+        "coupled, 3 micro-batches, ZeRO-0": (
+            "coupled",
+            {"train__micro_batch": 8, "train__zero_stage": 0},
+            STEPS,
+        ),
         "plain, activation checkpointing": ("plain", {"train__activation_checkpointing": True}, 5),
     },
     2: {
@@ -34,23 +38,42 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
         "coupled, ZeRO-1, 2 micro-batches": ("coupled", {"train__micro_batch": 6}, STEPS),
         "coupled, ZeRO-2": ("coupled", {"train__zero_stage": 2}, 5),
         "coupled, ring, ZeRO-3, 3 micro-batches": (
-            "coupled", {"loss__contrastive__variant": "ring", "train__zero_stage": 3, "train__micro_batch": 4}, STEPS),
+            "coupled",
+            {"loss__contrastive__variant": "ring", "train__zero_stage": 3, "train__micro_batch": 4},
+            STEPS,
+        ),
         "coupled, ref": ("coupled", {"loss__contrastive__variant": "ref"}, 5),
         "plain, ZeRO-3, activation checkpointing": (
-            "plain", {"train__zero_stage": 3, "train__activation_checkpointing": True}, 5),
+            "plain",
+            {"train__zero_stage": 3, "train__activation_checkpointing": True},
+            5,
+        ),
     },
     4: {
         "plain, ZeRO-1": ("plain", {"train__zero_stage": 1}, STEPS),
-        "coupled, ZeRO-3, 2 micro-batches": ("coupled", {"train__zero_stage": 3, "train__micro_batch": 3}, 10),
+        "coupled, ZeRO-3, 2 micro-batches": (
+            "coupled",
+            {"train__zero_stage": 3, "train__micro_batch": 3},
+            10,
+        ),
     },
 }
 BF16 = {
-    1: {"ZeRO-0": (0, 24), "ZeRO-1": (1, 24), "ZeRO-1, 6 micro-batches": (1, 4), "ZeRO-2, 6 micro-batches": (2, 4),
-        "ZeRO-3, 6 micro-batches": (3, 4)},
+    1: {
+        "ZeRO-0": (0, 24),
+        "ZeRO-1": (1, 24),
+        "ZeRO-1, 6 micro-batches": (1, 4),
+        "ZeRO-2, 6 micro-batches": (2, 4),
+        "ZeRO-3, 6 micro-batches": (3, 4),
+    },
     2: {"ZeRO-0": (0, 12), "ZeRO-1": (1, 12), "ZeRO-2": (2, 12), "ZeRO-3": (3, 12)},
 }
-OPTIMIZERS = {"0": "FP16_UnfusedOptimizer", "1": "BF16_Optimizer", "2": "DeepSpeedZeroOptimizer",
-              "3": "DeepSpeedZeroOptimizer_Stage3"}
+OPTIMIZERS = {
+    "0": "FP16_UnfusedOptimizer",
+    "1": "BF16_Optimizer",
+    "2": "DeepSpeedZeroOptimizer",
+    "3": "DeepSpeedZeroOptimizer_Stage3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +92,15 @@ def runs(toy: str) -> dict[int, list[dict[str, Any]]]:
     configs = {"plain": small_config, "coupled": coupled_config}
     found = {}
     for world in (1, 2, 4):
-        cases = {name: (configs[kind](toy, **changes), steps) for name, (kind, changes, steps) in CASES[world].items()}
+        cases = {
+            name: (configs[kind](toy, **changes), steps)
+            for name, (kind, changes, steps) in CASES[world].items()
+        }
         for name, (stage, micro) in BF16.get(world, {}).items():
-            cases[f"bf16 {name}"] = (small_config(toy, train__precision="bf16", train__zero_stage=stage,
-                                                  train__micro_batch=micro), 6)
+            cases[f"bf16 {name}"] = (
+                small_config(toy, train__precision="bf16", train__zero_stage=stage, train__micro_batch=micro),
+                6,
+            )
         if world == 2:
             cases["two steps"] = (small_config(toy), 2)
         if world == 1:
@@ -94,7 +122,11 @@ def test_losses_and_samples_are_those_of_one_rank(runs: Any, world: int, name: s
         assert largest_difference(result["losses"], alone["losses"][:steps]) < 1e-5
         assert result["norms"] == pytest.approx(alone["norms"][:steps], rel=1e-4)
         assert result["mismatches"] == 0
-        assert result["entries"] / world <= result["shard_entries"] <= result["entries"] / world + result["names"]
+        assert (
+            result["entries"] / world
+            <= result["shard_entries"]
+            <= result["entries"] / world + result["names"]
+        )
         assert not together.keys() & result["samples"].keys()
         together |= result["samples"]
     assert together == {key: sample for key, sample in alone["samples"].items() if key[0] < steps}

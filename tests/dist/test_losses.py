@@ -29,7 +29,9 @@ def every_global_loss() -> dict[str, Any]:
     teacher_BE = expanded(0, ROWS).teacher_BE[mine]
     whole = assignment(0, ROWS, 11)
     payload = {"koleo": koleo_rows_BD, "vicreg": vicreg_rows_BE, "bottleneck": whole.bottleneck_NC[mine]}
-    everywhere = {name: rows.flatten(0, 1) for name, rows in collectives.gather_packed(group, payload).items()}
+    everywhere = {
+        name: rows.flatten(0, 1) for name, rows in collectives.gather_packed(group, payload).items()
+    }
 
     shares, values, size = group.size * MICRO_BATCHES, torch.zeros(2), count // MICRO_BATCHES
     for begin in range(0, count, size):
@@ -50,10 +52,12 @@ def every_global_loss() -> dict[str, Any]:
 
 def whole_batch() -> tuple[Tensor, list[Tensor]]:
     leaves = [spread(0, ROWS).rows_BD.requires_grad_(), expanded(0, ROWS).rows_BE.requires_grad_()]
-    values = torch.stack([
-        koleo(Spread(leaves[0], leaves[0].detach(), 0, 1)),
-        vicreg(Expanded(leaves[1], leaves[1].detach(), expanded(0, ROWS).teacher_BE, 0, 1)),
-    ])
+    values = torch.stack(
+        [
+            koleo(Spread(leaves[0], leaves[0].detach(), 0, 1)),
+            vicreg(Expanded(leaves[1], leaves[1].detach(), expanded(0, ROWS).teacher_BE, 0, 1)),
+        ]
+    )
     return values.detach(), list(torch.autograd.grad(values.sum(), leaves))
 
 

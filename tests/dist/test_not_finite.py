@@ -71,7 +71,7 @@ def test_the_run_ends_after_so_many_steps_on_end_and_lists_their_samples(toy: st
         assert found["metrics"][2] == {"train/skipped_steps": 2.0}
         assert found["skipped"] == 3
         assert found["sentence"].startswith(
-            "step 4: no finite loss and gradient in 2 steps on end, {'mlm': nan"
+            "step 4: no finite loss and gradient in 2 steps in a row, {'mlm': nan"
         ), rank
         assert found["sentence"].endswith(f"the samples are listed in {tmp_path / 'run' / 'not_finite.json'}")
     saved = json.loads((tmp_path / "run" / "not_finite.json").read_text())

@@ -41,16 +41,24 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> str:
 def config(uri: str, folder: Path, stage: int, precision: str, world: int, **more: Any) -> dict[str, Any]:
     """Accumulation where it is allowed, loader workers, losses of every kind."""
     micro = {} if (stage, precision) == (0, "bf16") else {"train__micro_batch": 12 // world}
-    kinds = {"run__dir": str(folder), "train__zero_stage": stage, "train__precision": precision, "data__workers": 2}
+    kinds = {
+        "run__dir": str(folder),
+        "train__zero_stage": stage,
+        "train__precision": precision,
+        "data__workers": 2,
+    }
     made = coupled_config if stage == 2 else small_config
     return made(uri, **kinds, **micro, **more)
 
 
-@pytest.mark.parametrize(("world", "cases", "last"), [
-    (1, [(0, "fp32"), (3, "bf16")], LAST),
-    (2, CASES, LAST),
-    pytest.param(2, CASES, SAVED + 50, marks=pytest.mark.faults),
-])
+@pytest.mark.parametrize(
+    ("world", "cases", "last"),
+    [
+        (1, [(0, "fp32"), (3, "bf16")], LAST),
+        (2, CASES, LAST),
+        pytest.param(2, CASES, SAVED + 50, marks=pytest.mark.faults),
+    ],
+)
 def test_the_same_number_of_ranks_goes_on_bit_for_bit(
     uri: str, tmp_path: Path, world: int, cases: list[tuple[int, str]], last: int
 ) -> None:
@@ -83,18 +91,38 @@ def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(
     So does the number of damaged blocks that were skipped, which is only asked for at the last step.
     """
     worlds, stages = [4, 2, 1, 3], [0, 1, 3]
-    values = config(uri, tmp_path / "straight", 2, "fp32", 2) | {"loss": config(uri, tmp_path, 0, "fp32", 1)["loss"]}
+    values = config(uri, tmp_path / "straight", 2, "fp32", 2) | {
+        "loss": config(uri, tmp_path, 0, "fp32", 1)["loss"]
+    }
     skips: dict[str, Any] = {"data__on_corrupt": "skip", "loss__mlm__soft_weight": 1.0}
     whole = config(damaged, tmp_path / "skips straight", 0, "fp32", 2, **skips)
-    both = on_ranks(2, stretches, {"": {"values": values, "until": len(worlds), "look_at": 99},
-                                   "skips": {"values": whole, "until": len(worlds), "look_at": 99}})[0]
+    both = on_ranks(
+        2,
+        stretches,
+        {
+            "": {"values": values, "until": len(worlds), "look_at": 99},
+            "skips": {"values": whole, "until": len(worlds), "look_at": 99},
+        },
+    )[0]
     straight = both[""]
     before: dict[Any, dict[str, Any]] = {}
     for last, world in enumerate(worlds, start=1):
-        cases: dict[Any, dict[str, Any]] = {stage: {"values": config(uri, tmp_path / str(stage), stage, "fp32", world), "until": last,
-                         "save_at": (last,), "resumed": True} for stage in stages}
-        cases["skips"] = {"values": config(damaged, tmp_path / "skips", 0, "fp32", world, **skips), "until": last,
-                          "save_at": (last,), "resumed": True, "tracked": len(worlds)}
+        cases: dict[Any, dict[str, Any]] = {
+            stage: {
+                "values": config(uri, tmp_path / str(stage), stage, "fp32", world),
+                "until": last,
+                "save_at": (last,),
+                "resumed": True,
+            }
+            for stage in stages
+        }
+        cases["skips"] = {
+            "values": config(damaged, tmp_path / "skips", 0, "fp32", world, **skips),
+            "until": last,
+            "save_at": (last,),
+            "resumed": True,
+            "tracked": len(worlds),
+        }
         found = on_ranks(world, stretches, cases)[0]
         for stage in stages:
             one = found[stage]
@@ -105,7 +133,9 @@ def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(
             assert trained["ids"] == wanted["ids"]
             for key, value in trained["metrics"].items():
                 if not key.startswith("batch_health/"):
-                    assert value == pytest.approx(wanted["metrics"][key], rel=1e-4 if key == "grad_norm" else 1e-5), key
+                    assert value == pytest.approx(
+                        wanted["metrics"][key], rel=1e-4 if key == "grad_norm" else 1e-5
+                    ), key
         before = found
     counts = [trained["metrics"]["data/skipped_blocks"] for trained in both["skips"]["trained"].values()]
     assert counts[0] > 0 and counts[-1] > counts[0] and counts == sorted(counts), counts
@@ -115,7 +145,10 @@ def test_another_number_of_ranks_goes_on_with_the_same_state_and_samples(
         for kind in ("exp_avg", "exp_avg_sq", "master", "teacher"):
             for name, tensor in before[stage]["whole"][kind].items():
                 wanted = straight["whole"][kind][name]
-                assert torch.allclose(tensor, wanted, rtol=2e-2, atol=2e-3 * float(wanted.abs().max())), (kind, name)
+                assert torch.allclose(tensor, wanted, rtol=2e-2, atol=2e-3 * float(wanted.abs().max())), (
+                    kind,
+                    name,
+                )
     ids = [tuple(row) for trained in straight["trained"].values() for row in trained["ids"]]
     assert len(set(ids)) == len(ids) == 24 * len(worlds)
 

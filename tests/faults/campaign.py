@@ -75,7 +75,7 @@ class Campaign:
 
 
 def step_of(run: Supervised) -> int:
-    return max((beat.step for beat in run.beats().values()), default=0)
+    return max((beat.step for beat in run.heartbeats().values()), default=0)
 
 
 def rank_killed(campaign: Campaign) -> Iterator[Row]:
@@ -228,7 +228,7 @@ def shard_corrupt(campaign: Campaign) -> Iterator[Row]:
         at = step_of(run)
         shard.write_bytes(data)
         assert run.wait() == 1, run.said
-        assert "2 faults on end without a newer checkpoint" in run.said and "crc32" in run.said, run.said
+        assert "2 faults in a row without a newer checkpoint" in run.said and "crc32" in run.said, run.said
         shard.write_bytes(whole)
         before = set(run.processes())
         run.start()

@@ -12,8 +12,9 @@ from unittest import mock
 
 import torch
 
-from cluster.process import exits
-from cluster.process.heartbeat import heart
+from cluster.process.command import exit_code
+from cluster.process.heartbeat import heartbeat
+from cluster.process.signals import StopSignals
 from cluster.storage import remote, store
 from trainer.core import collectives
 from trainer.core.collectives import Group
@@ -35,7 +36,7 @@ def run(
     init_distributed(torch.device("cpu"))
     group, said = Group.of(), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.ExitStack() as stack:
-        stops = exits.StopSignals()
+        stops = StopSignals()
         stack.enter_context(_before(Engine, "backward", None, lambda: time.sleep(0.1)))
         for what, step, rank in fates:
             if rank == group.rank:
@@ -51,7 +52,7 @@ def run(
                     raise RuntimeError(lost) from fault
                 raise
 
-        code = exits.exit_code(command, main=group.rank == 0)
+        code = exit_code(command, main=group.rank == 0)
         stops.close()
     return code, said.getvalue()
 
@@ -68,7 +69,7 @@ def _before(
     original, calls = getattr(owner, name), {}
 
     def instead(*args: Any, **kwargs: Any) -> Any:
-        now = heart.read().step
+        now = heartbeat.read().step
         if step in (None, now):
             calls[now] = calls.get(now, 0) + 1
             if calls[now] == call:
@@ -106,7 +107,7 @@ def _clock_jumps(step: int) -> Iterator[None]:
     real = time.time
 
     def jumping() -> float:
-        now = heart.read().step
+        now = heartbeat.read().step
         return real() - 3600 * (now == step) + 86400 * (now > step)
 
     with mock.patch.object(time, "time", jumping):

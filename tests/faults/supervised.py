@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.process import heartbeat
-from cluster.process.heartbeat import Beat
+from cluster.process.heartbeat import HeartbeatRecord
 from tests import signals
 from trainer.models import pretrained
 
@@ -145,7 +145,7 @@ class Supervised:
             if "RANK" in env and "trainer/main.py" in env["command"]
         }
 
-    def beats(self) -> dict[int, Beat]:
+    def heartbeats(self) -> dict[int, HeartbeatRecord]:
         """rank -> what it is doing."""
         return {
             int(env["RANK"]): heartbeat.read(env[heartbeat.ENV])

@@ -89,7 +89,7 @@ def wait_for(happened: Callable[[], Any], *, seconds: float = 60) -> Any:
 
 def killed_in_the_middle(task: Any) -> Any:
     """Two of the shards: SIGKILL for the worker while it writes, once each."""
-    path = Path(task[1])
+    path = Path(task.uri)
     marker = path.parents[1] / f"{path.name}.killed"
     if path.name in {"train-000002.tar", "val-000000.tar"} and not marker.exists():
         marker.touch()

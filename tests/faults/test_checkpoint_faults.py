@@ -32,7 +32,7 @@ from tests.dist.steps import small_config
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.run.checkpoint import manifests, save
-from trainer.run.checkpoint.save import Hooks, Saver
+from trainer.run.checkpoint.save import SaveCallbacks, Saver
 
 WORLD, LAST = 2, 3
 METRICS = b'{"step": 1}\n'
@@ -60,8 +60,10 @@ def _stretch(doing: str = "", **case: Any) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         for name in doing.split():
             stack.enter_context(DOINGS[name](hooks))
-        made = Hooks(**{name: hooks[name] for name in ("metrics", "before", "after", "say") if name in hooks})
-        stack.enter_context(mock.patch.object(runs, "Saver", functools.partial(Saver, hooks=made)))
+        made = SaveCallbacks(
+            **{name: hooks[name] for name in ("metrics", "before", "after", "say") if name in hooks}
+        )
+        stack.enter_context(mock.patch.object(runs, "Saver", functools.partial(Saver, callbacks=made)))
         try:
             found = runs.stretch(**case)
             del found["whole"]
@@ -541,7 +543,7 @@ def test_disks_that_fail_and_runs_that_end_while_they_save(
         f"warning: {here.format(step)}" for step in (2, 3)
     ]
     end = (
-        "; that is 2 checkpoints on end, so the run ends here and can be taken up again from the last one "
+        "; that is 2 checkpoints in a row, so the run ends here and can be taken up again from the last one "
         "that was "
         "saved"
     )

@@ -1,5 +1,6 @@
 """A real MLflow server that goes away: training goes on, and every point arrives once, with its own time."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -18,8 +19,9 @@ from tests.dist.steps import small_config
 from tests.faults import doomed
 from tests.ranks import endings
 from trainer.models import pretrained
+from trainer.tracking.mlflow_run import RunSpec
 from trainer.tracking.registry import Registry
-from trainer.tracking.uploader import Delivery
+from trainer.tracking.uploader import Uploader
 
 
 class Server:
@@ -92,12 +94,13 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
     }
     away = small_config(uri, **common, run__dir=str(tmp_path / "run"), track__uri=server.uri)
     before = int(time.time() * 1000)
-    ((code, said),) = (ending.value for ending in endings(1, doomed.run, away))
+    ((code, output),) = (ending.value for ending in endings(1, doomed.run, away))
     trained = int(time.time() * 1000)
     assert code == 1
-    assert said.count(f"warning: MLflow at {server.uri} does not answer") == 1
+    assert output.count(f"warning: MLflow at {server.uri} does not answer") == 1
     assert (
-        "error: the run is finished and its export is in run.dir, but it is not registered: MLflow at" in said
+        "error: the run is finished and its export is in run.dir, but it is not registered: MLflow at"
+        in output
     )
     assert (tmp_path / "run" / pretrained.WEIGHTS).is_file()
 
@@ -105,10 +108,10 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
     patient = small_config(
         uri, **common | {"track__wait_s": 60}, run__dir=str(tmp_path / "run"), track__uri=server.uri
     )
-    ((code, said),) = (ending.value for ending in endings(1, doomed.run, patient))
-    assert (code, "registered m version 1 as candidate" in said) == (0, True), said
-    ((code, said),) = (ending.value for ending in endings(1, doomed.run, patient))
-    assert (code, "holds this run, finished; nothing to do" in said) == (0, True), said
+    ((code, output),) = (ending.value for ending in endings(1, doomed.run, patient))
+    assert (code, "registered m version 1 as candidate" in output) == (0, True), output
+    ((code, output),) = (ending.value for ending in endings(1, doomed.run, patient))
+    assert (code, "holds this run, finished; nothing to do" in output) == (0, True), output
     registry = Registry(server.uri)
     run = registry.run(registry.version("models:/m@candidate").run_id)
     assert run.info.status == "FINISHED"
@@ -117,39 +120,22 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
     assert all(before <= point.timestamp <= trained for point in points)
     assert run.data.tags["checkpoint.uri"] == str(tmp_path / "run" / pretrained.WEIGHTS)
 
-    delivery = Delivery(
-        uri=server.uri,
-        experiment="e",
-        name="n",
-        artifact_uri=None,
-        key="key",
-        params={"a": 1},
-        tags={"t": "u"},
-        folder=tmp_path / "queue",
-    )
+    spec = RunSpec(server.uri, "e", "n", key="key", params={"a": 1}, tags={"t": "u"})
+    uploader = Uploader(spec, tmp_path / "outbox")
     for step in range(1, 400):
-        delivery.log({"x": step}, step=step)
+        uploader.log({"x": step}, step=step)
         if step == 100:
             server.kill()
         if step == 300:
             server.start()
-    delivery.drain(60)
-    again = Delivery(
-        uri=server.uri,
-        experiment="e",
-        name="n",
-        artifact_uri=None,
-        key="key",
-        params={"a": 2, "b": 3},
-        tags={"t": "v"},
-        folder=tmp_path / "elsewhere",
-        after=350,
-    )
+    uploader.drain(60)
+    spec = dataclasses.replace(spec, params={"a": 2, "b": 3}, tags={"t": "v"})
+    again = Uploader(spec, tmp_path / "elsewhere", after=350)
     for step in range(351, 500):
         again.log({"x": step}, step=step)
     again.end("KILLED", wait_s=60)
     run = registry.run(again.id)
-    assert (run.info.status, again.id) == ("KILLED", delivery.id)
+    assert (run.info.status, again.id) == ("KILLED", uploader.id)
     assert (run.data.params, run.data.tags["t"]) == ({"a": "1", "b": "3"}, "v")
     assert registry.history(again.id, "x")["step"].tolist() == list(range(1, 500))
     assert "warning" not in capsys.readouterr().err.partition("answers again")[2]

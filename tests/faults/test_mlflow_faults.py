@@ -1,6 +1,5 @@
 """MLflow's server behind a proxy that fails to order: training goes on, and MLflow has each point once."""
 
-import json
 import re
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from mlflow import MlflowClient
 
 from tests.s3 import Proxy
 from trainer.tracking import uploader
-from trainer.tracking.mlflow_run import Run, TrackError
-from trainer.tracking.uploader import Delivery
+from trainer.tracking.mlflow_run import Run, RunSpec, TrackError
+from trainer.tracking.outbox import FILE, Outbox
+from trainer.tracking.uploader import Uploader
 
 LOST = [
     "experiments/create",
@@ -107,7 +107,7 @@ def proxy(one_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     }.items():
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
     monkeypatch.setattr(uploader, "_PAUSE_S", 0.02)
-    monkeypatch.setattr(uploader, "_MOST_PAUSE_S", 0.1)
+    monkeypatch.setattr(uploader, "_MAX_PAUSE_S", 0.1)
     monkeypatch.setattr(uploader, "_EVERY_S", 0.05)
     one_proxy.clear()
     yield one_proxy
@@ -115,22 +115,15 @@ def proxy(one_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def begin(proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Delivery]:
+def begin(proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Uploader]:
     """Begins the MLflow run of this test, or goes on with it, in an experiment of its own."""
     name = re.sub(r"\W", "_", request.node.name)
 
-    def make(**more: Any) -> Delivery:
-        given: dict[str, Any] = {
-            "uri": proxy.url,
-            "experiment": name,
-            "name": "n",
-            "artifact_uri": None,
-            "key": name,
-            "params": {},
-            "tags": {},
-            "folder": tmp_path / "queue",
-        }
-        return Delivery(**given | more)
+    def make(
+        folder: str = "outbox", *, after: int | None = None, uri: str = "", experiment: str = "", **more: Any
+    ) -> Uploader:
+        spec = RunSpec(uri or proxy.url, experiment or name, "n", **{"key": name} | more)
+        return Uploader(spec, tmp_path / folder, after=after)
 
     return make
 
@@ -160,14 +153,14 @@ def kept(service: str, request: pytest.FixtureRequest) -> Callable[[], Kept]:
     return lambda: Kept(service, re.sub(r"\W", "_", request.node.name))
 
 
-def log(run: Delivery, *steps: int) -> None:
+def log(run: Uploader, *steps: int) -> None:
     for step in steps:
         run.log({"loss": 1 / step, "lr": step * 1.0}, step=step)
 
 
 @pytest.mark.parametrize("retries", ["0", "2"])
 def test_lost_answers_of_every_call_make_nothing_twice(
-    begin: Callable[..., Delivery],
+    begin: Callable[..., Uploader],
     kept: Callable[[], Kept],
     proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
@@ -198,7 +191,7 @@ def test_lost_answers_of_every_call_make_nothing_twice(
 
 @pytest.mark.parametrize("kind", ["503", "500", "reset", "cut"])
 def test_a_server_that_fails_for_a_while(
-    begin: Callable[..., Delivery],
+    begin: Callable[..., Uploader],
     kept: Callable[[], Kept],
     proxy: Proxy,
     capsys: pytest.CaptureFixture[str],
@@ -206,7 +199,7 @@ def test_a_server_that_fails_for_a_while(
 ) -> None:
     run = begin()
     log(run, 1, 2)
-    wait_for(lambda: run._spool.waiting == 0)
+    wait_for(lambda: run._outbox.waiting == 0)
     faults = [proxy.fault(kind=kind, method=method) for method in ("GET", "POST")]
     log(run, 3, 4)
     wait_for(lambda: sum(fault.met for fault in faults) >= 3)
@@ -214,36 +207,36 @@ def test_a_server_that_fails_for_a_while(
     log(run, 5)
     run.drain(60)
     assert kept().steps("loss") == kept().steps("lr") == [1, 2, 3, 4, 5]
-    said = capsys.readouterr().err
-    assert said.count(f"MLflow at {proxy.url} does not answer (") == said.count("answers again") == 1
+    output = capsys.readouterr().err
+    assert output.count(f"MLflow at {proxy.url} does not answer (") == output.count("answers again") == 1
 
 
 def test_a_server_that_takes_calls_and_does_not_answer_delays_no_start(
-    begin: Callable[..., Delivery],
+    begin: Callable[..., Uploader],
     kept: Callable[[], Kept],
     proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(uploader, "_FIRST_S", 0.2)
+    monkeypatch.setattr(uploader, "_START_S", 0.2)
     for method in ("GET", "POST"):
         proxy.fault(kind="timeout", method=method)
     run = begin()
     log(run, 1, 2)
     with pytest.raises(
-        TrackError, match=r"does not answer within 0\.2 s; 2 lines wait in .*queue\.jsonl, and the sa"
+        TrackError, match=r"does not answer within 0\.2 s; 2 messages wait in .*outbox\.sqlite, and the sa"
     ):
         run.drain(0)
-    said = capsys.readouterr().err
-    assert said.count(f"metrics wait in {tmp_path}/queue/queue.jsonl, and training goes on") == 1
+    output = capsys.readouterr().err
+    assert output.count(f"metrics wait in {tmp_path}/outbox/{FILE}, and training goes on") == 1
     proxy.clear()
     begin(after=2).drain(60)
     assert kept().steps("loss") == [1, 2]
 
 
 def test_a_time_out_at_the_start_is_no_refusal(
-    begin: Callable[..., Delivery],
+    begin: Callable[..., Uploader],
     kept: Callable[[], Kept],
     proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
@@ -258,22 +251,22 @@ def test_a_time_out_at_the_start_is_no_refusal(
     assert "Read timed out" in capsys.readouterr().err
 
 
-def test_a_run_that_is_deleted_is_said_once_and_waits(
-    begin: Callable[..., Delivery], kept: Callable[[], Kept], service: str, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_is_deleted_is_reported_once_and_waits(
+    begin: Callable[..., Uploader], kept: Callable[[], Kept], service: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin()
     log(run, 1)
-    wait_for(lambda: run._spool.waiting == 0)
+    wait_for(lambda: run._outbox.waiting == 0)
     client = MlflowClient(service, service)
     client.delete_run(run.id)
     log(run, 2)
-    wait_for(lambda: bool(run._said))
+    wait_for(lambda: bool(run._warned))
     log(run, 3)
-    with pytest.raises(TrackError, match=rf"{run.id} must be in the 'active' state.*; 2 lines wait in "):
+    with pytest.raises(TrackError, match=rf"{run.id} must be in the 'active' state.*; 2 messages wait in "):
         run.drain(0.3)
-    said = capsys.readouterr().err
-    assert said.count("refuses (") == 1
-    assert "does not answer" not in said
+    output = capsys.readouterr().err
+    assert output.count("refuses (") == 1
+    assert "does not answer" not in output
     client.restore_run(run.id)
     again = begin(after=3)
     again.drain(60)
@@ -281,8 +274,8 @@ def test_a_run_that_is_deleted_is_said_once_and_waits(
     assert kept().steps("loss") == [1, 2, 3]
 
 
-def test_artifacts_that_are_refused_do_not_end_the_delivery(
-    begin: Callable[..., Delivery],
+def test_artifacts_that_are_refused_do_not_end_the_thread(
+    begin: Callable[..., Uploader],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     kept: Callable[[], Kept],
@@ -292,7 +285,7 @@ def test_artifacts_that_are_refused_do_not_end_the_delivery(
     run = begin(artifact_uri=str(tmp_path / "art"))
     run.attach_dict({"a": 1}, "config.yaml")
     log(run, 1)
-    wait_for(lambda: bool(run._said))
+    wait_for(lambda: bool(run._warned))
     (tmp_path / "art").unlink()
     log(run, 2)
     run.drain(60)
@@ -301,7 +294,7 @@ def test_artifacts_that_are_refused_do_not_end_the_delivery(
 
 
 def test_statuses_values_that_are_no_numbers_and_a_clock_that_jumps_back(
-    begin: Callable[..., Delivery], kept: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    begin: Callable[..., Uploader], kept: Callable[[], Kept], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     times = iter([5_000, 4_000, 3_000, 2_000])
     with monkeypatch.context() as patch:
@@ -311,7 +304,7 @@ def test_statuses_values_that_are_no_numbers_and_a_clock_that_jumps_back(
             run.log({"x": value}, step=step)
         run.end("KILLED", wait_s=60)
         assert kept().run.info.status == "KILLED"
-        again = begin(after=1, folder=tmp_path / "other")
+        again = begin("other", after=1)
         assert kept().run.info.status == "RUNNING"
         again.log({"x": 2.0}, step=2)
     again.log({"x": 3.0}, step=3)
@@ -322,7 +315,7 @@ def test_statuses_values_that_are_no_numbers_and_a_clock_that_jumps_back(
 
 
 def test_registering_with_lost_answers_makes_one_version(
-    begin: Callable[..., Delivery],
+    begin: Callable[..., Uploader],
     proxy: Proxy,
     service: str,
     tmp_path: Path,
@@ -333,13 +326,13 @@ def test_registering_with_lost_answers_makes_one_version(
     client = MlflowClient(service, service)
     for retries, model in (("0", "lost0"), ("2", "lost2")):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
-        run = begin(key=model, folder=tmp_path / model)
+        run = begin(model, key=model, registered_model=model)
         run.drain(60)
         for call in ("registered-models/create", "model-versions/create", "registered-models/alias"):
             proxy.fault(kind="lost", method="POST", key=call, times=1)
         for _ in range(4):
             try:
-                assert run.publish(tmp_path / "export", model=model) == "1"
+                assert run.publish(tmp_path / "export") == "1"
             except TrackError:
                 assert retries == "0"
         assert [str(version.version) for version in client.search_model_versions(f"name = '{model}'")] == [
@@ -349,12 +342,12 @@ def test_registering_with_lost_answers_makes_one_version(
         assert client.get_run(run.id).info.status == "FINISHED"
 
 
-def test_a_password_is_in_no_sentence(proxy: Proxy, begin: Callable[..., Delivery], tmp_path: Path) -> None:
+def test_a_password_is_in_no_sentence(proxy: Proxy, begin: Callable[..., Uploader], tmp_path: Path) -> None:
     uri = proxy.url.replace("//", "//bob:secret@")
     for method in ("GET", "POST"):
         proxy.fault(kind="reset", method=method)
     with pytest.raises(TrackError, match=r"MLflow at http://\*\*\*@127") as fault:
-        Run(uri=uri, experiment="e", name="n")
+        Run(RunSpec(uri, "e", "n"))
     assert "secret" not in str(fault.value)
     run = begin(uri=uri)
     with pytest.raises(TrackError) as fault:
@@ -366,9 +359,17 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from trainer.tracking import uploader
+from trainer.tracking.mlflow_run import RunSpec
 uploader._EVERY_S = 0.05
-run = uploader.Delivery(uri=sys.argv[1], experiment=sys.argv[2], name="n", artifact_uri=None, key=sys.argv[2],
-                        params={}, tags={}, folder=Path(sys.argv[3]))
+now = uploader._now_ms
+
+def logged_at():
+    print(at := now(), flush=True)  # one line for each step
+    return at
+
+uploader._now_ms = logged_at
+spec = RunSpec(sys.argv[1], sys.argv[2], "n", key=sys.argv[2])
+run = uploader.Uploader(spec, Path(sys.argv[3]))
 for step in range(1, 1_000_000):
     run.log({"loss": 1 / step, "lr": float(step)}, step=step)
     if step == 40:
@@ -378,33 +379,35 @@ for step in range(1, 1_000_000):
 
 
 def test_a_process_killed_in_the_middle_of_delivering(
-    begin: Callable[..., Delivery],
+    begin: Callable[..., Uploader],
     kept: Callable[[], Kept],
     proxy: Proxy,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    """It goes on from step 40: what MLflow has of later steps stays, what waits of them is run and told
-    again."""
+    """It goes on after step 40: what MLflow has of later steps stays, what waits of them is logged again."""
     name = re.sub(r"\W", "_", request.node.name)
     lost = proxy.fault(kind="lost", method="POST", key="log-batch", skip=3, times=1)
-    queue = tmp_path / "queue" / "queue.jsonl"
+    output = tmp_path / "output"
     before = int(time.time() * 1000)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, proxy.url, name, str(tmp_path / "queue")])
+    with open(output, "wb") as file:
+        command = [sys.executable, "-c", KILLED, proxy.url, name, str(tmp_path / "outbox")]
+        process = subprocess.Popen(command, stdout=file)
     try:
-        wait_for(lambda: lost.met >= 4 and queue.read_bytes().count(b"\n") >= 80, 60)
+        wait_for(lambda: lost.met >= 4 and output.read_bytes().count(b"\n") >= 80, 60)
     finally:
         process.kill()
         process.wait()
     killed = int(time.time() * 1000)
     delivered = kept().steps("loss")
-    whole, _, _ = queue.read_bytes().rpartition(b"\n")  # what follows was cut short by the kill
-    told = {entry["step"]: entry["time"] for entry in map(json.loads, whole.splitlines())}
+    logged = dict(enumerate(map(int, output.read_text().splitlines()), start=1))
     assert delivered == list(range(1, len(delivered) + 1))
-    assert all(before <= at <= killed for at in told.values())
+    assert all(before <= at <= killed for at in logged.values())
+    waiting = Outbox(tmp_path / "outbox").first(9999)
+    assert all(message and message.time == logged[message.step] for _, message in waiting)  # type: ignore[union-attr]
     again = begin(after=40)
     assert again.id == kept().id
-    end = max(told) + 60
+    end = max(logged) + 60
     log(again, *range(41, end))
     again.drain(60)
     for key in ("loss", "lr"):
@@ -413,7 +416,7 @@ def test_a_process_killed_in_the_middle_of_delivering(
         for step, at in points:
             # The server may have been at a call when the process was killed.
             first = step <= 40 or step <= len(delivered) or at < killed
-            assert at == told[step] if first else at >= killed
+            assert at == logged[step] if first else at >= killed
         assert points[-1][1] >= killed
 
 
@@ -425,12 +428,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def test_a_server_says_that_an_experiment_is_deleted_and_a_name_a_prompts(
-    service: str, begin: Callable[..., Delivery]
+    service: str, begin: Callable[..., Uploader]
 ) -> None:
     client = MlflowClient(service, service)
     gone = client.create_experiment("gone")
     client.delete_experiment(gone)
-    for make in (lambda: begin(experiment="gone"), lambda: Run(uri=service, experiment="gone", name="n")):
+    for make in (lambda: begin(experiment="gone"), lambda: Run(RunSpec(service, "gone", "n"))):
         with pytest.raises(
             TrackError, match=rf"^experiment gone at http://.* was deleted; restore it .* {gone}\) or"
         ):
@@ -439,4 +442,4 @@ def test_a_server_says_that_an_experiment_is_deleted_and_a_name_a_prompts(
     with pytest.raises(
         TrackError, match=r"^words is the name of a prompt at http://.*; give another track\."
     ):
-        begin(model="words")
+        begin(registered_model="words")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster.launch import attempt, supervise
+from cluster.launch import members, supervise
 from cluster.launch.config import ClusterConfig
 from cluster.launch.nodes import HostNodes, Link, LocalNodes, NodeLost, Nodes, Place
 from cluster.launch.supervise import Supervisor
@@ -174,7 +174,7 @@ def test_of_three_ranks_the_one_that_hangs_is_named(run: Run, what: str, how: st
     assert run("steps=12", f"once={what}:2:8", nodes=LocalNodes(3), hang_timeout_s=1) == 0, run.said
     assert re.search(
         rf"supervisor: rank 2 on localhost {how}: step 8, after all_reduce \(collective 9\), no move for "
-        r"[12] s; 2 of 3 ranks wait in all_reduce; starting anew in 0.05 s, from the checkpoint of step 5",
+        r"[12] s; 2 of 3 ranks wait in all_reduce; restarting in 0.05 s from the checkpoint of step 5",
         run.said,
     ), run.said
     assert "world 3 from 5" in run.said
@@ -188,7 +188,7 @@ def test_slow_ranks_are_no_hang(run: Run) -> None:
 
 def test_a_rank_that_hangs_before_it_meets_the_others(run: Run) -> None:
     """Nobody listens where the ranks meet, and the network is whole all the same."""
-    with pytest.raises(RuntimeError, match=r"rank 0 on node0 hangs: step 0, after nothing"):
+    with pytest.raises(RuntimeError, match=r"rank 0 on node0 hangs: step 0, before any collective"):
         run("steps=5", "always=hang:0", nodes=ManyNodes(2), start_timeout_s=1, max_faults=1)
 
 
@@ -200,7 +200,7 @@ def test_a_newer_checkpoint_forgives_earlier_faults(run: Run) -> None:
 def test_faults_without_a_newer_checkpoint_add_up(run: Run) -> None:
     with pytest.raises(
         RuntimeError,
-        match=r"^2 faults on end without a newer checkpoint than that of step 5; the "
+        match=r"^2 faults in a row without a newer checkpoint than that of step 5; the "
         r"last: rank 1 on localhost was killed by signal 9.*step 8\)$",
     ):
         run("steps=20", "once=kill:1:8,kill:0:7", max_faults=2)
@@ -208,14 +208,14 @@ def test_faults_without_a_newer_checkpoint_add_up(run: Run) -> None:
 
 def test_ranks_that_stop_again_and_again_by_themselves(run: Run) -> None:
     with pytest.raises(
-        RuntimeError, match=r"3 faults on end .*; the last: the ranks were told to stop, not by the s"
+        RuntimeError, match=r"3 faults in a row .*; the last: the ranks were told to stop, not by the s"
     ):
         run("steps=20", "always=preempt", max_faults=3)
     assert run.said.count("2 ranks on 1 nodes") == 3
 
 
 @pytest.mark.parametrize(
-    ("what", "word"), [("quiet", "without a word"), ("missing", "python: can't open file '/x/")]
+    ("what", "word"), [("quiet", "no output"), ("missing", "python: can't open file '/x/")]
 )
 def test_a_node_whose_config_or_files_are_others_is_told_of_and_done_without(
     run: Run, what: str, word: str
@@ -223,11 +223,11 @@ def test_a_node_whose_config_or_files_are_others_is_told_of_and_done_without(
     """Ranks other than 0 leave it to that one to say what is wrong with the config, and it finds nothing."""
     assert run("steps=20", f"always={what}:1", nodes=ManyNodes(2)) == 0, run.said
     assert (
-        "supervisor: rank 1 on node1 ended with code 2, its config, files or code are not those of the "
-        "others: "
+        "supervisor: rank 1 on node1 ended with code 2, its config, files or code differ from those "
+        "of the others: "
         f"{word}"
     ) in run.said
-    assert "supervisor: node1 is left out from now on: 2 faults on end were its" in run.said
+    assert "supervisor: node1 is left out from now on: 2 faults in a row were on it" in run.said
     assert "world 1 from 0" in run.said
 
 
@@ -317,7 +317,7 @@ def test_a_node_that_does_not_answer_delays_no_restart(
 ) -> None:
     remote = script(tmp_path / "reach", '[ "$1" = localhost ] || exec sleep 100\nshift\nexec "$@"')
     nodes = HostNodes(hostfile(tmp_path, "localhost", "127.0.0.1"), remote)
-    monkeypatch.setattr(attempt, "READY_S", 2.0)
+    monkeypatch.setattr(members, "READY_S", 2.0)
     monkeypatch.setattr(supervise, "READY_S", 2 * LIMIT_S)
     start = time.monotonic()
     assert run("steps=20", "pause=0.05", "once=kill:0:18", nodes=nodes) == 0, run.said
@@ -345,7 +345,7 @@ def test_a_node_with_two_faults_on_end_is_left_out_until_it_is_needed(run: Run) 
         run("steps=150", "once=kill:2:7,kill:2:8", nodes=nodes, min_nodes=2, meanwhile=lose, probe_every_s=60)
         == 0
     )
-    assert "supervisor: node2 is left out from now on: 2 faults on end were its" in run.said
+    assert "supervisor: node2 is left out from now on: 2 faults in a row were on it" in run.said
     assert "node2 is tried again: the others are too few" in run.said
     assert re.findall(r"(\d) ranks on", run.said) == ["3", "3", "2", "2"]
     assert run.said.count("node0 (1), node2 (1)") == 1, run.said

@@ -110,7 +110,7 @@ def test_one_node_dies_then_the_driver(tmp_path: Path) -> None:
         stack.callback(driver.kill)
 
         stranger = subprocess.run(  # meanwhile: whoever has another token is told so
-            [sys.executable, "-c", "from cluster.tasks import jobs\nwith jobs.join(): pass"],
+            [sys.executable, "-c", "from cluster.tasks import ray_session\nwith ray_session.join(): pass"],
             cwd=ROOT,
             text=True,
             capture_output=True,

@@ -80,7 +80,9 @@ def test_two_hosts_of_which_one_is_cut_off_and_comes_back(folder: Path) -> None:
         alone = run.step()
         run.until(lambda: run.step() > alone + EVERY)
         net.mend(net.names[1])
-        run.until(lambda: f"{net.names[1]} can be used again: saving, to start anew with more" in run.said)
+        run.until(
+            lambda: f"{net.names[1]} can be used again: saving, then restarting with more ranks" in run.said
+        )
         run.until(lambda: len(run.ranks()) == 2)
         assert run.wait() == 0, run.said
         assert run.said.count("going on after step") == 2

@@ -70,7 +70,7 @@ def test_a_host_that_is_cut_off_for_good_is_left_out_and_taken_back(
     job.until(lambda: re.search("world 1 from [1-9]", job.said))
     assert re.search(
         rf"supervisor: no rank has moved for [2-9] s: {second}: it does not reach {first}:\d+: .*; "
-        r"starting anew in 0\.05 s, from the checkpoint of step \d+",
+        r"restarting in 0\.05 s from the checkpoint of step \d+",
         job.said,
     ), job.said
     assert re.search(rf"1 ranks on 1 nodes: {first} \(1\); left out: {second}: it does not reach", job.said)
@@ -78,8 +78,8 @@ def test_a_host_that_is_cut_off_for_good_is_left_out_and_taken_back(
     job.until(lambda: steps(tmp_path) > alone + 5)
     net.mend(second)
     job.until(lambda: job.said.count("world 2 from") == 2)
-    assert f"{second} can be used again: saving, to start anew with more" in job.said
-    assert job.said.count("starting anew in") == 1, "taking a host back is no fault"
+    assert f"{second} can be used again: saving, then restarting with more ranks" in job.said
+    assert job.said.count("restarting in") == 1, "taking a host back is no fault"
     end(job)
 
 
@@ -108,7 +108,7 @@ def test_a_host_that_is_cut_off_for_5_seconds_or_slow_is_no_fault(
     net.slow(net.names[1], None)
     end(job)
     assert job.said.count("world 2 from") == 1
-    assert "starting anew" not in job.said
+    assert "restarting" not in job.said
 
 
 def test_too_few_hosts_are_left(net: Hosts, run: Callable[..., Supervisor], tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             waited += time.perf_counter() - start
             micro_batches = [windows.to(device) for windows in read.split(micro)]
             result = train_step(engine, now.teacher, micro_batches, method=method(config), states=now.centres)
-            train_state.apply(config, now, engine, result, ids_B4=read.ids_B4)
+            train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=read.ids_B4)
             assert result.finite, result.losses
 
         for _ in range(warm):

@@ -19,8 +19,9 @@ from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.engine.process_group import init_distributed
 from trainer.models import pretrained
+from trainer.run import artifacts
 from trainer.run import train as pretraining
-from trainer.run.checkpoint.save import Hooks
+from trainer.run.checkpoint.save import SaveCallbacks
 from trainer.run.config import TrainConfig
 
 pytestmark = where.marks
@@ -29,15 +30,15 @@ CASES = few([(stage, precision) for stage in (1, 3) for precision in ("bf16", "f
 
 
 class Told:
-    """In place of Record: the metrics by step, and whether the run was published."""
+    """In place of Artifacts: the metrics by step, and whether the run was published."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.metrics: dict[int, dict[str, float]] = {}
         self.published = False
         TOLD.append(self)
 
-    def hooks(self, check: Any) -> Hooks:
-        return Hooks(metrics=bytes, before=check, after=lambda uri, sha256: None, say=print)
+    def save_callbacks(self, check: Any) -> SaveCallbacks:
+        return SaveCallbacks(metrics=bytes, before=check, after=lambda uri, sha256: None, say=print)
 
     def log(self, metrics: dict[str, float], *, step: int) -> None:
         self.metrics.setdefault(step, {}).update(metrics)
@@ -75,7 +76,7 @@ def train(uri: str, run_dir: str, stage: int, precision: str, steps: int, device
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "Record", Told)
+        patch.setattr(artifacts, "Artifacts", Told)
         assert pretraining.train(config, device=device, group=Group.of()) == 0
     weights = safetensors.torch.load(store.read_bytes(store.join(run_dir, pretrained.WEIGHTS)))
     return {"metrics": TOLD[-1].metrics, "published": TOLD[-1].published, "weights": weights}

@@ -181,14 +181,15 @@ def test_lines_are_whole_and_those_without_an_end_come_in_parts(agent: Agent) ->
     assert set(agent.text()) == {"y"}, "a bar that is drawn over and over has no line end, for days"
 
 
-def test_beats_tell_what_ranks_do_and_for_how_long_they_did_not(agent: Agent) -> None:
+def test_states_tell_what_ranks_do_and_for_how_long_they_did_not(agent: Agent) -> None:
     agent.start(
-        "import os, sys; from cluster.process.heartbeat import heart; heart.step(7); heart.saved(5)\n"
+        "import os, sys; from cluster.process.heartbeat import heartbeat\n"
+        "heartbeat.step(7); heartbeat.saved(5)\n"
         "print(os.getpid(), flush=True)\n"
-        "with heart.inside('all_reduce'): os.kill(os.getpid(), 19)"
+        "with heartbeat.inside('all_reduce'): os.kill(os.getpid(), 19)"
     )
     rank = int(agent.text())
-    beat = agent.event("beats", lambda event: event["beats"]["0"]["stopped"])["beats"]["0"]
+    beat = agent.event("states", lambda event: event["states"]["0"]["stopped"])["states"]["0"]
     assert {key: beat[key] for key in ("step", "saved", "collectives", "inside", "label")} == {
         "step": 7,
         "saved": 5,
@@ -196,7 +197,7 @@ def test_beats_tell_what_ranks_do_and_for_how_long_they_did_not(agent: Agent) ->
         "inside": True,
         "label": "all_reduce",
     }
-    later = agent.event("beats", lambda event: event["beats"]["0"]["still_s"] > 0.6)["beats"]["0"]
+    later = agent.event("states", lambda event: event["states"]["0"]["still_s"] > 0.6)["states"]["0"]
     assert later["step"] == 7
     os.kill(rank, signal.SIGCONT)
     assert agent.event("exited")["code"] == 0
@@ -205,14 +206,14 @@ def test_beats_tell_what_ranks_do_and_for_how_long_they_did_not(agent: Agent) ->
 def test_what_a_rank_starts_does_not_touch_its_record(agent: Agent) -> None:
     """A record that is made anew under its map would end the rank with SIGBUS, or say that it hangs."""
     agent.start(
-        "import subprocess, sys; from cluster.process.heartbeat import heart; heart.step(7)\n"
-        "other = 'from cluster.process.heartbeat import heart; heart.step(1)'\n"
+        "import subprocess, sys; from cluster.process.heartbeat import heartbeat; heartbeat.step(7)\n"
+        "other = 'from cluster.process.heartbeat import heartbeat; heartbeat.step(1)'\n"
         "subprocess.run([sys.executable, '-c', other], check=True)\n"
         "print('done', flush=True)\n"
         "import time; time.sleep(600)"
     )
     assert agent.text() == "done"
-    assert agent.event("beats")["beats"]["0"]["step"] == 7
+    assert agent.event("states")["states"]["0"]["step"] == 7
 
 
 def test_the_signals_of_the_supervisor_reach_the_ranks_and_not_the_agent(agent: Agent) -> None:

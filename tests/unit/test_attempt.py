@@ -10,10 +10,11 @@ import pytest
 
 from cluster.launch.attempt import Attempt, Outcome
 from cluster.launch.config import ClusterConfig
-from cluster.launch.nodes import Member, NodeLost, Place
+from cluster.launch.members import Member
+from cluster.launch.nodes import NodeLost, Place
 from cluster.process.evidence import END
 
-BEAT = {
+STATE = {
     "step": 8,
     "saved": 5,
     "collectives": 20,
@@ -85,8 +86,8 @@ def line(rank: int, text: str) -> dict[str, Any]:
     return {"event": "line", "rank": rank, "text": text}
 
 
-def beats(*ranks: int, **values: Any) -> dict[str, Any]:
-    return {"event": "beats", "beats": {str(rank): BEAT | values for rank in ranks}}
+def states(*ranks: int, **values: Any) -> dict[str, Any]:
+    return {"event": "states", "states": {str(rank): STATE | values for rank in ranks}}
 
 
 def attempt(*links: Scripted, local: int = 1, stop: Callable[[], Any] = str, **config: Any) -> Outcome:
@@ -100,7 +101,7 @@ def attempt(*links: Scripted, local: int = 1, stop: Callable[[], Any] = str, **c
 
 
 def test_all_is_well() -> None:
-    assert attempt(Scripted(beats(0, 1), ended(0, 0), ended(1, 0)), local=2) == Outcome("done", saved=5)
+    assert attempt(Scripted(states(0, 1), ended(0, 0), ended(1, 0)), local=2) == Outcome("done", saved=5)
 
 
 def test_an_agent_had_nothing_to_say_while_the_number_of_ranks_was_found() -> None:
@@ -115,7 +116,7 @@ def test_an_agent_had_nothing_to_say_while_the_number_of_ranks_was_found() -> No
             self.looks += 1
             return super().receive() if self.looks > 1 else []
 
-    member = Member(Place("a", "10.0.0.1", 1), Slow(beats(0), ended(0, 0)), port=7, first=0, local=1)
+    member = Member(Place("a", "10.0.0.1", 1), Slow(states(0), ended(0, 0)), port=7, first=0, local=1)
     member.heard -= 100
     config = ClusterConfig.model_validate({"hang_timeout_s": 60})
     assert Attempt(config, [member], print).run(["program"], {}, str) == Outcome("done", saved=5)
@@ -142,7 +143,7 @@ def test_an_agent_had_nothing_to_say_while_the_number_of_ranks_was_found() -> No
         # Nobody is killed because another fails: this came first.
         (
             [line(0, "error: odd words of a broken connection"), ended(0, 1), ended(1, -9)],
-            "rank 1 on a was killed by signal 9, by hand or for want of memory (step 8)",
+            "rank 1 on a was killed by signal 9 (out of memory, or by hand) (step 8)",
         ),
         # A last word that is no error: of a traceback.
         (
@@ -162,12 +163,12 @@ def test_an_agent_had_nothing_to_say_while_the_number_of_ranks_was_found() -> No
     ],
 )
 def test_the_first_that_ended_for_a_reason_of_its_own(events: list[dict[str, Any]], cause: str) -> None:
-    assert attempt(Scripted(beats(0, 1), *events), local=2) == Outcome("fault", cause, "a", 5)
+    assert attempt(Scripted(states(0, 1), *events), local=2) == Outcome("fault", cause, "a", 5)
 
 
 def test_a_rank_that_is_left_alone_is_not_waited_for_until_the_grace_ends() -> None:
     """Told to stop, rank 1 is killed: rank 0 waits for it, and can save nothing."""
-    link = Scripted(beats(0, 1), on_signal=(line(1, "error: no space left"), ended(1, 1)))
+    link = Scripted(states(0, 1), on_signal=(line(1, "error: no space left"), ended(1, 1)))
     begin = time.monotonic()
     outcome = attempt(link, local=2, stop=lambda: "save")
     assert time.monotonic() - begin < 30
@@ -176,20 +177,20 @@ def test_a_rank_that_is_left_alone_is_not_waited_for_until_the_grace_ends() -> N
 
 def test_ranks_that_saved_and_one_that_had_to_be_killed() -> None:
     outcome = attempt(
-        Scripted(beats(0, 1), on_signal=(ended(0, 75),)), local=2, stop=lambda: "save", grace_s=0.2
+        Scripted(states(0, 1), on_signal=(ended(0, 75),)), local=2, stop=lambda: "save", grace_s=0.2
     )
     assert outcome == Outcome("fault", "1 ranks had to be killed", None, 5)
     outcome = attempt(
-        Scripted(beats(0, 1), on_signal=(ended(0, 75), ended(1, -9))), local=2, stop=lambda: "save"
+        Scripted(states(0, 1), on_signal=(ended(0, 75), ended(1, -9))), local=2, stop=lambda: "save"
     )
-    assert outcome.cause == "rank 1 on a was killed by signal 9, by hand or for want of memory (step 8)"
-    both = (beats(0, 1, saved=8), ended(0, 75), ended(1, 75))
+    assert outcome.cause == "rank 1 on a was killed by signal 9 (out of memory, or by hand) (step 8)"
+    both = (states(0, 1, saved=8), ended(0, 75), ended(1, 75))
     assert attempt(Scripted(on_signal=both), local=2, stop=lambda: "save") == Outcome("stopped", saved=8)
 
 
 def test_ranks_that_another_told_to_stop_get_the_time_to_save() -> None:
     """One of them has heard it first; the others do what it agreed with them."""
-    link = Scripted(beats(0, 1), ended(0, 75))
+    link = Scripted(states(0, 1), ended(0, 75))
 
     def stop() -> str:
         if time.monotonic() > begin + 1.0 and 1 in link.left:
@@ -226,7 +227,7 @@ def test_a_wrong_config_ends_it(events: tuple[dict[str, Any], ...]) -> None:
     ("events", "word"),
     [
         ((line(1, MISSING), ended(1, 2)), MISSING),
-        ((ended(1, 2),), "without a word"),
+        ((ended(1, 2),), "no output"),
         (
             (line(0, "error: lost its peers in broadcast"), ended(0, 1), line(1, MISSING), ended(1, 2)),
             MISSING,
@@ -246,8 +247,8 @@ def test_one_rank_alone_does_not_make_the_config_wrong(events: tuple[dict[str, A
     )
     assert outcome == Outcome(
         "fault",
-        "rank 1 on b ended with code 2, its config, files or code are not those of the "
-        f"others: {word} (step 0)",
+        "rank 1 on b ended with code 2, its config, files or code differ from those "
+        f"of the others: {word} (step 0)",
         "b",
     )
 
@@ -272,15 +273,15 @@ def test_ranks_that_come_later_have_the_time_to_agree_that_the_config_is_wrong()
     [
         # Rank 1 is behind: the others are in the next collective already.
         (
-            (Scripted(beats(0, collectives=21, inside=True, still_s=99)), Scripted(beats(1, still_s=98))),
+            (Scripted(states(0, collectives=21, inside=True, still_s=99)), Scripted(states(1, still_s=98))),
             "rank 1 on b hangs: step 8, after all_reduce (collective 20), no move for 98 s; 1 of 2 ranks "
             "wait in all_reduce",
             "b",
         ),
         (
             (
-                Scripted(beats(0, collectives=21, inside=True, still_s=99)),
-                Scripted(beats(1, still_s=98, stopped=True)),
+                Scripted(states(0, collectives=21, inside=True, still_s=99)),
+                Scripted(states(1, still_s=98, stopped=True)),
             ),
             "rank 1 on b is stopped (SIGSTOP): step 8, after all_reduce (collective 20), no move for 98 s; "
             "1 of 2 ranks wait "
@@ -289,15 +290,15 @@ def test_ranks_that_come_later_have_the_time_to_agree_that_the_config_is_wrong()
         ),
         # All wait for all, and no node is out of reach: nobody is blamed.
         (
-            (Scripted(beats(0, inside=True, still_s=99)), Scripted(beats(1, inside=True, still_s=99))),
-            "all 2 ranks wait in all_reduce (collective 20): step 8, no move for 99 s",
+            (Scripted(states(0, inside=True, still_s=99)), Scripted(states(1, inside=True, still_s=99))),
+            "all 2 ranks wait: step 8, inside all_reduce (collective 20), no move for 99 s",
             None,
         ),
         # A node that is cut off, though its rank looks like one that is merely behind.
         (
             (
-                Scripted(beats(0, collectives=21, inside=True, still_s=99)),
-                Scripted(beats(1, inside=True, still_s=99), reach="it does not reach 10.0.0.1:7: timed out"),
+                Scripted(states(0, collectives=21, inside=True, still_s=99)),
+                Scripted(states(1, inside=True, still_s=99), reach="it does not reach 10.0.0.1:7: timed out"),
             ),
             "no rank has moved for 99 s: b: it does not reach 10.0.0.1:7: timed out",
             "b",
@@ -305,9 +306,9 @@ def test_ranks_that_come_later_have_the_time_to_agree_that_the_config_is_wrong()
         # The port is not open any more, or not yet: that is not the network.
         (
             (
-                Scripted(beats(0, collectives=21, inside=True, still_s=99)),
+                Scripted(states(0, collectives=21, inside=True, still_s=99)),
                 Scripted(
-                    beats(1, still_s=98),
+                    states(1, still_s=98),
                     reach="it does not reach 10.0.0.1:7: Connection refused",
                     refused=True,
                 ),
@@ -319,18 +320,18 @@ def test_ranks_that_come_later_have_the_time_to_agree_that_the_config_is_wrong()
         # Several that do not reach the first: it is the first that is cut off.
         (
             (
-                Scripted(beats(0, inside=True, still_s=99)),
-                Scripted(beats(1, inside=True, still_s=99), reach="timed out"),
-                Scripted(beats(2, inside=True, still_s=99), reach="timed out"),
+                Scripted(states(0, inside=True, still_s=99)),
+                Scripted(states(1, inside=True, still_s=99), reach="timed out"),
+                Scripted(states(2, inside=True, still_s=99), reach="timed out"),
             ),
             "no rank has moved for 99 s: b: timed out; c: timed out",
             "a",
         ),
         (
             (
-                Scripted(beats(0, inside=True, still_s=99)),
-                Scripted(beats(1, inside=True, still_s=99)),
-                Scripted(beats(2, inside=True, still_s=99), reach="timed out"),
+                Scripted(states(0, inside=True, still_s=99)),
+                Scripted(states(1, inside=True, still_s=99)),
+                Scripted(states(2, inside=True, still_s=99), reach="timed out"),
             ),
             "no rank has moved for 99 s: c: timed out",
             "c",
@@ -343,7 +344,7 @@ def test_who_hangs(links: tuple[Scripted, ...], cause: str, node: str | None) ->
 
 
 def test_before_its_first_step_a_rank_has_more_time() -> None:
-    early = beats(0, step=0, steps=0, still_s=99)
+    early = states(0, step=0, steps=0, still_s=99)
     assert attempt(Scripted(early, ended(0, 0)), start_timeout_s=100).kind == "done"
     outcome = attempt(Scripted(early), start_timeout_s=98)
     assert outcome.cause.startswith(
@@ -355,23 +356,23 @@ def test_the_first_step_has_the_time_of_a_start() -> None:
     """It compiles and fetches the first blocks; of a run that goes on it has any number. So has an unseen
     upload."""
     for more in ({"steps": 1}, {"slow": True}):
-        long = beats(0, step=1001, still_s=99, **more)
+        long = states(0, step=1001, still_s=99, **more)
         assert attempt(Scripted(long, ended(0, 0)), start_timeout_s=100).kind == "done"
         assert attempt(Scripted(long), start_timeout_s=98).cause.startswith(
             "rank 0 on a hangs: step 1001, after"
         )
-    assert attempt(Scripted(beats(0, step=1002, steps=2, still_s=99)), start_timeout_s=999).kind == "fault"
+    assert attempt(Scripted(states(0, step=1002, steps=2, still_s=99)), start_timeout_s=999).kind == "fault"
 
 
 def test_ranks_whose_host_is_past_the_collective_that_hangs() -> None:
     """As with nccl: the host waits for the value, not in the collective. Nobody is blamed for what all wait
     for."""
-    both = beats(0, 1, still_s=99, inside=True, label="backward", issued="all_gather")
+    both = states(0, 1, still_s=99, inside=True, label="backward", issued="all_gather")
     assert attempt(Scripted(both), local=2).cause == (
-        "all 2 ranks wait in backward (collective 20, last issued all_gather): step 8, no move for 99 s"
+        "all 2 ranks wait: step 8, inside backward (collective 20, last issued all_gather), no move for 99 s"
     )
-    assert attempt(Scripted(beats(0, 1, still_s=99)), local=2).cause == (
-        "all 2 ranks hang after all_reduce (collective 20): step 8, no move for 99 s"
+    assert attempt(Scripted(states(0, 1, still_s=99)), local=2).cause == (
+        "all 2 ranks hang: step 8, after all_reduce (collective 20), no move for 99 s"
     )
 
 
@@ -379,7 +380,7 @@ def test_before_a_hang_is_ended_the_ranks_show_what_they_do(capfd: pytest.Captur
     """The one to blame first, those that do the same once."""
     stack, under_way = 'File "x.py", line 7 in teach', "all_reduce 21: scheduled, under way for 98 s"
     first = Scripted(
-        beats(0, 1, collectives=21, inside=True, still_s=99),
+        states(0, 1, collectives=21, inside=True, still_s=99),
         on_show=(
             line(0, "Thread 0x7f01:"),
             line(1, "Thread 0x7f02:"),
@@ -392,8 +393,8 @@ def test_before_a_hang_is_ended_the_ranks_show_what_they_do(capfd: pytest.Captur
         ),
     )
     second = Scripted(
-        beats(2, 3, still_s=99),
-        beats(3, still_s=99, stopped=True),
+        states(2, 3, still_s=99),
+        states(3, still_s=99, stopped=True),
         on_show=(line(2, "in the reader"), line(2, END)),
     )
     outcome = attempt(first, second, local=2)
@@ -406,7 +407,7 @@ def test_before_a_hang_is_ended_the_ranks_show_what_they_do(capfd: pytest.Captur
         "rank 2, before being killed:",
     ]
     assert err.splitlines() == [
-        "[rank 3] nothing: it is stopped, or the interpreter is",
+        "[rank 3] nothing: the process, or its interpreter, is stopped",
         "[rank 0] Thread 0x7f01:",
         f"[rank 0] {stack}",
         f"[rank 0] {under_way}",
@@ -415,14 +416,14 @@ def test_before_a_hang_is_ended_the_ranks_show_what_they_do(capfd: pytest.Captur
 
 
 def test_ranks_that_have_not_saved_in_time_show_what_they_do() -> None:
-    link = Scripted(beats(0, 1), on_signal=(ended(0, 75),))
+    link = Scripted(states(0, 1), on_signal=(ended(0, 75),))
     attempt(link, local=2, stop=lambda: "save", grace_s=0.2)
     assert link.orders == ["start", "signal", "show", "kill"]
     for stop, more in (
         ("now", {}),
         ("save", {"survivor_s": 0.1}),
     ):  # at once, or for want of a rank that is gone
-        link = Scripted(beats(0, 1), on_signal=(ended(0, 1),) if more else ())
+        link = Scripted(states(0, 1), on_signal=(ended(0, 1),) if more else ())
         attempt(link, local=2, stop=lambda stop=stop: stop, **more)
         assert link.orders == ["start", "signal", "kill"]
 
@@ -435,7 +436,7 @@ def test_of_ranks_that_lose_the_same_peer_one_is_heard(capfd: pytest.CaptureFixt
     outcome = attempt(
         Scripted(line(0, words[0]), line(2, words[1]), ended(0, 1), ended(2, 1), ended(1, -9)), local=3
     )
-    assert outcome.cause == "rank 1 on a was killed by signal 9, by hand or for want of memory (step 0)"
+    assert outcome.cause == "rank 1 on a was killed by signal 9 (out of memory, or by hand) (step 0)"
     assert capfd.readouterr().err == f"{words[0]}\n"
 
 
@@ -446,25 +447,25 @@ def test_the_rank_that_says_why_is_heard_before_those_that_leave_it_to_it() -> N
 
 
 def test_a_node_that_is_lost_takes_its_ranks_with_it() -> None:
-    outcome = attempt(Scripted(beats(0)), Scripted(beats(1), lost="b: its agent was killed by SIGKILL"))
+    outcome = attempt(Scripted(states(0)), Scripted(states(1), lost="b: its agent was killed by SIGKILL"))
     assert outcome == Outcome("fault", "b: its agent was killed by SIGKILL", "b", 5)
 
 
 def test_an_agent_that_is_silent_is_lost() -> None:
-    talking = Scripted(beats(0))
+    talking = Scripted(states(0))
 
     def stop() -> str:
-        talking.waiting.append(beats(0))
+        talking.waiting.append(states(0))
         return ""
 
-    outcome = attempt(talking, Scripted(beats(1)), stop=stop, hang_timeout_s=0.3)
+    outcome = attempt(talking, Scripted(states(1)), stop=stop, hang_timeout_s=0.3)
     assert outcome == Outcome("fault", "b: its agent has been silent for 0 s", "b", 5)
 
 
 def test_a_supervisor_that_was_asleep_does_not_blame_the_agents(monkeypatch: pytest.MonkeyPatch) -> None:
     """After Ctrl-Z and fg the lines that came meanwhile are read a moment later."""
     monkeypatch.setattr("cluster.launch.attempt._ASLEEP_S", 0.2)
-    link, calls = Scripted(beats(0)), []
+    link, calls = Scripted(states(0)), []
 
     def stop() -> str:
         calls.append(1)
@@ -479,7 +480,7 @@ def test_a_supervisor_that_was_asleep_does_not_blame_the_agents(monkeypatch: pyt
 
 def test_agents_on_other_hosts_hear_that_the_supervisor_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.launch.attempt._HERE_S", 0.05)
-    link = Scripted(beats(0))
+    link = Scripted(states(0))
 
     def stop() -> str:
         if link.orders.count("here") == 3 and 0 in link.left:

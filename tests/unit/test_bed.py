@@ -1,5 +1,4 @@
-"""data_prep.split.bed: no line is passed over without a word; and the plan of a build, which is told of all
-of it."""
+"""data_prep.sources.bed and data_prep.split.filters: a build warns of each line that it ignores."""
 
 import bz2
 import gzip
@@ -14,7 +13,7 @@ from data_prep.config import DataConfig
 from data_prep.dataset.plan import Plan, make_plan
 from data_prep.sources.reference import Handle
 from data_prep.sources.survey import Reference
-from data_prep.split.bed import read_bed
+from data_prep.split.filters import read_bed
 from data_prep.split.intervals import Span, bed_bytes
 
 CONTIGS = {"chrA": 5000, "chrB": 5000, "chrC": 5000}
@@ -79,7 +78,8 @@ def test_bed_round_trip(tmp_path: Path) -> None:
         (b"a\t1\t2\na\t5\n", "line 2: needs contig, start and end, not 'a\\\\t5'"),
         (b"a\tx\t2\n", "line 1: needs contig, start and end"),
         (b"a\t5\t2\n", r"line 1: \[5, 2\) is no interval"),
-        (bz2.compress(b"a\t1\t2\n"), "is not a BED file: it is bzip2, not text; unpack it"),
+        (gzip.compress(bz2.compress(b"a\t1\t2\n")), "is not a BED file: it is bzip2, not text; unpack it"),
+        (b"PK\x03\x04" + bytes(9), "is a zip archive or an Excel file, not text; give it as plain text"),
         (b"\xff\xfea", "is not a BED file: not text in UTF-16-LE"),
         (b"\xe9\t1\t2\n", "is not a BED file: not text in UTF-8: line 1 has byte"),
         (
@@ -88,9 +88,9 @@ def test_bed_round_trip(tmp_path: Path) -> None:
         ),
         (
             gzip.compress(b"a\t1\t2\n")[:-9],
-            "the gzip stream ends early, after .* bytes of text; get it again",
+            "is a damaged gzip file .it ends early, after .* bytes of text.; get it again",
         ),
-        (gzip.compress(b"a\t1\t2\n") + b"more", "damaged gzip after 6 bytes of text"),
+        (gzip.compress(b"a\t1\t2\n") + b"more", "is a damaged gzip file .*after 6 bytes of text"),
         (b"a\t1,000\t2,000\n", "line 1: needs contig, start and end"),
         (b"a\t1_000\t2_000\n", "line 1: needs contig, start and end"),
         (b"a\t0\t1e3\n", "line 1: needs contig, start and end"),
@@ -127,10 +127,11 @@ MESSES = {
 }
 
 
-@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "gzip"])
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "gzip", "bz2"])
 @pytest.mark.parametrize("mess", MESSES)
 def test_messes_of_which_every_line_counts(tmp_path: Path, mess: str, mark: str) -> None:
-    content = gzip.compress(MESSES[mess].encode()) if mark == "gzip" else MESSES[mess].encode(mark)
+    pack = {"gzip": gzip.compress, "bz2": bz2.compress}.get(mark)
+    content = pack(MESSES[mess].encode()) if pack else MESSES[mess].encode(mark)
     plan = planned({"val": {"bed": bed(tmp_path, content)}})
     assert covered(plan, "val") == {"chrA": 2048, "chrB": 1024}
     assert plan.warnings == ()
@@ -222,7 +223,7 @@ def test_filters_with_other_contigs(tmp_path: Path) -> None:
     plan = planned({}, exclude=[file])
     assert covered(plan, "train") == {"chrA": 4000, "chrB": 5000, "chrC": 5000}
     assert plan.warnings == (
-        f"{file}: 1 line on contigs that reference g has not (chrEBV): nothing to exclude",
+        f"{file}: 1 line on contigs that reference g does not have (chrEBV): nothing to exclude",
     )
     said = (
         "reference g: .*v.bed, line 2: no contig is called 'chrEBV'; correct or remove it; the "

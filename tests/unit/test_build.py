@@ -25,7 +25,7 @@ from data_prep.dataset.read import load_manifest
 from data_prep.dataset.stats import stats
 from data_prep.dataset.verify import verify
 from data_prep.shards import SPLITS
-from data_prep.split.bed import read_bed
+from data_prep.split.filters import read_bed
 from tests.s3 import S3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -687,7 +687,7 @@ def test_the_first_alternative_that_exists(fasta: str, tmp_path: Path) -> None:
     assert made(fasta, tmp_path / "a", references=[two]).fresh
     two["uri"] = [str(tmp_path / "none.fa"), str(tmp_path / "nor.fa")]
     with pytest.raises(
-        ValueError, match=r"toy: none of its files can be had: .*none.fa does not exist; .*nor"
+        ValueError, match=r"toy: none of its files can be read: .*none.fa does not exist; .*nor"
     ):
         made(fasta, tmp_path / "b", references=[two])
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage import store
 from tests.s3 import S3
 from trainer.run.checkpoint import files, manifests
-from trainer.run.checkpoint.manifests import DamagedError, File, Found, Manifest
+from trainer.run.checkpoint.manifests import DamagedError, File, Manifest, StoredCheckpoint
 
 BYTES = {
     torch.float32: 4,
@@ -93,10 +93,10 @@ def test_each_piece_of_a_large_tensor_is_progress_and_is_on_the_disk(
     synced: list[int] = []
     monkeypatch.setattr(files, "_PIECE", 1000)
     monkeypatch.setattr(files.os, "fdatasync", lambda handle: synced.append(os.fstat(handle).st_size))
-    before, tensors = heart.read().moves, {"a": torch.arange(900.0), "b": torch.arange(10.0)}
+    before, tensors = heartbeat.read().moves, {"a": torch.arange(900.0), "b": torch.arange(10.0)}
     with open(tmp_path / "x", "wb") as file:
         written = files.write(file, tensors, lasting=True)
-    assert heart.read().moves == before + 2 + 4 + 1  # length, header, 3,600 bytes, 40 bytes
+    assert heartbeat.read().moves == before + 2 + 4 + 1  # length, header, 3,600 bytes, 40 bytes
     assert len(synced) == 3
     assert synced[2] - synced[0] == 2000
     read = files.read("x", (tmp_path / "x").read_bytes())
@@ -459,7 +459,7 @@ def test_a_store_that_is_away_is_no_damage(s3: S3) -> None:
 
 
 def test_a_manifest_that_goes_while_it_is_looked_at(one: Path) -> None:
-    found = Found(3, str(one), manifests.find(str(one.parents[1]))[0].sizes)
+    found = StoredCheckpoint(3, str(one), manifests.find(str(one.parents[1]))[0].sizes)
     (one / manifests.MANIFEST).unlink()
     with pytest.raises(store.StoreError, match=rf"cannot read {one}/manifest.json: no such file or bucket"):
         found.manifest()

@@ -1,10 +1,7 @@
 """python -m data_prep: exit codes and what a user reads."""
 
-import io
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.__main__ import Progress, main
+from data_prep.__main__ import main
 from data_prep.dataset.build import Built
 from data_prep.dataset.read import load_manifest
 from tests.datasets import write_dataset
@@ -93,78 +90,6 @@ def test_leakage_and_picture(small: Path, tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_progress_without_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [1000.0]
-    monkeypatch.setattr("data_prep.__main__.time.monotonic", lambda: now[0])
-    progress = Progress()
-    for seconds, done in (
-        (0, 1),
-        (30, 100_000_000),
-        (61, 200_000_000),
-        (90, 300_000_000),
-        (125, 600_000_000),
-    ):
-        now[0] = 1000 + seconds
-        progress("write", done, 1_000_000_000)
-    for seconds, done in ((130, 0), (200, 700_000_000)):
-        now[0] = 1000 + seconds
-        progress("read x.fa.gz", done, 0)
-    progress.close()
-    assert capsys.readouterr().err.splitlines() == [
-        "write: 200,000,000 of 1,000,000,000 bp, 3.3 Mbp/s, 04:04 left",
-        "write: 600,000,000 of 1,000,000,000 bp, 4.8 Mbp/s, 01:23 left",
-        "read x.fa.gz: 700,000,000 bp so far, 10.0 Mbp/s",
-    ]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bar before the first word; then the share, how much, the speed and the time left; nothing is left
-    behind."""
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    progress = Progress()
-    try:
-        assert "starting [00:00]" in terminal.getvalue()
-        progress._heard -= 10  # as if the first stage had taken 10 seconds to its first word
-        progress("write", 20_000_000, 80_000_000)
-        assert progress._bar is not None
-        assert progress._bar.ncols == shutil.get_terminal_size().columns, (
-            "also where the terminal tells no width"
-        )
-        drawn = terminal.getvalue().split("\r")[-1]
-        assert re.search(r"write:  25%\|.*\| 20.0M/80.0M \[00:1\d<00:3\d, (2.00M|1.9\dM)bp/s\]", drawn), drawn
-        progress.say("trying again: x")
-        assert "trying again: x\n" in terminal.getvalue()
-    finally:
-        progress.close()
-    assert terminal.getvalue().split("\r")[-1].strip() == ""
-
-
-def test_stages_shorter_than_a_minute_are_told_of_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [1000.0]
-    monkeypatch.setattr("data_prep.__main__.time.monotonic", lambda: now[0])
-    progress = Progress()
-    for stage, seconds in (("read", 30), ("leakage", 40), ("write", 65), ("write", 80)):
-        now[0] = 1000 + seconds
-        progress(stage, 50_000_000, 100_000_000)
-    now[0] = 1200
-    progress("verify", 0, 100)
-    progress.close()
-    assert capsys.readouterr().err.splitlines() == [
-        "write: 50,000,000 of 100,000,000 bp, 2.0 Mbp/s, 00:25 left",
-        "verify: 0 of 100 bp, 0.0 Mbp/s, ? left",
-    ]
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -230,7 +155,7 @@ def test_a_mistake_is_one_sentence(
     assert os.listdir(tmp_path) == [], "nothing half-written"
 
 
-def test_what_a_build_tells(
+def test_the_summary_of_a_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Warnings first, also where nothing was to be done; what was counted; and no advice on a split that is
@@ -240,7 +165,7 @@ def test_what_a_build_tells(
     )
     manifest = replace(manifest, sources=(replace(manifest.sources[0], iupac_to_n=1234),))
     built = Built(manifest, True, 1.0, dropped_bp=300, warnings=("x.bed: 1 line of length 0",))
-    monkeypatch.setattr("data_prep.__main__.build", lambda *_, **__: built)
+    monkeypatch.setattr("data_prep.commands.build_dataset", lambda *_, **__: built)
     assert main(["build", "--config", YEAST, "output=o"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "warning: x.bed: 1 line of length 0"
@@ -273,7 +198,7 @@ def test_an_interrupt_is_no_traceback(
     def interrupt(uri: str, **_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data_prep.__main__.verify", interrupt)
+    monkeypatch.setattr("data_prep.dataset.verify.verify", interrupt)
     assert main(["verify", "x"]) == 130
     assert capsys.readouterr().err == (
         "error: interrupted; finished shards of a build stay, and the same command goes on from them\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import demo
 from trainer.demo import main
+from trainer.run import demo
 from trainer.tracking.mlflow_client import connect
 from trainer.tracking.registry import Registry
 
@@ -143,5 +143,5 @@ def test_a_password_in_an_override_is_not_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
-    assert demo._run(["python", "track.uri=postgresql://me:word@host/db", "run.name=a b"], {}) == 0
+    assert demo._run_all([["python", "track.uri=postgresql://me:word@host/db", "run.name=a b"]], {}) == 0
     assert capsys.readouterr().out == "\n$ python track.uri=postgresql://***@host/db 'run.name=a b'\n"

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep import alphabet
+from data_prep.sources import compression, fasta
 from tests.registered import CANDIDATE, registered, tiny_network
 from trainer.embed import main
-from trainer.evaluation import embedding_table, records, unpack
+from trainer.evaluation import embedding_table
 from trainer.evaluation.embed_command import embed_fasta
 from trainer.evaluation.embedding import embed
 from trainer.evaluation.sequences import EncodedSequences
@@ -32,18 +33,18 @@ def sequences(lengths: list[int]) -> list[alphabet.Codes]:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ACGT\n", "line 1 comes before any '>' header"),
-        (">a\nACGT\n>b\n>c\nA\n", "record 'b' has no letters"),
-        (">a\nACGT\nAC*T\n", r"record 'a': byte b'\*' at position 6"),
-        ("", "holds no FASTA record"),
+        ("ACGT\n", "is not a FASTA: it starts with letters of a sequence, not with '>'"),
+        (">a\nACGT\n>b\n>c\nA\n", "record b has no letters"),
+        (">a\nACGT\nAC*T\n", r"record a: byte b'\*' at position 6"),
+        ("", "is empty, not a FASTA"),
         (
             "> seq 0\nACGT\n> seq 1\nACGT\n",
-            "line 3: 'seq' is the name of records 1 and 2; the name is the first word",
+            "'seq' is the name of records 1 and 2; a name is the first word",
         ),
-        (">a\nACGT\n>\nACGT\n", "line 3: record 2 has no name"),
-        (">a\nACGT\n>\x01\nACGT\n", r"line 3: record 2: its name, b'\\x01', is not readable"),
-        (">a\nAC>GT\n", "record 'a': byte b'>' at position 2"),
-        ("; of old\n>a\nACGT\n", "line 1 comes before any '>' header"),
+        (">a\nACGT\n>\nACGT\n", "record 2 has no name"),
+        (">a\nACGT\n>\x01\nACGT\n", r"the name of record 2, b'\\x01', is not readable"),
+        (">a\nAC>GT\n", "record a: byte b'>' at position 2"),
+        ("; of old\nACGT\n>a\nACGT\n", "it starts with letters of a sequence"),
     ],
 )
 def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
@@ -56,7 +57,7 @@ def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
 def test_a_cut_gzip_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.fa.gz").write_bytes(gzip.compress(b">a\n" + b"ACGTTGCA" * 500)[:-12])
     with pytest.raises(ValueError, match=r"x.fa.gz is a damaged gzip file"):
-        list(records.read(str(tmp_path / "x.fa.gz")))
+        list(fasta.records(str(tmp_path / "x.fa.gz")))
 
 
 FASTA = ">one of two\nACGTR\nAC\n>two\nGGTTAACC\n"
@@ -64,7 +65,7 @@ READ = [("one", "ACGTNAC"), ("two", "GGTTAACC")]
 
 
 def letters(path: Path) -> list[tuple[str, str]]:
-    return [(name, alphabet.decode(codes).decode()) for name, codes, _ in records.read(str(path))]
+    return [(name, alphabet.decode(codes).decode()) for name, codes, _ in fasta.records(str(path))]
 
 
 @given(st.data())
@@ -123,7 +124,7 @@ def test_lines_end_as_they_like_also_where_pieces_do(tmp_path: Path, monkeypatch
     text = FASTA.replace("\n", "\r\n").encode()
     for size in range(1, 9):
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
-        monkeypatch.setattr(unpack.store, "chunks", lambda uri, pieces=pieces: iter(pieces))
+        monkeypatch.setattr(compression.store, "chunks", lambda uri, pieces=pieces: iter(pieces))
         assert letters(tmp_path / "x.fa") == READ
 
 

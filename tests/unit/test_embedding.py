@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.process import exits
+from cluster.process.command import exit_code
 from data_prep import alphabet
 from tests.registered import tiny_network
 from trainer.evaluation import batching
@@ -32,7 +32,9 @@ def test_vectors_are_the_naive_ones_and_the_same_for_either_strand() -> None:
     network, (codes,) = tiny_network(), sequences([33])
     other = alphabet.reverse_complement(codes)
     with torch.no_grad():
-        hidden = [network.backbone(torch.from_numpy(row.copy())[None])[0, 2:] for row in (codes, other)]
+        hidden = [
+            network.backbone(torch.from_numpy(row.copy())[None]).letters_BLD[0] for row in (codes, other)
+        ]
     mean, most = embed(network, EncodedSequences.from_codes([codes, other]))
     torch.testing.assert_close(mean[0], (hidden[0].mean(0) + hidden[1].mean(0)) / 2)
     torch.testing.assert_close(most[0], (hidden[0].amax(0) + hidden[1].amax(0)) / 2)
@@ -83,7 +85,7 @@ def test_rows_that_do_not_fit_are_named(fault: Exception, capsys: pytest.Capture
         raise fault
 
     assert (
-        exits.exit_code(
+        exit_code(
             lambda: mean_over_strands(EncodedSequences.from_codes(sequences([9000])), full, device=CPU) and 0
         )
         == 1

@@ -20,18 +20,18 @@ ROOT = Path(__file__).parents[2]
 # more.
 RANK = """
 import ctypes, sys, threading
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 library = (ctypes.PyDLL if "all" in sys.argv else ctypes.CDLL)(None)
 def the_place_where_it_hangs():
     mutex = ctypes.create_string_buffer(64)
     print("stuck", flush=True)
     for _ in range(2):
         library.pthread_mutex_lock(mutex)
-heart.step(7)
+heartbeat.step(7)
 for number in range(20):
-    with heart.inside(f"all_gather of {number}"):
+    with heartbeat.inside(f"all_gather of {number}"):
         pass
-with heart.inside("backward", phase=True):
+with heartbeat.inside("backward", phase=True):
     the_place_where_it_hangs()
 """
 
@@ -67,7 +67,7 @@ def test_a_rank_that_is_stuck_in_c_shows_its_stacks_and_its_last_collectives_as_
             at = said.index("torch has recorded no collective; its own record, newest first:\n")
             assert said[at + 1] == "  21 backward, in step 7\n"
             assert said[at + 8] == "  14 all_gather of 13, in step 7\n"
-        assert heartbeat.read(tmp_path / "0.heartbeat").told() == (
+        assert heartbeat.read(tmp_path / "0.heartbeat").describe() == (
             "step 7, inside backward (collective 21, last issued all_gather of 19)"
         )
 

@@ -58,11 +58,12 @@ def test_training_says_in_a_sentence_that_mlflow_is_missing(tmp_path: Path) -> N
     said = python(
         tmp_path,
         "-c",
-        "import trainer.main\nfrom trainer.tracking.mlflow_run import Run\n"
-        "Run(uri='sqlite:///x.db', experiment='e', name='n')",
+        "import trainer.main\nfrom trainer.tracking.mlflow_run import Run, RunSpec\n"
+        "Run(RunSpec('sqlite:///x.db', 'e', 'n'))",
     )
     assert (
-        "TrackError: runs are told to MLflow, and mlflow is not installed: pip install mlflow" in said.stderr
+        "TrackError: runs are logged to MLflow, and mlflow is not installed: pip install mlflow"
+        in said.stderr
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from data_prep import alphabet
 from data_prep.shards import FormatError
 from tests.datasets import markov_sequence, write_dataset
@@ -19,6 +19,7 @@ from trainer.distill import representation_metrics
 from trainer.evaluation.held_out import Validator
 from trainer.evaluation.held_out_windows import choose_places, masked_batch, share_out
 from trainer.evaluation.markov import mix_counts
+from trainer.losses import prototype_metrics
 from trainer.models.network import Outputs
 from trainer.run.config import TrainConfig
 from trainer.views.masking import mask
@@ -71,9 +72,9 @@ def copying(codes_BL: torch.Tensor) -> torch.Tensor:
 
 def test_each_batch_is_progress(config: TrainConfig) -> None:
     """Validation of many windows is no hang."""
-    ours, before = validator(config), heart.read().moves
+    ours, before = validator(config), heartbeat.read().moves
     ours.masked(Fake(copying))  # type: ignore[arg-type]
-    assert heart.read().moves == before + len(ours._batches) == before + 5
+    assert heartbeat.read().moves == before + len(ours._batches) == before + 5
 
 
 def test_every_scored_position_is_hidden_and_no_n_is_scored(config: TrainConfig) -> None:
@@ -156,10 +157,10 @@ def test_health_of_random_directions_is_full() -> None:
     assert representation_metrics.effective_rank(unit) == pytest.approx(16, abs=0.1)
     assert representation_metrics.uniformity(unit) < -3
     assert representation_metrics.alignment(unit, -unit) == pytest.approx(4, abs=1e-4)
-    assert representation_metrics.entropy(torch.full((5, 8), 1 / 8)).tolist() == pytest.approx(
+    assert prototype_metrics.entropy(torch.full((5, 8), 1 / 8)).tolist() == pytest.approx(
         [np.log(8)] * 5, rel=1e-6
     )
-    assert (representation_metrics.entropy(torch.eye(8)) == 0).all()
+    assert (prototype_metrics.entropy(torch.eye(8)) == 0).all()
 
 
 def test_readings_of_rows_are_means_over_both_views_of_the_windows_that_count(config: TrainConfig) -> None:

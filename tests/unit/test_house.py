@@ -1,38 +1,53 @@
-"""The house: floors, one library in one file, the order inside a package as the README tree has it, short
-files."""
+"""The house: files import what the tables of CONTRIBUTING.md allow, and all that they allow is used."""
 
 import ast
 import fnmatch
+import graphlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOORS = ["configs", "cluster", "data_prep", "trainer"]
-ONLY_IN = {
-    "ray": {"cluster/tasks/jobs.py", "cluster/launch/ray_nodes.py"},
-    "fsspec": {"cluster/storage/uri.py"},
-    "pyfaidx": {"data_prep/sources/reference.py"},
-    "py2bit": {"data_prep/sources/twobit.py"},
-    "webdataset": {"data_prep/dataset/tar.py"},
-    "deepspeed": {"trainer/engine/optimizer_adapters.py", "trainer/engine/engine.py"},
-    "mlflow": {"trainer/tracking/mlflow_client.py"},
-}
-TRAINER_MAY_USE = {"data_prep.alphabet", "data_prep.shards"}
-MAX_LINES = 300
+FLOORS = ["configs", "cluster", "data_prep", "trainer"]  # each imports only from those before it
+MAX_LINES = 400
+MAY_SKIP_THE_FORMATTER: set[str] = set()  # files with tables of numbers, which a formatter would tear apart
 
-FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
+FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+
+
+@dataclass(frozen=True)
+class Room:
+    """A row of a table: a folder or file of a floor, what it may import, and the libraries that it owns."""
+
+    purpose: str
+    may_import: frozenset[str]  # "trainer/core"; a floor's own rooms stand there without the floor
+    libraries: frozenset[str]
+
+
+Rooms = dict[str, Room]
+MayTake = dict[str, frozenset[str]]
+Edges = dict[tuple[str, str], list[str]]
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def module_of(path: Path) -> str:
+    return name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def room_of(module: str) -> str:
+    """The room of ``module``: trainer/core of trainer.core.random, trainer/__init__ of trainer itself."""
+    floor, _, rest = module.partition(".")
+    return floor if floor == "configs" else f"{floor}/{rest.split('.')[0] or '__init__'}"
+
+
 def imports(node: ast.AST) -> Iterator[str]:
-    """Dotted names imported anywhere under ``node``; ``from a import b`` gives a.b where that is a module,
-    else a."""
+    """Modules imported anywhere under ``node``; ``from a import b`` is a.b where b is a module, else a."""
     for part in ast.walk(node):
         if isinstance(part, ast.Import):
             yield from (alias.name for alias in part.names)
@@ -48,83 +63,201 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
-def readme_order() -> dict[str, list[str]]:
-    """package -> its files and folders from top to bottom, from the README's fenced tree."""
-    order: dict[str, list[str]] = {}
-    package = None
-    for block in re.findall(
-        r"^```[a-z]*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    ):
-        for line in block.splitlines():
-            if head := re.match(r"(\w+)/", line):
-                package = head[1] if head[1] in FLOORS else None
-            elif package and (entry := re.match(r"  (\w+(?:\.py|/))(?=\s|$)", line)):
-                order.setdefault(package, []).append(entry[1].removesuffix(".py").rstrip("/"))
-    return order
+IMPORTS = {path: sorted(set(imports(tree(path)))) for path in FILES}
 
 
-def test_floors() -> None:
-    faults = []
-    for path in FILES:
-        own = path.relative_to(ROOT).parts[0]
-        for name in imports(tree(path)):
-            floor = name.split(".")[0]
-            if floor == "tests" or (floor in FLOORS and FLOORS.index(floor) > FLOORS.index(own)):
-                faults.append(f"{name_of(path)} imports {name} from a floor to its right")
-            if own == "trainer" and floor == "data_prep" and name not in TRAINER_MAY_USE:
-                faults.append(
-                    f"{name_of(path)} imports {name}; of data_prep the trainer may use alphabet and shards"
-                )
-    assert faults == []
+def words(cell: str) -> list[str]:
+    return [word.strip(" `").rstrip("/") for word in cell.split(",") if word.strip(" –")]
 
 
-def test_one_library_one_file() -> None:
-    faults = [
-        f"{name_of(path)} imports {name}, which belongs in "
-        f"{' and '.join(sorted(ONLY_IN[name.split('.')[0]]))}"
-        for path in FILES
-        for name in imports(tree(path))
-        if name_of(path) not in ONLY_IN.get(name.split(".")[0], {name_of(path)})
+def rooms(text: str) -> Rooms:
+    """Room ("trainer/core") -> its row, from the tables under the headings ``### trainer/``, …"""
+    found = {}
+    for floor, section in re.findall(r"^### (\w+)/.*?\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL):
+        for line in section.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if floor not in FLOORS or not line.startswith("| `"):
+                continue
+            room, purpose, allowed, libraries = cells
+            key = f"{floor}/{room.strip('`').removesuffix('.py').rstrip('/')}"
+            assert key not in found, f"CONTRIBUTING.md has two rows of {key}"
+            found[key] = Room(
+                purpose,
+                frozenset(word if "/" in word else f"{floor}/{word}" for word in words(allowed)),
+                frozenset(words(libraries)),
+            )
+    return found
+
+
+def floors(text: str) -> MayTake:
+    """Floor -> what all of its rooms may import of other floors, from the table of floors."""
+    rows = re.findall(r"^\| `(\w+)/` \|[^|\n]*\|([^|\n]*)\|$", text, re.MULTILINE)
+    return {floor: frozenset(words(cell)) for floor, cell in rows}
+
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+ROOMS, MAY_TAKE = rooms(TEXT), floors(TEXT)
+OWNERS = {
+    library: {key for key, room in ROOMS.items() if library in room.libraries}
+    for room in ROOMS.values()
+    for library in room.libraries
+}
+
+
+def edges() -> Edges:
+    """(room, room that it imports) -> a sentence for each such import."""
+    found: Edges = {}
+    for path, modules in IMPORTS.items():
+        for module in modules:
+            here, there = room_of(module_of(path)), room_of(module)
+            if module.split(".")[0] in FLOORS and here != there:
+                found.setdefault((here, there), []).append(f"{name_of(path)} imports {module}")
+    return found
+
+
+def test_every_file_is_in_a_room_of_the_table_and_every_row_has_files() -> None:
+    assert MAY_TAKE.keys() == set(FLOORS)
+    there = {room_of(module_of(path)) for path in FILES if path.read_text() or path.parent.parent != ROOT}
+    assert sorted(there - ROOMS.keys() - {"configs"}) == [], "rooms without a row in CONTRIBUTING.md"
+    assert sorted(ROOMS.keys() - there) == [], "rows of CONTRIBUTING.md without a file"
+
+
+def not_allowed(rooms: Rooms, may_take: MayTake, used: Edges) -> list[str]:
+    return [
+        f"{import_}, which the row of {here} in CONTRIBUTING.md does not allow"
+        for (here, there), found in used.items()
+        for import_ in found
+        if there not in (rooms[here].may_import if here in rooms else set()) | may_take[here.split("/")[0]]
     ]
-    assert faults == []
+
+
+def not_used(rooms: Rooms, may_take: MayTake, used: Edges) -> list[str]:
+    """What a row allows and no file needs."""
+    by_floor = {(here.split("/")[0], there) for here, there in used}
+    allowed = [(here, there) for here, room in rooms.items() for there in room.may_import]
+    allowed += [(floor, there) for floor, taken in may_take.items() for there in taken]
+    return [
+        f"the row of {here} in CONTRIBUTING.md allows {there}, which no file of it imports"
+        for here, there in sorted(allowed)
+        if (here, there) not in used and (here, there) not in by_floor
+    ]
+
+
+def test_a_room_imports_only_what_its_row_allows() -> None:
+    faults = not_allowed(ROOMS, MAY_TAKE, edges())
+    assert not faults, "\n".join(faults)
+
+
+def test_what_a_row_allows_is_used() -> None:
+    faults = not_used(ROOMS, MAY_TAKE, edges())
+    assert not faults, "\n".join(faults)
+
+
+def test_the_rules_find_what_is_wrong() -> None:
+    rooms = {"trainer/run": Room("", frozenset({"trainer/core", "trainer/data"}), frozenset())}
+    may_take = {"trainer": frozenset({"configs", "cluster/process"})}
+    used = {
+        ("trainer/run", "trainer/core"): ["a imports b"],
+        ("trainer/run", "configs"): ["a imports configs"],
+        ("trainer/run", "trainer/losses"): ["a imports c"],
+        ("trainer/new", "trainer/core"): ["d imports b"],
+    }
+    allow = "in CONTRIBUTING.md does not allow"
+    assert not_allowed(rooms, may_take, used) == [
+        f"a imports c, which the row of trainer/run {allow}",
+        f"d imports b, which the row of trainer/new {allow}",
+    ]
+    assert [fault.split(" allows ")[1].split(",")[0] for fault in not_used(rooms, may_take, used)] == [
+        "cluster/process",
+        "trainer/data",
+    ]
+
+
+def test_floors_import_only_from_their_left() -> None:
+    faults = []
+    for here, allowed in {**MAY_TAKE, **{key: room.may_import for key, room in ROOMS.items()}}.items():
+        left = FLOORS[: FLOORS.index(here.split("/")[0]) + ("/" in here)]
+        faults += [f"{here} may import {there}" for there in allowed if there.split("/")[0] not in left]
+    assert faults == [], "CONTRIBUTING.md allows imports from the right"
+    assert [
+        f"{name_of(path)} imports {m}" for path in FILES for m in IMPORTS[path] if m.split(".")[0] == "tests"
+    ] == []
+
+
+def test_no_circle_between_rooms_nor_between_the_files_of_one() -> None:
+    graphs: dict[str, dict[str, set[str]]] = {
+        "CONTRIBUTING.md": {key: set(r.may_import) for key, r in ROOMS.items()}
+    }
+    for path, modules in IMPORTS.items():
+        me = module_of(path)
+        inner = {module for module in modules if room_of(module) == room_of(me) and module != me}
+        graphs.setdefault(room_of(me), {})[me] = inner
+    for where, graph in graphs.items():
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as fault:
+            pytest.fail(f"{where}: {' is imported by '.join(fault.args[1])}")
+
+
+def test_one_library_one_room() -> None:
+    faults, used = [], set()
+    for path in FILES:
+        here = room_of(module_of(path))
+        for library in {module.split(".")[0] for module in IMPORTS[path]}:
+            used.add((here, library))
+            if here not in OWNERS.get(library, {here}):
+                faults.append(
+                    f"{name_of(path)} imports {library}, which is for {', '.join(sorted(OWNERS[library]))}"
+                )
+    assert not faults, "\n".join(faults)
+    stale = [
+        f"{key}: {library}"
+        for key, room in ROOMS.items()
+        for library in room.libraries
+        if (key, library) not in used
+    ]
+    assert stale == [], "libraries in CONTRIBUTING.md that no file of their room imports"
+    assert {
+        "ray",
+        "fsspec",
+        "pyfaidx",
+        "py2bit",
+        "webdataset",
+        "deepspeed",
+        "mlflow",
+        "sklearn",
+        "matplotlib",
+    } <= OWNERS.keys()
 
 
 def test_no_import_of_ours_inside_a_function() -> None:
     faults = [
-        f"{name_of(path)}: {function.name} imports {name}"
+        f"{name_of(path)}: {function.name} imports {module}"
         for path in FILES
         for function in ast.walk(tree(path))
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for name in imports(function)
-        if name.split(".")[0] in FLOORS
+        for module in imports(function)
+        if module.split(".")[0] in FLOORS
     ]
-    assert faults == []
+    assert not faults, "\n".join(faults)
 
 
-def test_a_file_imports_only_files_above_it_in_the_readme_tree() -> None:
-    if not (ROOT / "README.md").is_file():
-        pytest.skip("there is no README.md yet, whose tree gives the order")
-    order, faults = readme_order(), []
-    for path in FILES:
-        package, entry = path.relative_to(ROOT).parts[:2]
-        entry = entry.removesuffix(".py")
-        if entry == "__init__":
-            continue
-        above = order.get(package, [])
-        if entry not in above:
-            faults.append(f"{name_of(path)} is not in the tree of README.md")
-            continue
-        for name in imports(tree(path)):
-            floor, _, rest = name.partition(".")
-            other = rest.split(".")[0]
-            if floor == package and other in above and above.index(other) > above.index(entry):
-                faults.append(f"{name_of(path)} imports {name}, which stands below it in README.md")
-    listed = {(package, entry) for package, entries in order.items() for entry in entries}
-    there = {(package, found.stem) for package in FLOORS for found in (ROOT / package).iterdir()}
-    faults += [
-        f"README.md lists {package}/{entry}, which is not there" for package, entry in sorted(listed - there)
-    ]
-    assert faults == []
+def test_the_readme_has_the_same_rooms_with_the_same_purposes() -> None:
+    (fenced,) = re.findall(
+        r"^```\n(configs/.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    listed, floor = {}, ""
+    for line in fenced.splitlines():
+        if head := re.match(r"(\w+)/", line):
+            floor = head[1]
+        elif entry := re.fullmatch(r"  (\S+?)(?:\.py|/)\s+(.+)", line):
+            listed[f"{floor}/{entry[1]}"] = entry[2]
+    ours = {key: purpose for key, purpose in listed.items() if key.split("/")[0] in FLOORS[1:]}
+    assert ours == {key: room.purpose for key, room in ROOMS.items()}
+    entries = [path for path in (ROOT / "configs").iterdir() if path.is_dir() or path.suffix == ".py"]
+    assert {key for key in listed if key.startswith("configs/")} == {
+        f"configs/{path.stem}" for path in entries if not path.name.startswith("_")
+    }
 
 
 def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None:
@@ -145,4 +278,34 @@ def test_files_are_short() -> None:
     long = {
         name_of(path): count for path in FILES if (count := len(path.read_text().splitlines())) > MAX_LINES
     }
-    assert long == {}, f"past {MAX_LINES} lines a file wants to be a folder"
+    assert long == {}, f"a file of more than {MAX_LINES} lines should be two"
+
+
+def test_the_formatter_decides_the_layout_everywhere() -> None:
+    skipping = {
+        name_of(path)
+        for folder in (*FLOORS, "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"#\s*fmt: (skip|off)", path.read_text()) and path != Path(__file__)
+    }
+    assert skipping == MAY_SKIP_THE_FORMATTER
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("| `core/` | a | data | torch |\n| `core/` | b | – | – |", "two rows of trainer/core"),
+    ],
+)
+def test_a_wrong_table_is_refused(row: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        rooms(f"### trainer/\n{row}\n")
+
+
+def test_the_table_is_read_as_it_stands() -> None:
+    row = "| `main.py` | runs | run, `data_prep/sources` | `mlflow` |"
+    found = rooms(f"### trainer/\n| room | p | m | l |\n|---|---|---|---|\n{row}\n## B\n")
+    assert found == {
+        "trainer/main": Room("runs", frozenset({"trainer/run", "data_prep/sources"}), frozenset({"mlflow"}))
+    }
+    assert floors("| `cluster/` | ranks | configs |\n") == {"cluster": frozenset({"configs"})}

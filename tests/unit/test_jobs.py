@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.storage import store
-from cluster.tasks import jobs
+from cluster.tasks import jobs, ray_session
 from configs import ConfigError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -111,7 +111,7 @@ def test_a_failure_is_raised_when_the_others_have_ended(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.tasks.jobs._PATIENCE", 0.1)
+    monkeypatch.setattr("cluster.tasks.jobs._PATIENCE_S", 0.1)
     file = tmp_path / "beat"
     with pytest.raises(ValueError, match="stop here"):
         jobs.run(beat, [(str(file), False), (str(file), True)], workers=2)
@@ -128,7 +128,7 @@ def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
 def test_what_may_pass_is_tried_again_with_growing_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF", 0.1)
+    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF_S", 0.1)
     told: list[tuple[int, str]] = []
     began = time.monotonic()
     assert jobs.run(out_of_reach, [(str(tmp_path), 2)], workers=1, on_retry=lambda *at: told.append(at)) == [
@@ -136,7 +136,7 @@ def test_what_may_pass_is_tried_again_with_growing_pauses(
     ]
     assert told == [(0, "cannot read x: try 0"), (0, "cannot read x: try 1")]
     assert time.monotonic() - began >= 0.8 * (0.1 + 0.2), "it did not wait"
-    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF", 0.01)
+    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF_S", 0.01)
     (tmp_path / "never").mkdir()
     with pytest.raises(store.TransientError, match="cannot read x: try 4"):
         jobs.run(out_of_reach, [(str(tmp_path / "never"), 99)], workers=1)
@@ -162,9 +162,9 @@ def test_one_thread_a_task() -> None:
 
 
 def test_a_session_inside_a_session_is_the_same_one(local_ray: int) -> None:
-    with jobs.session(1) as workers:
+    with ray_session.session(1) as workers:
         assert workers == 1
-    with jobs.session() as workers:
+    with ray_session.session() as workers:
         assert workers == local_ray
 
 
@@ -173,7 +173,7 @@ def test_nodes_that_join_later_are_used(monkeypatch: pytest.MonkeyPatch) -> None
     clock, there = [100.0], {"CPU": 0.0}
     monkeypatch.setattr(jobs.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(jobs.ray, "cluster_resources", lambda: there)
-    room = jobs._Room(None)
+    slots = jobs._Slots(None)
     for after, cpus, now, missing in (
         (0, 0, 1, False),
         (9, 0, 1, False),
@@ -185,11 +185,11 @@ def test_nodes_that_join_later_are_used(monkeypatch: pytest.MonkeyPatch) -> None
         (90, 3, 3, False),
     ):
         clock[0], there["CPU"] = 100.0 + after, cpus
-        assert (room.now(), room.is_missing()) == (now, missing), after
+        assert (slots.count(), slots.are_missing()) == (now, missing), after
     there.clear()  # as Ray has it where no node has any
     clock[0] += 10
-    assert room.now() == 1
-    assert jobs._Room(5).now() == 5
+    assert slots.count() == 1
+    assert jobs._Slots(5).count() == 5
 
 
 def test_tasks_that_run_at_once_grow_with_the_cluster(
@@ -203,7 +203,7 @@ def test_tasks_that_run_at_once_grow_with_the_cluster(
         last[0] = next(seen, last[0])
         return {"CPU": last[0]}
 
-    monkeypatch.setattr("cluster.tasks.jobs._LOOK", 0.1)
+    monkeypatch.setattr("cluster.tasks.jobs._REFRESH_S", 0.1)
     monkeypatch.setattr(jobs.ray, "cluster_resources", resources)
     assert jobs.run(meet, [(str(tmp_path), "a"), (str(tmp_path), "b")]) == ["a", "b"]
 
@@ -213,12 +213,12 @@ def test_a_ray_that_does_not_start_in_time_is_a_sentence(monkeypatch: pytest.Mon
         raise Exception("The current node timed out during startup.\nSee the logs.")  # of this class
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(jobs.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(jobs.ray, "init", late)
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session.ray, "init", late)
     with pytest.raises(
         RuntimeError, match=r"^cannot start a local Ray: The current node timed out during start"
     ):
-        jobs.join().__enter__()
+        ray_session.join().__enter__()
 
 
 def test_a_long_folder_for_temporary_files_has_a_short_way(
@@ -229,20 +229,20 @@ def test_a_long_folder_for_temporary_files_has_a_short_way(
     for variable in ("TMPDIR", "RAY_TMPDIR"):
         with monkeypatch.context() as patch:
             patch.setenv(variable, str(long))
-            with jobs.short_folder() as way:
+            with ray_session.short_folder() as way:
                 assert way and len(way) < 30 and os.path.realpath(way) == f"{long}/ray"
                 Path(way, "session").mkdir()
             assert not os.path.lexists(os.path.dirname(way)) and (long / "ray" / "session").is_dir()
             (long / "ray" / "session").rmdir()
-            patch.setattr(jobs.tempfile, "mkdtemp", refuse_folder)
+            patch.setattr(ray_session.tempfile, "mkdtemp", refuse_folder)
             with pytest.raises(
                 RuntimeError,
                 match=f"^cannot start a local Ray: {variable}={long} is too long for its "
                 r"sockets, .*\(\[Errno 30\] Read-only.*; set RAY_TMPDIR to a short",
             ):
-                jobs.short_folder().__enter__()
+                ray_session.short_folder().__enter__()
     monkeypatch.setenv("TMPDIR", "/tmp")
-    with jobs.short_folder() as way:
+    with ray_session.short_folder() as way:
         assert way is None
 
 

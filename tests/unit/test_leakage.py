@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cluster.tasks import jobs
 from data_prep.alphabet import Codes, N, decode, encode, reverse_complement
 from data_prep.split import leakage as module
+from data_prep.split import leakage_tasks
 from data_prep.split.intervals import Span
 from data_prep.split.leakage import Leakage, leakage, passes_bp, table, without
 from data_prep.split.minimisers import WINDOW, K
@@ -223,9 +224,7 @@ def test_partitions_change_nothing(max_hashes: int) -> None:
     if max_hashes == 1:  # a partition for each minimiser: of less
         parts = {split: [some_chunk[:1] for some_chunk in chunks[:2]] for split, chunks in parts.items()}
     whole = leakage(parts, read, run=run)
-    report = leakage(
-        parts, read, run=run, max_hashes=max_hashes, on_result=lambda ended, bp: scanned.append(bp)
-    )
+    report = leakage(parts, read, run=run, max_hashes=max_hashes, on_scanned=scanned.append)
     assert report == whole and report.to_bytes() == whole.to_bytes()
     spans = {
         split: [span for some_chunk in chunks for span, _ in some_chunk] for split, chunks in parts.items()
@@ -237,11 +236,11 @@ def test_order_workers_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatc
     parts = three_splits()
     whole = leakage(parts, read, run=run)
     turned = {split: chunks[::-1] for split, chunks in reversed(parts.items())}
-    heard: list[int] = []
-    report = leakage(turned, read, run=run, workers=7, on_result=lambda ended, bp: heard.append(ended))
-    assert report == whole and heard == list(range(1, 4 + 3 * 4 + 1))
+    scanned: list[int] = []
+    report = leakage(turned, read, run=run, workers=7, on_scanned=scanned.append)
+    assert report == whole and len(scanned) == 4 + 3 * 4
     monkeypatch.setattr(module, "_RESULTS_BYTES", 1)
-    monkeypatch.setattr(module, "_BATCH", 1)
+    monkeypatch.setattr(leakage_tasks, "_BATCH", 1)
     assert leakage(parts, read, run=run, workers=2) == whole
 
 

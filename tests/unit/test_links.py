@@ -12,7 +12,8 @@ import pytest
 
 from cluster.launch import nodes
 from cluster.launch.hostfile import read_hostfile
-from cluster.launch.nodes import HostNodes, Link, LocalNodes, Member, NodeLost, Place, close_all
+from cluster.launch.members import Member, close_all
+from cluster.launch.nodes import HostNodes, Link, LocalNodes, NodeLost, Place
 from configs import ConfigError
 
 LIMIT_S = 30.0

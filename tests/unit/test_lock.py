@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import lease, store
-from cluster.storage.lock import LockedError, LockLostError, hold
+from cluster.storage.lock import LockedError, LockLostError, exclusive, hold
 from tests.s3 import S3
 
 ROOT = Path(__file__).parents[2]
@@ -258,3 +258,41 @@ def test_a_pid_that_another_process_has_now_is_no_holder() -> None:
     assert replace(mine, started="1").is_dead_here() is True
     assert replace(mine, host="elsewhere").is_dead_here() is None
     assert "secret" not in repr(mine)
+
+
+def test_exclusive_waits_for_as_long_as_it_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path / "file", tmp_path):  # of a folder, too, which it leaves as it is
+        with exclusive(path):
+            began = time.monotonic()
+            with pytest.raises(BlockingIOError), exclusive(path, wait_s=0.2):
+                pass
+            assert time.monotonic() - began >= 0.2
+            entered = threading.Event()
+
+            def wait(path: Path = path, entered: threading.Event = entered) -> None:
+                with exclusive(path):
+                    entered.set()
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            assert not entered.wait(0.2)
+        assert entered.wait(30)
+        thread.join()
+    with exclusive(tmp_path / "file") as descriptor:
+        os.write(descriptor, b"what the caller keeps in the file stays")
+    with exclusive(tmp_path / "file", wait_s=0) as descriptor:
+        assert os.read(descriptor, 100) == b"what the caller keeps in the file stays"
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    with exclusive(tmp_path / "file"):
+        pid = os.fork()
+        if not pid:
+            os.close(theirs)
+            os.read(ours, 1)  # until the parent has taken the lock again
+            os._exit(0)
+    with exclusive(tmp_path / "file", wait_s=0):
+        os.close(theirs)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(ours)

@@ -11,6 +11,7 @@ from trainer.engine.config import Train
 from trainer.losses.config import loss_section
 from trainer.losses.prototypes import PrototypeConfig
 from trainer.losses.registry import LOSSES
+from trainer.run import world_size
 from trainer.run.config import TrainConfig
 from trainer.views.config import Views
 
@@ -317,8 +318,9 @@ def test_micro_batch_and_accumulation_follow_the_number_of_ranks(
     train: dict[str, Any], world: int, micro: int, accumulation: int
 ) -> None:
     found = TrainConfig.model_validate(MINIMAL | {"train": {"steps": 1} | train})
-    assert found.world_faults(world) == []
-    assert (found.micro_batch(world), found.accumulation(world)) == (micro, accumulation)
+    assert world_size.faults(found.train, lanes=found.data.lanes, world=world) == []
+    assert found.train.rows_at_once(world) == micro
+    assert found.train.accumulation(world) == accumulation
 
 
 def test_schedule_ends_with_the_run_unless_it_is_told_otherwise() -> None:

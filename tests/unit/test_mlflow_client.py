@@ -17,11 +17,12 @@ import pytest
 import sqlalchemy.exc
 from mlflow import MlflowClient
 
+from cluster.storage import lock
 from trainer.tracking import mlflow_client
 from trainer.tracking.mlflow_client import TrackError, connect
-from trainer.tracking.mlflow_run import Run, Tracker
+from trainer.tracking.mlflow_run import ResumableRun, Run, RunSpec
 from trainer.tracking.registry import Registry
-from trainer.tracking.uploader import Delivery
+from trainer.tracking.uploader import Uploader
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +42,9 @@ def database(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(made, tmp_path / "me@work" / "mlflow.db"))
 
 
-def start(uri: str, folder: Path, **more: Any) -> Callable[[], object]:
+def start(uri: str, folder: Path, experiment: str = "e", **more: Any) -> Callable[[], Uploader]:
     """A training run's beginning."""
-    given: dict[str, Any] = {
-        "uri": uri,
-        "experiment": "e",
-        "name": "n",
-        "artifact_uri": None,
-        "key": "k",
-        "params": {},
-        "tags": {},
-        "folder": folder / "queue",
-    }
-    return lambda: Delivery(**given | more)
+    return lambda: Uploader(RunSpec(uri, experiment, "n", key="k", **more), folder / "outbox")
 
 
 def test_runs_that_start_together_make_one_database(tmp_path: Path) -> None:
@@ -67,8 +58,8 @@ def test_runs_that_start_together_make_one_database(tmp_path: Path) -> None:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
     for process in processes:
-        said, fault = process.communicate(timeout=300)
-        assert (process.returncode, said) == (0, "Default\n"), fault[-2000:]
+        output, fault = process.communicate(timeout=300)
+        assert (process.returncode, output) == (0, "Default\n"), fault[-2000:]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"], "no lock is left behind"
 
 
@@ -123,10 +114,10 @@ def test_what_does_not_pass_is_not_waited_for(tmp_path: Path, monkeypatch: pytes
     ):
         connect(f"sqlite:///{tmp_path}/x.db")
     assert len(asked) == 1
-    monkeypatch.setattr(mlflow_client, "_MADE_S", 0.0)
+    monkeypatch.setattr(mlflow_client, "_TABLES_S", 0.0)
     fake(monkeypatch, database_says("table experiments already exists"))
     with pytest.raises(
-        TrackError, match=r"not whole after 0 s .*killed while it did: then name another database$"
+        TrackError, match=r"not complete after 0 s .*killed while it made them: then name another database$"
     ):
         connect(f"sqlite:///{tmp_path}/x.db")
 
@@ -142,7 +133,7 @@ def test_processes_of_one_machine_take_turns(tmp_path: Path, monkeypatch: pytest
         met.set()
         real(file, how)
 
-    monkeypatch.setattr(mlflow_client.fcntl, "flock", flock)
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
     thread = threading.Thread(target=connect, args=(f"sqlite:///{tmp_path}/x.db",))
     thread.start()
     assert met.wait(60)
@@ -159,7 +150,7 @@ def test_tables_of_another_version_are_named_with_what_to_do(
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", [version])
     connection.close()
-    monkeypatch.setattr(mlflow_client, "_SAME_S", 0.0)
+    monkeypatch.setattr(mlflow_client, "_STALE_S", 0.0)
     uri = f"sqlite:///{database}"
     for begin in (start(uri, tmp_path), lambda: Registry(uri)):
         with pytest.raises(
@@ -171,14 +162,14 @@ def test_tables_of_another_version_are_named_with_what_to_do(
 
 
 def test_a_database_that_is_locked_may_be_free_later(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_client, "_MADE_S", 0.0)
+    monkeypatch.setattr(mlflow_client, "_TABLES_S", 0.0)
     holder = sqlite3.connect(database)
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(
         TrackError, match=r"database is locked by another program, which has to end first$"
     ) as fault:
         connect(f"sqlite:///{database}?timeout=0.1")
-    assert fault.value.passes
+    assert fault.value.transient
     holder.close()
 
 
@@ -186,12 +177,12 @@ def test_a_database_that_cannot_be_written_is_read_but_takes_no_run(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     readonly = f"sqlite:///file:{database}?mode=ro&uri=true"
-    said = (
+    message = (
         r"MLflow at sqlite:///.*: \(sqlite3\.OperationalError\) attempt to write a readonly database; "
         r"make its file"
     )
-    for begin in (start(readonly, tmp_path), lambda: Run(uri=readonly, experiment="e", name="n")):
-        with pytest.raises(TrackError, match=said):
+    for begin in (start(readonly, tmp_path), lambda: Run(RunSpec(readonly, "e", "n"))):
+        with pytest.raises(TrackError, match=message):
             begin()
     assert "Traceback" not in capfd.readouterr().err
     monkeypatch.setattr(
@@ -210,7 +201,7 @@ def test_a_database_that_cannot_be_written_is_read_but_takes_no_run(
         connect(f"sqlite:///{database.parent}/other.db")
 
 
-def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
+def test_what_is_no_file_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrackError, match=rf"{tmp_path} is a folder; name a file in it"):
         connect(f"sqlite:///{tmp_path}")
@@ -221,17 +212,17 @@ def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
 def test_a_deleted_experiment_is_named_with_the_way_back(database: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{database}"
     found = MlflowClient(uri, registry_uri=uri).get_experiment_by_name("gone")
-    said = (
+    message = (
         f"experiment gone at {uri} was deleted; restore it (MLFLOW_TRACKING_URI={uri} mlflow experiments "
         f"restore "
         f"--experiment-id {found.experiment_id}) or give another track.experiment"
     )
     for begin in (
         start(uri, tmp_path, experiment="gone"),
-        lambda: Run(uri=uri, experiment="gone", name="n"),
+        lambda: Run(RunSpec(uri, "gone", "n")),
         lambda: Registry(uri).usable("gone"),
     ):
-        with pytest.raises(TrackError, match=f"^{re.escape(said)}$"):
+        with pytest.raises(TrackError, match=f"^{re.escape(message)}$"):
             begin()
     MlflowClient(uri, registry_uri=uri).restore_experiment(found.experiment_id)
     Registry(uri).usable("gone")
@@ -241,10 +232,10 @@ def test_a_deleted_experiment_is_named_with_the_way_back(database: Path, tmp_pat
 def test_a_name_that_a_prompt_has_is_no_models(database: Path, tmp_path: Path) -> None:
     """MLflow itself adds the model to the prompt's versions."""
     uri = f"sqlite:///{database}"
-    said = f"^words is the name of a prompt at {uri}; give another track.registered_model$"
-    with pytest.raises(TrackError, match=said):
-        start(uri, tmp_path, model="words")()
-    with Run(uri=uri, experiment="e", name="n") as run, pytest.raises(TrackError, match=said):
+    message = f"^words is the name of a prompt at {uri}; give another track.registered_model$"
+    with pytest.raises(TrackError, match=message):
+        start(uri, tmp_path, registered_model="words")()
+    with Run(RunSpec(uri, "e", "n")) as run, pytest.raises(TrackError, match=message):
         run.register("words", "model")
     with sqlite3.connect(database) as connection:
         assert connection.execute("SELECT version FROM model_versions WHERE name = 'words'").fetchall() == [
@@ -258,36 +249,25 @@ def test_artifacts_of_an_unknown_kind_are_refused_at_the_start(database: Path, t
         start(f"sqlite:///{database}", tmp_path, artifact_uri="foo://x")()
 
 
-def test_a_run_that_was_deleted_by_hand_has_a_successor_and_that_is_said(
+def test_a_run_that_was_deleted_by_hand_has_a_successor_and_that_is_reported(
     database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"sqlite:///{database}"
-    first = Delivery(
-        uri=uri,
-        experiment="e",
-        name="n",
-        artifact_uri=None,
-        key="k",
-        params={},
-        tags={},
-        folder=tmp_path / "queue",
-    )
+    first = start(uri, tmp_path)()
     first.log({"x": 1.0}, step=1)
     first.drain(60)
     MlflowClient(uri, registry_uri=uri).delete_run(first.id)
-    second = Tracker(uri)
-    second.open(experiment="e", name="n", artifact_uri=None, key="k", params={}, tags={})
+    second = ResumableRun(RunSpec(uri, "e", "n", key="k"))
+    second.open()
     assert second.id != first.id
-    said = capsys.readouterr().err
-    assert (
-        f"warning: MLflow run {first.id}, which this run was told to, is deleted; a new one is made" in said
-    )
+    message = capsys.readouterr().err
+    assert f"warning: MLflow run {first.id}, which held this run, is deleted; a new one is made" in message
 
 
 def test_values_with_quotes_are_found(database: Path) -> None:
     uri = f"sqlite:///{database}"
     for value in ("bob's", 'the "first"', "both ' and \"", "100 %", "a\\b"):
-        with Run(uri=uri, experiment="e", name="n", tags={"of": value}) as run:
+        with Run(RunSpec(uri, "e", "n", tags={"of": value})) as run:
             pass
         for experiment in ("e", None):
             assert [found.info.run_id for found in Registry(uri).tagged(experiment, {"of": value})] == [

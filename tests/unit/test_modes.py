@@ -61,7 +61,7 @@ def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -
     )
     network = tiny_network()
     data = TaskData(train, dev, make_split("test", 9, seed=2), {})
-    export_config = {"model_type": "findna", **network.backbone.config}
+    export_config = {"model_type": "findna", **network.backbone.export_config()}
     prepared = prepare(network, export_config, task=config, data=data, device=torch.device("cpu"))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fitted = fit_mode(prepared, mode, seed=seed)

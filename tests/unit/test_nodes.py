@@ -8,7 +8,8 @@ import pytest
 
 from cluster.launch import nodes
 from cluster.launch.hostfile import read_hostfile
-from cluster.launch.nodes import HostNodes, LocalNodes, Member, NodeLost, Place, close_all, reach
+from cluster.launch.members import Member, close_all, reach
+from cluster.launch.nodes import HostNodes, LocalNodes, NodeLost, Place
 from configs import ConfigError
 
 

@@ -382,7 +382,7 @@ def errors() -> dict[str, float]:
         length = int(length_B[row])
         for ours, theirs in (
             (together.logits_BLV[row, :length], alone.logits_BLV[0]),
-            (together.embedding_BE[row], alone.embedding_BE[0]),
+            (together.embedding[row], alone.embedding[0]),
         ):
             error = float(((ours - theirs).abs() / (theirs.abs() + 0.1)).max()) / 1e-5
             found["a row among others and padding"] = max(

@@ -27,6 +27,7 @@ from trainer.losses.patch import Letters
 from trainer.models import pretrained
 from trainer.models.config import build_backbone
 from trainer.models.network import Crops, Network
+from trainer.run import world_size
 from trainer.run.config import TrainConfig
 from trainer.run.train import train
 from trainer.tracking.registry import Registry
@@ -208,10 +209,11 @@ def test_the_full_size_is_sound(name: str) -> None:
 def test_numbers_of_processes(name: str, worlds: list[int], not_these: list[int]) -> None:
     config = preset(name)
     for world in worlds:
-        assert config.world_faults(world) == []
-        assert config.micro_batch(world) * config.accumulation(world) * world == config.train.global_batch
+        assert world_size.faults(config.train, lanes=config.data.lanes, world=world) == []
+        rows = config.train.rows_at_once(world)
+        assert rows * config.train.accumulation(world) * world == config.train.global_batch
     for world in not_these:
-        (fault,) = config.world_faults(world)
+        (fault,) = world_size.faults(config.train, lanes=config.data.lanes, world=world)
         assert fault.endswith(f"numbers of processes that work: {', '.join(map(str, worlds))}")
 
 

@@ -31,11 +31,11 @@ class Terminal(io.StringIO):
 
 def test_a_line_a_minute_says_speed_and_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """A step of 1,000 bp takes 10 s; the first took 50."""
-    shown = Progress(20, shown=True, bp_left=20_000)
+    progress = Progress(20, visible=True, bp_left=20_000)
     for step in range(1, 21):
         clock.now += 50 if step == 1 else 10
-        shown.advance(f"loss {step}", bp=1000)
-    shown.close()
+        progress.advance(f"loss {step}", bp=1000)
+    progress.close()
     assert capsys.readouterr().err.splitlines() == [
         "step 2/20  loss 2, 100 bp/s, 03:00 left",
         "step 8/20  loss 8, 100 bp/s, 02:00 left",
@@ -47,13 +47,13 @@ def test_a_line_a_minute_says_speed_and_time_left(clock: Clock, capsys: pytest.C
 def test_validation_is_in_the_time_left_and_not_in_the_speed(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = Progress(100, shown=True, bp_left=100_000)
+    progress = Progress(100, visible=True, bp_left=100_000)
     for step in range(1, 12):
         clock.now += 10
-        shown.advance("loss", bp=1000)
+        progress.advance("loss", bp=1000)
         if step in (4, 8):
             clock.now += 50
-            shown.restart()
+            progress.restart()
     *_, last = capsys.readouterr().err.splitlines()
     # Ten steps after the first and twice 50 s for them: 20 s a step, and 91 (of 100) steps to go at the
     # tenth.
@@ -65,37 +65,37 @@ def test_a_run_that_goes_on_counts_its_own_steps_alone(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock.now = 1e6
-    shown = Progress(1000, shown=True, done=997, bp_left=3000)
+    progress = Progress(1000, visible=True, done=997, bp_left=3000)
     clock.now += 70
-    shown.advance("loss", bp=1000)
+    progress.advance("loss", bp=1000)
     assert capsys.readouterr().err == "step 998/1000  loss\n", "of the first step nothing is known"
     clock.now += 65
-    shown.advance("loss", bp=1000)
+    progress.advance("loss", bp=1000)
     assert capsys.readouterr().err == "step 999/1000  loss, 15 bp/s, 01:05 left\n"
 
 
 def test_the_speed_is_of_the_last_minute(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = Progress(1000, shown=True, bp_left=1_000_000)
+    progress = Progress(1000, visible=True, bp_left=1_000_000)
     for seconds in [10] * 60 + [1] * 100:
         clock.now += seconds
-        shown.advance("loss", bp=1000)
+        progress.advance("loss", bp=1000)
     assert "1,000 bp/s" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_terminal_shows_the_same_in_its_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    shown = Progress(20, shown=True, done=5, bp_left=15_000)
+    progress = Progress(20, visible=True, done=5, bp_left=15_000)
     for _ in range(3):
         clock.now += 10
-        shown.advance("loss 1.5", bp=1000)
-    shown.close()
+        progress.advance("loss 1.5", bp=1000)
+    progress.close()
     assert "8/20 [00:00, loss 1.5, 100 bp/s, 02:00 left]" in terminal.getvalue()
     assert "step/s" not in terminal.getvalue()
 
 
 def test_nothing_is_said_where_it_is_not_shown(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    hidden = Progress(2, shown=False, bp_left=2)
+    hidden = Progress(2, visible=False, bp_left=2)
     for _ in range(2):
         clock.now += 100
         hidden.advance("loss", bp=1)

@@ -1,8 +1,8 @@
 """The teacher's targets against naive loops over every row of every rank: centred, balanced, and only those
 that count.
 
-Ranks are played one after the other here: each has its own TeacherRows, and what they would gather is stacked by
-hand.
+Ranks are played one after the other here: each has its own TeacherRows, and what they would gather is stacked
+by hand.
 """
 
 import itertools
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.core.collectives import Group
+from trainer.losses.dino import Dino, DinoConfig
 from trainer.losses.prototypes import (
     PrototypeConfig,
     PrototypeOutput,
@@ -206,6 +207,20 @@ def test_letters_that_do_not_count_move_nobody(balance: str) -> None:
             assert torch.equal(first[valid_R], second[valid_R])
             assert not valid_R.all() or torch.equal(first, second)
             assert valid_R.all() or not torch.equal(first[~valid_R], second[~valid_R])
+
+
+def test_the_moving_centre_follows_that_of_each_batch() -> None:
+    term = Dino(DinoConfig(prototypes=K, centre_momentum=0.75))
+    given_ = everything(0, 1, 1, 2, 6, 3)
+    state = torch.zeros(3, K)
+    for step in (1, 2, 3):
+        (context,) = targets(given_, PLAIN, state)
+        state = term.next_state(state, context)
+        torch.testing.assert_close(state, context.centre_PK * (1 - 0.75**step))
+    nothing = everything(0, 1, 1, 1, 2, 3)
+    none_counts = Everything(nothing.bottleneck, nothing.prototypes_KC, torch.zeros(1, 1, 1, 2).bool())
+    (context,) = targets(none_counts, PLAIN, state)
+    assert term.next_state(state, context) is None, "no row counts: the centre stays"
 
 
 def test_what_travels_is_small_and_of_one_shape() -> None:

@@ -16,7 +16,7 @@ import pytest
 from cluster.launch import ray_nodes
 from cluster.launch.nodes import Link, NodeLost, Place
 from cluster.launch.ray_nodes import RayNodes
-from cluster.tasks import jobs
+from cluster.tasks import ray_session
 from configs import ConfigError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -239,9 +239,9 @@ def test_the_agent_of_the_supervisor_is_ready_and_ends_with_its_link(make: Calla
     ready = json.loads(receive(link, 1)[0])
     assert ready["event"] == "ready"
     held = f"127.0.0.1:{ready['port']}"  # the port that it keeps for the ranks
-    assert jobs.listens(held)
+    assert ray_session.listens(held)
     link.close()
-    assert not jobs.listens(held)
+    assert not ray_session.listens(held)
 
 
 def test_a_launcher_that_is_killed_takes_agent_and_ranks_with_it(

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from cluster.storage import store
 from cluster.storage.store import StoreError
 from data_prep.alphabet import encode
-from data_prep.sources import fasta
+from data_prep.sources import fasta, fasta_index
 from data_prep.sources import reference as reference_module
 from data_prep.sources.reference import changed, fetch, locate
 from data_prep.sources.survey import Reference, prepare
@@ -134,12 +134,12 @@ TEXT = b">a\n" + b"ACGT" * 5000 + b"\n"
         (b"hello\n", "is not a FASTA: it starts with b'hello"),
         (b"; only this\n", "is not a FASTA: no line starts with '>'"),
         (b">a\n>b\n", "no sequence in its 2 records"),
-        (b">a 1\nAC\n>b\nG\n>a 2\nGG\n", 'contig name "a" stands there twice'),
+        (b">a 1\nAC\n>b\nG\n>a 2\nGG\n", "'a' is the name of records 1 and 3; a name is the first word"),
         (
             b"> seq 0\nAC\n> seq 1\nGG\n",
-            'contig name "seq" stands there twice .a name is the first word of its line.;',
+            "'seq' is the name of records 1 and 2; a name is the first word after .*: rename or remove",
         ),
-        (gzip.compress(b"> seq 0\nAC\n> seq 1\nGG\n"), 'contig name "seq" stands there twice'),
+        (gzip.compress(b"> seq 0\nAC\n> seq 1\nGG\n"), "'seq' is the name of records 1 and 2"),
         (b"ACGT\n>a\nAC\n", "is not a FASTA: it starts with letters of a sequence, not with '>'"),
         (b"; c\nACGT\n>a\nAC\n", "is not a FASTA: it starts with letters of a sequence"),
         (gzip.compress(b"\xef\xbb\xbf; c\nACGT\n>a\nAC\n"), "is not a FASTA: it starts with letters"),
@@ -152,22 +152,25 @@ TEXT = b">a\n" + b"ACGT" * 5000 + b"\n"
         (b">a\nACGT\n\xef\xbb\xbf>b\nGG\n", "contig a: byte b'.xef' at position 4 is no nucleotide letter"),
         (
             b"@r1\nACGT\n+\nIIII\n",
-            "it starts with b'@r1.*; it looks like FASTQ or SAM, and is to be converted",
+            "it starts with b'@r1.*; it looks like FASTQ or SAM, which must be converted",
         ),
         (b"##gff-version 3\nchr1\t.\n", "it looks like GFF"),
-        (gzip.compress(gzip.compress(WELL_FORMED)), "it looks like gzip within gzip"),
+        (gzip.compress(gzip.compress(WELL_FORMED)), "it looks like gzip within a compressed file"),
         (
             gzip.compress(b"\x43\x27\x41\x1a" + b"\0" * 12),
-            "it looks like .2bit within gzip, and is to be converted",
+            "it looks like a .2bit file within a compressed file, which must be conv",
         ),
         (b"<!DOCTYPE html>", "it looks like a web page"),
         (WELL_FORMED.decode().encode("utf-16"), "it looks like UTF-16 text"),
         (
             WELL_FORMED.decode().encode("utf-16-le"),
-            "the name of (a record|record 1), .* is not readable text",
+            "the name of record 1, .* is not readable text",
         ),
-        (b">a\x01b\nAC\n", "the name of a record, 'a.x01b', is not readable text"),
-        (gzip.compress(WELL_FORMED) + b"trailing", "damaged gzip after 22 bytes of text"),
+        (b">a\x01b\nAC\n", "the name of record 1, b'a.*x01b', is not readable text"),
+        (
+            gzip.compress(WELL_FORMED) + b"trailing",
+            "is a damaged gzip file .*after 22 bytes of text.; get it again",
+        ),
         (b">a\nAC\n>\nAC\n", "record 2 has no name after its '>'"),
         (">a\nAC\u00e9GT\n".encode(), r"contig a: byte b'\\xc3' at position 2 is no nucleotide letter"),
         (b">a\nACGT\nAC>GT\n", "contig a: byte b'>' at position 6 is no nucleotide letter"),
@@ -177,8 +180,8 @@ TEXT = b">a\n" + b"ACGT" * 5000 + b"\n"
         ),
         (gzip.compress(b">" + b"x" * 70_000), "is not a FASTA: a header line is longer than 65536 bytes"),
         (b">a\xff\nAC\n", "the name of record 1, .* is not readable text"),
-        (gzip.compress(TEXT)[:-12], "the gzip stream ends early, after .* bytes of text"),
-        (gzip.compress(TEXT)[:-8] + b"\0" * 8, "damaged gzip after .* bytes of text"),
+        (gzip.compress(TEXT)[:-12], "is a damaged gzip file .it ends early, after .* bytes of text"),
+        (gzip.compress(TEXT)[:-8] + b"\0" * 8, "is a damaged gzip file .*after .* bytes of text"),
         (b"\x43\x27\x41\x1a" + b"\0" * 12, r"damaged .2bit file \(.*\); get it again"),
     ],
 )
@@ -225,7 +228,7 @@ def test_what_changes_a_file_and_not_its_bytes_is_no_change(
     reference, path = opened(tmp_path, content, name), tmp_path / name
     assert not changed(reference)
     with monkeypatch.context() as patch:
-        patch.setattr(reference_module, "_text", None)  # nothing is read again
+        patch.setattr(fasta, "text", None)  # nothing is read again
         patch.setattr(store, "chunks", None)
         path.chmod(0o444)
         os.link(path, tmp_path / "link")
@@ -339,7 +342,7 @@ def test_one_long_line_is_not_held_in_memory(tmp_path: Path) -> None:
     reference = opened(tmp_path, b">long\n" + text + b"\n>short\nAC\n")
     assert reference.handle.path != str(tmp_path / "x.fa")
     assert fetch(reference.handle, "long", 0, len(text)) == text
-    assert max(map(len, Path(reference.handle.path).read_bytes().split(b"\n"))) <= fasta.WIDTH
+    assert max(map(len, Path(reference.handle.path).read_bytes().split(b"\n"))) <= fasta_index.WIDTH
     assert fetch(reference.handle, "short", 0, 2) == b"AC"
 
 
@@ -359,7 +362,7 @@ def test_bgzip(tmp_path: Path) -> None:
     text = b">a\n" + b"ACGTTGCA\n" * 30_000
     reference = opened(tmp_path, bgzip(text), "x.fa.gz")
     assert fetch(reference.handle, "a", 0, 240_000) == b"ACGTTGCA" * 30_000
-    with pytest.raises(ValueError, match="the gzip stream ends early"):
+    with pytest.raises(ValueError, match=r"is a damaged gzip file \(it ends early"):
         opened(tmp_path, bgzip(text)[:-40], "y.fa.gz")
 
 
@@ -445,7 +448,7 @@ def test_a_twobit_that_says_less_than_it_holds_is_refused(tmp_path: Path, order:
     first = 16 + 3  # the place of the first sequence, in the index
     for said, at, new in (
         ("bytes 23 to 30 belong to none of its 1 sequences", 8, one),
-        ("sequence bb lies where another thing does", first + 7, whole[first : first + 4]),
+        ("sequence bb overlaps another part", first + 7, whole[first : first + 4]),
         ("its version is 7, known are 0 and 1", 4, struct.pack(f"{order}I", 7)),
         ("the runs of N of aa do not fit into its 36 bases", 38, struct.pack(f"{order}I", 35)),
         ("the name of sequence 2, .*, is not readable text", 24, b"\xff"),
@@ -454,7 +457,7 @@ def test_a_twobit_that_says_less_than_it_holds_is_refused(tmp_path: Path, order:
         content = bytes(whole[:at] + new + whole[at + len(new) :])
         with pytest.raises(ValueError, match=rf"x.2bit: damaged .2bit file \({said}\S*\); get it again"):
             opened(tmp_path, content, "x.2bit")
-    with pytest.raises(ValueError, match=r"x.2bit: contig name aa stands there twice; rename or remove one"):
+    with pytest.raises(ValueError, match=r"x.2bit: two sequences have the name aa; rename or remove one"):
         opened(tmp_path, bytes(whole[:24] + b"aa" + whole[26:]), "x.2bit")
 
 

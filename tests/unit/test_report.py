@@ -1,4 +1,4 @@
-"""trainer.report: one page that loads nothing, escapes everything, and says plainly where accuracy stands."""
+"""trainer.report: one page that loads nothing, escapes everything, and states where accuracy stands."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainer.evaluation.tasks.downstream import finetune
 from trainer.report import figures
 from trainer.report.__main__ import main
 from trainer.report.facts import dataset_uris, first_with_val, trouble, verdict
-from trainer.tracking.mlflow_run import Run
+from trainer.tracking.mlflow_run import Run, RunSpec
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_page_has_everything_and_loads_nothing(where: Registered, capsys: pytest
         assert words in text, words
 
 
-def test_an_unreachable_dataset_is_said_plainly(where: Registered, tmp_path: Path) -> None:
+def test_an_unreachable_dataset_is_reported_plainly(where: Registered, tmp_path: Path) -> None:
     hidden = where.folder / "data" / "manifest.json"
     hidden.rename(tmp_path / "manifest.json")
     try:
@@ -76,9 +76,7 @@ def test_a_wrong_run_is_one_sentence(where: Registered, capsys: pytest.CaptureFi
 
 def test_a_failed_run_says_so_and_shows_its_readings(where: Registered, tmp_path: Path) -> None:
     params = {"run.dir": str(tmp_path / "run"), "data.uri": str(where.folder / "data"), "data.length": 64}
-    run = Run(
-        uri=where.uri, experiment="troubled", name="stuck", params=params, artifact_uri=str(tmp_path / "art")
-    )
+    run = Run(RunSpec(where.uri, "troubled", "stuck", params=params, artifact_uri=str(tmp_path / "art")))
     for step in (10, 20, 30):
         run.log(
             {
@@ -95,8 +93,10 @@ def test_a_failed_run_says_so_and_shows_its_readings(where: Registered, tmp_path
     run.finish("FAILED")
     assert main([run.id, "--track-uri", where.uri]) == 0
     page = tmp_path / "run" / "report" / "index.html"
-    said = re.search(r"<section><h2>What went wrong</h2>\n(.*?)</section>", page.read_text(), re.DOTALL)
-    assert said and re.findall(r"<p>(.*?)</p>", said[1]) == [
+    trouble_section = re.search(
+        r"<section><h2>What went wrong</h2>\n(.*?)</section>", page.read_text(), re.DOTALL
+    )
+    assert trouble_section and re.findall(r"<p>(.*?)</p>", trouble_section[1]) == [
         "The run failed at step 32, the last that it logged.",
         "From step 20 on the batch showed a collapse, in 2 of 3 readings, still in the last one, at step 30.",
         "2 steps were skipped, since their loss or gradient was not finite.",
@@ -135,9 +135,9 @@ def test_verdict(accuracy: tuple[float, ...], scored: int | None, expected: list
         "val/mlm_accuracy_majority": history(0.3),
         "val/mlm_accuracy_markov": history(0.372),
     } | ({"val/scored_positions": history(scored)} if scored else {})
-    said = " ".join(verdict(found))
+    text = " ".join(verdict(found))
     for words in expected:
-        assert words in said
+        assert words in text
     assert verdict({}) == ["The run logged no held-out accuracy."]
 
 

@@ -8,6 +8,7 @@ import configs
 from cluster.launch.config import ClusterConfig
 from data_prep.config import DataConfig
 from trainer.evaluation.tasks.config import TaskConfig
+from trainer.run import world_size
 from trainer.run.config import TrainConfig
 
 FOLDER = Path(configs.__file__).parent
@@ -30,7 +31,9 @@ def test_the_contract_names_are_there() -> None:
 def test_demo_has_all_losses_and_a_batch_that_1_to_4_ranks_divide() -> None:
     demo = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml")
     assert demo.loss.weights().keys() == {"mlm", "distill", "contrastive"}
-    assert all(demo.world_faults(world) == [] for world in (1, 2, 3, 4))
+    assert all(
+        world_size.faults(demo.train, lanes=demo.data.lanes, world=world) == [] for world in (1, 2, 3, 4)
+    )
 
 
 def test_findna_is_the_published_method() -> None:
@@ -81,13 +84,15 @@ def test_findna_plus_adds_what_it_says_to_findna() -> None:
     ],
 )
 def test_world_that_does_not_divide_is_refused_with_the_sizes_that_work(world: int, sentence: str) -> None:
-    (fault,) = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml").world_faults(world)
+    demo = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml")
+    (fault,) = world_size.faults(demo.train, lanes=demo.data.lanes, world=world)
     assert sentence in fault
 
 
 def test_bf16_accumulation_at_stage_0_is_refused() -> None:
     overrides = ["train.precision=bf16", "train.zero_stage=0", "train.micro_batch=12"]
-    (fault,) = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml", overrides).world_faults(2)
+    demo = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml", overrides)
+    (fault,) = world_size.faults(demo.train, lanes=demo.data.lanes, world=2)
     assert fault == (
         "train.zero_stage: DeepSpeed accumulates bf16 gradients in bf16 at stage 0; use stage 1 or 2, "
         "or train.micro_batch 24"

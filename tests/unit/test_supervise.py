@@ -129,7 +129,7 @@ def test_a_run_ends_and_leaves_nothing(supervise: Callable[..., Supervisor], tmp
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("kill", r"rank 1 on localhost was killed by signal 9, by hand or for want of memory \(step 8\)"),
+        ("kill", r"rank 1 on localhost was killed by signal 9 \(out of memory, or by hand\) \(step 8\)"),
         ("fail", r"rank 1 on localhost ended with code 1: the data are wrong in row 7 \(step 8\)"),
         (
             "stop",
@@ -143,9 +143,7 @@ def test_a_fault_is_named_and_the_run_goes_on_from_its_checkpoint(
 ) -> None:
     run = supervise("steps=20", f"once={what}:1:8", cluster=("hang_timeout_s=1",))
     assert run.wait() == 0, run.said
-    assert re.search(sentence + r".*; starting anew in 0.05 s, from the checkpoint of step 5", run.said), (
-        run.said
-    )
+    assert re.search(sentence + r".*; restarting in 0.05 s from the checkpoint of step 5", run.said), run.said
     assert "world 2 from 5" in run.said
     assert run.left() == []
     if what in ("stop", "hang"):  # what each does is shown before it is killed
@@ -155,7 +153,9 @@ def test_a_fault_is_named_and_the_run_goes_on_from_its_checkpoint(
         ), run.said
         assert re.search(r"\[rank 0\]   10 all_reduce, in step 8\n", run.said), run.said
         other = (
-            r"   File .* in befall" if what == "hang" else " nothing: it is stopped, or the interpreter is"
+            r"   File .* in befall"
+            if what == "hang"
+            else " nothing: the process, or its interpreter, is stopped"
         )
         assert re.search(
             rf"supervisor: rank 1, before being killed:\n(\[rank 1\] .*\n)*\[rank 1\]{other}\n", run.said
@@ -199,7 +199,7 @@ def test_repeated_faults_end_it_with_their_cause(supervise: Callable[..., Superv
     assert run.wait() == 1
     assert run.said.count("supervisor: 2 ranks") == 3
     assert (
-        "error: 3 faults on end without a newer checkpoint than any from before; the last: rank" in run.said
+        "error: 3 faults in a row without a newer checkpoint than any from before; the last: rank" in run.said
     )
     assert run.said.rstrip().endswith("ended with code 1: the data are wrong in row 7 (step 0)")
 
@@ -275,7 +275,7 @@ def test_nothing_outlives_a_supervisor_or_an_agent_that_is_killed(
     (agent,) = run.left("cluster.launch.agent")
     ranks = set(run.left(TOY)) - {run.process.pid}
     os.kill(agent, signal.SIGKILL)
-    run.until(lambda: "localhost: its agent was killed by SIGKILL; starting anew" in run.said)
+    run.until(lambda: "localhost: its agent was killed by SIGKILL; restarting" in run.said)
     run.until(lambda: not ranks & set(run.left(TOY)))
     run.until(lambda: len(set(run.left(TOY)) - {run.process.pid}) == 2)
     run.process.kill()
@@ -302,7 +302,7 @@ def test_ranks_that_always_stop_by_themselves_are_faults(supervise: Callable[...
     run = supervise("steps=20", "always=preempt", cluster=("max_faults=3",))
     assert run.wait() == 1
     assert (
-        "error: 3 faults on end without a newer checkpoint than any from before; the last: the ranks were "
+        "error: 3 faults in a row without a newer checkpoint than any from before; the last: the ranks were "
         "told to "
         "stop, not by the supervisor, and had nothing new to save" in run.said
     )
@@ -336,7 +336,7 @@ def test_a_node_that_comes_back_is_taken_in(supervise: Callable[..., Supervisor]
     assert "left out: 127.0.0.1: its agent ended (255): no route to 127.0.0.1" in run.said
     run.until(lambda: (tmp_path / "run/checkpoint").exists())
     (tmp_path / "up").touch()
-    run.until(lambda: "127.0.0.1 can be used again: saving, to start anew with more" in run.said)
+    run.until(lambda: "127.0.0.1 can be used again: saving, then restarting with more ranks" in run.said)
     run.until(lambda: re.search("world 2 from [1-9]", run.said))
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 75

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cluster.process import exits
+from cluster.process.command import exit_code
 
 TOLD = "mean ± sd → 3 × 4 … é 🏃 \udce9"
 
@@ -23,7 +23,7 @@ def test_no_terminal_loses_a_table(monkeypatch: pytest.MonkeyPatch, encoding: st
     for name in ("stdout", "stderr"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
         monkeypatch.setattr(sys, name, stream)
-        assert exits.exit_code(lambda stream=stream: print(TOLD, file=stream, flush=True)) == 0
+        assert exit_code(lambda stream=stream: print(TOLD, file=stream, flush=True)) == 0
         assert stream.buffer.getvalue().decode(encoding) == written  # type: ignore[attr-defined]
 
 

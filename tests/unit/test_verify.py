@@ -177,4 +177,4 @@ def test_swapped_shards_take_a_few_lines(copy: Path, monkeypatch: pytest.MonkeyP
     two.write_bytes(first)
     faults = verify(str(copy))
     assert len(faults) == 4
-    assert any(re.fullmatch(r"train-000000.tar has \d+ faults more", fault) for fault in faults)
+    assert any(re.fullmatch(r"train-000000.tar has \d+ more faults", fault) for fault in faults)

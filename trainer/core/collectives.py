@@ -1,18 +1,24 @@
 """The few collectives that training uses, each over a given process group; a group of one communicates
-nothing."""
+nothing.
+
+Tensors are what steps exchange. Objects are for the control path: they are pickled, and wait for the device.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from cluster.process import compat
-from cluster.process.exits import LOST_PEERS, ElsewhereError, brief
-from cluster.process.heartbeat import heart
+from cluster.process.exits import LOST_PEERS, ElsewhereError, EverywhereError, brief
+from cluster.process.heartbeat import heartbeat
+from configs import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,25 +68,25 @@ def all_gather_flat(group: Group, flat: Tensor, shard: Tensor) -> None:
     if group.size == 1:
         flat.copy_(shard)
     else:
-        with heart.inside("all_gather"):
+        with heartbeat.inside("all_gather"):
             compat.all_gather(flat, shard, group=group.handle)
 
 
 class Pending:
-    """Collectives that are under way; their results are there after ``wait``."""
+    """Collectives that run in the background; their results are complete after ``wait``."""
 
     def __init__(self, works: Sequence[Any] = ()) -> None:
         self._works = list(works)
 
     def wait(self) -> None:
-        """Come back when all are done; at once if they were waited for before."""
+        """Return when all are done; at once if they were waited for before."""
         while self._works:
-            with heart.inside("the teacher's all_gather"):
+            with heartbeat.inside("the teacher's all_gather"):
                 self._works.pop().wait()
 
 
 def start_all_gather(group: Group, parts: Sequence[tuple[Tensor, Tensor]]) -> Pending:
-    """Begin to fill each (flat [W·n], own shard [n]); ``own`` may be this rank's part of ``flat`` itself."""
+    """Begin to fill each (flat [W·n], own shard [n]); the own shard may be this rank's part of ``flat``."""
     if group.size == 1:
         for flat, own in parts:
             if flat.data_ptr() != own.data_ptr():
@@ -90,7 +96,7 @@ def start_all_gather(group: Group, parts: Sequence[tuple[Tensor, Tensor]]) -> Pe
 
 
 class _Event:
-    """What the current stream of ``device`` has been given so far."""
+    """All work queued on the current stream of ``device`` so far."""
 
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event()
@@ -101,7 +107,7 @@ class _Event:
 
 
 def written(device: torch.device) -> Pending:
-    """Pending until all that this process has asked of ``device`` is done, for those who read on another
+    """Pending until all work that this process has queued on ``device`` is done; for readers on another
     stream."""
     return Pending([_Event(device)] if device.type == "cuda" else ())
 
@@ -110,68 +116,18 @@ def from_first(group: Group, tensor: Tensor) -> Tensor:
     """The first rank's ``tensor``; the argument is left as it was."""
     received = tensor.detach().clone()
     if group.size > 1:
-        with heart.inside("broadcast"):
+        with heartbeat.inside("broadcast"):
             dist.broadcast(received, group_src=0, group=group.handle)
     return received
-
-
-def text_from_first(group: Group, text: str, *, device: torch.device) -> str:
-    """The first rank's ``text``; what others give is not looked at."""
-    if group.size == 1:
-        return text
-    data = (
-        torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        if text
-        else torch.empty(0, dtype=torch.uint8)
-    )
-    size = int(from_first(group, torch.tensor(len(data), device=device)))
-    if not size:
-        return ""
-    mine = data.to(device) if group.rank == 0 else torch.empty(size, dtype=torch.uint8, device=device)
-    return from_first(group, mine).cpu().numpy().tobytes().decode()
 
 
 def sum_over_ranks(group: Group, tensor: Tensor) -> Tensor:
     """The sum of every rank's ``tensor``, in its own dtype; the argument is left as it was."""
     total = tensor.clone()
     if group.size > 1:
-        with heart.inside("all_reduce"):
+        with heartbeat.inside("all_reduce"):
             dist.all_reduce(total, group=group.handle)
     return total
-
-
-def raise_together(group: Group, fault: str | Exception | None, *, device: torch.device) -> None:
-    """If any rank has a ``fault``: it, or a ValueError of it, there (on the first rank, if all have one), on
-    the others ElsewhereError.
-
-    A collective.
-    """
-    faults = int(sum_over_ranks(group, torch.tensor(int(fault is not None), device=device)))
-    if fault is not None and (group.rank == 0 or faults < group.size):
-        raise fault if isinstance(fault, Exception) else ValueError(fault)
-    if faults:
-        raise ElsewhereError(str(fault or "") or f"{faults} of the other ranks cannot go on, and say why")
-
-
-@contextmanager
-def together(group: Group, *, device: torch.device) -> Iterator[None]:
-    """What the block, which has no collective in it, raises on any rank ends all, as ``raise_together`` has
-    it."""
-    fault = None
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as caught:
-        fault = caught
-    raise_together(group, fault, device=device)
-
-
-def lost_peers(fault: BaseException) -> str | None:
-    """A sentence, if ``fault`` means that other ranks are gone or do not answer; None for any other."""
-    text = str(fault)
-    gloo = "gloo" in text and any(word in text for word in ("onnection", "imed out", "Broken pipe"))
-    if not (gloo or isinstance(fault, dist.DistError)):
-        return None
-    return f"{LOST_PEERS} in {heart.read().told()}: {brief(text)}"
 
 
 def gather_rows(group: Group, rows: Tensor) -> Tensor:
@@ -187,3 +143,84 @@ def gather_rows(group: Group, rows: Tensor) -> Tensor:
     gathered = rows.new_empty(group.size * widest, rows.shape[1])
     all_gather_flat(group, gathered.view(-1), padded.view(-1))
     return torch.cat([gathered[rank * widest :][: int(count)] for rank, count in enumerate(counts)])
+
+
+def object_from_first(group: Group, value: T) -> T:
+    """The first rank's ``value``, which can be pickled; that of the others is ignored."""
+    if group.size == 1:
+        return value
+    values = [value]
+    with heartbeat.inside("broadcast"):
+        dist.broadcast_object_list(values, group_src=0, group=group.handle)
+    return values[0]
+
+
+def gather_objects(group: Group, value: T) -> list[T]:
+    """Every rank's ``value``, which can be pickled, in rank order."""
+    values = [value] * group.size
+    if group.size > 1:
+        with heartbeat.inside("all_gather"):
+            dist.all_gather_object(values, value, group=group.handle)
+    return values
+
+
+def raise_together(group: Group, fault: str | Exception | None) -> None:
+    """End all ranks if any of them has a ``fault``; a collective.
+
+    Raises:
+        ValueError, or ``fault`` itself where it is an exception: on the ranks that have one; if all have one,
+            on the first rank only.
+        ElsewhereError: on the other ranks.
+    """
+    faults = sum(gather_objects(group, fault is not None))
+    if fault is not None and (group.rank == 0 or faults < group.size):
+        raise fault if isinstance(fault, Exception) else ValueError(fault)
+    if faults:
+        raise ElsewhereError(str(fault or "") or f"{faults} of the other ranks cannot go on, and say why")
+
+
+@contextmanager
+def together(group: Group) -> Iterator[None]:
+    """The block, which has no collective in it, ends on all ranks if it fails on any: see
+    ``raise_together``."""
+    fault = None
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as caught:
+        fault = caught
+    raise_together(group, fault)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why the first rank cannot go on. ``usage``: because the command line or the config is wrong."""
+
+    reason: str
+    usage: bool
+
+
+@contextmanager
+def first_rank_decides(group: Group, *faults: type[Exception]) -> Iterator[None]:
+    """The block, in which only the first rank does anything, ends all ranks if one of ``faults`` ends it.
+
+    A collective; the block has none in it.
+
+    Raises:
+        ConfigError: on all ranks, where the first had one. EverywhereError: on all ranks, for other faults.
+    """
+    refusal = cause = None
+    try:
+        yield
+    except faults as fault:
+        refusal, cause = _Refusal(str(fault), usage=isinstance(fault, ConfigError)), fault
+    if refusal := object_from_first(group, refusal):
+        raise (ConfigError if refusal.usage else EverywhereError)(refusal.reason) from cause
+
+
+def lost_peers(fault: BaseException) -> str | None:
+    """A sentence, if ``fault`` means that other ranks are gone or do not answer; None for any other."""
+    text = str(fault)
+    gloo = "gloo" in text and any(word in text for word in ("onnection", "imed out", "Broken pipe"))
+    if not (gloo or isinstance(fault, dist.DistError)):
+        return None
+    return f"{LOST_PEERS} in {heartbeat.read().describe()}: {brief(text)}"

@@ -1,42 +1,43 @@
-"""What a command says on the terminal while it works: lines, and how far it is."""
+"""What training writes to the terminal while it runs: lines, and its progress in steps."""
 
-import sys
 import time
 from collections import deque
 
 from tqdm import tqdm
 
-from configs import redact
+from cluster.process.progress import Lines, on_terminal, open_bar, say
 
-_LINE_S, _RECENT_S = 60.0, 60.0
+__all__ = ["Progress", "say"]
+
+_RECENT_S = 60.0
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own rate counts validation as steps
 
 
 class Progress:
-    """Steps done: a bar on a terminal, otherwise a line a minute; each with speed and time left. Silent
-    unless shown.
+    """Steps done: a bar on a terminal, otherwise a line a minute; each with speed and time left.
 
-    The speed is that of this process's steps in the last minute, without what lies between them (validation,
-    saving). The time left has both in it, as they went so far, and counts what is to be read, since windows
-    may grow on the way. The first step is left out of either: it is slower than all others.
+    The speed is that of this process's steps in the last minute, without the pauses between them (validation,
+    saving). The time left includes pauses, at the rate so far, and is a share of the bp that are still to be
+    read, since windows may grow during the run. Both leave out the first step, which is slower than all
+    others.
     """
 
-    def __init__(self, total: int, *, shown: bool, done: int = 0, bp_left: int) -> None:
+    def __init__(self, total: int, *, visible: bool, done: int = 0, bp_left: int) -> None:
         """``done`` of ``total`` steps are behind the run, ``bp_left`` in those that are left."""
-        terminal = sys.stderr.isatty()
-        self._lines = shown and not terminal
-        self._bar = tqdm(
-            total=total, initial=done, unit="step", disable=not (shown and terminal), bar_format=_BAR
+        terminal = on_terminal()
+        self._lines = Lines(time.monotonic()) if visible and not terminal else None
+        self._bar = open_bar(
+            total=total, initial=done, unit="step", disable=not (visible and terminal), bar_format=_BAR
         )
-        self._total, self._done, self._next_line = total, done, time.monotonic() + _LINE_S
+        self._total, self._done = total, done
         self._bp_left = bp_left
         self._began: float | None = None  # when the first step was over
         self._since = self._worked = 0.0
-        self._bp = 0  # since then
+        self._bp = 0  # read since then
         self._recent: deque[tuple[float, int]] = deque()  # seconds worked, bp read: at most a minute of steps
 
     def advance(self, note: str, *, bp: int) -> None:
-        """A step is done, which read ``bp``."""
+        """Count a step that read ``bp``; ``note`` is printed with it."""
         now = time.monotonic()
         self._done += 1
         self._bp_left -= bp
@@ -52,12 +53,11 @@ class Progress:
         note = ", ".join([note, *self._rates(now)])
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update()
-        if self._lines and (now >= self._next_line or self._done == self._total):
-            self._next_line = now + _LINE_S
+        if self._lines and self._lines.is_due(now, last=self._done == self._total):
             say(f"step {self._done}/{self._total}  {note}")
 
     def restart(self) -> None:
-        """What has passed since the last step was none."""
+        """The time since the last step was a pause."""
         self._since = time.monotonic()
 
     def _rates(self, now: float) -> list[str]:
@@ -70,8 +70,3 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def say(text: str) -> None:
-    """One line to the terminal, past any progress bar, without passwords of URIs."""
-    tqdm.write(redact(text), file=sys.stderr)

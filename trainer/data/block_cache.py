@@ -2,11 +2,12 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from cluster.storage.lock import exclusive
 
 _DIGITS = 20  # of the sum of sizes, as it is written
 _PART = ".part"
@@ -87,17 +88,13 @@ class DiskCache:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """The locked descriptor of the file that holds the sum of sizes."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        try:
-            total_file = os.open(f"{self._root}/total", flags, 0o666)
-        except FileNotFoundError:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            total_file = os.open(f"{self._root}/total", flags, 0o666)
-        try:
-            fcntl.flock(total_file, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            try:
+                total_file = stack.enter_context(exclusive(f"{self._root}/total"))
+            except FileNotFoundError:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                total_file = stack.enter_context(exclusive(f"{self._root}/total"))
             yield total_file
-        finally:
-            os.close(total_file)
 
     def _evict(self, *, room: int) -> int:
         """The sum of sizes, after evicting so much that ``room`` more bytes fit below the limit."""

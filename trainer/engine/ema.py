@@ -217,7 +217,7 @@ class ShardedEMA(Generic[M]):
         """
         shards = [torch.zeros_like(shard) for shard in self.shards]
         fault = partition.fill_shards(shards, self.groups, saved, self.group)
-        collectives.raise_together(self.group, fault, device=self.shards[0].device)
+        collectives.raise_together(self.group, fault)
         for shard, loaded in zip(self.shards, shards, strict=True):
             shard.copy_(loaded)
         self._refresh()

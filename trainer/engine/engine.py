@@ -15,7 +15,7 @@ import torch
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from trainer.core import collectives, random
 from trainer.core.collectives import Group
 from trainer.engine.deepspeed_config import EngineSettings, inference_config, training_config
@@ -65,13 +65,13 @@ class Engine(Generic[M]):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs, with gradient; one call for each ``backward``, since DeepSpeed hooks each
         call."""
-        with heart.inside("forward", phase=True):
+        with heartbeat.inside("forward", phase=True):
             return self._deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss``, which is summed over ranks and micro-batches."""
         # DeepSpeed takes the mean over both.
-        with heart.inside("backward", phase=True):
+        with heartbeat.inside("backward", phase=True):
             self._deepspeed.backward(loss * (self.settings.accumulation * self.group.size))
 
     def end_micro_batch(self) -> None:
@@ -96,7 +96,7 @@ class Engine(Generic[M]):
         norm: float | None = None
         if isinstance(optimizer, torch.optim.Optimizer):  # ZeRO-0 in fp32 keeps no norm
             norm = float(torch.nn.utils.get_total_norm(self._adapter.gradients()))
-        with heart.inside("the optimiser's step", phase=True):
+        with heartbeat.inside("the optimiser's step", phase=True):
             self._deepspeed.step()
         if norm is None:
             norm = float(self._deepspeed.get_global_grad_norm())
@@ -148,7 +148,7 @@ class Engine(Generic[M]):
                     "known to, so the teacher would average the wrong entries; empty train.deepspeed or go "
                     "back to the pinned version"
                 )
-        collectives.raise_together(self.group, fault, device=parts[0][2].device)
+        collectives.raise_together(self.group, fault)
 
     def _set_weights(self, values: Mapping[str, Tensor]) -> None:
         """Set masters and weights to ``values``, the masters without the rounding of the compute dtype."""

@@ -13,10 +13,10 @@ from cluster.process import paths
 from cluster.storage import store
 from configs import ConfigError
 from data_prep import alphabet
-from trainer.evaluation import embedding_table, records
+from data_prep.sources import fasta
+from trainer.evaluation import embedding_table
 from trainer.evaluation.embedding import embed
 from trainer.evaluation.precision import best_device
-from trainer.evaluation.records import Record
 from trainer.evaluation.registered_model import RegisteredModel, open_model
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.models.network import Network
@@ -46,7 +46,7 @@ def embed_file(request: EmbedRequest) -> list[str]:
     table_format = _check(request)
     registry = Registry(request.track_uri)
     registry.version(request.model)  # before the input is read
-    ambiguous = sum(record.ambiguous for record in records.read(request.input))  # all of it is checked first
+    ambiguous = sum(record.ambiguous for record in fasta.records(request.input))  # all of it is checked first
     model = open_model(registry, request.model)
     length = request.length or _pretraining_length(registry, model)
     table = embed_fasta(model.network.to(best_device()), request.input, length=length)
@@ -88,7 +88,7 @@ def embed_fasta(network: Network, uri: str, *, length: int) -> pd.DataFrame:
     names: list[str] = []
     lengths: list[int] = []
     means: list[np.ndarray[tuple[int, int], np.dtype[np.float32]]] = []
-    for chunk in _chunks(records.read(uri), length):
+    for chunk in _chunks(fasta.records(uri), length):
         names += [record.name for record in chunk]
         lengths += [len(record.codes) for record in chunk]
         means.append(_embed_chunk(network, [record.codes for record in chunk], length=length))
@@ -99,9 +99,9 @@ def embed_fasta(network: Network, uri: str, *, length: int) -> pd.DataFrame:
     return table
 
 
-def _chunks(found: Iterable[Record], length: int) -> Iterator[list[Record]]:
+def _chunks(found: Iterable[fasta.Record], length: int) -> Iterator[list[fasta.Record]]:
     """The records in lists that end where they have _CHUNK_WINDOWS windows."""
-    chunk: list[Record] = []
+    chunk: list[fasta.Record] = []
     windows = 0
     for record in found:
         chunk.append(record)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from cluster.storage.store import StoreError
 from data_prep import alphabet
 from data_prep.shards import FormatError
@@ -47,13 +47,13 @@ class Validator:
     ) -> None:
         self._data, self._views, self._batch_size = data, views, val.batch
         self.device, self.group = device, group
-        with collectives.together(group, device=device):
+        with collectives.together(group):
             datasets = open_datasets(data, "val", some_empty=True)
             self.left_out = [part.uri for number, part in enumerate(data.uri) if number not in datasets]
             batches = rank_batches(datasets, data=data, val=val, views=views, group=group)
             self._batches = [batch.to(device) for batch in batches]
         self.scored = int(self._sum([sum(float(batch.scored_BL.sum()) for batch in self._batches)])[0])
-        with collectives.together(group, device=device):
+        with collectives.together(group):
             if not self.scored:
                 uris = ", ".join(dataset.uri for dataset in datasets.values())
                 raise ValueError(f"the val split of {uris} has no letter A, C, G or T to score")
@@ -94,7 +94,7 @@ class Validator:
             truth_N = batch.codes_BL[batch.scored_BL].long()
             loss += float(functional.cross_entropy(logits_NV, truth_N, reduction="sum"))
             right += float((logits_NV.argmax(-1) == truth_N).sum())
-            heart.advance()
+            heartbeat.advance()
         network.train(was_training)
         total_loss, total_right = self._sum([loss, right])
         return {
@@ -113,7 +113,7 @@ class Validator:
         more: defaultdict[str, list[Tensor]] = defaultdict(list)
         for batch_number, counted in self._health_rows():
             pair = make_view_pairs(self._batches[batch_number].windows, self._views)[0]
-            heart.advance()
+            heartbeat.advance()
             for view, embeddings in ((pair.student, firsts), (pair.teacher, seconds)):
                 outputs = teacher(view.codes_BL, length_B=lengths(view), nucleotides=False)
                 embeddings.append(functional.normalize(outputs.embedding[counted], dim=-1))

@@ -16,6 +16,10 @@ from trainer.views.config import Views
 class LossSection(Section):
     """What the whole section can do; its fields are those of LOSSES."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its values: the class is composed anew where it is read."""
+        return loss_section, (self.model_dump(),)
+
     @model_validator(mode="after")
     def _some(self) -> "LossSection":
         if not self.weights():

@@ -189,7 +189,8 @@ def teacher_targets(
     group: Group,
     before_PK: Tensor | None,
 ) -> TeacherTargets:
-    """``gathered``: the payload of all ranks [W, ...]; ``before_PK``: the moving centre up to the last step."""
+    """``gathered``: the payload of all ranks [W, ...]; ``before_PK``: the moving centre up to the last
+    step."""
     total = max(1.0, float(gathered["valid"].sum()))
     assigned: tuple[Tensor, ...] = ()
     centre_PK = None

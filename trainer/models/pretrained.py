@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cluster.storage import store
@@ -77,8 +78,9 @@ def load(uri: str) -> Network:
     config = read_config(uri)
     try:
         network, declared = fresh(config), config["wiring_sha256"]
-    except (KeyError, TypeError) as fault:
-        raise ValueError(f"{store.join(uri, CONFIG)} is damaged: {type(fault).__name__} {fault}") from fault
+    except (KeyError, TypeError, ValidationError) as fault:
+        reason = " ".join(f"{type(fault).__name__} {fault}".split())
+        raise ValueError(f"{store.join(uri, CONFIG)} is damaged: {reason}") from fault
     wiring = network.backbone.wiring_sha256()
     if wiring != declared:
         raise ValueError(f"{uri}: its wiring {declared[:12]} is not this code's {wiring[:12]}")

@@ -1,4 +1,4 @@
-"""What a report says: read from MLflow, the dataset and the exported teacher. Nothing here writes or
+"""The content of a report, read from MLflow, the dataset and the exported teacher. Nothing here writes or
 draws."""
 
 import math
@@ -29,7 +29,7 @@ WINDOWS = 400
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddingPlane:
     """Two principal components of windows' embeddings, their GC content, and the variance explained."""
 
     points_N2: Any
@@ -96,8 +96,7 @@ def _collapse(flags: pd.DataFrame) -> list[str]:
     still = "still" if flags["value"].iloc[-1] == 1 else "but no longer"
     return [
         f"From step {first} on the batch showed a collapse, in {len(collapsed):,} of {len(flags):,} "
-        f"readings, "
-        f"{still} in the last one, at step {last}."
+        f"readings, {still} in the last one, at step {last}."
     ]
 
 
@@ -162,7 +161,7 @@ def dataset_rows(uri: str) -> list[tuple[str, str]]:
     ]
 
 
-def embedding_picture(registry: Registry, model_uri: str, *, dataset_uri: str, length: int) -> Picture:
+def embedding_plane(registry: Registry, model_uri: str, *, dataset_uri: str, length: int) -> EmbeddingPlane:
     """Of at most WINDOWS held-out windows of the dataset, mean-pooled by the exported teacher, both strands
     averaged.
 
@@ -181,7 +180,7 @@ def embedding_picture(registry: Registry, model_uri: str, *, dataset_uri: str, l
     points_N2 = components.fit_transform(mean_ND.double().numpy())
     gc_N = np.array([_gc(row) for row in codes])
     first, second = components.explained_variance_ratio_
-    return Picture(points_N2, gc_N, (float(first), float(second)))
+    return EmbeddingPlane(points_N2, gc_N, (float(first), float(second)))
 
 
 def _manifest(uri: str) -> shards.Manifest:

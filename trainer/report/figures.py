@@ -14,13 +14,10 @@ from trainer.evaluation.tasks import KINDS
 from trainer.evaluation.tasks.config import MODES
 from trainer.evaluation.tasks.results import FLOOR
 
-Histories = Mapping[
-    str, pd.DataFrame
-]  # metric -> columns step, value; metrics that were not logged are absent
-
-Panels = Sequence[
-    tuple[str, Sequence[str]]
-]  # title of each and the metrics in it, those not logged among them
+# metric -> columns step, value; metrics that were not logged are absent
+Histories = Mapping[str, pd.DataFrame]
+# the title of each and its metrics, also those that were not logged
+Panels = Sequence[tuple[str, Sequence[str]]]
 
 _COLOURS = ("#1f5fa8", "#d1661b", "#2a8c5a", "#8a4fa3", "#7a7a7a")
 _DPI = 110
@@ -55,36 +52,37 @@ def _names(histories: Histories, prefix: str) -> set[str]:
 def curves(histories: Histories, panels: Panels, *, smooth: int = 1) -> Figure | None:
     """One panel for each (title, metrics) of which something was logged; None if nothing was.
 
-    A metric's colour goes by its place among the panel's metrics, logged or not: the same kind has the same
-    everywhere. With ``smooth`` above 1 the points stand faint behind their running mean over that share of
-    the run.
+    A metric's colour depends on its place among the panel's metrics, logged or not, so that the same kind has
+    the same colour everywhere. With ``smooth`` above 1 the points are drawn faintly, and above them their
+    running mean over a ``smooth``-th of the run.
     """
     coloured = [(title, list(zip(names, _COLOURS, strict=False))) for title, names in panels]
-    shown = [(title, [pair for pair in pairs if pair[0] in histories]) for title, pairs in coloured]
-    shown = [(title, pairs) for title, pairs in shown if pairs]
-    if not shown:
+    logged = [(title, [pair for pair in pairs if pair[0] in histories]) for title, pairs in coloured]
+    logged = [(title, pairs) for title, pairs in logged if pairs]
+    if not logged:
         return None
-    figure, axes = _panels(len(shown))
-    for axis, (title, pairs) in zip(axes, shown, strict=True):
+    figure, axes = _panels(len(logged))
+    for axis, (title, pairs) in zip(axes, logged, strict=True):
         for name, colour in reversed(pairs):  # the first on top
-            points = histories[name]
-            window = max(1, len(points) // smooth) if smooth > 1 else 1
             label = name.removesuffix(f"/{title}") if len(pairs) > 1 else None
-            if window > 1:
-                axis.plot(points["step"], points["value"], color=colour, alpha=0.25, linewidth=0.8)
-                mean = points["value"].rolling(window, min_periods=1).mean()
-                axis.plot(points["step"], mean, color=colour, linewidth=1.8, label=label)
-            else:
-                marker = "." if len(points) <= _MARKED else None
-                axis.plot(
-                    points["step"], points["value"], color=colour, linewidth=1.8, marker=marker, label=label
-                )
-        if all(
-            histories[name]["value"].isin([0, 1]).all() for name, _ in pairs
-        ):  # a flag, which has no other values
+            _curve(axis, histories[name], colour=colour, label=label, smooth=smooth)
+        are_flags = all(histories[name]["value"].isin([0, 1]).all() for name, _ in pairs)
+        if are_flags:
             axis.set_ylim(-0.05, 1.05)
         _dress(axis, title)
     return figure
+
+
+def _curve(axis: Axes, points: pd.DataFrame, *, colour: str, label: str | None, smooth: int) -> None:
+    steps, values = points["step"], points["value"]
+    window = len(points) // smooth if smooth > 1 else 1
+    if window > 1:
+        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        mean = values.rolling(window, min_periods=1).mean()
+        axis.plot(steps, mean, color=colour, linewidth=1.8, label=label)
+    else:
+        marker = "." if len(points) <= _MARKED else None
+        axis.plot(steps, values, color=colour, linewidth=1.8, marker=marker, label=label)
 
 
 def accuracy(histories: Histories, scored: float | None) -> Figure | None:

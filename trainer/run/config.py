@@ -73,36 +73,3 @@ class TrainConfig(Section):
             part.length * max(0, min(end, last) - max(part.from_step, first))
             for part, end in zip(parts, ends, strict=True)
         )
-
-    def micro_batch(self, world: int) -> int:
-        """Rows a rank reads at once; by default its whole share of the global batch."""
-        return self.train.rows_at_once(world)
-
-    def accumulation(self, world: int) -> int:
-        return self.train.accumulation(world)
-
-    def world_faults(self, world: int) -> list[str]:
-        """What is wrong with running on ``world`` processes, a line each with the key, the value and what
-        works."""
-        faults = []
-        if self.data.lanes % world or self.train.global_batch % world:
-            sizes = [
-                w for w in range(1, 1025) if self.data.lanes % w == 0 and self.train.global_batch % w == 0
-            ]
-            faults.append(
-                f"train.global_batch {self.train.global_batch} and data.lanes {self.data.lanes} must both "
-                f"be divisible "
-                f"by the {world} processes; numbers of processes that work: {', '.join(map(str, sizes))}"
-            )
-        elif self.train.global_batch % (world * self.micro_batch(world)):
-            faults.append(
-                f"train.micro_batch: {self.micro_batch(world)} times {world} processes does not divide "
-                f"train.global_batch {self.train.global_batch}"
-            )
-        elif self.train.precision == "bf16" and self.train.zero_stage == 0 and self.accumulation(world) > 1:
-            faults.append(
-                "train.zero_stage: DeepSpeed accumulates bf16 gradients in bf16 at stage 0; use stage 1 or "
-                "2, "
-                f"or train.micro_batch {self.train.global_batch // world}"
-            )
-        return faults

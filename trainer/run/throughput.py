@@ -1,8 +1,9 @@
 """Throughput between two readings: base pairs a second, time waited for data, and model FLOPs utilisation.
 
-Model FLOPs utilisation (Chowdhery et al. 2022, PaLM) is told against two peaks, since neither alone is
-honest: what the chip's maker states for dense bf16, and what a product of two matrices of random numbers
-reaches here. Random numbers: a chip that multiplies ones draws less power and runs faster.
+Model FLOPs utilisation (Chowdhery et al. 2022, PaLM) is given against two peaks, since neither alone is
+honest: the rate that the chip's maker states for dense bf16, and the rate that a product of two matrices of
+random numbers reaches here. Random numbers, because a chip that multiplies ones draws less power and runs
+faster.
 """
 
 import re
@@ -10,11 +11,12 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
-# Dense bf16 FLOP/s by words of the name that CUDA gives the chip, from NVIDIA's data sheets; the first that
-# fits.
+# Dense bf16 FLOP/s from NVIDIA's data sheets, by words of the name that CUDA gives the chip; the first match
+# counts.
 _NOMINAL = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -28,46 +30,51 @@ _NOMINAL = {
 }
 
 
-class Meter:
-    """Counts steps, bp, FLOPs and waiting since the last reading.
+@dataclass
+class _Counts:
+    start: float = field(default_factory=lambda: time.perf_counter())
+    steps: int = 0
+    bp: int = 0  # of all ranks
+    flops: float = 0.0  # of this rank
+    waited: float = 0.0
 
-    ``throughput/mfu`` divides by a matrix product measured here in ``dtype``, ``throughput/mfu_nominal`` by
-    the chip's nominal bf16 rate, whatever the run computes in; the latter is not told of chips that are not
-    known.
+
+class Meter:
+    """Counts steps, bp, FLOPs and the time waited for data since the last reading.
+
+    ``throughput/mfu`` divides by the rate of a matrix product measured here in ``dtype``.
+    ``throughput/mfu_nominal`` divides by the chip's nominal bf16 rate, whatever the run computes in; it is
+    left out for chips that are not known.
     """
 
     def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        self.bp_per_step = 0  # of all ranks
-        self.flops_per_step = 0.0  # of this rank
         self.measured_peak = matmul_flops_per_s(device, dtype)
         self.nominal_peak = nominal_flops_per_s(device)
-        self.restart()
-
-    def expect(self, *, bp_per_step: int, flops_per_step: float) -> None:
-        """The next step reads so many bp on all ranks, for so many FLOPs of this rank."""
-        self.bp_per_step, self.flops_per_step = bp_per_step, flops_per_step
+        self._counts = _Counts()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Time inside counts as waiting for data."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        self._counts.waited += time.perf_counter() - start
 
-    def step(self) -> None:
-        self._steps += 1
-        self._bp += self.bp_per_step
-        self._flops += self.flops_per_step
+    def step(self, *, bp: int, flops: float) -> None:
+        """A step is done, in which all ranks together read ``bp`` and this rank needed ``flops``."""
+        self._counts.steps += 1
+        self._counts.bp += bp
+        self._counts.flops += flops
 
     def read(self) -> dict[str, float]:
-        """Metrics since the last reading (or the start), and a new start."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        rate = self._flops / elapsed
+        """Metrics since the last reading or restart; the counts begin again."""
+        counts = self._counts
+        elapsed = max(time.perf_counter() - counts.start, 1e-9)
+        rate = counts.flops / elapsed
         values = {
-            "throughput/bp_per_s": self._bp / elapsed,
-            "throughput/step_ms": elapsed / max(self._steps, 1) * 1e3,
-            "throughput/data_wait_fraction": self._waited / elapsed,
+            "throughput/bp_per_s": counts.bp / elapsed,
+            "throughput/step_ms": elapsed / max(counts.steps, 1) * 1e3,
+            "throughput/data_wait_fraction": counts.waited / elapsed,
             "throughput/mfu": rate / self.measured_peak,
             "memory/peak_bytes": float(self._peak_bytes()),
         }
@@ -77,9 +84,8 @@ class Meter:
         return values
 
     def restart(self) -> None:
-        """Leave out what has passed since the last reading (validation, say)."""
-        self._start = time.perf_counter()
-        self._steps, self._bp, self._flops, self._waited = 0, 0, 0.0, 0.0
+        """Begin the counts again, for what has passed was not all training (validation, for example)."""
+        self._counts = _Counts()
 
     def _peak_bytes(self) -> int:
         if self.device.type == "cuda":
@@ -99,10 +105,8 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, *, size: int | 
     n = size or (8192 if device.type == "cuda" else 1024)
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, generator=generator, device=device).to(dtype) for _ in range(2))
-    best, products = (
-        float("inf"),
-        10 if device.type == "cuda" else 1,
-    )  # so that one launch and one wait count little
+    best = float("inf")
+    products = 10 if device.type == "cuda" else 1  # so that one launch and one wait count little
     for _ in range(5):
         start = time.perf_counter()
         for _ in range(products):

@@ -1,128 +1,122 @@
-"""The training run: set up or taken up again, step by step, validate, save, export, register."""
+"""The training run: set up or taken up again, trained step by step, exported and registered."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
-from typing import get_args
 
 import torch
 
-from cluster.process.exits import EXIT_OK, EverywhereError, StopSignals, after_launcher
-from cluster.process.heartbeat import heart
-from cluster.storage import store
-from cluster.storage.lock import Lock, LockedError, hold
+from cluster.process.exits import EXIT_OK
+from cluster.process.heartbeat import heartbeat
+from cluster.process.signals import StopSignals, after_launcher
 from configs import ConfigError
 from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
-from trainer.data.dataset import open_datasets
-from trainer.data.loader import Reader, open_reader
+from trainer.data.dataset import Dataset, open_datasets
+from trainer.data.loader import Batch, Reader, open_reader
 from trainer.data.sampling import SamplingPlan
 from trainer.distill.step import Method, held_out_readings, train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator
-from trainer.evaluation.statistics import standard_error
 from trainer.losses.config import projection_heads
 from trainer.models import pretrained
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
-from trainer.run import run_status
-from trainer.run.artifacts import Record, export_to_run_dir
-from trainer.run.checkpoint.resume import resume
+from trainer.run import run_dir, run_status, world_size
+from trainer.run.artifacts import Artifacts, Start, begin_artifacts, export_to_run_dir, publish
+from trainer.run.checkpoint.resume import Resumed, resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
 from trainer.run.flops import step_flops
-from trainer.run.run_status import Looked, Status
+from trainer.run.hooks import (
+    CheckHealth,
+    CountSkippedBlocks,
+    EndIfStuck,
+    Hook,
+    LogMetrics,
+    OnCollapse,
+    RestartClocks,
+    SaveCheckpoints,
+    SayStopped,
+    StepOutcome,
+    Validate,
+    is_due,
+)
 from trainer.run.throughput import Meter
-from trainer.run.train_state import State, apply, count_skipped_blocks, end_if_stuck, first_state, judge
-from trainer.tracking.mlflow_client import TrackError
+from trainer.run.train_state import TrainState, apply, first_state
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run that is set up: what its steps and its hooks work with. What changes is in the TrainState."""
+
+    config: TrainConfig
+    method: Method
+    engine: Engine
+    reader: Reader
+    validator: Validator
+    saver: Saver
+    artifacts: Artifacts | None  # on rank 0
+    stops: StopSignals | None
+
+    def stop_code(self) -> int:
+        """The exit code that this rank was told to stop with, 0 if it was not."""
+        return self.stops.code if self.stops else 0
+
+    def launcher_note(self) -> str:
+        """Words about what DeepSpeed's launcher prints when the run ends by Ctrl-C."""
+        return after_launcher() if self.stops and self.stops.had_ctrl_c else ""
 
 
 def train(
-    config: TrainConfig, *, device: torch.device, group: Group, stops: StopSignals | None = None
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    group: Group,
+    stops: StopSignals | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> int:
-    """Run ``config`` to its last step, from the newest checkpoint in run.dir on; results lie there and in
-    MLflow.
+    """The exit code of the run ``config``, trained to its last step from the newest checkpoint in run.dir on.
 
-    Gives the exit code: EXIT_OK, or, where ``stops`` told any rank to stop, its code; the state is then
-    saved.
+    EXIT_OK, or, where ``stops`` told any rank to stop, its code; the state is then saved. Results are in
+    run.dir and in MLflow. ``hooks``: called after each step on all ranks, before the step is logged.
 
     Raises:
         ConfigError: world size or run.dir do not fit. StoreError, ValueError, RuntimeError: the work failed.
     """
-    faults = config.world_faults(group.size)
-    if faults:
+    if faults := world_size.faults(config.train, lanes=config.data.lanes, world=group.size):
         raise ConfigError("\n  ".join(faults))
-    if _look(config, group, device) is None:
+    if run_dir.plan(config, group) is None:
         return EXIT_OK
-    with collectives.together(group, device=device):
+    with collectives.together(group):
         datasets = list(open_datasets(config.data, "train", warn=say).values())
     validator = Validator(config.data, config.val, config.views, device=device, group=group)
-    with _alone(config, group, device) as lock:
-        found = _look(config, group, device, alone=True)  # a run that held the lock may have finished it
-        if found is None:
+    with run_dir.hold_lock(config.run.dir, group) as lock:
+        plan = run_dir.plan(config, group, locked=True)  # a run that held the lock may have finished this one
+        if plan is None:
             return EXIT_OK
-        config, again = found
+        config = plan.config
         engine, teacher = build(config, device=device, group=group)
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
-        with collectives.together(group, device=device):
-            reader = open_reader(
-                config.data,
-                datasets,
-                plan=sampling_plan(config),
-                group=group,
-                soft=config.loss.needs_soft_mask,
-                device=device,
-                warn=say,
-            )
-        with closing(reader):
-            if resumed:
-                assert reader.step_of(resumed.position) == state.step, "the position is the step's"
+        with closing(_open_reader(config, datasets, engine, resumed)) as reader:
             if group.rank == 0:
-                for uri in validator.left_out:
-                    say(f"{uri} has no val split: it is trained on, and left out of validation")
-                if resumed:
-                    say(f"going on after step {state.step}, from {resumed.uri}")
-            tags = {"world_size": str(group.size), "zero_stage": str(engine.settings.zero_stage)}
-            with _recorded(
-                group,
-                device,
-                lambda: Record(
-                    config,
-                    again=again,
-                    resumed=resumed,
-                    parameters=pretrained.parameter_count(engine.network),
-                    digests=list(digests.values()),
-                    tags=tags,
-                ),
-            ) as run:
-                hooks = None
-                if run:
+                _say_beginning(validator, resumed)
+            start = _start(engine, datasets, resumed)
+            with begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts:
+                callbacks = None
+                if artifacts:
                     assert lock, "rank 0 holds it"
-                    run_status.write(config)
-                    hooks = run.hooks(lock.check)
-                saver = Saver(config, engine, datasets=digests, hooks=hooks)
-                code = _train(config, state, engine, reader, validator, saver, run, stops)
-                return _finish(config, state, group, run, code)
-
-
-@contextmanager
-def _recorded(group: Group, device: torch.device, begin: Callable[[], Record]) -> Iterator[Record | None]:
-    """The record that rank 0 begins. EverywhereError, before any rank has trained, if that is refused."""
-    with ExitStack() as begun:
-        run, fault = None, ""
-        if group.rank == 0:
-            try:
-                run = begun.enter_context(begin())
-            except (TrackError, ValueError, store.StoreError) as refusal:
-                fault = str(refusal)
-        if text := collectives.text_from_first(group, fault, device=device):
-            raise EverywhereError(text)
-        yield run
+                    run_status.write_config(config)
+                    callbacks = artifacts.save_callbacks(lock.check)
+                saver = Saver(config, engine, datasets=digests, callbacks=callbacks)
+                method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
+                run = TrainingRun(config, method, engine, reader, validator, saver, artifacts, stops)
+                return _train(run, state, hooks)
 
 
 def sampling_plan(config: TrainConfig) -> SamplingPlan:
@@ -145,210 +139,141 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
     return engine, engine.teacher()
 
 
-def _train(
-    config: TrainConfig,
-    state: State,
-    engine: Engine,
-    reader: Reader,
-    validator: Validator,
-    saver: Saver,
-    run: Record | None,
-    stops: StopSignals | None,
-) -> int:
-    group, device, last = engine.group, validator.device, config.train.steps
-    baselines = validator.baselines(reader.datasets) if state.step < last else {}
-    if state.step == 0:
-        _validate(config, state, engine, validator, run, baselines)
-    meter = Meter(device=device, dtype=engine.settings.compute_dtype)
-    flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
-    progress = Progress(last, done=state.step, shown=run is not None, bp_left=config.bp(state.step, last))
-    batches = reader.batches(state.step, last)
-    method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
-    if stops:
-        stops.between_steps()
-    while state.step < last:
-        heart.step(state.step + 1)
-        with meter.waiting(), heart.inside("waiting for data", phase=True):
-            batch = next(batches)
-        length = batch.windows.length
-        meter.expect(bp_per_step=config.train.global_batch * length, flops_per_step=flops(length))
-        micro_batches = [windows.to(device) for windows in batch.split(config.micro_batch(group.size))]
-        result = train_step(
-            engine,
-            state.teacher,
-            micro_batches,
-            method=method,
-            states=state.centres,
-            measure=_due(state.step + 1, config.health.every),
-            stop_code=lambda: stops.code if stops else 0,
+def _open_reader(
+    config: TrainConfig, datasets: Sequence[Dataset], engine: Engine, resumed: Resumed | None
+) -> Reader:
+    group = engine.group
+    with collectives.together(group):
+        reader = open_reader(
+            config.data,
+            datasets,
+            plan=sampling_plan(config),
+            group=group,
+            soft=config.loss.needs_soft_mask,
+            device=engine.device,
+            warn=say,
         )
-        metrics = apply(config, state, engine, result, ids_B4=batch.ids_B4)
-        if state.skipped_blocks is not None:
-            state.skipped_blocks.add(batch.skipped)
-        meter.step()
-        collapse = None
-        if result.health and result.finite:
-            read, collapse = judge(state, result.health, group=group)
-            metrics |= read
-        if run and "train/skipped_steps" in metrics:
-            say(f"step {state.step} is skipped: loss or gradient is not finite, {result.losses}")
-        tracked = _due(state.step, config.track.every)
-        if tracked or state.step == last:
-            metrics |= count_skipped_blocks(state, group, device=device)
-        if run:
-            run.log(metrics | (meter.read() if tracked else {}), step=state.step)
-            progress.advance(f"loss {result.losses['total']:.4f}", bp=config.train.global_batch * length)
-        end_if_stuck(config, state, group)
-        if collapse and config.health.on_collapse == "stop":
-            raise RuntimeError(f"{collapse}; with health.on_collapse=warn the run would go on")
-        if run and collapse:
-            say(f"{collapse}; the run goes on, with health.on_collapse=stop it would end here")
-        if _due(state.step, config.val.every) or state.step == last:
-            _validate(config, state, engine, validator, run, baselines)
-            meter.restart()
-            progress.restart()
-        if (
-            _due(state.step, config.checkpoint.every)
-            or result.stop
-            or (config.checkpoint.every and state.step == last)
-        ):
-            stalled = saver.save(state, reader.position(state.step))
-            if run:
-                run.log({"checkpoint/stall_ms": stalled * 1e3}, step=state.step)
-            meter.restart()
-            progress.restart()
-        if result.stop and state.step < last:
-            progress.close()
-            saver.wait()
-            if saver.newest != state.step:
-                raise EverywhereError(
-                    f"told to stop, but step {state.step} could not be saved; the same command goes "
-                    "on from the checkpoint before"
-                )
-            if run:
-                whose = after_launcher() if stops and stops.interrupted else ""
-                say(
-                    f"told to stop: step {state.step} is saved, and the same command goes on from "
-                    f"there{whose}"
-                )
-            return result.stop
-    progress.close()
-    saver.wait()
+    if resumed:
+        assert reader.step_of(resumed.position) == resumed.step, "the position is the step's"
+    return reader
+
+
+def _say_beginning(validator: Validator, resumed: Resumed | None) -> None:
+    for uri in validator.left_out:
+        say(f"{uri} has no val split: it is trained on, and left out of validation")
+    if resumed:
+        say(f"going on after step {resumed.step}, from {resumed.uri}")
+
+
+def _start(engine: Engine, datasets: Sequence[Dataset], resumed: Resumed | None) -> Start:
+    tags = {
+        "dataset.manifest_sha256": ",".join(dataset.digest for dataset in datasets),
+        "world_size": str(engine.group.size),
+        "zero_stage": str(engine.settings.zero_stage),
+    }
+    parameters = pretrained.parameter_count(engine.network)
+    if resumed is None:
+        return Start(parameters, tags)
+    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics)
+
+
+def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> int:
+    """The exit code, once the run is trained and published, or its state is saved as it was told to stop."""
+    config, group = run.config, run.engine.group
+    terms = run.method.terms
+    baselines = run.validator.baselines(run.reader.datasets) if state.step < config.train.steps else {}
+    validation = Validate(
+        config.val,
+        validator=run.validator,
+        student=run.engine.network,
+        readings=lambda now: held_out_readings(terms, now.centres),
+        baselines=baselines,
+        artifacts=run.artifacts,
+    )
+    if state.step == 0:
+        validation.run(state)
+    meter = Meter(device=run.engine.device, dtype=run.engine.settings.compute_dtype)
+    hooks = _all_hooks(run, state, validation, meter, user_hooks)
+    if run.stops:
+        run.stops.defer()
+    code = _loop(run, state, hooks, meter)
+    if code != EXIT_OK:
+        if run.artifacts:
+            run.artifacts.end("KILLED")
+        return code
+    if run.artifacts:
+        run.artifacts.sync()
+    export_to_run_dir(config, state, group)
+    publish(run.artifacts, group)
     return EXIT_OK
 
 
-def _finish(config: TrainConfig, state: State, group: Group, run: Record | None, code: int) -> int:
-    """Export and registration of a run whose training ended with EXIT_OK; the code."""
-    if code == EXIT_OK:
-        export_to_run_dir(config, state, group)
-        _publish(run, group, state.teacher.shards[0].device)
-    elif run:
-        run.end("KILLED")
+def _all_hooks(
+    run: TrainingRun, state: TrainState, validation: Hook, meter: Meter, user_hooks: Sequence[Hook]
+) -> list[Hook]:
+    """What happens after each step, in this order; LogMetrics logs the metrics of the hooks before it."""
+    config, engine, group, last = run.config, run.engine, run.engine.group, run.config.train.steps
+    progress = Progress(
+        last, done=state.step, visible=run.artifacts is not None, bp_left=config.bp(state.step, last)
+    )
+    flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
+    return [
+        CheckHealth(group),
+        CountSkippedBlocks(config.track, group=group, device=engine.device),
+        *user_hooks,
+        LogMetrics(config.track, artifacts=run.artifacts, meter=meter, progress=progress, step_flops=flops),
+        EndIfStuck(run_dir=config.run.dir, max_skipped=config.train.max_skipped, group=group),
+        OnCollapse(config.health, group=group),
+        validation,
+        SaveCheckpoints(
+            config.checkpoint, saver=run.saver, position=run.reader.position, artifacts=run.artifacts
+        ),
+        RestartClocks(meter, progress),
+        SayStopped(group, run.launcher_note),
+    ]
+
+
+def _loop(run: TrainingRun, state: TrainState, hooks: Sequence[Hook], meter: Meter) -> int:
+    """EXIT_OK after the last step, or the code that some rank was told to stop with before."""
+    code = EXIT_OK
+    for batch in _batches(run, state, meter):
+        step = take_step(run, state, batch)
+        for hook in hooks:
+            hook.after_step(state, step)
+        if step.result.stop and not step.is_last:
+            code = step.result.stop
+            break
+    for hook in hooks:
+        hook.at_end(state, code)
     return code
 
 
-def _publish(run: Record | None, group: Group, device: torch.device) -> None:
-    """Rank 0 tells MLflow of the finished run, all wait. EverywhereError if MLflow does not take it."""
-    fault = ""
-    if run:
-        try:
-            run.publish()
-        except (TrackError, store.StoreError) as refusal:
-            fault = str(refusal)
-    if text := collectives.text_from_first(group, fault, device=device):
-        raise EverywhereError(
-            f"the run is finished and its export is in run.dir, but it is not registered: {text}"
-        )
+def _batches(run: TrainingRun, state: TrainState, meter: Meter) -> Iterator[Batch]:
+    """The batches of the steps after that of ``state``, up to the last; the wait for each is measured."""
+    first, last = state.step, run.config.train.steps
+    batches = run.reader.batches(first, last)
+    for step in range(first + 1, last + 1):
+        heartbeat.step(step)
+        with meter.waiting(), heartbeat.inside("waiting for data", phase=True):
+            batch = next(batches)
+        yield batch
 
 
-def _due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens at ``step``."""
-    return every > 0 and step % every == 0
-
-
-def _validate(
-    config: TrainConfig,
-    state: State,
-    engine: Engine,
-    validator: Validator,
-    run: Record | None,
-    baselines: dict[str, float],
-) -> None:
-    teacher = state.teacher.module
-    with heart.inside("validation", phase=True):
-        metrics = validator.masked(teacher) | validator.masked(engine.network, "val/student_") | baselines
-        metrics |= validator.health(teacher, held_out_readings(config.loss.terms(), state.centres))
-    if run:
-        run.log(metrics, step=state.step)
-        accuracy = metrics["val/mlm_accuracy"]
-        error = standard_error(accuracy, validator.scored)
-        say(
-            f"step {state.step}: val accuracy {accuracy:.4f} ± {error:.4f} "
-            f"(majority {baselines['val/mlm_accuracy_majority']:.4f}, "
-            f"Markov {baselines['val/mlm_accuracy_markov']:.4f}), "
-            f"effective rank {metrics['health/effective_rank']:.1f}"
-        )
-
-
-def _look(
-    config: TrainConfig, group: Group, device: torch.device, *, alone: bool = False
-) -> tuple[TrainConfig, bool] | None:
-    """``config``, with the schedule that the run in run.dir began with, and whether one did; None if it is
-    finished.
-
-    ``alone``: the lock is held. A finished run that MLflow has not got all of is delivered.
-
-    Raises:
-        ConfigError: run.dir holds anything else. Rank 0 looks, all hear. EverywhereError: it cannot be looked
-        at.
-    """
-    found, fault = Looked("new"), ""
-    if group.rank == 0:
-        try:
-            found = run_status.look(config)
-        except ConfigError as refusal:
-            fault = str(refusal)
-        except store.StoreError as failure:
-            fault = f"!{failure}"
-    answer = fault or f"{found.status} {found.schedule_steps} {int(found.again)}"
-    text = collectives.text_from_first(group, answer, device=device)
-    if text.startswith("!"):
-        raise EverywhereError(text[1:])
-    status, *more = text.split(" ")
-    if status not in get_args(Status):
-        raise ConfigError(text)
-    steps, again = (int(each) for each in more)
-    if status == "undelivered":
-        with nullcontext() if alone else _alone(config, group, device):
-            _publish(Record(config, again=True) if group.rank == 0 else None, group, device)
-        return None
-    if status == "finished":
-        if group.rank == 0:
-            say(f"{config.run.dir} holds this run, finished; nothing to do")
-        return None
-    if steps in (0, config.schedule_steps):
-        return config, bool(again)
-    if group.rank == 0 and config.train.schedule_steps is None:
-        say(
-            f"train.steps is {config.train.steps} now; the schedules stay those of {steps} steps, as the "
-            f"run began"
-        )
-    train = config.train.model_copy(update={"schedule_steps": steps})
-    return config.model_copy(update={"train": train}), bool(again)
-
-
-@contextmanager
-def _alone(config: TrainConfig, group: Group, device: torch.device) -> Iterator[Lock | None]:
-    """The only run with this run.dir. Rank 0 holds the lock for all; EverywhereError if another run does."""
-    with ExitStack() as held:
-        lock, fault = None, ""
-        if group.rank == 0:
-            try:
-                lock = held.enter_context(
-                    hold(config.run.dir, name=run_status.LOCK, token=os.environ.get("DNA_RUN_TOKEN"))
-                )
-            except (LockedError, store.StoreError) as refusal:
-                fault = str(refusal)
-        if text := collectives.text_from_first(group, fault, device=device):
-            raise EverywhereError(text)
-        yield lock
+def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
+    """What the step of ``batch`` gave; ``state`` is the state after it. A collective."""
+    config, engine, group = run.config, run.engine, run.engine.group
+    micro_batches = [
+        windows.to(engine.device) for windows in batch.split(config.train.rows_at_once(group.size))
+    ]
+    result = train_step(
+        engine,
+        state.teacher,
+        micro_batches,
+        method=run.method,
+        states=state.centres,
+        measure=is_due(state.step + 1, config.health.every),
+        stop_code=run.stop_code,
+    )
+    metrics = apply(state, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
+    bp = config.train.global_batch * batch.windows.length
+    return StepOutcome(batch, result, metrics, bp, is_last=state.step == config.train.steps)

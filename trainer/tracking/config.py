@@ -17,7 +17,8 @@ def default_tracking_uri() -> str:
 
 
 class Track(Section):
-    """``wait_s``: a run that is finished waits so long for an MLflow that is away."""
+    """``every``: steps between two readings of throughput and memory. ``wait_s``: seconds that a finished run
+    waits for an MLflow that is away."""
 
     uri: Annotated[str, AfterValidator(names.tracking)] = Field(
         default_factory=default_tracking_uri, validate_default=True

@@ -1,21 +1,26 @@
-"""Runs, metrics and registered models in MLflow: the writing side.
+"""Runs in MLflow: the writing side.
 
-``Run`` is told at once and fails at once; a training run goes by way of delivery.py, which waits for MLflow.
+``Run`` sends every call at once and raises what goes wrong: for fine-tuning. ``ResumableRun`` is found again
+when its training resumes; uploader.py sends to it in the background and waits for an MLflow that is away.
 """
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.process import stops
+from cluster.process import signals
 from configs import redact
 from trainer.core.console import say
 from trainer.tracking import mlflow_client
-from trainer.tracking.mlflow_client import TrackError, library, sentence
+from trainer.tracking.mlflow_client import TrackError, library, track_errors
 
-_KEY = "run.key"  # the tag that a training run is found again by
-_BATCH = 500  # points that wait, at most
+MAX_POINTS = 1000  # in one call
+_BATCH = 500  # points that ``Run.log`` collects before it sends them
+_PARAMS = 100  # in one call
+_KEY = "run.key"
+_PARENT = "mlflow.parentRunId"
 
 
 class Point(NamedTuple):
@@ -27,113 +32,80 @@ class Point(NamedTuple):
     step: int
 
 
-class Tracker:
-    """One MLflow run at a time, by single calls each of which may fail; what a training run needs of
-    MLflow."""
+@dataclass(frozen=True)
+class RunSpec:
+    """Which MLflow run, and what it holds from its first moment.
 
-    MOST = 1000  # points that one call takes
+    Attributes:
+        key: the value of its tag ``run.key``, by which a training run is found again.
+        parent: the id of the run that it is a child of.
+        registered_model: the name that its model will be registered under.
+    """
 
-    def __init__(self, uri: str) -> None:
-        self.uri, self.id, self.artifact_uri = uri, "", ""
+    uri: str
+    experiment: str
+    name: str
+    artifact_uri: str | None = None
+    key: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    registered_model: str | None = None
+
+    @property
+    def all_tags(self) -> dict[str, str]:
+        """``tags``, and those that hold key and parent."""
+        own = {_KEY: self.key, _PARENT: self.parent}
+        return dict(self.tags) | {tag: value for tag, value in own.items() if value is not None}
+
+
+class _MlflowRun:
+    """One MLflow run. Its methods are single calls that raise TrackError if MLflow refuses or is away."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        """``id`` and ``artifact_uri`` are empty until MLflow has answered."""
+        self.spec, self.id, self.artifact_uri = spec, "", ""
         self._client: Any = None
 
-    def open(
-        self,
-        *,
-        experiment: str,
-        name: str,
-        artifact_uri: str | None,
-        key: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        model: str | None = None,
-    ) -> dict[str, int]:
-        """The run with tag ``run.key`` = ``key``, made if there is none, RUNNING; the last step of each
-        metric it has.
+    @property
+    def _place(self) -> str:
+        return f"MLflow at {redact(self.spec.uri)}"
 
-        ``model``: that it is to be registered as.
-
-        Raises:
-            TrackError: MLflow refused. ValueError: the experiment keeps its artifacts elsewhere.
-        """
-        if self._client:
-            mlflow_client.reach(self.uri)
-        else:
-            self._client = mlflow_client.connect(self.uri)
-        with sentence(f"MLflow at {redact(self.uri)}"):
-            if model and not self.id:
-                mlflow_client.refuse_prompt(self._client, model, uri=self.uri)
-            if self.id:  # also if it was deleted since: then it is refused, and no other run is made
-                run = self._client.get_run(self.id)
-            else:
-                identifier = mlflow_client.experiment(self._client, experiment, artifact_uri, uri=self.uri)
-                run = self._keyed(identifier, key)
-                if run is None:
-                    self._tell_deleted(identifier, key)
-                    self._client.create_run(identifier, run_name=name, tags={**tags, _KEY: key})
-                    run = self._keyed(identifier, key)
-                assert run, "the run that was just made is found"
-            self._client.update_run(run.info.run_id, status="RUNNING")
-            self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
-            self.tag(tags)
-            # What may differ when a run is taken up again stays as it was first told: MLflow takes no second
-            # value.
-            self._params({key: value for key, value in params.items() if key not in run.data.params})
-            found = self._client.get_run(self.id).data.to_proto().metrics
-            return {metric.key: metric.step for metric in found}
-
-    def _keyed(self, experiment: str, key: str) -> Any | None:
-        """The run with this key. Where MLflow's client called again for a lost answer there are several: one
-        stays."""
-        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'")
-        first, *more = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)) or [None]
-        for run in more:
-            if not run.data.metrics:
-                self._client.delete_run(run.info.run_id)
-        return first
-
-    def _tell_deleted(self, experiment: str, key: str) -> None:
-        """A run that was deleted by hand is not brought back, but what its successor lacks is said."""
-        deleted = library().entities.ViewType.DELETED_ONLY
-        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", run_view_type=deleted)
-        if any(run.data.metrics for run in found):
-            gone = next(run.info.run_id for run in found if run.data.metrics)
-            say(
-                f"warning: MLflow run {gone}, which this run was told to, is deleted; a new one is made, "
-                f"without the "
-                "points up to now"
-            )
+    def _experiment_id(self) -> str:
+        spec = self.spec
+        return mlflow_client.experiment_id(self._client, spec.experiment, spec.artifact_uri, uri=spec.uri)
 
     def send(self, points: Sequence[Point]) -> None:
-        """At most MOST points, in one call."""
-        with sentence(f"MLflow at {redact(self.uri)}"):
+        """At most MAX_POINTS points, in one call."""
+        with track_errors(self._place):
             metrics = [library().entities.Metric(p.key, p.value, p.time, p.step) for p in points]
             self._client.log_batch(self.id, metrics=metrics, synchronous=True)
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        with sentence(f"MLflow at {redact(self.uri)}"):
+        with track_errors(self._place):
             entries = [library().entities.RunTag(key, redact(str(value))) for key, value in tags.items()]
             self._client.log_batch(self.id, tags=entries, synchronous=True)
 
     def attach(self, local: Path, folder: str | None = None) -> None:
         """Copy a local file, or all files of a folder, to the run's artifacts."""
-        with sentence(f"MLflow artifacts at {redact(self.artifact_uri)}"):
+        with track_errors(f"MLflow artifacts at {redact(self.artifact_uri)}"):
             if local.is_dir():
                 self._client.log_artifacts(self.id, str(local), folder)
             else:
                 self._client.log_artifact(self.id, str(local), folder)
 
     def attach_dict(self, values: Mapping[str, Any], name: str) -> None:
-        with sentence(f"MLflow artifacts at {redact(self.artifact_uri)}"):
+        """``values`` as the artifact ``name``, a YAML or JSON file by its ending."""
+        with track_errors(f"MLflow artifacts at {redact(self.artifact_uri)}"):
             self._client.log_dict(self.id, dict(values), name)
 
     def register(self, model: str, folder: str) -> str:
         """The version of ``model`` made of the run's artifact ``folder``, with alias candidate: its number.
 
-        A version that an earlier call has made of this run is taken, not a second one made.
+        A version that an earlier call made of this run is used again.
         """
-        with sentence(f"registered model {model}"):
-            mlflow_client.refuse_prompt(self._client, model, uri=self.uri)
+        with track_errors(f"registered model {model}"):
+            mlflow_client.refuse_prompt(self._client, model, uri=self.spec.uri)
             try:
                 self._client.create_registered_model(model)
             except library().exceptions.MlflowException as fault:
@@ -142,10 +114,9 @@ class Tracker:
             source = f"{self.artifact_uri}/{folder}"
             if not self._versions(model, source):
                 self._client.create_model_version(model, source, self.id)
-                for again in self._versions(model, source)[
-                    1:
-                ]:  # MLflow's client called again for a lost answer
-                    self._client.delete_model_version(model, again)
+                # MLflow's client calls again if an answer is lost: then there are several.
+                for duplicate in self._versions(model, source)[1:]:
+                    self._client.delete_model_version(model, duplicate)
             version = self._versions(model, source)[0]
             self._client.set_registered_model_alias(model, "candidate", version)
             return version
@@ -158,66 +129,120 @@ class Tracker:
         ]
         return [str(number) for number in sorted(numbers)]
 
-    def _params(self, params: Mapping[str, Any]) -> None:
+    def _send_params(self, params: Mapping[str, Any]) -> None:
         entries = [library().entities.Param(key, str(value)[:6000]) for key, value in params.items()]
-        for start in range(0, len(entries), 100):
-            self._client.log_batch(self.id, params=entries[start : start + 100], synchronous=True)
+        for start in range(0, len(entries), _PARAMS):
+            self._client.log_batch(self.id, params=entries[start : start + _PARAMS], synchronous=True)
 
     def end(self, status: str) -> None:
-        with sentence(f"MLflow at {redact(self.uri)}"):
+        with track_errors(self._place):
             self._client.set_terminated(self.id, status)
 
 
-class Run(Tracker):
-    """A run whose every call is made at once: what goes wrong is raised; ``with`` ends it."""
+class ResumableRun(_MlflowRun):
+    """The MLflow run of a training run, which is found again by its key."""
 
-    def __init__(
-        self,
-        *,
-        uri: str,
-        experiment: str,
-        name: str,
-        artifact_uri: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, str] | None = None,
-        parent: str | None = None,
-    ) -> None:
-        super().__init__(uri)
+    def open(self) -> dict[str, int]:
+        """The last step of each metric that MLflow has of this run. It is made if there is none, and RUNNING.
+
+        May be called again, after a call whose outcome is not known.
+
+        Raises:
+            TrackError: MLflow refused. ValueError: the experiment keeps its artifacts elsewhere.
+        """
+        spec = self.spec
+        if self._client:
+            mlflow_client.check_reachable(spec.uri)
+        else:
+            self._client = mlflow_client.connect(spec.uri)
+        with track_errors(self._place):
+            if self.id:  # if it was deleted since, MLflow refuses it: no second run is made
+                run = self._client.get_run(self.id)
+            else:
+                if spec.registered_model:
+                    mlflow_client.refuse_prompt(self._client, spec.registered_model, uri=spec.uri)
+                run = self._find_or_create()
+            self._client.update_run(run.info.run_id, status="RUNNING")
+            self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
+            self.tag(spec.tags)
+            # A parameter keeps its first value when a run resumes with another one: MLflow takes no second.
+            there = run.data.params
+            self._send_params({key: value for key, value in spec.params.items() if key not in there})
+            found = self._client.get_run(self.id).data.to_proto().metrics
+            return {metric.key: metric.step for metric in found}
+
+    def _find_or_create(self) -> Any:
+        experiment = self._experiment_id()
+        run = self._find(experiment)
+        if run is None:
+            self._warn_of_deleted(experiment)
+            self._client.create_run(experiment, run_name=self.spec.name, tags=self.spec.all_tags)
+            run = self._find(experiment)
+        assert run, "the run that was just made is found"
+        return run
+
+    def _find(self, experiment: str) -> Any | None:
+        """The run with this key. Of several, made because an answer was lost, the first stays."""
+        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{self.spec.key}'")
+        first, *more = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)) or [None]
+        for run in more:
+            if not run.data.metrics:
+                self._client.delete_run(run.info.run_id)
+        return first
+
+    def _warn_of_deleted(self, experiment: str) -> None:
+        """A run that a user deleted is not restored, but its points are missing from the new one."""
+        deleted = library().entities.ViewType.DELETED_ONLY
+        where = f"tags.`{_KEY}` = '{self.spec.key}'"
+        found = self._client.search_runs([experiment], where, run_view_type=deleted)
+        for run in [run for run in found if run.data.metrics][:1]:
+            say(
+                f"warning: MLflow run {run.info.run_id}, which held this run, is deleted; a new one is made, "
+                "without the points up to now"
+            )
+
+
+class Run(_MlflowRun):
+    """A new run whose every call is made at once; ``with`` ends it."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        """Raises TrackError: MLflow refused. ValueError: the experiment keeps its artifacts elsewhere."""
+        super().__init__(spec)
         self._pending: list[Point] = []
-        all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         try:
-            with stops.wait():
-                self._client = mlflow_client.connect(uri)
-                with sentence(f"MLflow at {redact(uri)}"):
-                    identifier = mlflow_client.experiment(self._client, experiment, artifact_uri, uri=uri)
-                    run = self._client.create_run(identifier, run_name=name, tags=all_tags)
-                    self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
-                    self._params(params or {})
+            with signals.delayed():
+                self._client = mlflow_client.connect(spec.uri)
+                with track_errors(self._place):
+                    made = self._client.create_run(
+                        self._experiment_id(), run_name=spec.name, tags=spec.all_tags
+                    )
+                    self.id, self.artifact_uri = made.info.run_id, made.info.artifact_uri
+                    self._send_params(spec.params)
         except BaseException as fault:
             if self.id:
                 self._end_after(fault)
             raise
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Metrics of ``step``, sent with others in one call, the last of them by ``finish``."""
+        """Metrics of ``step``. They are sent together with others, at the latest by ``finish``."""
         now = int(time.time() * 1000)
         self._pending += [Point(key, float(value), now, step) for key, value in metrics.items()]
         if len(self._pending) >= _BATCH:
             self._flush()
 
     def record(self, results: Mapping[str, float]) -> None:
-        """Log a run's results at once, as step 0."""
+        """Send a run's results at once, as step 0."""
         now = int(time.time() * 1000)
         self.send([Point(key, value, now, 0) for key, value in results.items()])
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Send what waits, then end the run."""
+        """Send what is pending, then end the run."""
         self._flush()
         self.end(status)
 
     def _flush(self) -> None:
         while self._pending:
-            part, self._pending = self._pending[: self.MOST], self._pending[self.MOST :]
+            part, self._pending = self._pending[:MAX_POINTS], self._pending[MAX_POINTS:]
             self.send(part)
 
     def __enter__(self) -> "Run":
@@ -227,9 +252,9 @@ class Run(Tracker):
         self._end_after(fault)
 
     def _end_after(self, fault: BaseException | None) -> None:
-        """FINISHED, FAILED, or KILLED where the process was told to stop."""
+        """FINISHED, FAILED, or KILLED if a signal stopped the process."""
         status = "FINISHED" if fault is None else "FAILED" if isinstance(fault, Exception) else "KILLED"
-        with stops.wait():
+        with signals.delayed():
             try:
                 self.finish(status)
             except TrackError as second:

@@ -1,8 +1,7 @@
-"""What MLflow takes as names and as URIs, known without MLflow: a name that it refuses is refused before any
-work.
+"""The names and URIs that MLflow accepts, checked without MLflow: a wrong one is refused before any work.
 
-Each function gives its argument back, or raises ValueError with a sentence that says what is accepted. The
-rules of characters are MLflow's own (checked with 3.17), lengths those of the columns of its databases.
+A check returns its argument, or raises ValueError with a sentence that says what is accepted. The rules for
+characters are MLflow's own (compared with 3.17), the lengths those of the columns of its databases.
 """
 
 import posixpath
@@ -30,12 +29,14 @@ def model(name: str) -> str:
 
 
 def experiment(name: str) -> str:
+    """An experiment's name."""
     if not name:
         raise ValueError("an experiment needs a name")
     return _short(name, _EXPERIMENT, "an experiment")
 
 
 def run(name: str) -> str:
+    """A run's name."""
     return _short(name, _RUN, "a run")
 
 

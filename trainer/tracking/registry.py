@@ -1,6 +1,7 @@
 """The reading side of MLflow: registered models, their files, runs and what they logged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ from cluster.process.paths import expand_uri
 from configs import ConfigError, redact
 from trainer.tracking import mlflow_client, names
 from trainer.tracking.config import default_tracking_uri
-from trainer.tracking.mlflow_client import TrackError, library, sentence
+from trainer.tracking.mlflow_client import TrackError, library, track_errors
 
 
 class Registry:
-    """Reading side: registered models, runs, and their metrics."""
+    """One MLflow that is read from."""
 
     def __init__(self, uri: str | None = None) -> None:
-        """ConfigError: ``uri`` is none of MLflow's. TrackError: it has no database, or does not answer."""
+        """ConfigError: ``uri`` is not one that MLflow accepts. TrackError: it has no database, or is away."""
         self.uri = expand_uri(uri) if uri else default_tracking_uri()
         try:
             names.tracking(self.uri)
@@ -32,46 +33,45 @@ class Registry:
         self.client = mlflow_client.connect(self.uri, writes=False)
 
     def version(self, model_uri: str) -> Any:
-        """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means (name, version, run_id,
-        source).
+        """The version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names: MLflow's ModelVersion.
 
         Raises:
-            ConfigError: it is written otherwise. TrackError: there is none.
+            ConfigError: ``model_uri`` has another form. TrackError: there is no such version.
         """
         try:
             name, alias, number = names.model_reference(model_uri)
         except ValueError as fault:
             raise ConfigError(str(fault)) from fault
-        with sentence(f"registered model {model_uri} at {redact(self.uri)}"):
+        with track_errors(f"registered model {model_uri} at {redact(self.uri)}"):
             if alias:
                 return self.client.get_model_version_by_alias(name, alias)
             return self.client.get_model_version(name, number)
 
     def download(self, version: Any, into: Path) -> Path:
         """The version's files in a local folder below ``into``."""
-        with sentence(f"files of {version.name} version {version.version}"):
+        with track_errors(f"files of {version.name} version {version.version}"):
             found = library().artifacts.download_artifacts(
                 artifact_uri=version.source, dst_path=str(into), tracking_uri=self.uri
             )
             return Path(found)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
-        with sentence(f"registered model {name}"):
+        with track_errors(f"registered model {name}"):
             self.client.set_registered_model_alias(name, alias, version)
 
     def champion(self, name: str) -> Any | None:
         """The version with alias champion, or None."""
-        with sentence(f"registered model {name} at {redact(self.uri)}"):
+        with track_errors(f"registered model {name} at {redact(self.uri)}"):
             aliases = self.client.get_registered_model(name).aliases
             return self.client.get_model_version(name, aliases["champion"]) if "champion" in aliases else None
 
     def run(self, run_id: str) -> Any:
-        with sentence(f"run {run_id} at {redact(self.uri)}"):
+        with track_errors(f"run {run_id} at {redact(self.uri)}"):
             return self.client.get_run(run_id)
 
     def history(self, run_id: str, metric: str) -> pd.DataFrame:
         """Columns step and value, every point ever logged, by step."""
-        with sentence(f"run {run_id} at {redact(self.uri)}"):
+        with track_errors(f"run {run_id} at {redact(self.uri)}"):
             points = self.client.get_metric_history(run_id, metric)
         return pd.DataFrame(
             {"step": [p.step for p in points], "value": [p.value for p in points]}
@@ -89,12 +89,12 @@ class Registry:
             return None
 
     def usable(self, experiment: str) -> None:
-        """TrackError, if no run can be added to the experiment of this name, for it was deleted."""
-        with sentence(f"MLflow at {redact(self.uri)}"):
+        """TrackError if the experiment of this name was deleted: no run can be added to it."""
+        with track_errors(f"MLflow at {redact(self.uri)}"):
             mlflow_client.refuse_deleted(self.client.get_experiment_by_name(experiment), uri=self.uri)
 
     def tagged(self, experiment: str | None, tags: Mapping[str, str], *, finished: bool = False) -> list[Any]:
-        """Runs of an experiment, by its name, or of all there are, that carry all ``tags``, oldest first."""
+        """Runs that have all ``tags``, oldest first, of the experiment with this name, or of all if None."""
         wanted = {key: str(value) for key, value in tags.items()}  # the number of a version may be an int
         where = [f"tags.`{key}` = {quoted}" for key, value in wanted.items() if (quoted := _quoted(value))]
         where += ["attributes.status = 'FINISHED'"] * finished
@@ -102,34 +102,33 @@ class Registry:
         return [run for run in found if wanted.items() <= run.data.tags.items()]
 
     def _experiments(self, name: str | None) -> list[str]:
-        """The id of the experiment of this name, or those of all."""
-        with sentence(f"MLflow at {redact(self.uri)}"):
-            if name is not None:
-                found = self.client.get_experiment_by_name(name)
-                return [found.experiment_id] if found else []
-            identifiers, token = [], None
-            while True:
-                page = self.client.search_experiments(page_token=token)
-                identifiers += [experiment.experiment_id for experiment in page]
-                token = page.token
-                if not token:
-                    return identifiers
+        """The id of the experiment with this name, or the ids of all."""
+        with track_errors(f"MLflow at {redact(self.uri)}"):
+            if name is None:
+                found = _all_pages(self.client.search_experiments)
+            else:
+                found = [one for one in [self.client.get_experiment_by_name(name)] if one]
+            return [experiment.experiment_id for experiment in found]
 
     def runs(self, experiments: str | Sequence[str], where: str) -> list[Any]:
-        """Runs of one experiment or of several, by their ids, that match an MLflow filter, oldest first."""
-        identifiers = [experiments] if isinstance(experiments, str) else list(experiments)
-        if not identifiers:
+        """Runs of one experiment or several, by id, that match the MLflow filter ``where``, oldest first."""
+        ids = [experiments] if isinstance(experiments, str) else list(experiments)
+        if not ids:
             return []
-        with sentence(f"MLflow at {redact(self.uri)}"):
-            found, token = [], None
-            while True:
-                page = self.client.search_runs(
-                    identifiers, where, order_by=["start_time ASC"], page_token=token
-                )
-                found += list(page)
-                token = page.token
-                if not token:
-                    return found
+        search = partial(self.client.search_runs, ids, where, order_by=["start_time ASC"])
+        with track_errors(f"MLflow at {redact(self.uri)}"):
+            return _all_pages(search)
+
+
+def _all_pages(search: Callable[..., Any]) -> list[Any]:
+    """What a search of MLflow finds, which comes in pages."""
+    found, token = [], None
+    while True:
+        page = search(page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
 
 
 def _quoted(value: str) -> str:

@@ -1,308 +1,300 @@
-"""A training run's points on their way to MLflow, which may be away for a minute or for the whole run.
+"""A training run's way to MLflow, which may be away for a minute or for the whole run.
 
-The steps append to a queue on disk; a thread delivers, in order, with the times at which things were told.
-Each point arrives once: points of a metric arrive in the order of their steps, so whatever MLflow has of it
-up to its last step need not be sent, and that is asked for whenever the outcome of a call is not known, and
-at every start. MLflow is called by that thread alone, so that no call delays a step or the start for long.
+The steps append to the outbox; a thread sends from there, in order, with the times at which things were
+logged. Each point arrives once: the points of a metric are sent in the order of their steps, so MLflow has
+all of them up to the last step that it names, and it is asked for that at every start and whenever the
+outcome of a call is not known. Only this thread calls MLflow while training runs, so no call delays a step.
+
+A kill loses what was appended since the thread wrote to the disk last. Those are steps after the checkpoint
+that the run resumes from, since ``sync`` is called before a checkpoint counts: they are run and logged again.
 """
 
-import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.storage.store import StoreError
 from configs import redact
 from trainer.core.console import say
+from trainer.tracking.messages import Attachment, Metrics, Tags
 from trainer.tracking.mlflow_client import TrackError
-from trainer.tracking.mlflow_run import Point, Tracker
-from trainer.tracking.outbox import Entry, Spool
+from trainer.tracking.mlflow_run import MAX_POINTS, Point, ResumableRun, RunSpec
+from trainer.tracking.outbox import Entry, Outbox
 
 _EVERY_S = 5.0  # between two calls, unless much waits
-_MANY = 1 << 15  # bytes that are sent before that time
-_PAUSE_S = 1.0  # after a fault; it doubles with each
-_MOST_PAUSE_S = 60.0
-_FIRST_S, _LOCAL_FIRST_S = (
-    10.0,
-    60.0,
-)  # that the start waits for a server, and for a database that it may have to make
-_LAST_CALL_S = 2.0  # for a call that is under way when there is no time left
+_MANY = 100  # messages that are sent before that time
+_FLUSH_S = 0.5  # between two writes to the disk
+_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0  # after an error, doubled with each
+_START_S = 10.0  # how long the start waits for a server
+_LOCAL_START_S = 60.0  # and for a database, which may have to be made
+_LAST_CALL_S = 2.0  # for a call that is under way when the time is over
 
 
-class Delivery:
-    """The MLflow run of a training run: told here, delivered when MLflow takes it."""
+class Uploader:
+    """The MLflow run of a training run. What it is given arrives as soon as MLflow takes it."""
 
-    def __init__(
-        self,
-        *,
-        uri: str,
-        experiment: str,
-        name: str,
-        artifact_uri: str | None,
-        key: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        folder: Path,
-        model: str | None = None,
-        after: int | None = None,
-        tail: bytes = b"",
-    ) -> None:
-        """``key`` tells the run from others; ``model``: that it will be published as. ``folder``, local,
-        keeps the queue. ``after``: the step that the run goes on after: what waits of later steps is told
-        again and is forgotten. ``tail`` waited where it ran before.
+    def __init__(self, spec: RunSpec, folder: Path, *, after: int | None = None, tail: bytes = b"") -> None:
+        """Opens the MLflow run, and goes on without it if MLflow does not answer.
+
+        Args:
+            folder: local, keeps the outbox.
+            after: the step that training goes on after; metrics of later steps that still wait are dropped,
+                since those steps are run again.
+            tail: what waited on the machine where the run was before; see ``tail``.
 
         Raises:
-            TrackError, ValueError: MLflow refuses, as it always will. Where it does not answer, the run goes
-            on.
+            TrackError, ValueError: MLflow refuses, and will go on to. StoreError: the outbox cannot be used.
         """
-        self.uri, self._tracker = uri, Tracker(uri)
-        self._opening: dict[str, Any] = {
-            "experiment": experiment,
-            "name": name,
-            "artifact_uri": artifact_uri,
-            "key": key,
-            "params": params,
-            "tags": tags,
-            "model": model,
-        }
-        self._spool = Spool(folder)
-        if after is not None or tail:
-            self._spool.keep(
-                lambda entry: after is None or entry.get("step", 0) <= after,
-                before=tail,
-                order=_order if tail else None,
-            )
-        self._last: dict[str, int] = {}  # of each metric, the last step that MLflow has
-        self._sure = False  # whether the run is open, and _last is what MLflow has
-        self._fault: TrackError | None = None
-        self._said = ""
-        self._wake, self._over = threading.Event(), threading.Event()
-        self._patience = float("inf")  # until when a delivery is tried, on the monotonic clock
-        self._status = ""  # that the run is given once all is delivered
-        first = _First()
-        self._thread = threading.Thread(target=self._deliver, args=(first,), daemon=True)
+        self._spec, self._run = spec, ResumableRun(spec)
+        self._outbox = Outbox(folder)
+        self._outbox.resume(after=after, tail=tail)
+        self._last_steps: dict[str, int] = {}  # the last step that MLflow has of each metric
+        self._current = False  # whether the run is open and _last_steps is what MLflow has
+        self._error: TrackError | ValueError | None = None
+        self._warned = ""  # of what, since the last success
+        self._started: Future[None] = Future()
+        self._drain_begun, self._drained = threading.Event(), False
+        self._deadline, self._final_status = float("inf"), ""  # of the drain
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
-        limit = _FIRST_S if uri.startswith("http") else _LOCAL_FIRST_S
-        if not first.come(limit):
-            self._tell(TrackError(f"MLflow at {redact(uri)} does not answer within {limit:g} s", passes=True))
-        elif first.refusal:
-            self._spool.close()
-            raise first.refusal
+        self._wait_for_start(_START_S if spec.uri.startswith("http") else _LOCAL_START_S)
+
+    def _wait_for_start(self, limit_s: float) -> None:
+        with suppress(TimeoutError):
+            self._started.exception(limit_s)
+        if self._started.cancel():  # from now on the thread reports nothing here
+            text = f"{self._place} does not answer within {limit_s:g} s"
+            self._warn(TrackError(text, transient=True))
+        elif refusal := self._started.exception():
+            self._outbox.close()
+            raise refusal
 
     @property
     def id(self) -> str:
         """The MLflow run's; "" as long as MLflow has not answered."""
-        return self._tracker.id
+        return self._run.id
+
+    @property
+    def _place(self) -> str:
+        return f"MLflow at {redact(self._spec.uri)}"
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Metrics of ``step``."""
-        self._append({"step": step, "metrics": {key: float(value) for key, value in metrics.items()}})
+        values = {key: float(value) for key, value in metrics.items()}
+        self._outbox.append(Metrics(_now_ms(), step, values))
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        self._append({"tags": dict(tags)})
+        self._outbox.append(Tags(_now_ms(), tags))
 
     def attach_dict(self, values: Mapping[str, Any], name: str) -> None:
-        self._append({"name": name, "values": dict(values)})
+        """``values`` as the artifact ``name``, a YAML or JSON file by its ending."""
+        self._outbox.append(Attachment(_now_ms(), name, values))
 
     def sync(self) -> None:
-        """What was told up to now outlives a crash of the machine."""
-        self._spool.sync()
+        """What was given up to now outlives a crash of the machine. StoreError: the disk does not take it."""
+        self._outbox.flush()
 
     def tail(self) -> bytes:
         """What is not delivered yet, for another machine to go on with."""
-        return self._spool.tail()
+        return self._outbox.tail()
 
     def drain(self, wait_s: float, *, status: str = "") -> None:
-        """Come back when all that was told is delivered, and the run has ``status`` if that is given.
+        """Return when everything is delivered, and the MLflow run has ``status`` if that is given.
 
         Raises:
-            TrackError: it is not within ``wait_s``; it stays in the queue, which the sentence names.
+            TrackError: that takes longer than ``wait_s``; what remains is in the outbox, which is named.
         """
-        self._patience, self._status = time.monotonic() + wait_s, status
-        with contextlib.suppress(StoreError):  # what stays in memory is named below
-            self._spool.sync()
-        self._over.set()
-        self._wake.set()
+        self._deadline, self._final_status = time.monotonic() + wait_s, status
+        with suppress(StoreError):  # what stays in memory is named below
+            self._outbox.flush()
+        self._drain_begun.set()
         self._thread.join(wait_s + _LAST_CALL_S)
-        queue = self._spool
-        if queue.unwritten:
+        outbox = self._outbox
+        if outbox.unwritten:
             raise TrackError(
-                f"{queue.unwritten} lines for MLflow are lost, as the disk does not take {queue.path}"
+                f"{outbox.unwritten} messages for MLflow are lost, as the disk does not take {outbox.path}"
             )
-        if self._thread.is_alive() or queue.waiting or not self._sure:
-            lines = queue.count()
-            raise TrackError(
-                f"{self._reason()}; "
-                + (
-                    f"{lines} lines wait in {queue.path}, and the same command delivers them"
-                    if lines
-                    else f"all points are delivered, but not that the run is {status or 'over'}"
-                )
+        if not self._drained:
+            reason = str(self._error or f"{self._place} was too slow")
+            remains = (
+                f"{outbox.waiting} messages wait in {outbox.path}, and the same command delivers them"
+                if outbox.waiting
+                else f"all points are delivered, but not that the run is {status or 'over'}"
             )
+            raise TrackError(f"{reason}; {remains}")
 
-    def publish(self, local: Path, *, model: str | None) -> str | None:
-        """Attach a folder of files as artifact ``model``, register it, FINISHED; to be called after
+    def publish(self, local: Path) -> str | None:
+        """Attach a folder of files as the artifact ``model``, register it, FINISHED; to be called after
         ``drain``.
 
-        Gives the registered version, if ``model`` names a model. TrackError if MLflow does not take it.
+        Returns the registered version, None if the run registers no model. TrackError if MLflow refuses.
         """
-        self._tracker.attach(local, "model")
-        version = self._tracker.register(model, "model") if model else None
+        name = self._spec.registered_model
+        self._run.attach(local, "model")
+        version = self._run.register(name, "model") if name else None
         if version:
-            self._tracker.tag({"model.version": version})
-        self._tracker.end("FINISHED")
+            self._run.tag({"model.version": version})
+        self._run.end("FINISHED")
         return version
 
     def end(self, status: str, *, wait_s: float) -> None:
-        """The run ends early, with ``status``; what is not delivered within ``wait_s`` waits for the next
-        start."""
+        """End the run early. What is not delivered within ``wait_s`` waits for the next start."""
         try:
             self.drain(wait_s, status=status)
         except TrackError as fault:
             say(f"warning: {fault}")
 
-    def _append(self, entry: Entry) -> None:
-        self._spool.append({"time": _now_ms(), **entry})
+    # What follows runs in the thread.
+
+    def _serve(self) -> None:
+        error = self._attempt(self._open)
+        if not self._report_start(error):
+            return
+        error = error or self._attempt(self._send_all)
+        pause = _PAUSE_S
+        while not self._drain_begun.is_set():
+            if error:
+                self._warn(error)
+                self._rest(pause)
+                pause = min(2 * pause, _MAX_PAUSE_S)
+            else:
+                self._rest(_EVERY_S, until_waiting=_MANY)
+                pause = _PAUSE_S
+            if not self._drain_begun.is_set():
+                error = self._attempt(self._send_all)
+        self._serve_drain(error)
+
+    def _report_start(self, error: TrackError | ValueError | None) -> bool:
+        """Tell the start how the first call ended; whether the thread goes on.
+
+        It does not if MLflow refuses for good, unless training has begun meanwhile.
+        """
+        if self._started.set_running_or_notify_cancel():  # the start still waits
+            if error and not _is_transient(error):
+                self._started.set_exception(error)
+                return False
+            self._started.set_result(None)
+        return True
+
+    def _serve_drain(self, error: TrackError | ValueError | None) -> None:
+        """Send what is left, until that succeeds or the time is over. ``error``: of a call just before."""
+        pause = _PAUSE_S
+        while True:
+            if error:
+                self._warn(error)
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    return
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _MAX_PAUSE_S)
+            error = self._attempt(self._finish)
+            if not error:
+                self._drained = True
+                return
+
+    def _rest(self, seconds: float, *, until_waiting: float = float("inf")) -> None:
+        """Call MLflow later: after so many seconds, when so many messages wait, or when the drain begins.
+
+        What is appended meanwhile goes to the disk.
+        """
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and self._outbox.waiting < until_waiting:
+            with suppress(StoreError):  # the disk is full: the messages stay in memory
+                self._outbox.flush()
+            if self._drain_begun.wait(min(_FLUSH_S, left)):
+                return
+
+    def _attempt(self, work: Callable[[], None]) -> TrackError | ValueError | None:
+        """``work()``; what went wrong. No error of a library may end the thread."""
+        try:
+            work()
+        except (TrackError, ValueError) as fault:
+            error: TrackError | ValueError = fault
+        except StoreError as fault:
+            error = TrackError(str(fault))
+        except Exception as fault:
+            text = redact(" ".join(str(fault).split()))
+            error = TrackError(f"{self._place}: {type(fault).__name__}: {text}")
+        else:
+            return None
+        self._current = False  # what arrived of the last call is not known
+        return error
 
     def _open(self) -> None:
-        self._last = self._tracker.open(**self._opening)
-        self._sure = True
+        self._last_steps = self._run.open()
+        self._current = True
 
-    def _deliver(self, first: "_First") -> None:
-        pause, began, over = _PAUSE_S, time.monotonic(), False
-        while True:
-            if self._over.is_set() and not over:  # the pauses begin anew: somebody waits
-                over, pause = True, _PAUSE_S
-                self._wake.clear()
-            if over or not self._sure or self._spool.waiting >= _MANY or time.monotonic() - began >= _EVERY_S:
-                began = time.monotonic()
-                fault = self._try(first, over=over)
-                if fault is None:
-                    pause = _PAUSE_S
-                    if over:
-                        return
-                elif first.ends(fault):
-                    return
-                else:
-                    self._sure = False  # what of the last call arrived is not known
-                    self._tell(fault)
-                    left = self._patience - time.monotonic()
-                    if self._over.is_set() and left <= 0:  # also where that began during this call
-                        return
-                    self._wake.wait(min(pause, max(left, 0)))
-                    pause = min(2 * pause, _MOST_PAUSE_S)
-                    continue
-            self._wake.wait(0.5)
+    def _send_all(self) -> None:
+        """Send everything that waits."""
+        if not self._current:
+            self._open()
+        with suppress(StoreError):
+            self._outbox.flush()
+        while entries := self._outbox.first(MAX_POINTS):
+            self._outbox.confirm(self._send(entries))
+        if self._warned:
+            say(f"{self._place} answers again; everything that waited is delivered")
+        self._error, self._warned = None, ""
 
-    def _try(self, first: "_First", *, over: bool) -> TrackError | ValueError | None:
-        """Deliver all that waits; what went wrong."""
-        try:
-            if not self._sure:
-                self._open()
-                first.met()
-            while self._spool.waiting:
-                self._send()
-            if over and self._status:
-                self._tracker.end(self._status)
-        except (TrackError, ValueError) as fault:
-            return fault
-        except Exception as fault:  # nothing that a library raises may end the delivery
-            text = redact(" ".join(str(fault).split()))
-            return TrackError(f"MLflow at {redact(self.uri)}: {type(fault).__name__}: {text}")
-        if self._said:
-            say(f"MLflow at {redact(self.uri)} answers again; all that waited is delivered")
-        self._fault, self._said = None, ""
-        return None
+    def _finish(self) -> None:
+        self._send_all()
+        if self._final_status:
+            self._run.end(self._final_status)
 
-    def _send(self) -> None:
-        """One call: points of many lines, or one line of another kind."""
+    def _send(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """One call: the metrics that ``entries`` begin with, or their first message of another kind.
+
+        Returns the entries that are done.
+        """
         points: list[Point] = []
-        end, last = None, dict(self._last)
-        for line_end, entry in self._spool.next(self._tracker.MOST):
-            if not entry:
-                say(
-                    f"warning: a line of {self._spool.path} that ends at byte {line_end} is damaged, and "
-                    f"left out"
-                )
-            elif "metrics" not in entry:
-                if end is None:
-                    self._do(entry)
-                    end = line_end
+        last_steps = dict(self._last_steps)
+        done = 0
+        for _, message in entries:
+            if not isinstance(message, Metrics):
                 break
-            else:
-                fresh = [
-                    Point(key, value, entry["time"], entry["step"])
-                    for key, value in entry["metrics"].items()
-                    if entry["step"] > last.get(key, -1)
-                ]
-                if len(points) + len(fresh) > self._tracker.MOST:
-                    break
-                points += fresh
-                last |= {point.key: point.step for point in fresh}
-            end = line_end
-        assert end is not None, "a line has at most as many metrics as a call takes"
+            fresh = [
+                Point(key, value, message.time, message.step)
+                for key, value in message.values.items()
+                if message.step > last_steps.get(key, -1)
+            ]
+            if len(points) + len(fresh) > MAX_POINTS:
+                break
+            points += fresh
+            last_steps |= {point.key: point.step for point in fresh}
+            done += 1
         if points:
-            self._tracker.send(points)
-            self._last = last
-        self._spool.delivered(end)
+            self._run.send(points)
+            self._last_steps = last_steps
+        return entries[:done] or self._send_other(entries[0])
 
-    def _do(self, entry: Entry) -> None:
-        if "tags" in entry:
-            self._tracker.tag(entry["tags"])
-        else:
-            self._tracker.attach_dict(entry["values"], entry["name"])
+    def _send_other(self, entry: Entry) -> Sequence[Entry]:
+        match entry.message:
+            case Tags(values=values):
+                self._run.tag(values)
+            case Attachment(name=name, values=values):
+                self._run.attach_dict(values, name)
+            case Metrics():
+                raise AssertionError("a step has at most as many metrics as a call takes")
+            case None:
+                say(f"warning: message {entry.id} in {self._outbox.path} is damaged, and left out")
+        return [entry]
 
-    def _tell(self, fault: TrackError | ValueError) -> None:
-        passes = isinstance(fault, TrackError) and fault.passes
-        self._fault = fault if isinstance(fault, TrackError) else TrackError(str(fault))
-        how = "does not answer" if passes else "refuses"
-        if self._said != how:
-            self._said = how
-            say(
-                f"warning: MLflow at {redact(self.uri)} {how} ({fault}); metrics wait in "
-                f"{self._spool.path}, and "
-                "training goes on"
-            )
-
-    def _reason(self) -> str:
-        return str(self._fault or f"MLflow at {redact(self.uri)} was too slow")
+    def _warn(self, error: TrackError | ValueError) -> None:
+        self._error = error
+        what = "does not answer" if _is_transient(error) else "refuses"
+        if self._warned != what:
+            self._warned = what
+            path = self._outbox.path
+            say(f"warning: {self._place} {what} ({error}); metrics wait in {path}, and training goes on")
 
 
-class _First:
-    """The first answer of MLflow, which the start waits for, if not for ever."""
-
-    def __init__(self) -> None:
-        self.refusal: TrackError | ValueError | None = None
-        self._lock, self._known, self._late = threading.Lock(), threading.Event(), False
-
-    def come(self, limit_s: float) -> bool:
-        """Whether it is known within ``limit_s``."""
-        self._known.wait(limit_s)
-        with self._lock:
-            self._late = not self._known.is_set()
-            return not self._late
-
-    def met(self) -> None:
-        self._known.set()
-
-    def ends(self, fault: TrackError | ValueError) -> bool:
-        """Whether ``fault`` ends all: it is the first answer, somebody waits for that, and it will not
-        pass."""
-        with self._lock:
-            if self._known.is_set() or self._late:
-                return False
-            stays = not (isinstance(fault, TrackError) and fault.passes)
-            self.refusal = fault if stays else None
-            self._known.set()
-            return stays
+def _is_transient(error: TrackError | ValueError) -> bool:
+    return isinstance(error, TrackError) and error.transient
 
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _order(entry: Entry) -> tuple[int, int]:
-    """Lines that waited in two places: points by their steps, before them all else, by time."""
-    return entry.get("step", -1), 0 if "step" in entry else entry.get("time", 0)

@@ -10,7 +10,7 @@ from trainer.evaluation.registered_model import RegisteredModel
 from trainer.evaluation.tasks import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.results import Result, Unit
-from trainer.tracking.mlflow_run import Run
+from trainer.tracking.mlflow_run import Run, RunSpec
 from trainer.tracking.registry import Registry
 
 
@@ -31,12 +31,14 @@ class ResultsLog:
     def open(self, unit: Unit) -> Run:
         """A child run for the result of ``unit``; ``with`` ends it, as failed where the unit fails."""
         return Run(
-            uri=self.uri,
-            experiment=self.experiment,
-            name=f"{unit.task} {unit.mode} seed {unit.seed}",
-            params=self._params(unit),
-            tags=_tags(unit.model, unit.version, "child"),
-            parent=self.parent,
+            RunSpec(
+                uri=self.uri,
+                experiment=self.experiment,
+                name=f"{unit.task} {unit.mode} seed {unit.seed}",
+                params=self._params(unit),
+                tags=_tags(unit.model, unit.version, "child"),
+                parent=self.parent,
+            )
         )
 
     def _params(self, unit: Unit) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def parent_run(registry: Registry, model: RegisteredModel, experiment: str) -> s
     if found:
         return str(found[0].info.run_id)
     name = f"{model.name} v{model.version} fine-tuning"
-    with Run(uri=registry.uri, experiment=experiment, name=name, tags=tags) as run:
+    with Run(RunSpec(registry.uri, experiment, name, tags=tags)) as run:
         return run.id
 
 

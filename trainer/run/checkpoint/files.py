@@ -1,8 +1,7 @@
-"""safetensors files, written and hashed in one pass without holding the interpreter's lock, so that steps go
-on.
+"""safetensors files, written and hashed in one pass without the interpreter's lock, so that steps go on.
 
-safetensors' own writer copies every tensor and keeps the lock meanwhile: 0.1 s for 100 MB, ten times the copy
-of the state that is all that a step should wait for. Files are read with safetensors.
+safetensors' own writer copies every tensor and holds the lock meanwhile: 0.1 s for 100 MB, ten times as long
+as the copy of the state, which is all that a step should wait for. Files are read with safetensors.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cluster.process.heartbeat import heart
+from cluster.process.heartbeat import heartbeat
 from trainer.run.checkpoint.manifests import DamagedError, File
 
 _DTYPES = {
@@ -28,16 +27,14 @@ _DTYPES = {
     torch.int32: "I32",
     torch.bool: "BOOL",
 }
-
-
 _PIECE = 64 << 20  # bytes between two signs of progress
 
 
 def write(file: IO[bytes], tensors: Mapping[str, Tensor], *, lasting: bool = False) -> File:
     """Size and sha256 of ``tensors`` (on the CPU, contiguous) as written to ``file`` in safetensors' format.
 
-    ``lasting``: each piece is on the disk before the next, so that a slow disk does not take all of it in
-    silence.
+    ``lasting``: each piece is flushed to the disk before the next is written, so that also on a slow disk the
+    heartbeat moves.
     """
     digest, size = hashlib.sha256(), 0
     for part in _parts({name: tensors[name] for name in sorted(tensors)}):
@@ -49,7 +46,7 @@ def write(file: IO[bytes], tensors: Mapping[str, Tensor], *, lasting: bool = Fal
             if lasting and len(piece) == _PIECE:
                 file.flush()
                 os.fdatasync(file.fileno())
-            heart.advance()
+            heartbeat.advance()
     return File(size=size, sha256=digest.hexdigest())
 
 
@@ -62,8 +59,8 @@ def read(name: str, data: bytes) -> dict[str, Tensor]:
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
-    """8 bytes with the header's length, the header, padded so that the tensors are aligned, and each tensor's
-    bytes."""
+    """The length of the header in 8 bytes, the header, padded so that the tensors are aligned, and the bytes
+    of each tensor."""
     header, end = {}, 0
     for name, tensor in tensors.items():
         assert tensor.device.type == "cpu" and tensor.is_contiguous(), name

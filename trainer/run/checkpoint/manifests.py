@@ -1,14 +1,13 @@
-"""Where checkpoints lie and what makes one whole.
+"""The files of a checkpoint, and what makes a checkpoint whole.
 
-    RUN_DIR/checkpoints/latest.json                  -> the newest, by name
+    RUN_DIR/checkpoints/latest.json                  the step of the newest checkpoint
     RUN_DIR/checkpoints/step-00001200/
         rank-00000-of-00008.safetensors ...          teacher, masters and moments: each rank's fragments
         shared.safetensors                           what all ranks have alike: centres, buffers
         metrics.jsonl                                points that MLflow had not got yet
-        manifest.json                                last: sizes and sha256 of the rest, and of itself
+        manifest.json                                written last: sizes and sha256 of the rest, and of itself
 
-On a local disk the folder has another name until all of it is there; on an object store it has no manifest
-until then.
+Until it is complete, the folder has another name on a local disk, and no manifest on an object store.
 """
 
 import hashlib
@@ -25,13 +24,11 @@ from cluster.storage import store
 from configs import redact
 
 FORMAT_VERSION = 1
-FOLDER, POINTER, MANIFEST, SHARED, METRICS = (
-    "checkpoints",
-    "latest.json",
-    "manifest.json",
-    "shared.safetensors",
-    "metrics.jsonl",
-)
+FOLDER = "checkpoints"
+POINTER = "latest.json"
+MANIFEST = "manifest.json"
+SHARED = "shared.safetensors"
+METRICS = "metrics.jsonl"
 _STEP = re.compile(r"step-(\d{8,})")
 _PARTIAL = re.compile(r"\.step-\d{8,}\.partial")
 
@@ -64,8 +61,8 @@ class Manifest(_Strict):
 
     ``step``: batches done; ``applied``: steps that AdamW took. ``config``: as dumped. ``datasets``: URI ->
     sha256 of its manifest. ``wiring``: sha256 of the backbone's wiring. ``position``: the reader's.
-    ``guard``: its streaks. ``skipped``: steps without a finite loss and gradient; ``skipped_losses``: step ->
-    losses, of those on end up to now.
+    ``guard``: streaks of the collapse guard. ``skipped``: steps without a finite loss and gradient, of the
+    whole run; ``skipped_losses``: step -> losses, of the steps skipped in a row up to now.
     """
 
     format_version: int = FORMAT_VERSION
@@ -82,13 +79,17 @@ class Manifest(_Strict):
     files: dict[str, File]
 
     def to_bytes(self) -> bytes:
-        """JSON with the sha256 of the rest of it, so that it vouches for itself."""
+        """JSON that begins with the sha256 of the rest of it."""
         content = self.model_dump(mode="json")
         return json.dumps({"sha256": _digest(content), **content}, indent=1).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Manifest":
-        """DamagedError if it is not what was written; ValueError if another version of this code wrote it."""
+        """The manifest in ``data``.
+
+        Raises:
+            DamagedError: it is not what was written. ValueError: another version of the format.
+        """
         try:
             content = json.loads(data)
             declared = content.pop("sha256")
@@ -110,15 +111,19 @@ class Manifest(_Strict):
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint's folder and the bytes of each file in it."""
+class StoredCheckpoint:
+    """A checkpoint's folder, whole or not, and the size of each file in it."""
 
     step: int
     uri: str
     sizes: Mapping[str, int]
 
     def manifest(self) -> Manifest:
-        """Its manifest, whose files are there in full size. DamagedError if they are not."""
+        """Its manifest, if all files that it names are there in full size.
+
+        Raises:
+            DamagedError: they are not. ValueError: another version of the format.
+        """
         if MANIFEST not in self.sizes:
             raise DamagedError("it was not finished: it has no manifest")
         data = store.read_bytes(store.join(self.uri, MANIFEST))
@@ -146,17 +151,15 @@ def folder(run_dir: str) -> str:
 
 
 def place(run_dir: str, step: int) -> str:
-    """Where the checkpoint of ``step`` is read."""
+    """The folder that the checkpoint of ``step`` is read from."""
     return store.join(folder(run_dir), f"step-{step:08d}")
 
 
 def stage(run_dir: str, step: int) -> str:
-    """Where the checkpoint of ``step`` is written."""
-    return (
-        store.join(folder(run_dir), f".step-{step:08d}.partial")
-        if store.is_local(run_dir)
-        else place(run_dir, step)
-    )
+    """The folder that the checkpoint of ``step`` is written to."""
+    if store.is_local(run_dir):
+        return store.join(folder(run_dir), f".step-{step:08d}.partial")
+    return place(run_dir, step)
 
 
 def rank_file(rank: int, world: int) -> str:
@@ -168,42 +171,43 @@ def redact_keys(datasets: Mapping[str, str]) -> dict[str, str]:
     return {redact(uri): digest for uri, digest in datasets.items()}
 
 
-def find(run_dir: str) -> list[Found]:
-    """The checkpoints below ``run_dir``, newest first, whole or not; those still under another name are left
-    out."""
+def find(run_dir: str) -> list[StoredCheckpoint]:
+    """The checkpoints below ``run_dir``, newest first, whole or not; without those that are being written to
+    a local disk."""
     sizes: dict[str, dict[str, int]] = {}
     for name, size in store.sizes(folder(run_dir)).items():
         head, _, rest = name.partition("/")
         if rest and _STEP.fullmatch(head):
             sizes.setdefault(head, {})[rest] = size
     found = [
-        Found(int(head.removeprefix("step-")), store.join(folder(run_dir), head), files)
+        StoredCheckpoint(int(head.removeprefix("step-")), store.join(folder(run_dir), head), files)
         for head, files in sizes.items()
     ]
     return sorted(found, key=lambda one: one.step, reverse=True)
 
 
-def published(run_dir: str, found: Sequence[Found]) -> str | None:
-    """Words for the newest checkpoint that is known to have been whole, of those ``found`` or that
-    latest.json names; None where there never was one."""
+def published(run_dir: str, found: Sequence[StoredCheckpoint]) -> str | None:
+    """Words for the newest checkpoint that was published, by those ``found`` and by latest.json; None if
+    there never was one."""
     path = store.join(folder(run_dir), POINTER)
     steps = [one.step for one in found if MANIFEST in one.sizes or store.is_local(run_dir)]
     if store.exists(path):
         try:
             steps.append(int(json.loads(store.read_bytes(path))["step"]))
         except (ValueError, KeyError, TypeError, OverflowError):
-            steps.append(0)  # damaged as it is, it tells that there was one
+            steps.append(0)  # even a damaged pointer shows that there was one
     if not steps:
         return None
     return f"that of step {max(steps)}" if max(steps) else "one"
 
 
 def leftovers(run_dir: str, *, step: int, keep_last: int, keep_every: int) -> Iterator[str]:
-    """URIs that are not needed once the checkpoint of ``step`` is published.
+    """The URIs of the checkpoints that are not needed once that of ``step`` is published.
 
-    Kept are the newest ``keep_last`` up to it that are whole as far as sizes tell, what is damaged between
-    them, and all whose step ``keep_every`` (0: none) divides. What was never finished goes, and what is newer
-    than ``step`` stays, since only damage can have made it be passed over.
+    Kept are, of those up to ``step``: the newest ``keep_last`` that are whole as far as sizes tell, the
+    damaged ones between them, and all whose step ``keep_every`` (0: none) divides. A checkpoint that was
+    never finished is not kept. A newer one than ``step`` is kept: it must be damaged, or the run would have
+    gone on from it.
     """
     left = keep_last
     for one in find(run_dir):
@@ -217,13 +221,13 @@ def leftovers(run_dir: str, *, step: int, keep_last: int, keep_every: int) -> It
 
 
 def partials(run_dir: str) -> list[str]:
-    """URIs of what was being written to a local disk, when the process was killed or could not finish it."""
+    """The URIs of unfinished checkpoints on a local disk, of a process that was killed or failed."""
     path = store.local_path(folder(run_dir))
     names = sorted(entry.name for entry in os.scandir(path)) if path.is_dir() else []
     return [store.join(folder(run_dir), name) for name in names if _PARTIAL.fullmatch(name)]
 
 
-def _is_whole(one: Found) -> bool:
+def _is_whole(one: StoredCheckpoint) -> bool:
     try:
         one.manifest()
     except ValueError:  # damaged, or of another version

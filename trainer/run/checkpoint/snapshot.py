@@ -16,14 +16,14 @@ from trainer.engine import partition
 from trainer.engine.engine import Engine
 from trainer.engine.optimizer_state import KINDS
 from trainer.engine.partition import FlatGroup
-from trainer.run.train_state import State
+from trainer.run.train_state import TrainState
 
 TEACHER = "teacher"
 _BLOCKS = "skipped_blocks"
 
 
 class Snapshot:
-    """Copies in memory of this rank's part, taken again and again into the same buffers."""
+    """A copy in memory of this rank's part of the state, in buffers that each ``take`` overwrites."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -38,8 +38,8 @@ class Snapshot:
             self._buffers[kind] = [shard.pin_memory() if pinned else shard for shard in shards]
 
     @torch.no_grad()
-    def take(self, state: State) -> None:
-        """Copy the state as it is now; what was copied before is lost."""
+    def take(self, state: TrainState) -> None:
+        """Copy the state as it is now, over the copy before."""
         for shard, buffer in zip(state.teacher.shards, self._buffers[TEACHER], strict=True):
             buffer.copy_(shard, non_blocking=True)
         for kind in KINDS:
@@ -66,20 +66,20 @@ class Snapshot:
         }
 
 
-def shared(state: State, engine: Engine) -> dict[str, Tensor]:
+def shared(state: TrainState, engine: Engine) -> dict[str, Tensor]:
     """What all ranks have alike, copied to the CPU; a collective where steps or blocks are being skipped."""
-    found = {f"centre/{name}": centre for name, centre in state.centres.items()}
+    tensors = {f"centre/{name}": centre for name, centre in state.centres.items()}
     if state.read_centre_PK is not None:
-        found["read_centre"] = state.read_centre_PK
-    found |= {f"buffer/{name}": buffer for name, buffer in engine.network.named_buffers()}
+        tensors["read_centre"] = state.read_centre_PK
+    tensors |= {f"buffer/{name}": buffer for name, buffer in engine.network.named_buffers()}
     if state.skipped_ids:
-        mine = {str(step): ids_B4.to(engine.device) for step, (_, ids_B4) in state.skipped_ids.items()}
-        everywhere = collectives.gather_packed(engine.group, mine)
-        found |= {f"skipped/{step}": in_order(ids_WB4) for step, ids_WB4 in everywhere.items()}
+        own = {str(step): ids_B4.to(engine.device) for step, (_, ids_B4) in state.skipped_ids.items()}
+        everywhere = collectives.gather_packed(engine.group, own)
+        tensors |= {f"skipped/{step}": in_order(ids_WB4) for step, ids_WB4 in everywhere.items()}
     if state.skipped_blocks is not None:
         blocks_N3 = state.skipped_blocks.everywhere(engine.group, device=engine.device)
-        found |= {_BLOCKS: blocks_N3} if len(blocks_N3) else {}
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in found.items()}
+        tensors |= {_BLOCKS: blocks_N3} if len(blocks_N3) else {}
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
 def in_order(rows_WB: Tensor) -> Tensor:
@@ -89,7 +89,8 @@ def in_order(rows_WB: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Needs:
-    """What this rank has to be given: shards of the teacher, and of the student (under ZeRO-0 all of it)."""
+    """What this rank reads on a resume: shards of the teacher, and of the student (under ZeRO-0 all of
+    it)."""
 
     teacher: tuple[Sequence[FlatGroup], Group]
     student: tuple[Sequence[FlatGroup], Group]
@@ -99,20 +100,19 @@ class Needs:
         return cls((engine.flat_groups(), engine.group), engine.optimizer_state.groups())
 
     def ranges(self) -> dict[str, list[tuple[int, int]]]:
-        """PARAMETER -> [(first entry, entries)] of which some kind is needed; empty if it is for other ranks
-        alone."""
-        found: dict[str, list[tuple[int, int]]] = {}
+        """PARAMETER -> [(first entry, entries)] that this rank needs of some kind; empty if it needs none."""
+        ranges: dict[str, list[tuple[int, int]]] = {}
         for groups, group in (self.teacher, self.student):
             for flat_group in groups:
                 for name in flat_group.slots:
-                    found.setdefault(name, [])
+                    ranges.setdefault(name, [])
                 for piece in flat_group.pieces(group):
-                    found[piece.name].append((piece.at, piece.length))
-        return found
+                    ranges[piece.name].append((piece.at, piece.length))
+        return ranges
 
 
-def put_back(
-    saved: Mapping[str, partition.Fragments], needs: Needs, engine: Engine, state: State, *, applied: int
+def restore_shards(
+    saved: Mapping[str, partition.Fragments], needs: Needs, engine: Engine, state: TrainState, *, applied: int
 ) -> None:
     """Teacher, masters and moments from ``saved`` [kind]; a collective.
 
@@ -128,34 +128,34 @@ def put_back(
     fault = None
     for kind in KINDS:
         fault = fault or partition.fill_shards(shards[kind], groups, saved[kind], group, what=kind)
-    collectives.raise_together(engine.group, fault, device=engine.device)
+    collectives.raise_together(engine.group, fault)
     state.teacher.load(saved[TEACHER])
     engine.optimizer_state.load(shards, applied=applied)
 
 
-def put_back_shared(tensors: Mapping[str, Tensor], engine: Engine, state: State) -> None:
-    """Centres, buffers, the ids of skipped samples, and skipped blocks, of which older checkpoints say
-    nothing.
+def restore_shared(tensors: Mapping[str, Tensor], engine: Engine, state: TrainState) -> None:
+    """Centres, buffers, the ids of skipped samples, and skipped blocks, which older checkpoints do not have.
 
     Raises:
         ValueError: the run has other centres or buffers than those that were saved.
     """
     group, device = engine.group, engine.device
     buffers = dict(engine.network.named_buffers())
-    wanted = {f"centre/{name}": centre for name, centre in state.centres.items()}
-    wanted |= {f"buffer/{name}": buffer for name, buffer in buffers.items()}
+    expected = {f"centre/{name}": centre for name, centre in state.centres.items()}
+    expected |= {f"buffer/{name}": buffer for name, buffer in buffers.items()}
     saved = {name: tensor for name, tensor in tensors.items() if name.startswith(("centre/", "buffer/"))}
-    shapes = [{name: tuple(t.shape) for name, t in which.items()} for which in (wanted, saved)]
-    if shapes[0] != shapes[1]:
-        differing = sorted(
-            name for name in wanted.keys() | saved.keys() if shapes[0].get(name) != shapes[1].get(name)
-        )
+    differing = sorted(
+        name
+        for name in expected.keys() | saved.keys()
+        if name not in expected or name not in saved or expected[name].shape != saved[name].shape
+    )
+    if differing:
         raise ValueError(f"the saved run has other centres or buffers than this one: {', '.join(differing)}")
     for name, buffer in buffers.items():
         buffer.copy_(saved[f"buffer/{name}"])
     state.centres = {name: saved[f"centre/{name}"].to(device) for name in state.centres}
-    read = tensors.get("read_centre")
-    state.read_centre_PK = None if read is None else read.to(device)
+    read_centre = tensors.get("read_centre")
+    state.read_centre_PK = None if read_centre is None else read_centre.to(device)
     state.skipped_ids = {
         int(name.removeprefix("skipped/")): ({}, tensors[name][group.rank :: group.size])
         for name in sorted(tensors)

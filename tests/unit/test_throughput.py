@@ -14,11 +14,10 @@ def test_bp_and_flops_are_summed_over_steps_of_any_length(monkeypatch: pytest.Mo
     monkeypatch.setattr(throughput, "nominal_flops_per_s", lambda *_: 200.0)
     measured = Meter(device=torch.device("cpu"), dtype=torch.float32)
     for bp, flops in ((64, 10.0), (64, 10.0), (256, 90.0)):
-        measured.expect(bp_per_step=bp, flops_per_step=flops)
         with measured.waiting():
             now[0] += 0.5
         now[0] += 0.5
-        measured.step()
+        measured.step(bp=bp, flops=flops)
     found = measured.read()
     assert found["throughput/bp_per_s"] == 384 / 3
     assert found["throughput/step_ms"] == 1000

@@ -7,8 +7,9 @@ from typing import Any
 import mlflow
 import pytest
 
-from cluster.process import exits
-from trainer.tracking.mlflow_run import Run, TrackError
+from cluster.process.command import exit_code
+from cluster.process.signals import Preempted
+from trainer.tracking.mlflow_run import Run, RunSpec, TrackError
 from trainer.tracking.registry import Registry
 
 
@@ -17,8 +18,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
-def new_run(uri: str, folder: Path, **more: object) -> Run:
-    return Run(uri=uri, experiment="e", name="r", artifact_uri=str(folder), **more)  # type: ignore[arg-type]
+def new_run(uri: str, folder: Path, **more: Any) -> Run:
+    return Run(RunSpec(uri, "e", "r", artifact_uri=str(folder), **more))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_a_run_that_raises_is_marked_failed(uri: str, artifacts: Path) -> None:
     assert Registry(uri).history(run.id, "x")["value"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, exits.Preempted])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Preempted])
 def test_a_run_that_is_stopped_is_marked_killed(uri: str, artifacts: Path, stop: type[BaseException]) -> None:
     with pytest.raises(stop), new_run(uri, artifacts) as run:
         raise stop
@@ -80,7 +81,7 @@ def test_no_signal_leaves_a_run_running(
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_run", create)
     monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", end)
-    assert exits.exit_code(lambda: new_run(uri, artifacts) and 0, resumable=True) == code
+    assert exit_code(lambda: new_run(uri, artifacts) and 0, resumable=True) == code
     assert [Registry(uri).run(each).info.status for each in made] == ["KILLED"]
 
 

@@ -1,0 +1,121 @@
+"""A loss and a backbone from outside the package, each one file and one line: trained, exported, loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from configs import ConfigError, validate
+from tests.datasets import markov_sequence, write_dataset
+from tests.dist.steps import method, set_up, small_config
+from tests.examples.agreement import Agreement
+from tests.examples.tiny_conv import TinyConv, TinyConvConfig
+from tests.ranks import on_ranks
+from trainer.distill.step import train_step
+from trainer.losses.registry import LOSSES
+from trainer.models import pretrained
+from trainer.models.registry import MODELS
+from trainer.run import train_state
+from trainer.run.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 5
+
+
+def register(patch: pytest.MonkeyPatch) -> None:
+    """The two lines that a contributor adds."""
+    patch.setitem(LOSSES, "agreement", Agreement)
+    patch.setitem(MODELS, "tiny-conv", TinyConv)
+
+
+def values(uri: str, **changes: Any) -> dict[str, Any]:
+    added = {"model": {"name": "tiny-conv", "channels": 10}, "loss__agreement": {"weight": 0.5, "size": 7}}
+    return small_config(uri, **added | changes)
+
+
+def trained(uri: str, folder: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Losses by step, the teacher's logits of some rows, and those of its export, read back."""
+    with pytest.MonkeyPatch.context() as patch:
+        register(patch)
+        config, engine, now, reader = set_up(values(uri, **changes))
+        losses = []
+        for step in range(STEPS):
+            batch = reader.batch(step)
+            micro = batch.split(config.micro_batch(engine.group.size))
+            result = train_step(engine, now.teacher, micro, method=method(config), states=now.centres)
+            train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+            losses.append(result.losses)
+        reader.close()
+        tensors = pretrained.split_tensors(now.teacher.full_tensors(), keep=engine.group.rank == 0)
+        codes_BL = torch.arange(60, dtype=torch.uint8).view(2, 30) % 4
+        with torch.no_grad():
+            expected = now.teacher.module.eval()(codes_BL).logits_BLV
+        found = expected
+        if engine.group.rank == 0:
+            pretrained.write(folder, now.teacher.module, tensors, card="card")
+            with torch.no_grad():
+                found = pretrained.load(folder)(codes_BL).logits_BLV
+        return {"losses": losses, "expected": expected.clone(), "found": found.clone()}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("outside")
+    return write_dataset(folder, {"train": [markov_sequence(30_000, seed=1)]}, block_bp=1024, soft=True)
+
+
+@pytest.fixture(scope="module")
+def runs(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    folder = tmp_path_factory.mktemp("exports")
+    changes = {1: {"train__micro_batch": 8}, 2: {}}
+    return {n: on_ranks(n, trained, uri, str(folder / str(n)), changes[n])[0] for n in (1, 2)} | {
+        "folder": folder
+    }
+
+
+def test_the_loss_is_trained_on_and_is_the_same_on_any_number_of_ranks(runs: dict[Any, Any]) -> None:
+    one, two = (runs[n]["losses"] for n in (1, 2))
+    assert all("agreement" in losses for losses in one)
+    first, last = one[0]["agreement"], one[-1]["agreement"]
+    assert last < first, "five steps pull the vectors together"
+    for step, (a, b) in enumerate(zip(one, two, strict=True)):
+        assert a == pytest.approx(b, rel=1e-5), f"step {step}"
+
+
+def test_the_backbone_is_exported_and_read_back(runs: dict[Any, Any]) -> None:
+    for n in (1, 2):
+        assert torch.equal(runs[n]["found"], runs[n]["expected"])
+    folder = runs["folder"] / "1"
+    config = json.loads((folder / pretrained.CONFIG).read_text())
+    assert (config["model_type"], config["channels"], config["kernel_size"]) == ("tiny-conv", 10, 5)
+    assert config["hidden_size"] == 10 and "num_groups" not in config
+    with pytest.raises(ValueError, match="has model_type 'tiny-conv', known are findna"):
+        pretrained.load(str(folder))  # by those who did not register it
+
+
+def test_padding_changes_no_logit_of_the_backbone() -> None:
+    model = TinyConv(TinyConvConfig(channels=8))
+    codes_BL = torch.randint(0, 4, (1, 20), dtype=torch.uint8)
+    padded_BL = torch.nn.functional.pad(codes_BL, (0, 9), value=7)
+    alone, padded = model(codes_BL), model(padded_BL, length_B=torch.tensor([20]))
+    torch.testing.assert_close(padded.letters_BLD[:, :20], alone.letters_BLD)
+    torch.testing.assert_close(padded.summary_BPD, alone.summary_BPD)
+
+
+def test_their_keys_are_checked_as_all_others(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = values(uri)
+    with pytest.raises(ConfigError, match=r"model.name: must be one of findna \(given 'tiny-conv'\)"):
+        validate(TrainConfig, plain, source="x")
+    register(monkeypatch)
+    assert validate(TrainConfig, plain, source="x").loss.weights()["agreement"] == 0.5
+    wrong = values(uri, model={"name": "tiny-conv", "chanels": 10}, loss__agreement={"size": 0, "sice": 1})
+    with pytest.raises(ConfigError) as fault:
+        validate(TrainConfig, wrong, source="x")
+    lines = str(fault.value).splitlines()[1:]
+    assert [line.strip() for line in lines] == [
+        "model.chanels: unknown key, did you mean 'channels'?",
+        "loss.agreement.size: input should be greater than or equal to 1 (given 0)",
+        "loss.agreement.sice: unknown key, did you mean 'size'?",
+    ]

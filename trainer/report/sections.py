@@ -1,0 +1,132 @@
+"""The sections of a report, each a function from what a run logged to text, a table and pictures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from trainer.evaluation.tasks.results_table import results_tables
+from trainer.report import facts, figures
+from trainer.report.figures import Histories
+from trainer.report.page import Picture, Section
+from trainer.tracking.registry import Registry
+
+_SCHEDULE = [
+    ("learning rate", ["lr"]),
+    ("teacher momentum", ["ema/momentum"]),
+    ("gradient norm", ["grad_norm"]),
+]
+_THROUGHPUT = [
+    ("letters per second", ["throughput/bp_per_s"]),
+    ("milliseconds per step", ["throughput/step_ms"]),
+    ("share of time waiting for data", ["throughput/data_wait_fraction"]),
+]
+
+
+def all_sections(registry: Registry, run: Any) -> list[Section]:
+    """All of the page, from top to bottom."""
+    found = facts.histories(registry, run)
+    params = run.data.params
+    tags = {tag: value for tag, value in run.data.tags.items() if not tag.startswith("mlflow.")}
+    return [
+        *_trouble(found, run.info.status),
+        _accuracy(found),
+        *_transfer(registry, run),
+        _losses(found),
+        _health(found),
+        _embeddings(registry, run),
+        Section("Schedule", pictures=_picture("schedule", "Schedule", figures.curves(found, _SCHEDULE))),
+        Section(
+            "Throughput", pictures=_picture("throughput", "Throughput", figures.curves(found, _THROUGHPUT))
+        ),
+        _dataset(params),
+        _last_values(found),
+        Section("Tags", (), ("tag", "value"), sorted(tags.items())),
+        Section("Parameters", (), ("parameter", "value"), sorted(params.items()), folded=True),
+    ]
+
+
+def _picture(name: str, text: str, figure: Figure | None) -> list[Picture]:
+    return [] if figure is None else [Picture(name, text, figures.png(figure))]
+
+
+def _trouble(found: Histories, status: str) -> list[Section]:
+    """No section if nothing went wrong."""
+    sentences = facts.trouble(found, status)
+    return [Section("What went wrong", sentences)] if sentences else []
+
+
+def _accuracy(found: Histories) -> Section:
+    figure = figures.accuracy(found, facts.last_value(found, "val/scored_positions"))
+    pictures = _picture("accuracy", "Held-out masked accuracy", figure)
+    return Section("Was anything learned?", facts.verdict(found), pictures=pictures)
+
+
+def _transfer(registry: Registry, run: Any) -> list[Section]:
+    """One section for each kind of task."""
+    title, summary = "On labelled tasks", facts.transfer_summary(registry, run)
+    if summary.empty:
+        text = "No fine-tuning results yet; run python -m trainer.finetune and make the report again."
+        return [Section(title, [text])]
+    text = (
+        "Test scores × 100, mean ± standard deviation over seeds; chosen on dev alone. "
+        "Probe and k-mer models have one solution, so their seeds agree."
+    )
+    tables = results_tables(summary)
+    sections = []
+    for table in tables:
+        name, kind = ("transfer", "") if len(tables) == 1 else (f"transfer_{table.kind}", f": {table.kind}")
+        figure = figures.transfer(summary[summary["kind"] == table.kind])
+        pictures = _picture(name, f"Test scores by mode{kind}", figure)
+        sections.append(Section(f"{title}{kind}", [text], table.headings, table.rows, pictures))
+    return sections
+
+
+def _losses(found: Histories) -> Section:
+    figure = figures.curves(found, figures.loss_panels(found), smooth=20)
+    pictures = _picture("losses", "Training losses", figure)
+    return Section("Losses", ["Faint: every step. Bold: running mean."], pictures=pictures)
+
+
+def _health(found: Histories) -> Section:
+    panels = figures.health_panels(found)
+    text = (
+        "Blue: held-out windows, at every validation. Orange: the training batch."
+        if panels
+        else "The run logged no readings."
+    )
+    pictures = _picture("health", "Health", figures.curves(found, panels))
+    return Section("Health of the embeddings", [text], pictures=pictures)
+
+
+def _embeddings(registry: Registry, run: Any) -> Section:
+    title, model = "Embeddings of held-out windows", facts.model_uri(run)
+    if model is None:
+        return Section(title, ["The run registered no model, so there is nothing to embed with."])
+    try:
+        uri = facts.first_with_val(facts.dataset_uris(run.data.params))
+        length = int(run.data.params["data.length"])
+        plane = facts.embedding_plane(registry, model, dataset_uri=uri, length=length)
+    except (OSError, ValueError, RuntimeError) as fault:
+        return Section(title, [f"No picture, because the windows could not be embedded: {fault}"])
+    text = (
+        "Mean over the letters, both strands, by the exported teacher; the two main directions of variance."
+    )
+    figure = figures.embedding(plane.points_N2, plane.gc_N, plane.explained)
+    return Section(title, [text], pictures=_picture("embedding", "Embeddings coloured by GC content", figure))
+
+
+def _dataset(params: Mapping[str, str]) -> Section:
+    try:
+        rows = [row for uri in facts.dataset_uris(params) for row in facts.dataset_rows(uri)]
+        return Section("Dataset", (), ("what", "value"), rows)
+    except (OSError, ValueError) as fault:
+        return Section("Dataset", [f"The dataset cannot be reached from here: {fault}"])
+
+
+def _last_values(found: Histories) -> Section:
+    rows = [
+        (name, str(int(points["step"].iloc[-1])), f"{points['value'].iloc[-1]:.6g}")
+        for name, points in found.items()
+    ]
+    return Section("Last value of every metric", (), ("metric", "step", "value"), rows)

@@ -1,0 +1,225 @@
+"""The demo: genome, shards, pretraining, registered model, fine-tuning, report, each by its own command."""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import configs
+from cluster.process import exits, paths
+from cluster.storage import store
+from configs import ConfigError, redact
+from data_prep import shards
+from trainer.evaluation.tasks.results import summarise
+from trainer.evaluation.tasks.results_log import past_results
+from trainer.evaluation.tasks.results_table import as_text
+from trainer.run import run_status, world_size
+from trainer.run.config import TrainConfig
+from trainer.tracking import names
+from trainer.tracking.registry import Registry
+
+_TRACKING = "sqlite:///mlflow.db"  # also if the environment names a server: the demo needs none
+_TRAIN_CONFIG = "configs/train/demo.yaml"
+_ROOT = Path(__file__).resolve().parents[2]
+_PYTHON = (sys.executable, "-m")
+
+Command = Sequence[str]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """``folder``: a new one, None for runs/demo-TIME. ``generated``: the generated genome in any case.
+
+    ``rows``: labelled rows that fine-tuning learns from. ``processes``: ranks of the pretraining.
+    ``overrides``: of its config.
+    """
+
+    folder: Path | None = None
+    generated: bool = False
+    genome_bp: int = 6_000_000
+    rows: int = 3000
+    processes: int | None = None
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Genome:
+    """Where the genome comes from, and the task that fits it."""
+
+    message: str
+    data_config: str
+    task: str
+    commands: Sequence[Command] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Run it all; 0, or the exit code of the first command that failed.
+
+    Raises:
+        ConfigError: the options or the config are wrong. TrackError, StoreError: MLflow or run.dir refuse a
+        run. All before any work.
+    """
+    start = time.monotonic()
+    folder = options.folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    dataset, processes = folder / "dataset", options.processes or _default_ranks()
+    overrides = [
+        f"data.uri={dataset}",
+        f"run.dir={folder / 'pretrain'}",
+        f"run.name={folder.name}",
+        f"track.uri={_TRACKING}",
+        *options.overrides,
+    ]
+    if options.rows < 1:
+        raise ConfigError(f"--rows: {options.rows} must be at least 1")
+    config = _checked_config(overrides, dataset=dataset, processes=processes)
+    folder.mkdir(parents=True)
+    genome = _choose_genome(options, folder)
+    print(genome.message, flush=True)
+    build = ("data_prep", "build", "--config", genome.data_config, f"output={dataset}", "workers=2")
+    train = (*_deepspeed(processes), str(_ROOT / "trainer/main.py"), "--config", _TRAIN_CONFIG, *overrides)
+    if code := _run_all([*genome.commands, (*_PYTHON, *build), train], genome.environment):
+        return code
+    registry = Registry(config.track.uri)
+    version = _registered(registry, config)
+    after = _evaluation(version, genome.task, config.track.uri, rows=options.rows, report=folder / "report")
+    if code := _run_all(after, genome.environment):
+        return code
+    print(_table(registry, dataset, version))
+    uri = redact(config.track.uri)
+    runs = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    print(f"\nReport: {folder / 'report'}/index.html   Runs: {runs}")
+    print(f"The whole job took {time.monotonic() - start:.0f} s.")
+    return exits.EXIT_OK
+
+
+def _choose_genome(options: DemoOptions, folder: Path) -> _Genome:
+    """Yeast if DNA_DATA has it, otherwise a generated genome."""
+    given = os.environ.get("DNA_DATA") or str(_ROOT.parent / "shared" / "data")
+    data = Path(paths.expand(given, what="DNA_DATA"))
+    if (data / "genomes" / "sacCer_R64.fa.gz").is_file() and not options.generated:
+        return _Genome(
+            "Genome: S. cerevisiae R64 from DNA_DATA; task: mouse_0 (transcription factor binding, GUE).",
+            data_config="configs/data/yeast.yaml",
+            task="configs/tasks/mouse_0.yaml",
+        )
+    why = "as asked for" if options.generated else f"since {data} has no yeast genome"
+    output = str(folder / "genome")
+    synth = (*_PYTHON, "data_prep", "synth", "--output", output, "--bp", str(options.genome_bp))
+    return _Genome(
+        f"Genome: generated, {why}; task: find its planted motifs.",
+        data_config="configs/data/synthetic.yaml",
+        task="configs/tasks/synthetic.yaml",
+        commands=[synth],
+        environment={"DNA_SYNTH": output},
+    )
+
+
+def _evaluation(version: Any, task: str, track_uri: str, *, rows: int, report: Path) -> list[Command]:
+    """The commands that use the registered model: fine-tuning, and the report of its run."""
+    tracking = ("--track-uri", track_uri)
+    model = f"models:/{version.name}/{version.version}"
+    finetune = ("trainer.finetune", "--model", model, "--task", task, *tracking)
+    settings = (f"max_train_rows={rows}", "finetune.epochs=2", "finetune.lr=3e-4")
+    return [
+        (*_PYTHON, *finetune, *settings),
+        (*_PYTHON, "trainer.report", version.run_id, *tracking, "--output", str(report)),
+    ]
+
+
+def _checked_config(overrides: Sequence[str], *, dataset: Path, processes: int) -> TrainConfig:
+    """The config of the pretraining.
+
+    Raises:
+        ConfigError: it is wrong, or not a demo's. TrackError, StoreError: MLflow or run.dir refuse a run.
+    """
+    config = configs.load(TrainConfig, _TRAIN_CONFIG, overrides)
+    faults = world_size.faults(config.train, lanes=config.data.lanes, world=processes)
+    if [part.uri for part in config.data.uri] != [str(dataset)]:
+        faults.append(
+            "data.uri: the demo trains on the dataset that it makes; for another one use trainer/main.py"
+        )
+    if config.track.registered_model is None:
+        faults.append(
+            "track.registered_model: the demo fine-tunes the model that it registers, so that needs a name"
+        )
+    if faults:
+        raise ConfigError("\n  ".join(faults))
+    run_status.inspect(config)
+    database = names.database_file(config.track.uri)
+    if database is None or database.exists():
+        Registry(config.track.uri).usable(config.track.experiment)
+    return config
+
+
+def _default_ranks() -> int:
+    """2, to show that ranks agree; but no more than there are GPUs, if any: two ranks cannot share one."""
+    return min(2, torch.cuda.device_count()) or 2
+
+
+def _deepspeed(processes: int) -> Command:
+    with socket.socket() as probe:  # its default port may be taken by another run on this machine
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    return (launcher, "--num_accelerators", str(processes), "--master_port", str(port))
+
+
+def _run_all(commands: Sequence[Command], environment: Mapping[str, str]) -> int:
+    """Run one after the other; 0, or the exit code of the first that failed."""
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    everything = {**os.environ, **environment, "PYTHONPATH": path}
+    for command in commands:
+        print(f"\n$ {redact(shlex.join([Path(command[0]).name, *command[1:]]))}", flush=True)
+        if code := subprocess.run(command, env=everything, check=False).returncode:
+            return code
+    return 0
+
+
+def _registered(registry: Registry, config: TrainConfig) -> Any:
+    """The version that the demo's own run registered, found by the key in its run.dir."""
+    key = run_status.read_key(config.run.dir)
+    assert key, "a run that ended well has a key"
+    (run,) = registry.tagged(config.track.experiment, {"run.key": key}, finished=True)
+    return registry.version(f"models:/{config.track.registered_model}/{run.data.tags['model.version']}")
+
+
+def _table(registry: Registry, dataset: Path, version: Any) -> str:
+    """The results, from the manifest, the MLflow run and its fine-tuning runs."""
+    manifest = shards.Manifest.from_bytes(store.read_bytes(str(dataset / shards.MANIFEST)))
+    bp = sum(manifest.bp(split) for split in shards.SPLITS)
+    written = [shard for split in shards.SPLITS for shard in manifest.shards[split]]
+    run_id = version.run_id
+    metrics = registry.run(run_id).data.metrics
+    accuracy = registry.history(run_id, "val/mlm_accuracy")["value"].tolist()
+    error = (accuracy[-1] * (1 - accuracy[-1]) / metrics["val/scored_positions"]) ** 0.5
+    majority, markov = metrics["val/mlm_accuracy_majority"], metrics["val/mlm_accuracy_markov"]
+    steps = len(registry.history(run_id, "loss/total"))
+    speeds = registry.history(run_id, "throughput/bp_per_s")["value"]  # none of fewer steps than track.every
+    lines = [
+        (
+            "genome",
+            f"{bp:,} bp in {len(written)} shards, {sum(s.bytes for s in written) / bp:.4f} bytes per bp",
+        ),
+        ("pretraining", f"{steps} steps" + (f", {speeds.median():,.0f} bp/s" if len(speeds) else "")),
+        (
+            "masked accuracy",
+            f"{accuracy[-1]:.4f} ± {error:.4f} (before training {accuracy[0]:.4f}), held out",
+        ),
+        ("  majority letter", f"{majority:.4f}: {(accuracy[-1] - majority) / error:+.1f} standard errors"),
+        ("  4+4 Markov", f"{markov:.4f}: {(accuracy[-1] - markov) / error:+.1f} standard errors"),
+    ]
+    readings = ("teacher_entropy", "embedding_std", "effective_rank", "alignment", "uniformity")
+    found = [f"{name} {metrics[f'health/{name}']:.2f}" for name in readings if f"health/{name}" in metrics]
+    lines.append(("health", ", ".join(found)))
+    width = max(len(name) for name, _ in lines)
+    summary = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    return f"\n{summary}\n\n{as_text(summarise(past_results(registry, version.name, version.version)))}"

@@ -120,5 +120,5 @@ def parts(engine: Any, kind: str) -> list[torch.Tensor]:
     """This rank's shards of ``kind``."""
     shards = [flat_group.empty_shard(engine.group) for flat_group in engine.flat_groups()]
     for flat_group, shard in zip(engine.flat_groups(), shards, strict=True):
-        engine.saved.copy(kind, flat_group, shard)
+        engine.optimizer_state.copy(kind, flat_group, shard)
     return shards

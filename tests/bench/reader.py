@@ -21,9 +21,10 @@ from trainer.core.collectives import Group
 from trainer.data.block_cache import DiskCache
 from trainer.data.dataset import Dataset
 from trainer.data.loader import Reader
-from trainer.data.sampling import Phase
+from trainer.data.sampling import Phase, SamplingPlan
 from trainer.views.config import ViewConfig, Views
-from trainer.views.view import flank_for, mask
+from trainer.views.edits import flank_for
+from trainer.views.masking import mask
 from trainer.views.view_batch import make_view_pairs
 
 LENGTH, ROWS, LANES = 1000, 64, 48
@@ -61,19 +62,12 @@ def write_random_dataset(uri: str, *, bases: int, block_bp: int = BLOCK_BP) -> s
     return uri
 
 
-def open_bench_reader(uri: str, *, cache: DiskCache | None = None, workers: int = 0) -> Reader:
+def open_bench_reader(uri: str, *, cache: DiskCache | None = None, threads: int = 0) -> Reader:
     flank = flank_for(VIEWS.student.operations, VIEWS.teacher.operations)
-    return Reader(
-        [Dataset(uri, "train", cache=cache)],
-        weights=[1.0],
-        phases=[Phase(0, LENGTH)],
-        seed=0,
-        flank=flank,
-        lanes=LANES,
-        global_batch=ROWS,
-        group=Group(0, 1),
-        workers=workers,
+    plan = SamplingPlan(
+        weights=[1.0], phases=[Phase(0, LENGTH)], seed=0, flank=flank, lanes=LANES, global_batch=ROWS
     )
+    return Reader([Dataset(uri, "train", cache=cache)], plan=plan, group=Group(0, 1), threads=threads)
 
 
 def read_and_show(reader: Reader, steps: range) -> None:
@@ -125,7 +119,7 @@ def reader_s3_ratio(s3_uri: str, local_uri: str, *, steps: int = 1000, turns: in
     ):
         with tempfile.TemporaryDirectory() as folder:
             cache = None if store.is_local(uri) else DiskCache(Path(folder), 1 << 30)
-            source = open_bench_reader(uri, cache=cache, workers=0 if cache is None else 4)
+            source = open_bench_reader(uri, cache=cache, threads=0 if cache is None else 4)
             start = time.perf_counter()
             read_and_show(source, range(steps))
             if turn:  # the first warms up

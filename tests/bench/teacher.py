@@ -28,7 +28,7 @@ from tests.ranks import on_ranks
 from trainer.core.collectives import Group, Pending
 from trainer.distill.step import train_step
 from trainer.engine.ema import FlatWeights, ShardedEMA
-from trainer.engine.engine import init_distributed
+from trainer.engine.process_group import init_distributed
 from trainer.run import train_state
 from trainer.run.config import TrainConfig
 from trainer.run.train import build
@@ -183,7 +183,7 @@ def seconds() -> dict[str, float]:
         for name, tensor in student.state_dict().items():
             average[name].mul_(MOMENTUM).add_(tensor, alpha=1 - MOMENTUM)
 
-    weights = FlatWeights(copy.deepcopy(teacher.module), flat_groups, group=group, dtype=torch.bfloat16)
+    weights = FlatWeights(copy.deepcopy(teacher.module), flat_groups, group=group)
     everyone = torch.zeros(sum(flat_group.numel for flat_group in flat_groups), dtype=torch.bfloat16)
     mine = everyone.chunk(WORLD)[group.rank].clone()
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from tests.bench.harness import Row, rate
 from trainer.core import random
 from trainer.data.windows import Windows
-from trainer.views.view import flank_for, make_view, mask
+from trainer.views.edits import flank_for
+from trainer.views.masking import mask
+from trainer.views.view import make_view
 
 ROWS, LENGTH, BATCHES = 64, 1000, 16
 INDELS = {"deletion": 20, "insertion": 20, "shift": 20}

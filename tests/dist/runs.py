@@ -13,7 +13,7 @@ from trainer.core import collectives
 from trainer.distill.step import train_step
 from trainer.engine.engine import Engine
 from trainer.engine.optimizer_state import KINDS
-from trainer.run import train_state, world_size
+from trainer.run import train_state
 from trainer.run.checkpoint.resume import resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.checkpoint.snapshot import TEACHER
@@ -48,7 +48,7 @@ def stretch(
     if first >= look_at:
         hashes[first] = digests(engine, now)
     for batch in reader.batches(first, until):
-        micro = batch.split(world_size.micro_batch(config.train, group.size))
+        micro = batch.split(config.train.rows_at_once(group.size))
         result = train_step(
             engine, now.teacher, micro, method=method(config), states=now.centres, measure=now.step % 2 == 0
         )
@@ -75,7 +75,7 @@ def stretch(
         "hashes": hashes,
         "said": said,
         "skipped": now.skipped,
-        "applied": engine.saved.applied,
+        "applied": engine.optimizer_state.applied,
         "whole": whole(engine, now),
     }
 
@@ -94,7 +94,7 @@ def whole(engine: Engine, now: train_state.TrainState) -> dict[str, dict[str, Te
         found[kind] = {}
         for flat_group in engine.flat_groups():
             shard = flat_group.empty_shard(engine.group)
-            engine.saved.copy(kind, flat_group, shard)
+            engine.optimizer_state.copy(kind, flat_group, shard)
             flat = collectives.gather_packed(engine.group, {"shard": shard})["shard"].view(-1)
             for name, (offset, shape) in flat_group.slots.items():
                 found[kind][name] = flat[offset : offset + shape.numel()].view(shape).clone()
@@ -105,7 +105,7 @@ def digests(engine: Engine, now: train_state.TrainState) -> dict[str, str]:
     """kind -> sha256 of all its entries in the order of the names; the student's weights and the centres
     beside."""
     found = {kind: sha256(tensors) for kind, tensors in whole(engine, now).items()}
-    if engine.zero_stage < 3:
+    if engine.settings.zero_stage < 3:
         found["weights"] = sha256({name: p.detach().float() for name, p in engine.network.named_parameters()})
     found["centres"] = sha256({name: centre.float() for name, centre in now.centres.items()})
     return found

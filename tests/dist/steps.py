@@ -12,7 +12,8 @@ from trainer.core.collectives import Group
 from trainer.data.dataset import open_datasets
 from trainer.data.loader import Reader, open_reader
 from trainer.distill.step import Method, train_step
-from trainer.engine.engine import Engine, init_distributed
+from trainer.engine.engine import Engine
+from trainer.engine.process_group import init_distributed
 from trainer.run import train, train_state, world_size
 from trainer.run.config import TrainConfig
 from trainer.views.view_batch import make_view_pairs
@@ -90,12 +91,15 @@ def set_up(
     engine, teacher = train.build(config, device=device, group=group)
     now = train_state.first_state(config, teacher, device=device)
     datasets = list(open_datasets(config.data, "train").values())
-    return (
-        config,
-        engine,
-        now,
-        open_reader(config, datasets, flank=config.views.flank, group=group, device=device),
+    reader = open_reader(
+        config.data,
+        datasets,
+        plan=train.sampling_plan(config),
+        group=group,
+        soft=config.loss.needs_soft_mask,
+        device=device,
     )
+    return config, engine, now, reader
 
 
 def method(config: TrainConfig) -> Method:
@@ -119,9 +123,7 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
     start, first_update = dict(reference), 0.0
     for step in range(steps):
         batch = reader.batch(step)
-        micro = [
-            windows.to(device) for windows in batch.split(world_size.micro_batch(config.train, group.size))
-        ]
+        micro = [windows.to(device) for windows in batch.split(config.train.rows_at_once(group.size))]
         first = make_view_pairs(batch.windows.to(device), config.views)[0]
         for row, key in enumerate(map(tuple, batch.ids_B4.tolist())):
             samples[step, key] = (
@@ -195,7 +197,7 @@ def poisoned_steps(values: dict[str, Any], poison: dict[int, tuple[str, int]], s
             now.step += 1
             continue
         what = kind if rank == group.rank else ""
-        micro = batch.split(world_size.micro_batch(config.train, group.size))
+        micro = batch.split(config.train.rows_at_once(group.size))
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
         try:
             metrics.append(
@@ -264,7 +266,7 @@ def counted_collectives(values: dict[str, Any]) -> dict[str, dict[str, int]]:
         ):
             if hasattr(torch.distributed, name):
                 patch.setattr(torch.distributed, name, watched(name, getattr(torch.distributed, name)))
-        micro = reader.batch(0).split(world_size.micro_batch(config.train, group.size))
+        micro = reader.batch(0).split(config.train.rows_at_once(group.size))
         train_step(engine, teacher, micro, method=method(config), states=now.centres)
     return calls
 
@@ -280,7 +282,7 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {"readings": {}, "first": None}
     for batch in reader.batches(0, steps):
         due = (now.step + 1) % config.health.every == 0
-        micro = batch.split(world_size.micro_batch(config.train, group.size))
+        micro = batch.split(config.train.rows_at_once(group.size))
         result = train_step(engine, teacher, micro, method=method(config), states=now.centres, measure=due)
         train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         assert bool(result.health) == due

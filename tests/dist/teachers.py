@@ -17,10 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from trainer.core import collectives
 from trainer.core.collectives import Group
-from trainer.engine import optimizer_adapters as masters_module
+from trainer.engine import optimizer_adapters
+from trainer.engine.deepspeed_config import EngineSettings
 from trainer.engine.ema import ShardedEMA
-from trainer.engine.engine import Engine, init_distributed
+from trainer.engine.engine import Engine
 from trainer.engine.partition import FlatGroup
+from trainer.engine.process_group import init_distributed
 
 Case = tuple[int, str, int]  # ZeRO stage, precision, accumulation
 CASES: list[Case] = list(itertools.product([0, 1, 2, 3], ["fp32", "bf16"], [1, 2]))
@@ -63,16 +65,23 @@ def make_engine(
     settings = {"zero_optimization": {"stage3_param_persistence_threshold": kept_whole}} if stage == 3 else {}
     return Engine(
         module or Odd(),
+        settings=engine_settings(stage, precision, group.size, accumulation, deepspeed=settings),
         device=torch.device(device),
         group=group,
+    )
+
+
+def engine_settings(
+    stage: int, precision: Any, ranks: int, accumulation: int, **others: Any
+) -> EngineSettings:
+    return EngineSettings(
         zero_stage=stage,
         precision=precision,
-        micro_batch=BATCH // group.size // accumulation,
+        micro_batch=BATCH // ranks // accumulation,
         accumulation=accumulation,
         weight_decay=0.1,
         betas=(0.9, 0.99),
-        grad_clip=0.0,
-        deepspeed_settings=settings,
+        **{"grad_clip": 0.0, **others},
     )
 
 
@@ -100,7 +109,7 @@ def train(engine: Engine, step: int, *, poison: bool) -> bool:
     applied."""
     group = engine.group
     x = rows_of(engine, BATCH, seed=step)
-    mine = x.chunk(group.size)[group.rank].chunk(engine.accumulation)
+    mine = x.chunk(group.size)[group.rank].chunk(engine.settings.accumulation)
     for m, rows in enumerate(mine):
         loss = engine.forward(rows).float().square().sum() / BATCH
         if poison and group.rank == group.size - 1:
@@ -119,10 +128,10 @@ def train(engine: Engine, step: int, *, poison: bool) -> bool:
 
 def student_differs(engine: Engine) -> int:
     """Entries of this rank's student weights that are not its masters in the compute dtype."""
-    if engine.zero_stage < 3:
+    if engine.settings.zero_stage < 3:
         whole = masters(engine)
         return sum(
-            int((parameter != whole[name].to(engine.compute_dtype)).sum())
+            int((parameter != whole[name].to(engine.settings.compute_dtype)).sum())
             for name, parameter in engine.network.named_parameters()
         )
     parameters: dict[str, Any] = dict(engine.network.named_parameters())
@@ -130,7 +139,7 @@ def student_differs(engine: Engine) -> int:
         int(
             (
                 parameters[piece.name].ds_tensor[: piece.length]
-                != group.shard(engine.group)[: piece.length].to(engine.compute_dtype)
+                != group.shard(engine.group)[: piece.length].to(engine.settings.compute_dtype)
             ).sum()
         )
         for group in engine.flat_groups()
@@ -141,7 +150,7 @@ def student_differs(engine: Engine) -> int:
 def rows_of(engine: Engine, count: int, *, seed: int) -> Tensor:
     """Random input of Odd, where and in the dtype in which the network computes."""
     x = torch.randn(count, 7, generator=torch.Generator().manual_seed(seed))
-    return x.to(next(engine.network.buffers()).device, engine.compute_dtype)
+    return x.to(next(engine.network.buffers()).device, engine.settings.compute_dtype)
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -363,10 +372,12 @@ def refusals() -> dict[str, str]:
             said[name] = str(fault)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masters_module.Adapter, "partitioned", swapped(masters_module.Adapter.partitioned))
+        patch.setattr(
+            optimizer_adapters.Adapter, "partitioned", swapped(optimizer_adapters.Adapter.partitioned)
+        )
         build("swapped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masters_module, "_ADAPTERS", {})
+        patch.setattr(optimizer_adapters, "_ADAPTERS", {})
         build("unknown")
     return said
 

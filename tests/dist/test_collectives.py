@@ -174,8 +174,8 @@ def odd_teacher(momenta: list[float]) -> dict[str, Any]:
     twin."""
     group = Group.of()
     torch.manual_seed(0)
-    module = torch.nn.ParameterDict({"w": torch.randn(7), "b": torch.randn(3)})
-    student = {name: torch.randn_like(tensor) for name, tensor in module.items()}
+    module = torch.nn.ParameterDict({"w": torch.randn(7), "b": torch.randn(3)}).bfloat16()
+    student = {name: torch.randn(tensor.shape) for name, tensor in module.items()}
     student["w"][2] = -0.0
     groups, views = [], []
     for name, tensor in student.items():
@@ -185,7 +185,7 @@ def odd_teacher(momenta: list[float]) -> dict[str, Any]:
         mine = flat[group.rank * shard : (group.rank + 1) * shard]
         groups.append(FlatGroup(len(flat), {name: (0, tensor.shape)}, [(0, mine)]))
         views.append((name, flat, mine))
-    weights = FlatWeights(module, groups, group=group, dtype=torch.bfloat16)
+    weights = FlatWeights(module, groups, group=group)
     teacher = ShardedEMA(module, torch.nn.Module(), groups, weights, group=group)
     reference = {name: tensor.clone() for name, tensor in student.items()}
     for step, momentum in enumerate(momenta):

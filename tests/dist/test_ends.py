@@ -14,7 +14,7 @@ from tests.dist.steps import small_config
 from tests.dist.test_collapse import PLANTED
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
-from trainer.engine.engine import init_distributed
+from trainer.engine.process_group import init_distributed
 from trainer.models import pretrained
 from trainer.run import run_status
 from trainer.run.config import TrainConfig

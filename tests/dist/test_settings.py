@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.teachers import BATCH, Odd, forward_differs, masters, same, student_differs, train
+from tests.dist.teachers import Odd, engine_settings, forward_differs, masters, same, student_differs, train
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.engine import deepspeed_config
-from trainer.engine.engine import Engine, init_distributed
+from trainer.engine.engine import Engine
+from trainer.engine.process_group import init_distributed
 
 Case = tuple[int, deepspeed_config.Precision, int]  # ZeRO stage, precision, accumulation
 FLAT: list[Case] = [(1, "fp32", 2), (2, "fp32", 1), (2, "bf16", 2)]
@@ -98,19 +99,8 @@ RUNS: list[tuple[Case, dict[str, Any]]] = [
 def one_run(case: Case, extra: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(11)
     group, (stage, precision, accumulation) = Group.of(), case
-    engine = Engine(
-        Odd(),
-        device=torch.device("cpu"),
-        group=group,
-        zero_stage=stage,
-        precision=precision,
-        micro_batch=BATCH // group.size // accumulation,
-        accumulation=accumulation,
-        weight_decay=0.1,
-        betas=(0.9, 0.99),
-        grad_clip=0.5,
-        deepspeed_settings=extra,
-    )
+    settings = engine_settings(stage, precision, group.size, accumulation, grad_clip=0.5, deepspeed=extra)
+    engine = Engine(Odd(), settings=settings, device=torch.device("cpu"), group=group)
     teacher = engine.teacher()
     reference, mismatches, applied = masters(engine), 0, []
     for step in range(STEPS):

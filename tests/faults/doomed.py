@@ -18,7 +18,8 @@ from cluster.process.signals import StopSignals
 from cluster.storage import remote, store
 from trainer.core import collectives
 from trainer.core.collectives import Group
-from trainer.engine.engine import Engine, init_distributed
+from trainer.engine.engine import Engine
+from trainer.engine.process_group import init_distributed
 from trainer.run.checkpoint import save
 from trainer.run.config import TrainConfig
 from trainer.run.train import train

@@ -83,7 +83,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             TrainConfig, ROOT / f"configs/train/{setting.preset}.yaml", overrides
         ).model_dump()
         config, engine, now, reader = set_up(values, str(device))
-        meter, took, waited = Meter(device=device, dtype=engine.compute_dtype), [], 0.0
+        meter, took, waited = Meter(device=device, dtype=engine.settings.compute_dtype), [], 0.0
         batches = reader.batches(0, warm + steps + profiled)
 
         def step() -> None:

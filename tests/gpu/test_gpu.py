@@ -16,7 +16,8 @@ from trainer.data.locus import loci, same_place
 from trainer.data.windows import Windows
 from trainer.views.alignment import align
 from trainer.views.crops import local_windows
-from trainer.views.view import make_view, mask
+from trainer.views.masking import mask
+from trainer.views.view import make_view
 
 pytestmark = where.marks
 STEPS = 2 if where.REHEARSE else 10

@@ -11,7 +11,7 @@ from tests.gpu import where
 from tests.gpu.where import DEVICE, few
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
-from trainer.engine.engine import init_distributed
+from trainer.engine.process_group import init_distributed
 
 pytestmark = where.marks
 SOME = few(CASES, 2)

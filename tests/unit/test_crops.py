@@ -16,7 +16,8 @@ from trainer.core import random
 from trainer.data.locus import loci, same_place
 from trainer.data.windows import Windows
 from trainer.views.crops import crop_starts, local_windows
-from trainer.views.view import PADDED, make_view, mask
+from trainer.views.masking import mask
+from trainer.views.view import PADDED, make_view
 
 
 def ends(low: int, high: int, source: Windows) -> Windows:

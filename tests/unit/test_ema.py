@@ -173,7 +173,7 @@ def test_alone_the_weights_are_views_into_one_buffer_a_group(dtype: torch.dtype)
     module = Net().to(dtype)
     masters = torch.arange(8.0) / 3  # padded by one in front of the bias and one behind
     group = FlatGroup(8, {"weight": (0, torch.Size([2, 2])), "bias": (5, torch.Size([2]))}, [(0, masters)])
-    weights = FlatWeights(module, [group], group=ALONE, dtype=dtype)
+    weights = FlatWeights(module, [group], group=ALONE)
     teacher = ShardedEMA(module, Net(), [group], weights, group=ALONE)
     for _ in range(2):
         expected = teacher.shards[0].to(dtype)

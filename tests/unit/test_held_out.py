@@ -22,7 +22,8 @@ from trainer.evaluation.markov import mix_counts
 from trainer.losses import prototype_metrics
 from trainer.models.network import Outputs
 from trainer.run.config import TrainConfig
-from trainer.views.view import make_view, mask
+from trainer.views.masking import mask
+from trainer.views.view import make_view
 
 
 @pytest.fixture(scope="module")

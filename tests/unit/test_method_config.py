@@ -319,8 +319,8 @@ def test_micro_batch_and_accumulation_follow_the_number_of_ranks(
 ) -> None:
     found = TrainConfig.model_validate(MINIMAL | {"train": {"steps": 1} | train})
     assert world_size.faults(found.train, lanes=found.data.lanes, world=world) == []
-    assert world_size.micro_batch(found.train, world) == micro
-    assert world_size.accumulation(found.train, world) == accumulation
+    assert found.train.rows_at_once(world) == micro
+    assert found.train.accumulation(world) == accumulation
 
 
 def test_schedule_ends_with_the_run_unless_it_is_told_otherwise() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trainer.core import random
 from trainer.core.collectives import Group, Pending
 from trainer.data.locus import loci
-from trainer.data.sampling import Sampler
+from trainer.data.sampling import Phase, Sampler, SamplingPlan
 from trainer.data.windows import Windows
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.partition import FlatGroup
@@ -44,7 +44,8 @@ from trainer.losses.tiles import aligned
 from trainer.losses.vicreg import Expanded, ExpanderHead, vicreg
 from trainer.models.chordmixer import ChordMixer, ChordMixerConfig
 from trainer.models.network import Crops, Network, Outputs
-from trainer.views.view import View, input_noise, make_view, mask
+from trainer.views.masking import input_noise, mask
+from trainer.views.view import View, make_view
 
 pytestmark = pytest.mark.timeout(300)  # all children run before the first test
 
@@ -337,16 +338,8 @@ def digests() -> dict[str, str]:
     source = windows()
     seen = view(source)
     masked = mask(seen, source, name="m", rate=0.3, mask_share=0.8, random_share=0.1)
-    sampler = Sampler(
-        np.array([700, 1300, 250]),
-        weight_N=np.ones(3),
-        seed=3,
-        length=64,
-        flank=10,
-        lanes=2,
-        phase=0,
-        dataset=0,
-    )
+    plan = SamplingPlan([1.0], [Phase(0, 64)], seed=3, flank=10, lanes=2, global_batch=2)
+    sampler = Sampler(np.array([700, 1300, 250]), np.ones(3), plan=plan, dataset=0, phase=0)
     return {
         "views": digest(seen.codes_BL, seen.source_BL, seen.reversed_B),
         "masks": digest(masked.codes_BL, masked.target_BL),

@@ -21,7 +21,7 @@ import configs
 from tests.datasets import markov_sequence, write_dataset
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
-from trainer.engine.engine import init_distributed
+from trainer.engine.process_group import init_distributed
 from trainer.losses.config import projection_heads
 from trainer.losses.patch import Letters
 from trainer.models import pretrained
@@ -210,8 +210,8 @@ def test_numbers_of_processes(name: str, worlds: list[int], not_these: list[int]
     config = preset(name)
     for world in worlds:
         assert world_size.faults(config.train, lanes=config.data.lanes, world=world) == []
-        rows = world_size.micro_batch(config.train, world)
-        assert rows * world_size.accumulation(config.train, world) * world == config.train.global_batch
+        rows = config.train.rows_at_once(world)
+        assert rows * config.train.accumulation(world) * world == config.train.global_batch
     for world in not_these:
         (fault,) = world_size.faults(config.train, lanes=config.data.lanes, world=world)
         assert fault.endswith(f"numbers of processes that work: {', '.join(map(str, worlds))}")

@@ -16,7 +16,8 @@ from trainer.losses.config import loss_section
 from trainer.views.alignment import align, letter_weights
 from trainer.views.config import Views
 from trainer.views.crops import local_windows
-from trainer.views.view import PADDED, View, input_noise, make_view, mask
+from trainer.views.masking import input_noise, mask
+from trainer.views.view import PADDED, View, make_view
 from trainer.views.view_batch import (
     ViewBatch,
     ViewPair,

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from unittest import mock
 
 import pytest
@@ -18,8 +18,9 @@ from data_prep import alphabet
 from tests.bench import views as bench_views
 from trainer.core import random
 from trainer.data.windows import Windows
-from trainer.views import view
-from trainer.views.view import INSERTED, PADDED, VIEWS, Edit, View, input_noise, make_view, mask
+from trainer.views.edits import VIEWS, Edit, Operation, flank_for
+from trainer.views.masking import Masked, input_noise, mask
+from trainer.views.view import INSERTED, PADDED, View, make_view
 
 ALL = {"deletion": 20, "insertion": 20, "shift": 20}
 BASE_COMPLEMENT = {0: 3, 1: 2, 2: 1, 3: 0, 4: 4, 5: 5, 6: 6, 7: 7}
@@ -37,7 +38,7 @@ def windows(
     return Windows(codes_BS, low_B, high_B, random.fold(seed, torch.arange(rows)), place_B3, flank)
 
 
-def student_mask(view: View, source: Windows, *, name: str = "student", rate: float = 0.3) -> view.Masked:
+def student_mask(view: View, source: Windows, *, name: str = "student", rate: float = 0.3) -> Masked:
     return mask(view, source, name=name, rate=rate, mask_share=0.8, random_share=0.1)
 
 
@@ -57,9 +58,7 @@ def recorded(source: Windows, operations: dict[str, int], **others: float) -> tu
     """A view and the edits that were drawn for it."""
     drawn: list[Edit] = []
 
-    def recorder(
-        operation: Callable[[torch.Tensor, int, int], Edit],
-    ) -> Callable[[torch.Tensor, int, int], Edit]:
+    def recorder(operation: Operation) -> Operation:
         def draw(word_B1: torch.Tensor, limit: int, length: int) -> Edit:
             drawn.append(operation(word_B1, limit, length))
             return drawn[-1]
@@ -70,25 +69,20 @@ def recorded(source: Windows, operations: dict[str, int], **others: float) -> tu
         return make_view(source, name="v", operations=operations, **others), drawn
 
 
-def naive_row(
-    source: Windows, edits: list[Edit], names: list[str], row: int, *, backwards: bool
-) -> list[int]:
+def naive_row(source: Windows, edits: list[Edit], row: int, *, backwards: bool) -> list[int]:
     """The source map of one row by editing a list: a stretch of an endless genome, of which the view is a
     window."""
     length, low, high = source.length, int(source.low_B[row]), int(source.high_B[row])
     reach = 1000
     genome, origin = list(range(source.flank - reach, source.flank + length + reach)), reach
-    for name, edit in zip(names, edits, strict=True):
+    for edit in edits:
         skip = int(edit.skip_B1[row, 0])
-        if name == "shift":
+        if edit.place_B1 is None:
             origin += skip
             continue
-        assert edit.place_B1 is not None
         at = origin + int(edit.place_B1[row, 0])
-        if name == "deletion":
-            del genome[at : at + skip]
-        else:
-            genome[at:at] = [INSERTED] * -skip
+        inserted = 0 if edit.inserted_B1 is None else int(edit.inserted_B1[row, 0])
+        genome[at : at + inserted + skip] = [INSERTED] * inserted
     # What is read must not depend on where, so a window that sticks out is moved with all its edits.
     new = [place == INSERTED for place in genome]
     window = [(genome[origin + x], new[origin + x]) for x in range(length)]
@@ -105,21 +99,38 @@ def naive_row(
     return out + [PADDED] * (length - len(out))
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    seed=st.integers(0, 1 << 30),
-    length=st.integers(1, 60),
-    operations=st.permutations(sorted(VIEWS)).flatmap(
-        lambda names: st.integers(0, 3).map(lambda n: names[:n])
-    ),
-    limit=st.sampled_from([0, 1, 3, 20, 70]),
-    edges=st.tuples(st.integers(0, 100), st.integers(0, 100)),
-    strand=st.sampled_from([0.0, 0.5, 1.0]),
-)
-def test_the_whole_view_is_what_editing_a_list_gives(
-    seed: int, length: int, operations: list[str], limit: int, edges: tuple[int, int], strand: float
-) -> None:
-    source = windows(8, length, seed=seed, flank=70 * 3, letters=5)
+@dataclasses.dataclass
+class Drawn:
+    """A view of random windows: ``operations`` with one limit, sequence within ``edges`` (in %)."""
+
+    seed: int
+    length: int
+    operations: list[str]
+    limit: int
+    edges: tuple[int, int]
+    strand: float
+
+
+def drawn_views(names: Sequence[str]) -> st.SearchStrategy[Drawn]:
+    """Any of the operations ``names``, in any order, on windows of any kind."""
+    return st.builds(
+        Drawn,
+        seed=st.integers(0, 1 << 30),
+        length=st.integers(1, 60),
+        operations=st.permutations(sorted(names)).flatmap(
+            lambda order: st.integers(0, len(order)).map(lambda n: order[:n])
+        ),
+        limit=st.sampled_from([0, 1, 3, 20, 70]),
+        edges=st.tuples(st.integers(0, 100), st.integers(0, 100)),
+        strand=st.sampled_from([0.0, 0.5, 1.0]),
+    )
+
+
+def check_source_map(drawn: Drawn) -> None:
+    """The whole view is what editing a list gives."""
+    seed, length, operations = drawn.seed, drawn.length, drawn.operations
+    limit, edges, strand = drawn.limit, drawn.edges, drawn.strand
+    source = windows(8, length, seed=seed, flank=70 * max(3, len(operations)), letters=5)
     size = source.codes_BS.shape[1]
     low = edges[0] * size // 100
     high = low + edges[1] * (size - low) // 100
@@ -127,7 +138,7 @@ def test_the_whole_view_is_what_editing_a_list_gives(
     view, edits = recorded(source, dict.fromkeys(operations, limit), reverse_complement=strand)
     assert strand == 0.5 or bool((view.reversed_B == bool(strand)).all())
     for row in range(8):
-        expected = naive_row(source, edits, operations, row, backwards=bool(view.reversed_B[row]))
+        expected = naive_row(source, edits, row, backwards=bool(view.reversed_B[row]))
         assert view.source_BL[row].tolist() == expected
         assert int(view.length_B[row]) == length - expected.count(PADDED)
         for place, code, predictable in zip(
@@ -142,6 +153,12 @@ def test_the_whole_view_is_what_editing_a_list_gives(
                 assert code == (BASE_COMPLEMENT[letter] if view.reversed_B[row] else letter)
             assert predictable == (place >= 0 and code < alphabet.BASES)
     assert not view.altered_BL.any()
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn_views(list(VIEWS)))
+def test_the_whole_view_is_what_editing_a_list_gives(drawn: Drawn) -> None:
+    check_source_map(drawn)
 
 
 @pytest.mark.parametrize("operation", sorted(VIEWS))
@@ -294,7 +311,7 @@ def independent(first: torch.Tensor, second: torch.Tensor) -> bool:
     return float(((table - expected)[used] ** 2 / expected[used]).sum()) < float(chi2.ppf(0.999, freedom))
 
 
-def test_what_befalls_a_position_is_independent_of_its_neighbours_and_of_other_draws() -> None:
+def test_draws_at_a_position_are_independent_of_its_neighbours_and_of_other_draws() -> None:
     source = dataclasses.replace(windows(rows=1000), codes_BS=torch.zeros(1000, 320, dtype=torch.uint8))
     view = make_view(source, name="v", operations={}, substitution=0.3)
     plain = make_view(source, name="v", operations={})
@@ -371,7 +388,7 @@ def test_the_bench_says_what_it_needs_when_its_peer_is_not_installed() -> None:
         bench_views.evoaug_views(substitution=0.0, both_strands=False)
 
 
-def faults_of_mask(view: View, masked: view.Masked) -> list[str]:
+def faults_of_mask(view: View, masked: Masked) -> list[str]:
     """What is wrong with a mask: 30 % targets, of which 80 % hidden and 10 % random; every other letter
     untouched."""
     target = masked.target_BL
@@ -453,5 +470,5 @@ def test_noise_is_normal_on_letters_and_absent_from_padding() -> None:
 
 
 def test_flank_covers_the_widest_view() -> None:
-    assert view.flank_for({}, {"deletion": 20, "shift": 5}) == 25
-    assert view.flank_for() == 0
+    assert flank_for({}, {"deletion": 20, "shift": 5}) == 25
+    assert flank_for() == 0

@@ -15,14 +15,14 @@ MIN_LENGTH = 16
 OnCorrupt = Literal["fail", "skip"]
 
 
-class Mixed(Section):
+class WeightedDataset(Section):
     """One dataset of a mixture and its share of the samples, relative to the other weights."""
 
     uri: Annotated[str, Field(min_length=1)]
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
-class Length(Section):
+class LengthFrom(Section):
     """Windows of ``length`` bp from step ``from_step`` on; the first step is 0."""
 
     from_step: Annotated[int, Field(ge=0)]
@@ -33,12 +33,11 @@ class Data(Section):
     """``uri`` is given as one URI or a list of {uri, weight}, ``length`` as bp or a list of {from_step,
     length}."""
 
-    uri: tuple[Mixed, ...]
-    length: tuple[Length, ...] = (Length(from_step=0, length=1000),)
+    uri: tuple[WeightedDataset, ...]
+    length: tuple[LengthFrom, ...] = (LengthFrom(from_step=0, length=1000),)
     lanes: Positive = 48
-    workers: Annotated[int, Field(ge=0, le=256)] | None = (
-        None  # threads that fetch; default 4, or 0 if all is local
-    )
+    # threads that fetch blocks; default 4, or 0 if all datasets are local
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
     cache_dir: str | None = None  # of remote blocks; default: blocks/ in DNA_CACHE or ~/.cache/dna-distill
     cache_bytes: Annotated[int, Field(ge=0)] = 10 << 30  # 0: no cache on disk
     on_corrupt: OnCorrupt = "fail"
@@ -65,7 +64,7 @@ class Data(Section):
 
     @field_validator("uri")
     @classmethod
-    def _different(cls, uri: tuple[Mixed, ...]) -> tuple[Mixed, ...]:
+    def _different(cls, uri: tuple[WeightedDataset, ...]) -> tuple[WeightedDataset, ...]:
         if not uri:
             raise ValueError("at least one dataset is needed")
         twice = sorted({part.uri for part in uri if sum(part.uri == other.uri for other in uri) > 1})
@@ -77,7 +76,7 @@ class Data(Section):
 
     @field_validator("length")
     @classmethod
-    def _in_order(cls, length: tuple[Length, ...]) -> tuple[Length, ...]:
+    def _in_order(cls, length: tuple[LengthFrom, ...]) -> tuple[LengthFrom, ...]:
         steps = [part.from_step for part in length]
         if not steps or steps[0] != 0:
             raise ValueError(f"the first from_step must be 0, not {steps[0] if steps else 'missing'}")
@@ -86,11 +85,11 @@ class Data(Section):
         return length
 
     @field_serializer("uri")
-    def _as_given_uri(self, uri: tuple[Mixed, ...]) -> str | list[dict[str, Any]]:
+    def _as_given_uri(self, uri: tuple[WeightedDataset, ...]) -> str | list[dict[str, Any]]:
         return uri[0].uri if len(uri) == 1 else [part.model_dump() for part in uri]
 
     @field_serializer("length")
-    def _as_given_length(self, length: tuple[Length, ...]) -> int | list[dict[str, Any]]:
+    def _as_given_length(self, length: tuple[LengthFrom, ...]) -> int | list[dict[str, Any]]:
         return length[0].length if len(length) == 1 else [part.model_dump() for part in length]
 
     @property

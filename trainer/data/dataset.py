@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster.storage import store
 from data_prep import alphabet, shards
-from trainer.data.block_cache import DiskCache, warn
+from trainer.data.block_cache import DiskCache, python_warning
 from trainer.data.config import Data
 
 
@@ -20,10 +20,11 @@ class Dataset:
     """One split of a dataset: its manifest and its blocks, each read by one range request."""
 
     def __init__(self, uri: str, split: str, *, cache: DiskCache | None = None) -> None:
-        """``cache`` keeps what is read of a remote dataset.
+        """``cache`` keeps the blocks that are read, for a remote dataset.
 
-        Raises: StoreError or FormatError (no manifest there, or not one); EmptySplitError (the split is
-        empty).
+        Raises:
+            StoreError, FormatError: there is no manifest, or it is not one. EmptySplitError: the split has no
+                block.
         """
         self.uri, self.split, self._cache = uri, split, cache
         self._contigs: dict[tuple[str, str], int] = {}  # (assembly, contig) -> hash
@@ -44,8 +45,11 @@ class Dataset:
             )
 
     def block(self, number: int) -> shards.PackedBlock:
-        """The block, packed, its crc32 checked. StoreError or FormatError, naming shard and block, if it is
-        damaged."""
+        """The packed block, its crc32 checked.
+
+        Raises:
+            StoreError, FormatError: it cannot be read or is damaged; the sentence names shard and block.
+        """
         shard, entry = self.blocks[number]
         key = (
             hashlib.sha256(f"{self.digest} {shard.name} {entry.offset}".encode()).hexdigest()
@@ -55,7 +59,7 @@ class Dataset:
         if self._cache and (kept := self._cache.get(key)) is not None:
             try:
                 return self._checked(kept, entry)
-            except shards.FormatError:  # damaged in the cache: the original decides
+            except shards.FormatError:  # the copy in the cache is damaged: read the original
                 self._cache.drop(key)
         uri = store.join(self.uri, shard.name)
         payload = store.read_bytes(uri, entry.offset, entry.offset + entry.size)
@@ -73,13 +77,12 @@ class Dataset:
         return block.codes(0, block.bases)
 
     def where(self, number: int) -> str:
-        """Shard and interval of a block, for people."""
+        """Shard and interval of a block, for messages."""
         shard, entry = self.blocks[number]
         return f"shard {store.join(self.uri, shard.name)}, block {entry.contig}:{entry.start}-{entry.end}"
 
     def locus(self, number: int) -> tuple[int, int]:
-        """Where a block lies: an int64 hash of its reference's letters and its contig, and its start there,
-        in bp.
+        """(an int64 hash of a block's reference and contig, the block's start there in bp).
 
         The same in every dataset that was made of the same reference.
         """
@@ -105,14 +108,17 @@ class Dataset:
 
 
 def open_datasets(
-    data: Data, split: str, *, some_empty: bool = False, say: Callable[[str], None] = warn
+    data: Data, split: str, *, some_empty: bool = False, warn: Callable[[str], None] = python_warning
 ) -> dict[int, Dataset]:
-    """The datasets of ``data.uri`` by their place in it, those on other machines behind the cache on disk.
+    """The datasets of ``data.uri`` by their place in it; remote ones are read through the cache on disk.
 
-    Raises: what Dataset raises; with ``some_empty`` datasets without the split are left out, unless all are.
+    With ``some_empty`` datasets without this split are left out, unless all of them are without it.
+
+    Raises: what Dataset raises.
     """
-    cache = DiskCache(data.cache_folder, data.cache_bytes, say=say) if data.cache_bytes else None
-    found, empty = {}, []
+    cache = DiskCache(data.cache_folder, data.cache_bytes, warn=warn) if data.cache_bytes else None
+    found: dict[int, Dataset] = {}
+    empty: list[EmptySplitError] = []
     for number, part in enumerate(data.uri):
         try:
             found[number] = Dataset(part.uri, split, cache=None if store.is_local(part.uri) else cache)

@@ -1,37 +1,34 @@
 """The order of samples: which window of which block of which dataset a lane reads as its n-th sample. Pure
-functions.
+functions of a SamplingPlan and the sizes of the blocks.
 
-Sample j of a phase (a stretch of steps with one length) belongs to lane j mod lanes. A lane's samples are
-shared out to the datasets by weight (``Mixture``), and each dataset gives the lane its own sequence of
-samples (``Sampler``). In each epoch of a dataset its blocks are put in an order drawn from (seed, epoch) and
-dealt to the lanes like cards; a lane takes its blocks in sets of at least OPEN_BLOCKS (or all it has) and
-mixes the windows of a set, since neighbours would be false negatives for the contrastive loss. Window offsets
-are drawn from (seed, epoch, block).
+Sample j of a phase (a range of steps with one length) belongs to lane j mod lanes. The samples of a lane are
+divided among the datasets by weight (``Mixture``), and each dataset has its own sequence of samples for each
+lane (``Sampler``). In each epoch of a dataset its blocks are put in an order drawn from (seed, epoch) and
+dealt to the lanes in turn. A lane reads its blocks in sets of at least OPEN_BLOCKS (or all it has) and
+shuffles the windows of a set, since neighbours would be false negatives for the contrastive loss. Window
+offsets are drawn from (seed, epoch, block).
 
 Shapes: N blocks of a dataset, M samples of an open set, B samples of any kind.
 """
 
-import heapq
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from trainer.core import random
+from trainer.data.config import Data
+from trainer.data.mixture import Ints
 
 OPEN_BLOCKS = 16
 LARGEST_SET = 2 * OPEN_BLOCKS - 1
 _FEW_WINDOWS = 8
 EPOCHS_A_PHASE = 1 << 20  # epoch e of phase p has the number p · 2²⁰ + e, so that no two samples share an id
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
-_SHARE_BITS = 40
-_HALF_BITS = _SHARE_BITS // 2
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Phase(NamedTuple):
@@ -41,75 +38,52 @@ class Phase(NamedTuple):
     length: int
 
 
-def phase_at(phases: Sequence[Phase], step: int) -> int:
-    """Index of the phase that ``step`` belongs to."""
-    return bisect_right(phases, step, key=lambda phase: phase.from_step) - 1
+@dataclass(frozen=True)
+class SamplingPlan:
+    """All settings that decide which windows each step reads; another value of any gives other samples.
+
+    weights: share of each dataset, relative to the others.
+    phases: the length of windows by step; the first begins at step 0.
+    flank: bp that are read on either side of a window.
+    lanes: independent sequences of samples; the number of ranks must divide it.
+    global_batch: windows that all ranks together read in a step.
+    """
+
+    weights: Sequence[float]
+    phases: Sequence[Phase]
+    seed: int
+    flank: int
+    lanes: int
+    global_batch: int
+
+    @classmethod
+    def of(cls, data: Data, *, seed: int, global_batch: int, flank: int) -> "SamplingPlan":
+        """The plan of a ``data`` section."""
+        return cls(
+            weights=[part.weight for part in data.uri],
+            phases=[Phase(part.from_step, part.length) for part in data.length],
+            seed=seed,
+            flank=flank,
+            lanes=data.lanes,
+            global_batch=global_batch,
+        )
+
+    def phase_at(self, step: int) -> int:
+        """Index of the phase that ``step`` belongs to."""
+        return bisect_right(self.phases, step, key=lambda phase: phase.from_step) - 1
+
+    def samples_before(self, step: int) -> int:
+        """How many samples all ranks have read when ``step`` begins, since its phase began."""
+        return (step - self.phases[self.phase_at(step)].from_step) * self.global_batch
+
+    def lane_counts(self, step: int) -> Ints:
+        """int64 [lanes]: how many of these samples each lane has read."""
+        return (self.samples_before(step) + self.lanes - 1 - np.arange(self.lanes)) // self.lanes
 
 
 def lane_counts(samples: int, lanes: int) -> Ints:
     """int64 [lanes]: how many of a phase's first ``samples`` samples each lane has."""
     return (samples + lanes - 1 - np.arange(lanes)) // lanes
-
-
-class Mixture:
-    """Which dataset each sample of a lane comes from: exact shares at every moment, not only on average.
-
-    Datasets are the leaves of a Huffman tree over their weights. At a node that n samples of the lane reach,
-    the first child has floor(n · share + u) of them, u in [0, 1) drawn from (seed, lane, node): the fractions
-    of a Sturmian word, in integers (share and u in units of 2⁻⁴⁰, n < 2⁴⁰). So a lane's count of a dataset
-    differs from count · weight by less than 1 with two datasets, and by less than the depth of its leaf with
-    more; any count is reached directly.
-    """
-
-    def __init__(self, weights: Sequence[float], *, seed: int, lanes: int) -> None:
-        self.datasets = len(weights)
-        heap: list[tuple[Fraction, int]] = [(Fraction(weight), leaf) for leaf, weight in enumerate(weights)]
-        heapq.heapify(heap)
-        self._nodes: list[
-            tuple[int, int, int, int, Ints]
-        ] = []  # node, first, second child, share, u of each lane
-        lane_keys = random.fold(seed, torch.arange(lanes))
-        while len(heap) > 1:
-            (second_weight, second), (first_weight, first) = heapq.heappop(heap), heapq.heappop(heap)
-            both, node = first_weight + second_weight, self.datasets + len(self._nodes)
-            share = min(max(round(first_weight / both * (1 << _SHARE_BITS)), 1), (1 << _SHARE_BITS) - 1)
-            u = random.field(random.words(lane_keys, f"mixture {node}", 1)[:, 0], 0, _SHARE_BITS).numpy()
-            self._nodes.append((node, first, second, share, u))
-            heapq.heappush(heap, (both, node))
-        self._nodes.reverse()  # root first
-
-    def split(self, lane_B: Ints, count_B: Ints) -> tuple[Ints, Ints]:
-        """Dataset [B] of sample number ``count_B`` of ``lane_B``, and its number within that dataset and
-        lane."""
-        if not self._nodes:
-            return np.zeros_like(count_B), count_B
-        at_B, count_B = np.full_like(count_B, self._nodes[0][0]), count_B.copy()
-        for node, first, second, share, u in self._nodes:
-            here = np.flatnonzero(at_B == node)
-            count, start = count_B[here], u[lane_B[here]]
-            before = _first_share(count, share, start)
-            taken = _first_share(count + 1, share, start) > before
-            count_B[here] = np.where(taken, before, count - before)
-            at_B[here] = np.where(taken, first, second)
-        return at_B, count_B
-
-    def counts(self, count_N: Ints) -> Ints:
-        """int64 [datasets, lanes]: how many of the first ``count_N`` samples of each lane come from each
-        dataset."""
-        reached: dict[int, Ints] = {self._nodes[0][0] if self._nodes else 0: count_N}
-        for node, first, second, share, u in self._nodes:
-            count = reached.pop(node)
-            reached[first] = _first_share(count, share, u)
-            reached[second] = count - reached[first]
-        return np.stack([reached[leaf] for leaf in range(self.datasets)])
-
-
-def _first_share(count: Ints, share: int, u: Ints) -> Ints:
-    """floor((count · share + u) / 2⁴⁰) where all three are below 2⁴⁰; the product of 80 bits is taken in
-    halves."""
-    high = (count >> _HALF_BITS) * share
-    low = (count & ((1 << _HALF_BITS) - 1)) * share + ((high & ((1 << _HALF_BITS) - 1)) << _HALF_BITS) + u
-    return (high >> _HALF_BITS) + (low >> _SHARE_BITS)
 
 
 @dataclass(frozen=True)
@@ -129,25 +103,20 @@ class OpenSet:
 class Sampler:
     """(lane, count) -> sample, of one dataset in one phase."""
 
-    def __init__(
-        self,
-        bp_N: Ints,
-        *,
-        weight_N: np.ndarray[Any, np.dtype[np.float64]],
-        seed: int,
-        length: int,
-        flank: int,
-        lanes: int,
-        dataset: int = 0,
-        phase: int = 0,
-    ) -> None:
-        """``bp_N`` and ``weight_N``: size of each block, and how often an epoch reads it."""
-        self.bp_N, self.weight_N, self.seed, self.dataset = bp_N, weight_N, seed, dataset
-        self.length, self.flank, self.lanes, self.first_epoch = length, flank, lanes, phase * EPOCHS_A_PHASE
-        self._order_key = int(random.fold(seed, dataset)) if dataset else seed
+    def __init__(self, bp_N: Ints, weight_N: Floats, *, plan: SamplingPlan, dataset: int, phase: int) -> None:
+        """Sampler of dataset number ``dataset`` in phase number ``phase`` of ``plan``.
+
+        Args:
+            bp_N: size of each block.
+            weight_N: how often an epoch reads each block.
+        """
+        self.bp_N, self.weight_N, self.seed, self.dataset = bp_N, weight_N, plan.seed, dataset
+        self.length, self.flank, self.lanes = plan.phases[phase].length, plan.flank, plan.lanes
+        self.first_epoch = phase * EPOCHS_A_PHASE
+        self._order_key = int(random.fold(self.seed, dataset)) if dataset else self.seed
         # One window fewer than fit, so that the offset is free over a whole window; not where that costs
         # much.
-        fit_N = (bp_N - 2 * flank) // length
+        fit_N = (bp_N - 2 * self.flank) // self.length
         self.windows_N = np.maximum(1, fit_N - (fit_N > _FEW_WINDOWS))
         self._ends: list[Ints] = []  # by epoch: the count of each lane when the epoch is over
         self._orders: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()

@@ -3,7 +3,7 @@
 Shapes: B windows, S = L + 2·flank source positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,30 +12,30 @@ import torch
 from torch import Tensor
 
 from data_prep import alphabet, shards
+from trainer.core import random
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Source windows. Only [low, high) of a row is sequence; the rest lies beyond the block and is never
-    read."""
+    """Source windows with a flank on both sides. Only [low, high) of a row is sequence; the rest lies beyond
+    the block and is never read."""
 
     codes_BS: Tensor  # uint8
     low_B: Tensor  # int64
     high_B: Tensor  # int64
-    key_B: Tensor  # int64, see counter.fold
+    key_B: Tensor  # int64, see random.fold
     # int64: hash of (reference, contig), and where the window without its flank starts and ends there
     place_B3: Tensor
     flank: int
-    soft_BS: Tensor | None = (
-        None  # uint8, 1 where the reference is lower case (soft-masked); None: nobody asked
-    )
+    # uint8, 1 where the reference is lower case (soft-masked); None: not read
+    soft_BS: Tensor | None = None
 
     @property
     def length(self) -> int:
         return self.codes_BS.shape[1] - 2 * self.flank
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Windows":
-        """Windows of what ``change`` makes of each tensor: some of the rows, say."""
+        """The windows with ``change`` applied to each tensor, for example to take some of the rows."""
         changed: Any = {name: change(of) for name, of in vars(self).items() if isinstance(of, Tensor)}
         return replace(self, **changed)
 
@@ -43,23 +43,68 @@ class Windows:
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
 
-class WindowRows:
-    """``rows`` windows being filled in: codes uint8 [B, S], PAD where a block ends; with ``soft`` the soft
-    mask too."""
+def make_windows(sequences: Sequence[str], *, seed: int = 0, flank: int = 0) -> Windows:
+    """Windows of strings, with a key each from ``seed`` and its number, for ``make_view`` and ``mask``.
+
+    Args:
+        sequences: A, C, G, T, N in either case (lower case is soft-masked); other IUPAC letters become N.
+            A shorter one than the longest ends in padding.
+        flank: letters at both ends of each string that are not of the window itself, but that its views may
+            read where letters were deleted or the window is shifted.
+
+    Raises:
+        ValueError: there is no sequence, one has another letter, or none is longer than both flanks.
+    """
+    if isinstance(sequences, str) or not sequences:
+        raise ValueError("give a list of at least one sequence")
+    size = max(len(sequence) for sequence in sequences)
+    if size <= 2 * flank or flank < 0:
+        raise ValueError(f"the longest sequence has {size} letters, no more than two flanks of {flank}")
+    codes_BS = np.full((len(sequences), size), alphabet.PAD, np.uint8)
+    soft_BS = np.zeros_like(codes_BS)
+    for row, sequence in enumerate(sequences):
+        try:
+            codes, soft, _ = alphabet.encode(sequence.encode())
+        except ValueError as fault:
+            raise ValueError(f"sequence {row + 1}: {fault}") from fault
+        codes_BS[row, : len(codes)] = codes
+        soft_BS[row, : len(codes)] = soft
+    number_B = torch.arange(len(sequences))
+    high_B = torch.tensor([len(sequence) for sequence in sequences])
+    return Windows(
+        torch.from_numpy(codes_BS),
+        torch.zeros_like(high_B),
+        high_B,
+        random.fold(seed, number_B),
+        torch.stack([number_B, torch.full_like(high_B, flank), (high_B - flank).clamp(min=flank)], 1),
+        flank,
+        torch.from_numpy(soft_BS),
+    )
+
+
+def to_strings(codes_BL: Tensor) -> list[str]:
+    """The rows of ``codes`` uint8 [B, L] as strings: ? for MASK, and padding left out."""
+    letters = np.frombuffer(b"ACGTN?^", np.uint8)
+    return [letters[row[row != alphabet.PAD]].tobytes().decode() for row in codes_BL.cpu().numpy()]
+
+
+class WindowBuilder:
+    """Builds ``rows`` windows, row by row: PAD where a block ends, with ``soft`` their soft mask too."""
 
     def __init__(self, rows: int, length: int, flank: int, *, soft: bool = False) -> None:
         self.length, self.flank = length, flank
         self._codes_BS = np.empty((rows, length + 2 * flank), np.uint8)
         self._soft_BS = np.zeros_like(self._codes_BS) if soft else None
-        self._numbers_B5 = [
-            (0, 0, 0, 0, 0)
-        ] * rows  # as an array in the end: storing in one costs more than all else
+        # low, high, contig, start, end. A list, since storing in an array costs more than all the rest.
+        self._numbers_B5 = [(0, 0, 0, 0, 0)] * rows
 
     def fill(
         self, row: int, block: shards.PackedBlock, start: int, end: int, *, locus: tuple[int, int]
     ) -> None:
-        """Row number ``row``: [start, end) of ``block`` with what flank it has; ``locus`` as Dataset.locus
-        gives it."""
+        """Make row ``row`` [start, end) of ``block``, with as much flank as the block has.
+
+        ``locus``: what Dataset.locus returns for the block.
+        """
         flank = self.flank
         first, last = max(0, start - flank), min(block.bases, end + flank)
         low = first - start + flank
@@ -78,6 +123,7 @@ class WindowRows:
         return self._codes_BS
 
     def windows(self, key_B: Tensor) -> Windows:
+        """The windows, once all rows are filled; ``key_B`` int64, their keys (random.fold)."""
         numbers_B5 = torch.from_numpy(np.array(self._numbers_B5))
         soft_BS = None if self._soft_BS is None else torch.from_numpy(self._soft_BS)
         return Windows(

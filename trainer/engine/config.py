@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from configs import Section
 from configs.numbers import Fraction, Positive
 from trainer.engine import deepspeed_config
+from trainer.engine.deepspeed_config import EngineSettings
 
 
 class Ema(Section):
@@ -18,7 +19,7 @@ class Ema(Section):
 class Train(Section):
     """``max_skipped``: steps in a row without a finite loss and gradient after which the run ends.
 
-    ``deepspeed``: further settings for DeepSpeed, of those that keep the teacher exact (zero.py).
+    ``deepspeed``: further settings for DeepSpeed, of those that keep the teacher exact (deepspeed_config.py).
     """
 
     steps: Positive
@@ -34,7 +35,6 @@ class Train(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     grad_clip: Annotated[float, Field(ge=0)] = 0.5
     activation_checkpointing: bool = False
-
     max_skipped: Positive = 10
     deepspeed: dict[str, Any] = {}
 
@@ -45,3 +45,24 @@ class Train(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return deepspeed
+
+    def rows_at_once(self, ranks: int) -> int:
+        """Rows that a rank reads in one forward; by default its whole share of the global batch."""
+        return self.micro_batch or self.global_batch // ranks
+
+    def accumulation(self, ranks: int) -> int:
+        """Forwards of each rank in a step."""
+        return self.global_batch // (ranks * self.rows_at_once(ranks))
+
+    def engine_settings(self, ranks: int) -> EngineSettings:
+        """The settings of an engine on this number of ranks, which must divide the global batch."""
+        return EngineSettings(
+            zero_stage=self.zero_stage,
+            precision=self.precision,
+            micro_batch=self.rows_at_once(ranks),
+            accumulation=self.accumulation(ranks),
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            grad_clip=self.grad_clip,
+            deepspeed=self.deepspeed,
+        )

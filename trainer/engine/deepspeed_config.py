@@ -1,34 +1,59 @@
-"""DeepSpeed's settings as this project uses it: ours, what a user may add, and what is refused and why.
+"""DeepSpeed's settings: ours, those that a user may add, and those that are refused and why.
 
 The teacher's shards follow the optimiser's own partition: a setting that moves, shares or rounds the fp32
-masters would make the teacher wrong without a word. Only settings that are known not to are let through, and
-only with values that DeepSpeed can run with, since it answers others with a traceback, if at all.
-tests/dist/test_settings.py runs each. Checked with DeepSpeed 0.19.8.
+masters would make the teacher wrong without any error. Only settings that are known not to do so are
+accepted, and only with values that DeepSpeed can run with, since it answers others with a traceback or not at
+all. tests/dist/test_settings.py runs each. Checked with DeepSpeed 0.19.8.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
+
+import torch
 
 Precision = Literal["fp32", "bf16"]
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine trains on each of its ranks.
+
+    micro_batch: rows of one rank in one forward. accumulation: such forwards in a step. grad_clip: 0 is off.
+    deepspeed: further settings for DeepSpeed, of those that ``faults`` accepts.
+    """
+
+    zero_stage: int
+    precision: Precision
+    micro_batch: int
+    accumulation: int
+    weight_decay: float
+    betas: tuple[float, float]
+    grad_clip: float
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the weights that forward and backward use; masters are fp32."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
 class _Values(NamedTuple):
-    """What a setting may be, in words and as a test."""
+    """The values that a setting may have, in words and as a test."""
 
     accepted: str
-    fits: Callable[[Any], bool]
+    is_valid: Callable[[Any], bool]
 
 
 def _whole(least: int, *, even: bool = False) -> _Values:
-    """Whole numbers, also written as 5e8, which YAML reads as a float and DeepSpeed's documents are full
-    of."""
+    """Whole numbers, also written as 5e8, as in DeepSpeed's documents, which YAML reads as a float."""
 
-    def fits(value: Any) -> bool:
+    def is_valid(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return least <= value < 1 << 63 and value % (2 if even else 1) == 0
 
-    return _Values(f"{'an even' if even else 'a whole'} number of at least {least} and below 2^63", fits)
+    return _Values(f"{'an even' if even else 'a whole'} number of at least {least} and below 2^63", is_valid)
 
 
 _SWITCH = _Values("true or false", lambda value: isinstance(value, bool))
@@ -90,7 +115,7 @@ _REFUSED = {
 
 
 def faults(extra: Mapping[str, Any]) -> list[str]:
-    """What in a user's additional DeepSpeed settings cannot be used: a sentence each, with the dotted key."""
+    """A sentence, with the dotted key, for each of a user's DeepSpeed settings that cannot be used."""
     found = []
     for key, value in extra.items():
         if key not in _SECTIONS:
@@ -102,48 +127,38 @@ def faults(extra: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def settings(
-    extra: Mapping[str, Any],
-    *,
-    ranks: int,
-    stage: int,
-    precision: Precision,
-    micro_batch: int,
-    accumulation: int,
-    grad_clip: float,
-) -> dict[str, Any]:
-    """The config for ``deepspeed.initialize``: ``extra`` (without faults) beneath ours."""
+def training_config(settings: EngineSettings, *, ranks: int) -> dict[str, Any]:
+    """The config for ``deepspeed.initialize``: the user's settings, overridden by ours."""
     zero: dict[str, Any] = {
-        "stage": stage,
+        "stage": settings.zero_stage,
         "round_robin_gradients": False,
         "memory_efficient_linear": False,
     }
     config: dict[str, Any] = {
-        **extra,
-        "train_batch_size": micro_batch * accumulation * ranks,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": grad_clip,  # DeepSpeed's own default is 1
+        **settings.deepspeed,
+        "train_batch_size": settings.micro_batch * settings.accumulation * ranks,
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": settings.grad_clip,  # DeepSpeed's own default is 1
         "steps_per_print": 1 << 60,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {**extra.get("zero_optimization", {}), **zero},
+        "zero_optimization": {**settings.deepspeed.get("zero_optimization", {}), **zero},
     }
-    if precision == "bf16":
+    if settings.precision == "bf16":
         config["bf16"] = {"enabled": True}
-        # Under ZeRO-0 DeepSpeed refuses to accumulate in another dtype; config.py allows no accumulation
+        # Under ZeRO-0 DeepSpeed refuses to accumulate in another dtype; TrainConfig allows no accumulation
         # there.
-        config["data_types"] = {"grad_accum_dtype": "fp32" if stage else "bf16"}
+        config["data_types"] = {"grad_accum_dtype": "fp32" if settings.zero_stage else "bf16"}
         config["communication_data_type"] = "fp32"
     return config
 
 
-def frozen_settings(extra: Mapping[str, Any], *, precision: Precision) -> dict[str, Any]:
+def inference_config(settings: EngineSettings) -> dict[str, Any]:
     """The config of a ZeRO-3 module that is only read, such as the teacher: no optimiser, no batch of its
     own."""
-    ours = settings(
-        extra, ranks=1, stage=3, precision=precision, micro_batch=1, accumulation=1, grad_clip=0.0
-    )
-    return {key: value for key, value in ours.items() if key not in ("train_batch_size", "data_types")}
+    alone = replace(settings, zero_stage=3, micro_batch=1, accumulation=1, grad_clip=0.0)
+    config = training_config(alone, ranks=1)
+    return {key: value for key, value in config.items() if key not in ("train_batch_size", "data_types")}
 
 
 def _faults(
@@ -158,6 +173,6 @@ def _faults(
             found.append(
                 f"{key} is not among the settings known to keep the teacher exact: {', '.join(sorted(known))}"
             )
-        elif not accepted[name].fits(value):
+        elif not accepted[name].is_valid(value):
             found.append(f"{key} must be {accepted[name].accepted}, not {value!r}")
     return found

@@ -1,23 +1,25 @@
-"""The teacher: the student's exponential moving average, each rank holding the fp32 average of its own
-partition only.
+"""The teacher: the student's exponential moving average; each rank holds the fp32 average of its partition
+only.
 
-θ are the student's fp32 masters after a step, φ the teacher: φ₀ = θ₀, φ ← lerp(φ, θ, 1 - m). The update is
+θ are the student's masters after a step, φ the teacher: φ₀ = θ₀, φ ← lerp(φ, θ, 1 - m). The update is
 elementwise and uses one formula, so the sharded teacher equals an unsharded one bit for bit, at any shard
-boundary, where all ranks have one kind of processor (one that fuses multiply and add rounds once less). For
-its forward the teacher has weights of its own in the compute dtype (Weights), which follow φ after every
-update: full copies under ZeRO 0-2, as the student's own are, and partitions under ZeRO-3.
+boundary, if all ranks have one kind of processor (one that fuses multiply and add rounds once less). For its
+forward the teacher has weights of its own in the compute dtype (Weights), which follow φ after every update:
+full copies under ZeRO 0-2 and without DeepSpeed, partitions under ZeRO-3.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.core import collectives
 from trainer.core.collectives import Group, Pending
 from trainer.engine import partition
-from trainer.engine.partition import FlatGroup, Fragments
+from trainer.engine.partition import FlatGroup, Fragments, even_partition
 
 
 class Weights(Protocol):
@@ -25,29 +27,27 @@ class Weights(Protocol):
     ranks."""
 
     def write(self, shards: Sequence[Tensor]) -> Pending:
-        """Bring the module's weights up to ``shards``, one for each FlatGroup; they are there once it is
-        waited for."""
+        """Start to write ``shards``, one for each FlatGroup, to the module's weights; wait for the result
+        before reading them."""
 
 
 class FlatWeights:
-    """Full weights on every rank, as views into one flat buffer a group: a copy of the own shard and an
-    all-gather."""
+    """Full weights on every rank, as views into one flat buffer a group, written by an all-gather."""
 
-    def __init__(
-        self, module: nn.Module, groups: Sequence[FlatGroup], *, group: Group, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, module: nn.Module, groups: Sequence[FlatGroup], *, group: Group) -> None:
+        """The parameters of ``module`` become the views, in their own dtype, which is one in each group."""
         self._group = group
         self._flats: list[Tensor] = []
         parameters = dict(module.named_parameters())
-        device = next(iter(parameters.values())).device
         for flat_group in groups:
-            flat = torch.zeros(flat_group.numel, dtype=dtype, device=device)
+            first = parameters[next(iter(flat_group.slots))]
+            flat = torch.zeros(flat_group.numel, dtype=first.dtype, device=first.device)
             for name, (offset, shape) in flat_group.slots.items():
                 parameters[name].data = flat[offset : offset + shape.numel()].view(shape)
             self._flats.append(flat)
 
     def write(self, shards: Sequence[Tensor]) -> Pending:
-        # Each rank's part of the buffer is where its shard is cast to, so that no second copy of it is made.
+        # The shard is cast into this rank's part of the buffer, so that no second copy of it is made.
         parts = []
         for shard, flat in zip(shards, self._flats, strict=True):
             own = flat.view(self._group.size, -1)[self._group.rank]
@@ -58,18 +58,70 @@ class FlatWeights:
 M = TypeVar("M", bound=nn.Module)
 
 
-class ShardedEMA(Generic[M]):
-    """The teacher module with its fp32 average in shards, in eval mode and without gradient.
+def blank_copy(module: M, *, dtype: torch.dtype | None = None) -> M:
+    """A copy of ``module`` with uninitialised parameters without gradient; tied parameters stay tied.
 
-    Buffers are not averaged: they are rank 0's of the student.
+    ``dtype`` is that of parameters and floating buffers; None keeps the module's.
+    """
+    blanks: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, dtype=dtype), requires_grad=False)
+        for parameter in module.parameters()
+    }
+    blank = copy.deepcopy(module, blanks)
+    return blank if dtype is None else blank.to(dtype)
+
+
+class ShardedEMA(Generic[M]):
+    """The exponential moving average of a module's parameters: a copy of the module, in eval mode and without
+    gradient, and the fp32 average in shards, one on each rank.
+
+    Buffers are not averaged: they are copies of the student's on rank 0.
     """
 
+    @classmethod
+    def of(cls, student: M, group: "dist.ProcessGroup | None" = None) -> "ShardedEMA[M]":
+        """The average of a plain torch module, equal to it at first; all ranks of ``group`` call this.
+
+        Every rank must keep all parameters of ``student``, with the same values (as under
+        DistributedDataParallel, whose ``.module`` to give), on the device and in the dtype that they will
+        have in training. Each rank then holds 1 / ranks of the fp32 average, and a full copy of the module in
+        its own dtype to be called.
+
+        Args:
+            group: None is all processes, or this one alone if torch.distributed is not initialised.
+
+        Raises:
+            ValueError: there is no parameter, one is not floating point, or they are on several devices.
+        """
+        parameters = dict(student.named_parameters())
+        _check_parameters(parameters)
+        ranks = Group.of(group)
+        masters: dict[torch.dtype, dict[str, Tensor]] = {}
+        for name, parameter in parameters.items():
+            masters.setdefault(parameter.dtype, {})[name] = parameter.detach()
+        groups = [even_partition(of_dtype, ranks) for of_dtype in masters.values()]
+        module = blank_copy(student)
+        weights = FlatWeights(module, groups, group=ranks)
+        return cls(module, student, groups, weights, group=ranks, watched=list(parameters.values()))
+
     def __init__(
-        self, module: M, student: nn.Module, groups: list[FlatGroup], weights: Weights, *, group: Group
+        self,
+        module: M,
+        student: nn.Module,
+        groups: list[FlatGroup],
+        weights: Weights,
+        *,
+        group: Group,
+        watched: Sequence[nn.Parameter] = (),
     ) -> None:
-        """``groups`` describe the masters of ``student``; ``weights`` write to ``module``, which has its
-        names."""
+        """The average of what ``groups`` hold as masters of ``student``.
+
+        Args:
+            module: has the parameters that ``groups`` name; ``weights`` write to them.
+            watched: parameters whose memory the masters are views of, so that they must not be replaced.
+        """
         self.group, self.groups = group, groups
+        self._watched = [(parameter, parameter.data_ptr()) for parameter in watched]
         self._module: M = module.requires_grad_(False).eval()
         self._student, self._weights = student, weights
         self.shards: list[Tensor] = []  # φ, fp32
@@ -83,48 +135,80 @@ class ShardedEMA(Generic[M]):
 
     @property
     def module(self) -> M:
-        """The teacher to be called, its weights up to the last update."""
+        """The module to be called, with the weights of the last update."""
         self._pending.wait()
         return self._module
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """φ ← lerp(φ, θ, 1 - momentum) on this rank's partition; call it only after an applied step.
+        """φ ← lerp(φ, θ, 1 - momentum) on this rank's partition; all ranks call it, after an applied step.
 
         The module's weights follow in the background; ``module`` waits for them.
+
+        Raises:
+            ValueError: momentum is not within 0 and 1, or the student was moved since ``of``.
         """
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum {momentum} is not within 0 and 1")
+        if any(parameter.data_ptr() != pointer for parameter, pointer in self._watched):
+            raise ValueError(
+                "the student's parameters were moved to other memory (another device or dtype) since its "
+                "average was made; call ShardedEMA.of after that"
+            )
         pieces, masters = [], []
         for shard, flat_group in zip(self.shards, self.groups, strict=True):
             for offset, master in flat_group.masters:
                 pieces.append(shard[offset : offset + master.numel()])
-                masters.append(master.detach())
+                masters.append(master.detach().float())
         torch._foreach_lerp_(pieces, masters, 1.0 - momentum)
         self._refresh()
 
     @torch.no_grad()
     def full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 tensor) of the whole teacher, one tensor at a time, on every rank; a collective."""
+        """(name, fp32 tensor) of every parameter's average, one whole tensor at a time, on every rank.
+
+        A collective: all ranks must exhaust it.
+        """
         self._pending.wait()
         for shard, flat_group in zip(self.shards, self.groups, strict=True):
             mine = {piece.name: piece for piece in flat_group.pieces(self.group)}
             for name, (_, shape) in flat_group.slots.items():
-                # Bits are summed as integers: only one rank's are not zero, so the result is exact, signed
-                # zeros too.
+                # Bits are summed as integers: of each, all ranks but one have zeros, so that the sum is
+                # exact, signed zeros too.
                 bits = torch.zeros(shape.numel(), dtype=torch.int32, device=shard.device)
                 if piece := mine.get(name):
                     part = shard[piece.offset : piece.offset + piece.length]
                     bits[piece.at : piece.at + piece.length] = part.view(torch.int32)
                 yield name, collectives.sum_over_ranks(self.group, bits).view(torch.float32).view(shape)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The module's state_dict on every rank, its parameters as fp32 averages; a collective."""
+        whole = dict(self.full_tensors())
+        averages = {id(parameter): whole[name] for name, parameter in self._module.named_parameters()}
+        state: Mapping[str, Tensor] = self._module.state_dict(keep_vars=True)
+        return {name: averages.get(id(tensor), tensor.detach().clone()) for name, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Set the average to the parameters of ``state``, as ``state_dict`` returned them on any number of
+        ranks.
+
+        A collective. Buffers stay the student's.
+
+        Raises:
+            ValueError: as ``load``.
+        """
+        names = self._module.state_dict().keys() - dict(self._module.named_parameters()).keys()
+        self.load({name: [(0, tensor.reshape(-1))] for name, tensor in state.items() if name not in names})
+
     def fragments(self) -> dict[str, list[tuple[int, Tensor]]]:
         """This rank's part of φ without padding, to be saved; views, so save them before the next update."""
-        return partition.of_shards(self.shards, self.groups, self.group)
+        return partition.fragments_of(self.shards, self.groups, self.group)
 
     @torch.no_grad()
     def load(self, saved: Fragments) -> None:
-        """φ from fragments that were saved on any number of ranks under any ZeRO stage; a collective.
+        """Set φ to fragments that were saved on any number of ranks under any ZeRO stage; a collective.
 
-        Each rank needs the entries of its own partition at least. Entries may be given twice, with the same
+        Each rank needs at least the entries of its own partition. Entries may be given twice, with the same
         bits.
 
         Raises:
@@ -132,15 +216,28 @@ class ShardedEMA(Generic[M]):
                 all ranks, and φ is left as it was.
         """
         shards = [torch.zeros_like(shard) for shard in self.shards]
-        fault = partition.fill(shards, self.groups, saved, self.group)
+        fault = partition.fill_shards(shards, self.groups, saved, self.group)
         collectives.raise_together(self.group, fault)
         for shard, loaded in zip(self.shards, shards, strict=True):
             shard.copy_(loaded)
         self._refresh()
 
     def _refresh(self) -> None:
+        """Copy the student's buffers, and start to write φ to the module's weights."""
         with torch.no_grad():
             self._pending.wait()
             for ours, buffer in zip(self._module.buffers(), self._student.buffers(), strict=True):
                 ours.copy_(collectives.from_first(self.group, buffer))
             self._pending = self._weights.write(self.shards)
+
+
+def _check_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
+    """ValueError if these cannot be averaged."""
+    if not parameters:
+        raise ValueError("the module has no parameters to average")
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise ValueError(f"parameter {name} is {parameter.dtype}; only floating point can be averaged")
+    devices = {str(parameter.device) for parameter in parameters.values()}
+    if len(devices) > 1:
+        raise ValueError(f"the parameters are on several devices, {', '.join(sorted(devices))}; use one")

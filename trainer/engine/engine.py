@@ -1,135 +1,66 @@
-"""The student under DeepSpeed, ZeRO 0 to 3 in fp32 and bf16, and the teacher that follows its fp32 masters.
+"""A student under DeepSpeed, ZeRO 0 to 3 in fp32 and bf16, and the teacher that follows its fp32 masters.
 
-The mapping from names to masters (masters.py) is proven on random values whenever an engine is built.
+Where the optimiser keeps the master of each parameter (optimizer_adapters.py) is proven on random values
+whenever an engine is built.
 """
 
 import contextlib
-import copy
 import io
-import logging
-import os
-import warnings
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
 
 from cluster.process.heartbeat import heartbeat
 from trainer.core import collectives, random
 from trainer.core.collectives import Group
-from trainer.engine import deepspeed_config
-from trainer.engine.ema import FlatWeights, ShardedEMA, Weights
+from trainer.engine.deepspeed_config import EngineSettings, inference_config, training_config
+from trainer.engine.ema import FlatWeights, M, ShardedEMA, Weights, blank_copy
 from trainer.engine.optimizer_adapters import PartitionedWeights, adapter_for
-from trainer.engine.optimizer_state import Saved
+from trainer.engine.optimizer_state import OptimizerState
 from trainer.engine.partition import FlatGroup, check_cover
-from trainer.models.network import Network
-
-# DeepSpeed also warns of optimisers that are not torch's own class, as _AdamW is not.
-deepspeed.utils.logger.setLevel(logging.WARNING)
-deepspeed.utils.logger.addFilter(lambda record: "untested" not in record.getMessage())
-# DeepSpeed 0.19.8 calls what torch 2.13 deprecates, once a process.
-warnings.filterwarnings(
-    "ignore", message=".*(all_gather_into|reduce_scatter)_tensor.*", category=FutureWarning
-)
+from trainer.engine.process_group import DataParallel
 
 
-def init_distributed(device: torch.device) -> None:
-    """Join the process group that the launcher describes (RANK, WORLD_SIZE, MASTER_*); alone without a
-    launcher."""
-    # DeepSpeed would compile this op on CPU (25 s, needs g++) and leave 66 MiB a rank in /dev/shm.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not dist.is_initialized():
-        if "RANK" not in os.environ:
-            store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1
-            )
-            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        else:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+class Engine(Generic[M]):
+    """A module being trained: forward, backward over micro-batches, step; and its masters as FlatGroups."""
 
+    def __init__(self, network: M, *, settings: EngineSettings, device: torch.device, group: Group) -> None:
+        """``network`` is taken over.
 
-def leave_distributed(*, together: bool) -> None:
-    """Close the process group; ``together`` waits for the other ranks first, so that none loses its peers at
-    work."""
-    if dist.is_initialized():
-        if together:
-            dist.barrier()
-        dist.destroy_process_group()
-
-
-class Engine:
-    """A network being trained: forward, backward over micro-batches, step; and its masters as FlatGroups."""
-
-    def __init__(
-        self,
-        network: Network,
-        *,
-        device: torch.device,
-        group: Group,
-        zero_stage: int,
-        precision: deepspeed_config.Precision,
-        micro_batch: int,
-        accumulation: int,
-        weight_decay: float,
-        betas: tuple[float, float],
-        grad_clip: float,
-        deepspeed_settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        """``network`` is taken over. ValueError if the optimiser does not keep the masters where its adapter
-        says."""
-        self.group, self.device = group, device
-        self.accumulation = accumulation
-        self.zero_stage = zero_stage
-        self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._extra, self._precision = deepspeed_settings or {}, precision
+        Raises:
+            ValueError: the optimiser does not keep the masters where its adapter expects them.
+        """
+        self.settings, self.group, self.device = settings, group, device
         network.to(device)
+        # Before DeepSpeed changes the network. Cast at once, so that no fp32 copy is ever made.
+        self._blank: M | None = blank_copy(network, dtype=settings.compute_dtype)
         named = dict(network.named_parameters())
-        self._shapes = {name: parameter.shape for name, parameter in named.items()}
-        decay = {n: p for n, p in named.items() if p.ndim >= 2}
-        no_decay = {n: p for n, p in named.items() if p.ndim < 2}  # norms and biases
-        self._mpu = None if group.handle is None else _DataParallel(group)
-        groups = [(part, wd) for part, wd in ((decay, weight_decay), (no_decay, 0.0)) if part]
-        self._names = [list(parameters) for parameters, _ in groups]
-        self._optimizer = _AdamW(
-            [{"params": list(parameters.values()), "weight_decay": wd} for parameters, wd in groups],
-            lr=0.0,  # step() sets the rate; bf16 at stage 0 makes a step of its own while DeepSpeed sets up
-            betas=betas,
-            fused=device.type
-            == "cuda",  # on CPU it rounds by an entry's place in its tensor, hence by the partition
-        )
-        self._blank: Network | None = _blank_copy(network, self.compute_dtype)
-        first = {name: parameter.detach().clone() for name, parameter in named.items()}
+        values = {name: parameter.detach().clone() for name, parameter in named.items()}
+        shapes = {name: value.shape for name, value in values.items()}
+        self._optimizer, names = _make_optimizer(named, settings, fused=device.type == "cuda")
         for name, parameter in named.items():
             parameter.data.copy_(_probe(name, parameter.shape))
+        self._mpu = None if group.handle is None else DataParallel(group)
         self._deepspeed = _initialize(
             model=network,
             optimizer=self._optimizer,
             mpu=self._mpu,
-            config=deepspeed_config.settings(
-                self._extra,
-                ranks=group.size,
-                stage=zero_stage,
-                precision=precision,
-                micro_batch=micro_batch,
-                accumulation=accumulation,
-                grad_clip=grad_clip,
-            ),
+            config=training_config(settings, ranks=group.size),
         )
         if isinstance(self._deepspeed.optimizer, FP16_UnfusedOptimizer):
-            self._deepspeed.optimizer.optimizer.state.clear()  # that step counts in AdamW's bias correction
-        self.network: Network = self._deepspeed.module
-        self._adapter = adapter_for(self._deepspeed.optimizer, self.network, self._names, group)
-        check_cover(self._shapes, self.flat_groups())
-        self._check_masters()
-        self._set_weights(first)
-        self.saved = Saved(self._adapter, self._optimizer)
+            # It has taken a step at rate 0 while it was set up, which would count in AdamW's bias correction.
+            self._deepspeed.optimizer.optimizer.state.clear()
+        self.network: M = self._deepspeed.module
+        self._adapter = adapter_for(self._deepspeed.optimizer, self.network, names, group)
+        check_cover(shapes, self.flat_groups())
+        self._check_masters(shapes)
+        self._set_weights(values)
+        self.optimizer_state = OptimizerState(self._adapter, self._optimizer)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs, with gradient; one call for each ``backward``, since DeepSpeed hooks each
@@ -138,20 +69,18 @@ class Engine:
             return self._deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of ``loss``, this micro-batch's share of a sum over ranks and
-        micro-batches."""
-        # DeepSpeed takes the mean over both; the shares are summed, so that no share is weighted by its
-        # position.
+        """Accumulate the gradient of ``loss``, which is summed over ranks and micro-batches."""
+        # DeepSpeed takes the mean over both.
         with heartbeat.inside("backward", phase=True):
-            self._deepspeed.backward(loss * (self.accumulation * self.group.size))
+            self._deepspeed.backward(loss * (self.settings.accumulation * self.group.size))
 
     def end_micro_batch(self) -> None:
         """Tell DeepSpeed that a micro-batch other than the last is done."""
         self._deepspeed.step()
 
     def gradient_is_finite(self) -> Tensor:
-        """bool 0-d: all that this rank holds of the global batch's gradient is finite, and so is a norm of as
-        much on every rank; it may differ by rank."""
+        """bool 0-d, which may differ by rank: this rank's part of the global batch's gradient is finite, and
+        so is the norm of the whole gradient if every rank's part has the same norm."""
         gradients = self._adapter.gradients()
         if not gradients:
             return torch.tensor(True, device=next(self.network.parameters()).device)
@@ -174,38 +103,34 @@ class Engine:
         return bool(self._deepspeed.was_step_applied()), norm
 
     def skip(self) -> None:
-        """Throw the accumulated gradient away: weights, masters and moments keep their bits."""
+        """Discard the accumulated gradient: weights, masters and moments keep their bits."""
         self._optimizer.paused = True
         try:
-            self._deepspeed.step()  # with all of DeepSpeed's own counters and buffers as after any step
+            self._deepspeed.step()  # DeepSpeed's own counters and buffers are then as after any step
         finally:
             self._optimizer.paused = False
 
-    def teacher(self) -> ShardedEMA[Network]:
+    def teacher(self) -> ShardedEMA[M]:
         """The teacher of this student, equal to its masters; to be called once, by all ranks."""
         assert self._blank is not None, "a student has one teacher"
         module, self._blank = self._blank, None
         groups = self.flat_groups()
         weights: Weights
-        if self.zero_stage == 3:
-            offload = _initialize(
-                model=module,
-                mpu=self._mpu,
-                config=deepspeed_config.frozen_settings(self._extra, precision=self._precision),
-            ).optimizer
+        if self.settings.zero_stage == 3:
+            config = inference_config(self.settings)
+            offload = _initialize(model=module, mpu=self._mpu, config=config).optimizer
             weights = PartitionedWeights(module, groups, offload.persistent_parameters)
         else:
-            weights = FlatWeights(module, groups, group=self.group, dtype=self.compute_dtype)
+            weights = FlatWeights(module, groups, group=self.group)
         return ShardedEMA(module, self.network, groups, weights, group=self.group)
 
     def flat_groups(self) -> list[FlatGroup]:
-        """Where each parameter lies in the optimiser's partition, and the pieces of fp32 masters on this
-        rank."""
-        return self._adapter.groups()
+        """Where each parameter lies in the optimiser's partition, and the fp32 masters on this rank."""
+        return self._adapter.flat_groups()
 
-    def _check_masters(self) -> None:
-        """Every master on this rank must be what was put into its parameter before DeepSpeed took it over."""
-        parts = [(name, 0, master.view(-1)) for name, master in self._adapter.everywhere().items()]
+    def _check_masters(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Every master on this rank must be the probe that was put into its parameter."""
+        parts = [(name, 0, master.view(-1)) for name, master in self._adapter.whole_masters().items()]
         for flat_group in self.flat_groups():
             shard = flat_group.shard(self.group)
             parts += [
@@ -214,20 +139,19 @@ class Engine:
             ]
         fault = None
         for name, start, found in parts:
-            probe = _probe(name, self._shapes[name]).view(-1)[start : start + len(found)]
-            wrong = int((found != probe.to(found.device, self.compute_dtype).float()).sum())
-            if wrong and fault is None:
+            probe = _probe(name, shapes[name]).view(-1)[start : start + len(found)]
+            rounded = probe.to(found.device, self.settings.compute_dtype).float()
+            if fault is None and (wrong := int((found != rounded).sum())):
                 kind = f"DeepSpeed {deepspeed.__version__}'s {type(self._deepspeed.optimizer).__name__}"
                 fault = (
                     f"{kind} keeps {wrong} of {len(found)} fp32 masters of {name} elsewhere than it was "
-                    f"known to, "
-                    "so the teacher would average the wrong entries; empty train.deepspeed or go back to the "
-                    "pinned version"
+                    "known to, so the teacher would average the wrong entries; empty train.deepspeed or go "
+                    "back to the pinned version"
                 )
         collectives.raise_together(self.group, fault)
 
     def _set_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Masters and weights become ``values``, the masters without the compute dtype's rounding."""
+        """Set masters and weights to ``values``, the masters without the rounding of the compute dtype."""
         for flat_group in self.flat_groups():
             shard = flat_group.empty_shard(self.group)
             for piece in flat_group.pieces(self.group):
@@ -235,16 +159,9 @@ class Engine:
                 shard[piece.offset : piece.offset + piece.length] = own
             for offset, master in flat_group.masters:
                 master.copy_(shard[offset : offset + master.numel()])
-        for name, master in self._adapter.everywhere().items():
+        for name, master in self._adapter.whole_masters().items():
             master.copy_(values[name])
         self._adapter.write_weights()
-
-
-def _initialize(**arguments: Any) -> Any:
-    """DeepSpeed's engine, without the page on its memory that BF16_Optimizer prints at every start."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        engine, *_ = deepspeed.initialize(**arguments)
-    return engine
 
 
 class _AdamW(torch.optim.AdamW):
@@ -256,47 +173,34 @@ class _AdamW(torch.optim.AdamW):
         return None if self.paused else super().step(closure)
 
 
-class _DataParallel:
-    """The process group as DeepSpeed asks for it: all of it data parallel, nothing model parallel."""
+def _make_optimizer(
+    named: Mapping[str, nn.Parameter], settings: EngineSettings, *, fused: bool
+) -> tuple[_AdamW, list[list[str]]]:
+    """(the optimiser, the names of the parameters of each of its groups): norms and biases do not decay.
 
-    def __init__(self, group: Group) -> None:
-        self._group = group
-        self._alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    ``fused`` is for GPUs only: on CPU, fused AdamW rounds by an entry's place in its tensor, hence by the
+    partition.
+    """
+    decay = [name for name, parameter in named.items() if parameter.ndim >= 2]
+    no_decay = [name for name, parameter in named.items() if parameter.ndim < 2]
+    groups = [(names, rate) for names, rate in ((decay, settings.weight_decay), (no_decay, 0.0)) if names]
+    optimizer = _AdamW(
+        [{"params": [named[name] for name in names], "weight_decay": rate} for names, rate in groups],
+        lr=0.0,  # step() sets the rate; bf16 at stage 0 takes a step of its own while DeepSpeed is set up
+        betas=settings.betas,
+        fused=fused,
+    )
+    return optimizer, [names for names, _ in groups]
 
-    def get_data_parallel_group(self) -> Any:
-        return self._group.handle
 
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        assert self._group.handle is not None, "the whole world needs no mpu"
-        return dist.get_process_group_ranks(self._group.handle)
-
-    def get_data_parallel_world_size(self) -> int:
-        return self._group.size
-
-    def get_data_parallel_rank(self) -> int:
-        return self._group.rank
-
-    def get_model_parallel_group(self) -> Any:
-        return self._alone
-
-    def get_model_parallel_world_size(self) -> int:
-        return 1
-
-    def get_model_parallel_rank(self) -> int:
-        return 0
+def _initialize(**arguments: Any) -> Any:
+    """DeepSpeed's engine, without the page on its memory that BF16_Optimizer prints at every start."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(**arguments)
+    return engine
 
 
 def _probe(name: str, shape: torch.Size) -> Tensor:
-    """Random values for one parameter, on CPU, the same on all ranks and other ones for every name."""
+    """Random values for one parameter, on CPU: the same on all ranks, different for every name."""
     key = random.fold(zlib.crc32(name.encode()), torch.zeros(1, dtype=torch.int64))
     return random.normals(key, "probe", shape.numel()).view(shape)
-
-
-def _blank_copy(network: Network, dtype: torch.dtype) -> Network:
-    """The same network, tied parameters tied, its parameters uninitialised in ``dtype``: no fp32 copy is ever
-    made."""
-    blanks: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, dtype=dtype), requires_grad=False)
-        for p in network.parameters()
-    }
-    return copy.deepcopy(network, blanks).to(dtype)

@@ -1,5 +1,5 @@
 """Where DeepSpeed's optimisers keep the fp32 masters, the gradients and the weights: one adapter for each
-kind.
+kind of optimiser.
 
 Only this folder touches DeepSpeed's internals. Checked with DeepSpeed 0.19.8.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainer.core import collectives
 from trainer.core.collectives import Group, Pending
-from trainer.engine.partition import FlatGroup
+from trainer.engine.partition import FlatGroup, even_partition
 
 
 class Adapter:
@@ -29,30 +29,30 @@ class Adapter:
         self.optimizer, self.network, self.names, self.group = optimizer, network, names, group
         self.parameters = dict(network.named_parameters())
 
-    def groups(self) -> list[FlatGroup]:
+    def flat_groups(self) -> list[FlatGroup]:
         """Where each parameter lies in the partition, and this rank's masters."""
         raise NotImplementedError
 
     def gradients(self) -> list[Tensor]:
-        """What this rank holds of the reduced gradient, after the last backward and before the step."""
+        """This rank's part of the reduced gradient, after the last backward and before the step."""
         return [p.grad for p in self.network.parameters() if p.grad is not None]
 
-    def everywhere(self) -> dict[str, Tensor]:
-        """Masters that every rank keeps whole and updates by itself: name -> fp32 tensor."""
+    def whole_masters(self) -> dict[str, Tensor]:
+        """The masters that every rank keeps whole and updates by itself: name -> fp32 tensor; else empty."""
         return {}
 
-    def owners(self) -> list[Tensor]:
+    def optimizer_parameters(self) -> list[Tensor]:
         """The fp32 tensors that the optimiser keeps moments for; every master lies within one."""
         return [master for part in self.optimizer.param_groups for master in part["params"]]
 
     def write_weights(self) -> None:
-        """The weights become the masters, rounded to the compute dtype; a collective."""
+        """Set the weights to the masters, rounded to the compute dtype; a collective."""
         raise NotImplementedError
 
     def gather(self, flats: Sequence[Tensor]) -> None:
-        """``flats`` become the masters of all ranks, rounded to their dtype."""
+        """Set ``flats`` to the masters of all ranks, rounded to the dtype of ``flats``."""
         parts = []
-        for flat, flat_group in zip((flat.data for flat in flats), self.groups(), strict=True):
+        for flat, flat_group in zip((flat.data for flat in flats), self.flat_groups(), strict=True):
             own = flat.view(self.group.size, -1)[self.group.rank]
             parts.append((flat, own.copy_(flat_group.shard(self.group))))
         collectives.start_all_gather(self.group, parts).wait()
@@ -72,32 +72,14 @@ class Adapter:
             groups.append(FlatGroup(flat.numel(), slots, [(0, partition.data)]))
         return groups
 
-    def unpartitioned(self, group: Group) -> list[FlatGroup]:
-        """Groups where every rank keeps every master: the partition is ours, an even cut of the
-        concatenation."""
-        masters = self.everywhere()
-        shard = -(-sum(master.numel() for master in masters.values()) // group.size)
-        start = group.rank * shard
-        slots, offset = {}, 0
-        pieces = [
-            (0, next(iter(masters.values())).view(-1)[:0])
-        ]  # a rank that has padding alone still has a device
-        for name, master in masters.items():
-            slots[name] = (offset, master.shape)
-            low, high = max(offset, start), min(offset + master.numel(), start + shard)
-            if low < high:
-                pieces.append((low - start, master.view(-1)[low - offset : high - offset]))
-            offset += master.numel()
-        return [FlatGroup(shard * group.size, slots, pieces)]
-
 
 class _Plain(Adapter):
     """ZeRO-0 in fp32: the parameters are the masters."""
 
-    def groups(self) -> list[FlatGroup]:
-        return self.unpartitioned(self.group)
+    def flat_groups(self) -> list[FlatGroup]:
+        return [even_partition(self.whole_masters(), self.group)]
 
-    def everywhere(self) -> dict[str, Tensor]:
+    def whole_masters(self) -> dict[str, Tensor]:
         return {name: self.parameters[name].data for names in self.names for name in names}
 
     def write_weights(self) -> None:
@@ -107,23 +89,23 @@ class _Plain(Adapter):
 class _Unfused(Adapter):
     """ZeRO-0 in bf16."""
 
-    def groups(self) -> list[FlatGroup]:
-        return self.unpartitioned(self.group)
+    def flat_groups(self) -> list[FlatGroup]:
+        return [even_partition(self.whole_masters(), self.group)]
 
-    def everywhere(self) -> dict[str, Tensor]:
+    def whole_masters(self) -> dict[str, Tensor]:
         names = [name for names in self.names for name in names]
         masters = [master.data for tensors in self.optimizer.fp32_groups for master in tensors]
         return dict(zip(names, masters, strict=True))
 
     def write_weights(self) -> None:
-        for name, master in self.everywhere().items():
+        for name, master in self.whole_masters().items():
             self.parameters[name].data.copy_(master)
 
 
 class _Bf16(Adapter):
     """ZeRO-1 in bf16 with fp32 gradients."""
 
-    def groups(self) -> list[FlatGroup]:
+    def flat_groups(self) -> list[FlatGroup]:
         return self.partitioned(self.optimizer.bf16_groups_flat, self.optimizer.fp32_groups_flat_partition)
 
     def gradients(self) -> list[Tensor]:
@@ -136,7 +118,7 @@ class _Bf16(Adapter):
 class _Zero12(Adapter):
     """ZeRO-1 in fp32, ZeRO-2."""
 
-    def groups(self) -> list[FlatGroup]:
+    def flat_groups(self) -> list[FlatGroup]:
         return self.partitioned(
             self.optimizer.bit16_groups_flat, self.optimizer.single_partition_of_fp32_groups
         )
@@ -151,25 +133,25 @@ class _Zero12(Adapter):
 class _Zero3(Adapter):
     """ZeRO-3 cuts every parameter by itself; the last ranks' parts end in padding that nobody initialises."""
 
-    def groups(self) -> list[FlatGroup]:
+    def flat_groups(self) -> list[FlatGroup]:
         groups = []
         for name in (name for names in self.names for name in names):
             parameter: Any = self.parameters[name]
             part = parameter.ds_tensor.numel()
             group = FlatGroup(part * self.group.size, {name: (0, parameter.ds_shape)}, [])
             master = safe_get_local_fp32_param(parameter)
-            length = sum(piece.length for piece in group.pieces(self.group))  # 0 where all is padding
+            length = sum(piece.length for piece in group.pieces(self.group))  # 0 if all of it is padding
             groups.append(FlatGroup(group.numel, group.slots, [(0, master.data[:length])]))
         return groups
 
     def gradients(self) -> list[Tensor]:
         return _flattened(self.optimizer.averaged_gradients)
 
-    def owners(self) -> list[Tensor]:
+    def optimizer_parameters(self) -> list[Tensor]:
         return list(self.optimizer.fp32_partitioned_groups_flat)
 
     def write_weights(self) -> None:
-        groups = self.groups()
+        groups = self.flat_groups()
         weights = PartitionedWeights(self.network, groups, self.optimizer.persistent_parameters)
         weights.write([flat_group.shard(self.group) for flat_group in groups]).wait()
 
@@ -199,8 +181,10 @@ def adapter_for(optimizer: Any, network: nn.Module, names: Sequence[Sequence[str
 
 
 class PartitionedWeights:
-    """The weights of a module under ZeRO-3, written partition by partition; those it keeps whole are gathered
-    again."""
+    """The weights of a module under ZeRO-3, written partition by partition.
+
+    ``persistent``: the parameters that DeepSpeed keeps whole on every rank; they are gathered again.
+    """
 
     def __init__(self, module: nn.Module, groups: Sequence[FlatGroup], persistent: Sequence[Any]) -> None:
         parameters: dict[str, Any] = dict(module.named_parameters())

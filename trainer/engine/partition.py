@@ -1,5 +1,4 @@
-"""Parameters that are cut over ranks: how the optimiser's partition lies, and putting saved parts back
-together.
+"""Parameters that are partitioned over ranks: where each lies, and how saved parts are put together again.
 
 A fragment is a run of entries of one flattened parameter. Fragments that were saved on any number of ranks
 under any ZeRO stage fill the partition of any other.
@@ -16,8 +15,8 @@ from trainer.core.collectives import Group
 
 
 class Piece(NamedTuple):
-    """``length`` entries of parameter ``name`` from its entry ``at`` on; in the shard they begin at
-    ``offset``."""
+    """``length`` entries of parameter ``name`` from its entry ``at`` on; they begin at ``offset`` of the
+    shard."""
 
     name: str
     at: int
@@ -27,12 +26,11 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class FlatGroup:
-    """One or more parameters as the optimiser partitions them: a flat vector of ``numel`` entries, 1/W on
-    each rank.
+    """One or more parameters as one flat vector of ``numel`` entries, of which each of W ranks has 1/W.
 
-    ``slots``: name -> (offset in the flat vector, shape). ``masters``: (offset in this rank's partition, fp32
-    1-D tensor) pieces that hold the student's masters, at least one, if only an empty one; they cover the
-    partition but for padding.
+    ``slots``: name -> (offset in the flat vector, shape). ``masters``: (offset in this rank's partition, 1-D
+    tensor), the student's masters. They cover the partition except for padding; at least one, which may be
+    empty.
     """
 
     numel: int
@@ -40,7 +38,7 @@ class FlatGroup:
     masters: list[tuple[int, Tensor]]
 
     def pieces(self, group: Group) -> Iterator[Piece]:
-        """What of each parameter lies in this rank's partition; padding belongs to none."""
+        """The part of each parameter that lies in this rank's partition; padding belongs to none."""
         size = self.numel // group.size
         start = group.rank * size
         for name, (offset, shape) in self.slots.items():
@@ -49,11 +47,11 @@ class FlatGroup:
                 yield Piece(name, low - offset, low - start, high - low)
 
     def empty_shard(self, group: Group, *, device: torch.device | None = None) -> Tensor:
-        """fp32 zeros, as many as this rank's partition has entries; where the masters are, unless told."""
+        """fp32 zeros, one for each entry of this rank's partition; by default on the masters' device."""
         return self.masters[0][1].new_zeros(self.numel // group.size, dtype=torch.float32, device=device)
 
     def shard(self, group: Group) -> Tensor:
-        """fp32, this rank's partition with the masters as they are now and zeros at padding; a copy."""
+        """fp32, a copy of this rank's partition: the masters as they are now, zeros at padding."""
         shard = self.empty_shard(group)
         for offset, master in self.masters:
             shard[offset : offset + master.numel()] = master.detach()
@@ -64,7 +62,24 @@ Fragments = Mapping[str, Sequence[tuple[int, Tensor]]]
 """name -> [(first entry, fp32 1-D tensor)]: parts of flattened parameters, from any number of ranks."""
 
 
-def of_shards(
+def even_partition(masters: Mapping[str, Tensor], group: Group) -> FlatGroup:
+    """The group of ``masters`` that every rank keeps whole: their concatenation, cut into equal parts."""
+    size = -(-sum(master.numel() for master in masters.values()) // group.size)
+    start = group.rank * size
+    slots: dict[str, tuple[int, torch.Size]] = {}
+    offset = 0
+    # An empty one, so that a rank that has padding alone still knows the device.
+    pieces = [(0, next(iter(masters.values())).view(-1)[:0])]
+    for name, master in masters.items():
+        slots[name] = (offset, master.shape)
+        low, high = max(offset, start), min(offset + master.numel(), start + size)
+        if low < high:
+            pieces.append((low - start, master.view(-1)[low - offset : high - offset]))
+        offset += master.numel()
+    return FlatGroup(size * group.size, slots, pieces)
+
+
+def fragments_of(
     shards: Sequence[Tensor], groups: Sequence[FlatGroup], group: Group
 ) -> dict[str, list[tuple[int, Tensor]]]:
     """This rank's fragments, views into its ``shards`` (one for each of ``groups``), without padding."""
@@ -75,7 +90,7 @@ def of_shards(
     }
 
 
-def fill(
+def fill_shards(
     shards: Sequence[Tensor],
     groups: Sequence[FlatGroup],
     saved: Fragments,
@@ -83,16 +98,16 @@ def fill(
     *,
     what: str = "teacher",
 ) -> str | None:
-    """Write what ``saved`` has of this rank's partition to ``shards``; what is wrong with it, in a sentence.
+    """Write the entries of this rank's partition from ``saved`` to ``shards``; return a fault as a sentence.
 
-    Entries may be given twice, with the same bits, and more than this rank needs. ``what`` the sentence calls
-    it.
+    Entries may be given twice, with the same bits, and there may be more than this rank needs. ``what``: what
+    the sentence calls the saved tensors.
     """
-    fault = _misfit(saved, groups, what)
+    fault = _invalid(saved, groups, what)
     for shard, flat_group in zip(shards, groups, strict=True):
         for piece in flat_group.pieces(group):
             part = shard[piece.offset : piece.offset + piece.length]
-            fault = fault or _fill(part, piece, saved.get(piece.name, ()), what)
+            fault = fault or _fill_piece(part, piece, saved.get(piece.name, ()), what)
     return fault
 
 
@@ -109,14 +124,14 @@ def check_cover(wanted: Mapping[str, torch.Size], groups: Sequence[FlatGroup]) -
         raise ValueError(f"network and optimiser differ in {len(wrong)} parameters: {', '.join(wrong[:5])}")
 
 
-def _misfit(saved: Fragments, groups: Sequence[FlatGroup], what: str) -> str | None:
-    """What in ``saved`` cannot be part of ``groups``, in a sentence."""
+def _invalid(saved: Fragments, groups: Sequence[FlatGroup], what: str) -> str | None:
+    """The first fragment that cannot be part of ``groups``, as a sentence; None if all can."""
     entries = {name: shape.numel() for flat_group in groups for name, (_, shape) in flat_group.slots.items()}
     if unknown := sorted(saved.keys() - entries.keys()):
         return (
             f"the saved {what} has {len(unknown)} parameters that this one has not: "
-            f"{', '.join(unknown[:5])}; "
-            "build the network that it was saved from"
+            f"{', '.join(unknown[:5])}; build "
+            "the network that it was saved from"
         )
     for name, fragments in saved.items():
         for start, values in fragments:
@@ -128,14 +143,13 @@ def _misfit(saved: Fragments, groups: Sequence[FlatGroup], what: str) -> str | N
             if start < 0 or start + values.numel() > entries[name]:
                 return (
                     f"the saved {what} has entries {start} to {start + values.numel()} of {name}, which has "
-                    f"0 to "
-                    f"{entries[name]} here; build the network that it was saved from"
+                    f"0 to {entries[name]} here; build the network that it was saved from"
                 )
     return None
 
 
-def _fill(part: Tensor, piece: Piece, fragments: Sequence[tuple[int, Tensor]], what: str) -> str | None:
-    """Write what ``fragments`` have of ``piece`` to its ``part`` of the shard; what is wrong with it, in a
+def _fill_piece(part: Tensor, piece: Piece, fragments: Sequence[tuple[int, Tensor]], what: str) -> str | None:
+    """Write the entries of ``piece`` from ``fragments`` to its ``part`` of the shard; return a fault as a
     sentence."""
     bits, filled = part.view(torch.int32), torch.zeros_like(part, dtype=torch.bool)
     for start, values in fragments:
@@ -146,8 +160,7 @@ def _fill(part: Tensor, piece: Piece, fragments: Sequence[tuple[int, Tensor]], w
             if differing := int((filled[place] & (bits[place] != given)).sum()):
                 return (
                     f"the saved {what} has two values for {differing} entries of {piece.name} within {low} "
-                    f"to "
-                    f"{high}; load the fragments of one save"
+                    f"to {high}; load the fragments of one save"
                 )
             bits[place], filled[place] = given, True
     if missing := piece.length - int(filled.sum()):

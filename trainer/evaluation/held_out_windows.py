@@ -16,7 +16,7 @@ from trainer.core import random
 from trainer.core.collectives import Group
 from trainer.data.config import Data
 from trainer.data.dataset import Dataset
-from trainer.data.windows import WindowRows, Windows, choose_windows
+from trainer.data.windows import WindowBuilder, Windows, choose_windows
 from trainer.evaluation import markov
 from trainer.evaluation.config import Validation
 from trainer.views.config import Views
@@ -100,7 +100,7 @@ def masked_batch(
     What is hidden in a window depends on where the window lies and on nothing else.
     """
     real, places = len(places), places or [spare]
-    builder, neighbours = (WindowRows(len(places), length, flank) for flank in (views.flank, markov.REACH))
+    builder, neighbours = (WindowBuilder(len(places), length, flank) for flank in (views.flank, markov.REACH))
     for row, place in enumerate(places):
         dataset = datasets[place.dataset]
         block, locus = dataset.block(place.block), dataset.locus(place.block)

@@ -16,7 +16,7 @@ from cluster.process.signals import StopSignals
 from cluster.process.world import World
 from trainer.core import collectives
 from trainer.core.collectives import Group
-from trainer.engine.engine import init_distributed, leave_distributed
+from trainer.engine.process_group import init_distributed, leave_distributed
 from trainer.run.config import TrainConfig
 from trainer.run.hooks import Hook
 from trainer.run.train import train

@@ -16,6 +16,7 @@ from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.dataset import Dataset, open_datasets
 from trainer.data.loader import Batch, Reader, open_reader
+from trainer.data.sampling import SamplingPlan
 from trainer.distill.step import Method, held_out_readings, train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
@@ -91,7 +92,7 @@ def train(
     if run_dir.plan(config, group) is None:
         return EXIT_OK
     with collectives.together(group):
-        datasets = list(open_datasets(config.data, "train", say=say).values())
+        datasets = list(open_datasets(config.data, "train", warn=say).values())
     validator = Validator(config.data, config.val, config.views, device=device, group=group)
     with run_dir.hold_lock(config.run.dir, group) as lock:
         plan = run_dir.plan(config, group, locked=True)  # a run that held the lock may have finished this one
@@ -118,24 +119,23 @@ def train(
                 return _train(run, state, hooks)
 
 
+def sampling_plan(config: TrainConfig) -> SamplingPlan:
+    """All that decides which windows each step reads."""
+    return SamplingPlan.of(
+        config.data,
+        seed=config.run.seed,
+        global_batch=config.train.global_batch,
+        flank=config.views.flank,
+    )
+
+
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
     """Student under DeepSpeed and its teacher; the same weights for the same seed on any number of ranks."""
     torch.manual_seed(config.run.seed)
     backbone = build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
     network = Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
-    engine = Engine(
-        network,
-        device=device,
-        group=group,
-        zero_stage=config.train.zero_stage,
-        precision=config.train.precision,
-        micro_batch=world_size.micro_batch(config.train, group.size),
-        accumulation=world_size.accumulation(config.train, group.size),
-        weight_decay=config.train.weight_decay,
-        betas=config.train.betas,
-        grad_clip=config.train.grad_clip,
-        deepspeed_settings=config.train.deepspeed,
-    )
+    settings = config.train.engine_settings(group.size)
+    engine = Engine(network, settings=settings, device=device, group=group)
     return engine, engine.teacher()
 
 
@@ -145,7 +145,13 @@ def _open_reader(
     group = engine.group
     with collectives.together(group):
         reader = open_reader(
-            config, datasets, flank=config.views.flank, group=group, say=say, device=engine.device
+            config.data,
+            datasets,
+            plan=sampling_plan(config),
+            group=group,
+            soft=config.loss.needs_soft_mask,
+            device=engine.device,
+            warn=say,
         )
     if resumed:
         assert reader.step_of(resumed.position) == resumed.step, "the position is the step's"
@@ -163,7 +169,7 @@ def _start(engine: Engine, datasets: Sequence[Dataset], resumed: Resumed | None)
     tags = {
         "dataset.manifest_sha256": ",".join(dataset.digest for dataset in datasets),
         "world_size": str(engine.group.size),
-        "zero_stage": str(engine.zero_stage),
+        "zero_stage": str(engine.settings.zero_stage),
     }
     parameters = pretrained.parameter_count(engine.network)
     if resumed is None:
@@ -186,7 +192,7 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
     )
     if state.step == 0:
         validation.run(state)
-    meter = Meter(device=run.engine.device, dtype=run.engine.compute_dtype)
+    meter = Meter(device=run.engine.device, dtype=run.engine.settings.compute_dtype)
     hooks = _all_hooks(run, state, validation, meter, user_hooks)
     if run.stops:
         run.stops.defer()
@@ -257,7 +263,7 @@ def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
     """What the step of ``batch`` gave; ``state`` is the state after it. A collective."""
     config, engine, group = run.config, run.engine, run.engine.group
     micro_batches = [
-        windows.to(engine.device) for windows in batch.split(world_size.micro_batch(config.train, group.size))
+        windows.to(engine.device) for windows in batch.split(config.train.rows_at_once(group.size))
     ]
     result = train_step(
         engine,

@@ -14,19 +14,9 @@ from trainer.engine.config import Train
 from trainer.run.config import TrainConfig
 
 
-def micro_batch(train: Train, world: int) -> int:
-    """The rows that a rank reads at once; by default its whole share of the global batch."""
-    return train.micro_batch or train.global_batch // world
-
-
-def accumulation(train: Train, world: int) -> int:
-    """The micro-batches of a step on each rank."""
-    return train.global_batch // (world * micro_batch(train, world))
-
-
 def faults(train: Train, *, lanes: int, world: int) -> list[str]:
     """What prevents a run on ``world`` processes: a line each with the key, the value and what works."""
-    batch, rows = train.global_batch, micro_batch(train, world)
+    batch, rows = train.global_batch, train.rows_at_once(world)
     if lanes % world or batch % world:
         sizes = [w for w in range(1, 1025) if lanes % w == 0 and batch % w == 0]
         return [
@@ -37,7 +27,7 @@ def faults(train: Train, *, lanes: int, world: int) -> list[str]:
         return [
             f"train.micro_batch: {rows} times {world} processes does not divide train.global_batch {batch}"
         ]
-    if train.precision == "bf16" and train.zero_stage == 0 and accumulation(train, world) > 1:
+    if train.precision == "bf16" and train.zero_stage == 0 and train.accumulation(world) > 1:
         return [
             "train.zero_stage: DeepSpeed accumulates bf16 gradients in bf16 at stage 0; use stage 1 or 2, "
             f"or train.micro_batch {batch // world}"

@@ -15,7 +15,8 @@ from torch import Tensor
 from data_prep import alphabet
 from trainer.core import random
 from trainer.data.windows import Windows
-from trainer.views.view import Masked, View
+from trainer.views.masking import Masked
+from trainer.views.view import View
 
 _NEITHER = 2  # columns before source 0, which PADDED (-2) and INSERTED (-1) read
 

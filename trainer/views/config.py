@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from configs import Section
 from configs.numbers import Fraction
 from trainer.data.config import MIN_LENGTH
-from trainer.views.view import VIEWS, flank_for
+from trainer.views.edits import VIEWS, flank_for
 
 
 class ViewConfig(Section):

@@ -11,7 +11,8 @@ from torch import Tensor
 from trainer.data.windows import Windows
 from trainer.views.config import ViewConfig, Views
 from trainer.views.crops import local_windows
-from trainer.views.view import Masked, View, input_noise, make_view, mask
+from trainer.views.masking import Masked, input_noise, mask
+from trainer.views.view import View, make_view
 
 
 @dataclass(frozen=True)

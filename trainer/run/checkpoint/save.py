@@ -117,7 +117,7 @@ class Saver:
     def _manifest(self, state: TrainState, position: dict[str, Any]) -> Manifest:
         return Manifest(
             step=state.step,
-            applied=self._engine.saved.applied,
+            applied=self._engine.optimizer_state.applied,
             world=self._group.size,
             config=configs.dump(self._config),
             datasets=self._datasets,

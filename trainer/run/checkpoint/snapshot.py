@@ -44,7 +44,7 @@ class Snapshot:
             buffer.copy_(shard, non_blocking=True)
         for kind in KINDS:
             for flat_group, buffer in zip(self._groups, self._buffers[kind], strict=True):
-                self._engine.saved.copy(kind, flat_group, buffer)
+                self._engine.optimizer_state.copy(kind, flat_group, buffer)
         if self._engine.device.type == "cuda":
             torch.cuda.synchronize(self._engine.device)
 
@@ -53,7 +53,7 @@ class Snapshot:
         return {
             f"{kind}/{name}": part
             for kind, shards in self._buffers.items()
-            for name, [(_, part)] in partition.of_shards(shards, self._groups, self._engine.group).items()
+            for name, [(_, part)] in partition.fragments_of(shards, self._groups, self._engine.group).items()
         }
 
     def places(self, rank: int) -> dict[str, tuple[int, int]]:
@@ -97,7 +97,7 @@ class Needs:
 
     @classmethod
     def of(cls, engine: Engine) -> "Needs":
-        return cls((engine.flat_groups(), engine.group), engine.saved.groups())
+        return cls((engine.flat_groups(), engine.group), engine.optimizer_state.groups())
 
     def ranges(self) -> dict[str, list[tuple[int, int]]]:
         """PARAMETER -> [(first entry, entries)] that this rank needs of some kind; empty if it needs none."""
@@ -127,10 +127,10 @@ def restore_shards(
     }
     fault = None
     for kind in KINDS:
-        fault = fault or partition.fill(shards[kind], groups, saved[kind], group, what=kind)
+        fault = fault or partition.fill_shards(shards[kind], groups, saved[kind], group, what=kind)
     collectives.raise_together(engine.group, fault)
     state.teacher.load(saved[TEACHER])
-    engine.saved.load(shards, applied=applied)
+    engine.optimizer_state.load(shards, applied=applied)
 
 
 def restore_shared(tensors: Mapping[str, Tensor], engine: Engine, state: TrainState) -> None:

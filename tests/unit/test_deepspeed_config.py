@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import ConfigError, load
 from trainer.engine import deepspeed_config
 from trainer.engine.config import Train
+from trainer.engine.deepspeed_config import EngineSettings, inference_config, training_config
 from trainer.run.config import TrainConfig
 
 NOT_FOLLOWED = "the teacher's shards do not follow it"
@@ -282,21 +284,22 @@ KNOWN = {
 }
 
 
-def settings(extra: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def settings(**changes: Any) -> EngineSettings:
     values: dict[str, Any] = {
-        "ranks": 4,
-        "stage": 1,
+        "zero_stage": 1,
         "precision": "fp32",
         "micro_batch": 6,
         "accumulation": 2,
+        "weight_decay": 0.1,
+        "betas": (0.9, 0.99),
         "grad_clip": 0.5,
     }
-    return deepspeed_config.settings(extra, **(values | changes))
+    return EngineSettings(**(values | changes))
 
 
 def test_what_is_known_reaches_deepspeed_beneath_ours() -> None:
     assert deepspeed_config.faults(KNOWN) == []
-    config = settings(KNOWN, stage=3)
+    config = training_config(settings(zero_stage=3, deepspeed=KNOWN), ranks=4)
     assert config["wall_clock_breakdown"] is True
     assert config["comms_logger"] == {"enabled": True}
     assert config["zero_optimization"] == {
@@ -325,15 +328,15 @@ def test_what_is_known_reaches_deepspeed_beneath_ours() -> None:
 def test_settings_say_what_was_asked(
     stage: int, precision: str, ranks: int, micro: int, accumulation: int, clip: float
 ) -> None:
-    config = settings(
-        {},
-        ranks=ranks,
-        stage=stage,
+    asked = settings(
+        zero_stage=stage,
         precision=precision,
         micro_batch=micro,
         accumulation=accumulation,
         grad_clip=clip,
     )
+    config = training_config(asked, ranks=ranks)
+    assert asked.compute_dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
     assert config["train_batch_size"] == ranks * micro * accumulation
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (
         micro,
@@ -356,7 +359,7 @@ def test_settings_say_what_was_asked(
 def test_a_module_that_is_only_read_has_neither_batch_nor_accumulation(
     precision: deepspeed_config.Precision,
 ) -> None:
-    config = deepspeed_config.frozen_settings(KNOWN, precision=precision)
+    config = inference_config(settings(precision=precision, deepspeed=KNOWN))
     assert config["zero_optimization"]["stage"] == 3
     assert config["zero_optimization"]["reduce_bucket_size"] == 1000
     assert config["zero_optimization"]["memory_efficient_linear"] is False

@@ -21,11 +21,10 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.s3 import S3
 from trainer.core import random
 from trainer.core.collectives import Group
-from trainer.data.block_cache import DiskCache
+from trainer.data.block_cache import DiskCache, python_warning
 from trainer.data.dataset import Dataset, EmptySplitError, open_datasets
 from trainer.data.loader import Batch, Reader, open_reader
-from trainer.data.sampling import EPOCHS_A_PHASE, Phase, Sampler
-from trainer.losses.config import Loss, MlmLoss
+from trainer.data.sampling import EPOCHS_A_PHASE, Phase, Sampler, SamplingPlan
 from trainer.run.config import TrainConfig
 
 LENGTH, FLANK = 64, 10
@@ -65,22 +64,20 @@ def reader(
     batch: int = 24,
     weights: Sequence[float] | None = None,
     phases: Sequence[tuple[int, int]] = ((0, LENGTH),),
-    workers: int = 0,
+    threads: int = 0,
     cache: DiskCache | None = None,
     **how: Any,
 ) -> Reader:
-    return Reader(
-        [Dataset(uri, "train", cache=cache) for uri in uris],
+    plan = SamplingPlan(
         weights=weights or [1.0] * len(uris),
-        seed=seed,
         phases=[Phase(*phase) for phase in phases],
+        seed=seed,
         flank=FLANK,
         lanes=lanes,
         global_batch=batch,
-        group=Group(rank, size),
-        workers=workers,
-        **how,
     )
+    datasets = [Dataset(uri, "train", cache=cache) for uri in uris]
+    return Reader(datasets, plan=plan, group=Group(rank, size), threads=threads, **how)
 
 
 def same(one: Batch, two: Batch) -> bool:
@@ -225,16 +222,16 @@ def test_a_position_of_another_order_is_refused(toys: list[str], change: dict[st
         reader(toys[:2], **(how | change)).step_of(saved)
 
 
-def test_order_does_not_depend_on_workers_cache_or_prefetch(
+def test_order_does_not_depend_on_threads_cache_or_prefetch(
     toys: list[str], remote: str, tmp_path: Path
 ) -> None:
     plain = list(reader(toys[:1]).batches(0, 60))
     cache = DiskCache(tmp_path / "blocks", 1 << 20)
     ways: list[dict[str, Any]] = [
-        {"workers": 1},
-        {"workers": 4},
-        {"workers": 4, "cache": cache},
-        {"workers": 0, "cache": cache},
+        {"threads": 1},
+        {"threads": 4},
+        {"threads": 4, "cache": cache},
+        {"threads": 0, "cache": cache},
     ]
     for how in ways:
         read = reader([remote], **how)
@@ -243,7 +240,7 @@ def test_order_does_not_depend_on_workers_cache_or_prefetch(
 
 
 @pytest.mark.parametrize(("size", "rank"), [(1, 0), (2, 1), (4, 2)])
-def test_no_lane_is_read_by_two_workers(
+def test_no_lane_is_read_by_two_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, rank: int
 ) -> None:
     uri = write_dataset(tmp_path, {"train": [markov_sequence(800 * 256, seed=1)]}, block_bp=256)
@@ -256,9 +253,9 @@ def test_no_lane_is_read_by_two_workers(
         return block(self, number)
 
     monkeypatch.setattr(Dataset, "block", spy)
-    read = reader([uri], size=size, rank=rank, workers=3, phases=[(0, 32)])
+    read = reader([uri], size=size, rank=rank, threads=3, phases=[(0, 32)])
     lanes = range(rank, 12, size)
-    assert [read.worker_of(lane) for lane in lanes] == [i % 3 for i in range(len(lanes))]
+    assert [read.thread_of(lane) for lane in lanes] == [i % 3 for i in range(len(lanes))]
     list(read.batches(0, 60))  # well inside the first epoch: each block belongs to one lane
     read.close()
     lane_of: dict[int, int] = {}
@@ -269,18 +266,18 @@ def test_no_lane_is_read_by_two_workers(
             open_set = read.samplers[0].open_set(lane, open_set.stop)
     assert len(readers) > 16 * len(lanes)
     for number, name in readers.items():
-        assert name == f"blocks-{read.worker_of(lane_of[number])}"
+        assert name == f"blocks-{read.thread_of(lane_of[number])}"
 
 
 def test_the_next_set_is_fetched_before_it_is_needed(tmp_path: Path) -> None:
     uri = write_dataset(tmp_path, {"train": [markov_sequence(200 * 512, seed=1)]}, block_bp=512)
-    read = reader([uri], lanes=2, batch=2, workers=2)
+    read = reader([uri], lanes=2, batch=2, threads=2)
     read.batch(0)
     for lane in range(2):
         current = read.samplers[0].open_set(lane, 0)
         following = read.samplers[0].open_set(lane, current.stop)
         for block in current.blocks + following.blocks:
-            coming = read._blocks[0].want(block, worker=read.worker_of(lane), urgency=2)
+            coming = read._blocks[0].request(block, thread=read.thread_of(lane), urgency=2)
             if coming:
                 coming.result(30)
     inside = len(read._blocks[0])
@@ -296,8 +293,8 @@ def sets(read: Reader, lane: int) -> list[list[int]]:
 
 def test_memory_holds_no_more_than_the_open_sets_need(tmp_path: Path) -> None:
     uri = write_dataset(tmp_path, {"train": [markov_sequence(300 * 256, seed=1)]}, block_bp=256)
-    for workers in (0, 2):
-        read = reader([uri], lanes=2, batch=4, phases=[(0, 32)], workers=workers)
+    for threads in (0, 2):
+        read = reader([uri], lanes=2, batch=4, phases=[(0, 32)], threads=threads)
         for batch in read.batches(0, 400):
             assert len(batch.ids_B4) == 4
             assert len(read._blocks[0]) <= 2 * 2 * 31
@@ -377,7 +374,7 @@ def test_a_remote_block_is_fetched_once_by_all_readers(
 
 def test_the_cache_may_be_deleted_in_mid_run(toys: list[str], remote: str, tmp_path: Path) -> None:
     plain = list(reader(toys[:1]).batches(0, 30))
-    read = reader([remote], cache=DiskCache(tmp_path / "blocks", 6000), workers=2)
+    read = reader([remote], cache=DiskCache(tmp_path / "blocks", 6000), threads=2)
     for step, batch in enumerate(read.batches(0, 30)):
         assert same(batch, plain[step])
         if step % 7 == 3:
@@ -403,8 +400,8 @@ def damaged(tmp_path: Path) -> str:
 
 
 def test_a_damaged_block_is_named_and_fatal(damaged: str) -> None:
-    for workers in (0, 2):
-        read = reader([damaged], lanes=2, workers=workers)
+    for threads in (0, 2):
+        read = reader([damaged], lanes=2, threads=threads)
         with pytest.raises(
             shards.FormatError, match=r"train-000000\.tar, block train0:(3584-4096|4096-4608): .*crc32"
         ):
@@ -418,12 +415,12 @@ def test_with_skip_it_is_named_once_counted_and_replaced_the_same_way_by_all(
     whole = tmp_path / "whole"
     write_dataset(whole, {"train": [markov_sequence(40 * 512, seed=1)]}, block_bp=512)
     sound = list(reader([str(whole)], lanes=4).batches(0, 30))
-    said: list[str] = []
-    read = reader([damaged], lanes=4, workers=2, on_corrupt="skip", say=said.append)
+    messages: list[str] = []
+    read = reader([damaged], lanes=4, threads=2, on_skip=messages.append)
     batches = list(read.batches(0, 30))
     read.close()
-    assert len(said) == 2
-    assert all("train-000000.tar, block train0:" in text and "crc32" in text for text in said)
+    assert len(messages) == 2
+    assert all("train-000000.tar, block train0:" in text and "crc32" in text for text in messages)
     for batch in batches:  # of its own step alone, though the next one is read already
         assert batch.skipped == {(d, e, b) for d, e, b, _ in batch.ids_B4.tolist() if b in (7, 8)}
     assert len(frozenset().union(*(batch.skipped for batch in batches))) > 2
@@ -448,8 +445,7 @@ def test_with_skip_it_is_named_once_counted_and_replaced_the_same_way_by_all(
     assert replaced > 10
     for size in (1, 2, 4):  # other ranks, another start, no workers: the same replacements
         others = [
-            reader([damaged], lanes=4, rank=rank, size=size, on_corrupt="skip", say=said.append)
-            for rank in range(size)
+            reader([damaged], lanes=4, rank=rank, size=size, on_skip=messages.append) for rank in range(size)
         ]
         for step in (29, 11):
             rows = {
@@ -476,7 +472,7 @@ def test_a_set_without_a_sound_block_is_fatal_even_with_skip(tmp_path: Path) -> 
         pytest.warns(RuntimeWarning, match=r"skipped shard .*train-000000\.tar, block train0:.*crc32"),
         pytest.raises(shards.FormatError, match="crc32"),
     ):
-        reader([uri], lanes=1, on_corrupt="skip").batch(0)
+        reader([uri], lanes=1, on_skip=python_warning).batch(0)
 
 
 def test_blocks_that_cannot_be_read_or_do_not_fit_their_manifest_are_named(
@@ -519,6 +515,12 @@ def train_config(data: dict[str, Any]) -> TrainConfig:
     return validate(TrainConfig, values, source="test")
 
 
+def plan_of(config: TrainConfig, *, flank: int = FLANK) -> SamplingPlan:
+    return SamplingPlan.of(
+        config.data, seed=config.run.seed, global_batch=config.train.global_batch, flank=flank
+    )
+
+
 def test_the_config_makes_the_reader(toys: list[str], remote: str, tmp_path: Path) -> None:
     data: dict[str, Any] = {
         "uri": [{"uri": toys[1], "weight": 2}, {"uri": remote, "weight": 1}],
@@ -528,19 +530,18 @@ def test_the_config_makes_the_reader(toys: list[str], remote: str, tmp_path: Pat
     }
     config = train_config(data)
     datasets = list(open_datasets(config.data, "train").values())
-    with_keys = open_reader(config, datasets, flank=FLANK, group=Group(0, 1))
-    assert with_keys._workers.count == 4
+    with_keys = open_reader(config.data, datasets, plan=plan_of(config), group=Group(0, 1))
+    assert with_keys._threads.count == 4
     plain = reader([toys[1], toys[0]], weights=[2, 1], phases=[(0, 64), (5, 48)])
     assert all(same(a, b) for a, b in zip(with_keys.batches(0, 8), plain.batches(0, 8), strict=True))
     with_keys.close()
     assert list((tmp_path / "cache").glob("??/*"))
     local = train_config({"uri": toys[0]})
     datasets = list(open_datasets(local.data, "train").values())
-    plain = open_reader(local, datasets, flank=0, group=Group(0, 1))
-    assert plain._workers.count == 0
+    plain = open_reader(local.data, datasets, plan=plan_of(local), group=Group(0, 1))
+    assert plain._threads.count == 0
     assert not plain.soft
-    weighted = local.model_copy(update={"loss": Loss(mlm=MlmLoss(soft_weight=0.5))})
-    assert open_reader(weighted, datasets, flank=0, group=Group(0, 1)).soft
+    assert open_reader(local.data, datasets, plan=plan_of(local), group=Group(0, 1), soft=True).soft
     assert dump(local)["data"]["uri"] == toys[0]
     assert dump(local)["data"]["length"] == 1000
     assert dump(config)["data"]["length"] == data["length"]
@@ -609,7 +610,7 @@ def test_s3_gives_the_batches_of_local_disk_through_faults_that_pass(
     plain = list(reader(toys[:1]).batches(0, 20))
     for i, kind in enumerate(("503", "500", "cut", "reset")):
         s3.fault(kind, key=r"\.tar", times=1, skip=4 * i)
-    read = reader([on_s3], workers=3, cache=DiskCache(tmp_path / "blocks", 1 << 20))
+    read = reader([on_s3], threads=3, cache=DiskCache(tmp_path / "blocks", 1 << 20))
     assert all(same(a, b) for a, b in zip(read.batches(0, 20), plain, strict=True))
     read.close()
     assert s3.proxy.count("GET", r"\.tar") >= len(read.datasets[0].blocks)
@@ -631,8 +632,8 @@ def test_s3_faults_that_stay_are_named_and_nothing_damaged_is_kept(
     on_s3: str, s3: S3, tmp_path: Path, kind: str, sentence: str
 ) -> None:
     s3.fault(kind, key=r"\.tar")
-    for workers in (0, 2):
-        read = reader([on_s3], workers=workers, cache=DiskCache(tmp_path / "blocks", 1 << 20))
+    for threads in (0, 2):
+        read = reader([on_s3], threads=threads, cache=DiskCache(tmp_path / "blocks", 1 << 20))
         with pytest.raises((store.StoreError, shards.FormatError), match=sentence):
             read.batch(0)
         read.close()
@@ -640,12 +641,12 @@ def test_s3_faults_that_stay_are_named_and_nothing_damaged_is_kept(
 
 
 def test_a_store_that_is_down_is_fatal_even_with_skip(on_s3: str, s3: S3) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     s3.fault("503", key=r"\.tar")
-    read = reader([on_s3], on_corrupt="skip", say=said.append)
+    read = reader([on_s3], on_skip=messages.append)
     with pytest.raises(TransientError, match="gave up after 5 tries"):
         read.batch(0)
-    assert len(said) == 1
+    assert len(messages) == 1
     assert s3.proxy.count("GET", r"\.tar") == 10, "two blocks were tried"
 
 
@@ -667,13 +668,14 @@ def test_windows_longer_than_blocks_are_refused(toys: list[str]) -> None:
         r"with a"
     )
     with pytest.raises(ValueError, match=said):
-        open_reader(config, [Dataset(uri, "train")], flank=10, group=Group(0, 1))
-    open_reader(config, [Dataset(uri, "train")], flank=7, group=Group(0, 1)).close()
+        open_reader(config.data, [Dataset(uri, "train")], plan=plan_of(config, flank=10), group=Group(0, 1))
+    open_reader(
+        config.data, [Dataset(uri, "train")], plan=plan_of(config, flank=7), group=Group(0, 1)
+    ).close()
 
 
 def test_an_epoch_reads_most_of_a_block_of_few_windows() -> None:
     for fit in range(1, 30):
-        sampler = Sampler(
-            np.array([64 * fit + 30]), weight_N=np.ones(1), seed=0, length=64, flank=10, lanes=1
-        )
+        plan = SamplingPlan([1.0], [Phase(0, 64)], seed=0, flank=10, lanes=1, global_batch=1)
+        sampler = Sampler(np.array([64 * fit + 30]), np.ones(1), plan=plan, dataset=0, phase=0)
         assert int(sampler.windows_N[0]) == (fit if fit <= 8 else fit - 1)

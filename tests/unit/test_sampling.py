@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.data.mixture import Mixture
 from trainer.data.sampling import (
     EPOCHS_A_PHASE,
     LARGEST_SET,
     OPEN_BLOCKS,
-    Mixture,
     Phase,
     Sampler,
-    lane_counts,
-    phase_at,
+    SamplingPlan,
 )
 
 weights = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
@@ -34,16 +33,16 @@ def sampler(
     weight: list[float] | None = None,
     dataset: int = 0,
 ) -> Sampler:
-    return Sampler(
-        np.array(bp),
-        weight_N=np.array(weight or [1.0] * len(bp)),
+    plan = SamplingPlan(
+        weights=[1.0] * (dataset + 1),
+        phases=[Phase(i, length) for i in range(phase + 1)],
         seed=seed,
-        length=length,
         flank=flank,
         lanes=lanes,
-        phase=phase,
-        dataset=dataset,
+        global_batch=lanes,
     )
+    weight_N = np.array(weight or [1.0] * len(bp))
+    return Sampler(np.array(bp), weight_N, plan=plan, dataset=dataset, phase=phase)
 
 
 def lane_epochs(of: Sampler, lane: int, epochs: int) -> list[tuple[int, int, int]]:
@@ -209,11 +208,15 @@ def test_a_set_of_one_block_is_replaced_by_those_that_follow() -> None:
 
 @pytest.mark.parametrize(("step", "phase"), [(0, 0), (9, 0), (10, 1), (11, 1), (500, 2)])
 def test_phase_of_a_step(step: int, phase: int) -> None:
-    assert phase_at([Phase(0, 16), Phase(10, 32), Phase(20, 64)], step) == phase
+    phases = [Phase(0, 16), Phase(10, 32), Phase(20, 64)]
+    plan = SamplingPlan([1.0], phases, seed=0, flank=0, lanes=4, global_batch=8)
+    assert plan.phase_at(step) == phase
+    assert plan.samples_before(step) == 8 * (step - phases[phase].from_step)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 11, 12, 100])
 def test_lane_counts(samples: int) -> None:
-    assert lane_counts(samples, 12).tolist() == [
+    plan = SamplingPlan([1.0], [Phase(0, 16)], seed=0, flank=0, lanes=12, global_batch=1)
+    assert plan.lane_counts(samples).tolist() == [
         sum(j % 12 == lane for j in range(samples)) for lane in range(12)
     ]

@@ -13,7 +13,8 @@ from data_prep import alphabet
 from tests.unit.test_views import ALL, windows
 from trainer.data.windows import Windows
 from trainer.views.alignment import Aligned, align, letter_weights
-from trainer.views.view import Masked, View, make_view, mask
+from trainer.views.masking import Masked, mask
+from trainer.views.view import View, make_view
 
 N_PAIRS = 8
 

@@ -66,6 +66,55 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class StepInputs:
+    """What this rank reads in a step: views by micro-batch, and what each loss prepared of them, by name."""
+
+    views: list[ViewBatch]
+    extras: dict[str, list[Any]]
+
+    @classmethod
+    def of(cls, micro_batches: Sequence[Windows], method: Method) -> "StepInputs":
+        views = [make_view_batch(windows, method.views) for windows in micro_batches]
+        extras = {
+            term.name: [term.prepare(*pair) for pair in zip(micro_batches, views, strict=True)]
+            for term in method.terms
+        }
+        return cls(views, extras)
+
+    @property
+    def device(self) -> torch.device:
+        return self.views[0].pairs[0].student.codes_BL.device
+
+    def student_requests(
+        self, micro_batch: int, terms: Sequence[Term], heads: nn.ModuleDict
+    ) -> dict[str, Any]:
+        """What each loss that has a head asks it for of the student."""
+        asked = [term for term in terms if term.name in heads]
+        return {term.name: term.student_request(self.extras[term.name][micro_batch]) for term in asked}
+
+    def teacher_requests(
+        self, micro_batch: int, direction: int, terms: Sequence[Term], heads: nn.ModuleDict
+    ) -> dict[str, Any]:
+        """The same of the teacher."""
+        asked = [term for term in terms if term.name in heads]
+        return {
+            term.name: term.teacher_request(self.extras[term.name][micro_batch], direction) for term in asked
+        }
+
+
+@dataclass(frozen=True)
+class StudentFeatures:
+    """What the coupled losses read of the student before the gather.
+
+    ``outputs``: with one micro-batch, those of the pass that gave the features: it is also the one that
+    learns. None with several, and without a coupled loss.
+    """
+
+    leaves: list[Leaves]
+    outputs: list[Outputs] | None = None
+
+
+@dataclass(frozen=True)
 class GlobalContext:
     """What this rank knows of the global batch after the one gather, by the loss's name."""
 
@@ -74,8 +123,25 @@ class GlobalContext:
     cached: CachedGradients | None  # of the coupled losses, where there are any
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What the micro-batches gave on this rank: shares of the losses, and tensors for ``read_health``."""
+
+    sums: dict[str, Tensor]
+    measured: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What all ranks agreed on after the step; as in StepResult."""
+
+    losses: dict[str, float]
+    finite: bool
+    stop: int
+
+
 def train_step(
-    engine: Engine,
+    engine: Engine[Network],
     teacher: ShardedEMA[Network],
     micro_batches: Sequence[Windows],
     *,
@@ -90,165 +156,155 @@ def train_step(
     gather. ``stop_code`` gives the exit code to stop with, 0 for none; it is asked once the gradient is
     there.
     """
-    terms, heads = method.terms, engine.network.heads
-    views = [make_view_batch(windows, method.views) for windows in micro_batches]
-    extras = {
-        term.name: [term.prepare(*pair) for pair in zip(micro_batches, views, strict=True)] for term in terms
-    }
-    taught = teacher_forward(teacher.module, views, extras, terms) if method.reads_teacher else []
-    leaves, live = student_features(engine, views, extras, terms)
-    batches = {
-        term.name: RankBatch(
-            views, extras[term.name], taught, states.get(term.name), method.global_batch, method.group
-        )
-        for term in terms
-    }
-    context = gather_global(terms, batches, leaves, method.group)
-
-    device = views[0].pairs[0].student.codes_BL.device
-    sums = {term.name: torch.zeros((), dtype=torch.float64, device=device) for term in terms}
-    if context.cached:
-        for name, share in context.cached.shares.items():
-            sums[name] += share
-    measured: list[dict[str, Tensor]] = []
-    first_row = 0
-    for m, view in enumerate(views):
-        outputs = live or student_forward(engine.forward, view, requests(terms, extras, m, heads), terms)
-        rows = slice(first_row, first_row + view.rows)
-        loss = torch.zeros((), device=device)
-        for direction, out in enumerate(outputs):
-            for term in terms:
-                if not term.coupled:
-                    share = term.value(out, Place(m, direction, rows), context.contexts[term.name])
-                    sums[term.name] += share.detach()
-                    loss = loss + term.weight * share
-        if context.cached:
-            loss = loss + context.cached.attach(outputs, rows, micro_batches=len(views))
-        wanted = max(1, HEALTH_ROWS // method.group.size) - rows.start
-        if measure and wanted > 0:
-            measured.append(measure_rows(terms, outputs[0], context, Place(m, 0, rows), count=wanted))
-        engine.backward(loss)
-        if m + 1 < len(views):
-            engine.end_micro_batch()
-        first_row = rows.stop
-    losses, finite, stop = reduce_step(engine, terms, sums, stop_code())
-    next_states = {
-        term.name: state
-        for term in terms
-        if term.name in states
-        and (state := term.next_state(states[term.name], context.contexts[term.name])) is not None
-    }
-    health = read_health(terms, measured, method.group) if measure else {}
-    return StepResult(losses, next_states, finite, health, stop)
+    inputs = StepInputs.of(micro_batches, method)
+    taught = teacher_forward(teacher.module, inputs, method) if method.reads_teacher else []
+    features = student_features(engine, inputs, method)
+    context = gather_global(inputs, taught, features.leaves, states, method)
+    learned = learn(engine, inputs, features.outputs, context, method=method, measure=measure)
+    reduced = reduce_step(engine, learned.sums, method, stop_code())
+    health = read_health(learned.measured, method) if measure else {}
+    next_states = states_after(states, context, method)
+    return StepResult(reduced.losses, next_states, reduced.finite, health, reduced.stop)
 
 
 @torch.no_grad()
-def teacher_forward(
-    teacher: Network,
-    views: Sequence[ViewBatch],
-    extras: Mapping[str, Sequence[Any]],
-    terms: Sequence[Term],
-) -> list[list[Outputs]]:
-    """The teacher's outputs for its unmasked view of every pair."""
-    asked = [term for term in terms if term.name in teacher.heads]
+def teacher_forward(teacher: Network, inputs: StepInputs, method: Method) -> list[list[Outputs]]:
+    """The teacher's outputs for its unmasked view of every pair, by micro-batch and direction."""
     return [
         [
             teacher(
                 pair.teacher.codes_BL,
                 length_B=lengths(pair.teacher),
                 nucleotides=False,
-                requests={term.name: term.teacher_request(extras[term.name][m], d) for term in asked},
+                requests=inputs.teacher_requests(m, d, method.terms, teacher.heads),
             )
             for d, pair in enumerate(view.pairs)
         ]
-        for m, view in enumerate(views)
+        for m, view in enumerate(inputs.views)
     ]
 
 
-def student_features(
-    engine: Engine, views: Sequence[ViewBatch], extras: Mapping[str, Sequence[Any]], terms: Sequence[Term]
-) -> tuple[list[Leaves], list[Outputs] | None]:
-    """The features of the coupled losses, before the gather; and, with one micro-batch, the outputs of the
-    pass that gave them, which is also the one that learns."""
-    coupled = [term for term in terms if term.coupled]
+def student_features(engine: Engine[Network], inputs: StepInputs, method: Method) -> StudentFeatures:
+    """The features of the coupled losses, of all micro-batches."""
+    coupled, heads = [term for term in method.terms if term.coupled], engine.network.heads
     if not coupled:
-        return [], None
-    heads = engine.network.heads
-    live = None
-    if len(views) == 1:
-        live = student_forward(engine.forward, views[0], requests(terms, extras, 0, heads), terms)
-        outputs = [live]
-    else:
-        with torch.no_grad():
-            outputs = [
-                student_forward(engine.network, view, requests(coupled, extras, m, heads))
-                for m, view in enumerate(views)
-            ]
-    return [Leaves.of(term, outputs) for term in coupled], live
-
-
-def requests(
-    terms: Sequence[Term], extras: Mapping[str, Sequence[Any]], micro_batch: int, heads: nn.ModuleDict
-) -> dict[str, Any]:
-    """What each loss that has a head asks it for of the student."""
-    asked = [term for term in terms if term.name in heads]
-    return {term.name: term.student_request(extras[term.name][micro_batch]) for term in asked}
+        return StudentFeatures([])
+    if len(inputs.views) == 1:
+        live = student_forward(engine, inputs, 0, method)
+        return StudentFeatures([Leaves.of(term, [live]) for term in coupled], live)
+    with torch.no_grad():
+        outputs = [
+            read_student(engine.network, view, inputs.student_requests(m, coupled, heads), nucleotides=False)
+            for m, view in enumerate(inputs.views)
+        ]
+    return StudentFeatures([Leaves.of(term, outputs) for term in coupled])
 
 
 def student_forward(
+    engine: Engine[Network], inputs: StepInputs, micro_batch: int, method: Method
+) -> list[Outputs]:
+    """The student's outputs for its masked view of each pair, and for the crops: all that the losses read."""
+    view = inputs.views[micro_batch]
+    crops = None
+    if view.crops_XL is not None:
+        readers = tuple(term.name for term in method.terms if term.reads_crops)
+        crops = Crops(view.crops_XL, view.crop_length_X, readers)
+    asked = inputs.student_requests(micro_batch, method.terms, engine.network.heads)
+    return read_student(engine.forward, view, asked, crops=crops)
+
+
+def read_student(
     forward: Callable[..., Outputs],
     view: ViewBatch,
-    asked: Mapping[str, Any],
-    terms: Sequence[Term] = (),
+    requests: Mapping[str, Any],
+    *,
+    nucleotides: bool = True,
+    crops: Crops | None = None,
 ) -> list[Outputs]:
-    """The student's outputs for its masked view of each pair, from one forward: DeepSpeed allows one a
-    backward.
-
-    Without ``terms`` only the heads' outputs, for features.
-    """
+    """Outputs by direction, from one forward: DeepSpeed allows one a backward."""
     pairs = view.pairs
     noises = [pair.noise_BLC for pair in pairs if pair.noise_BLC is not None]
     codes_BL = torch.cat([pair.masked.codes_BL for pair in pairs])
-    crops = None
-    if terms and view.crops_XL is not None:
-        readers = tuple(term.name for term in terms if term.reads_crops)
-        crops = Crops(view.crops_XL, view.crop_length_X, readers)
     outputs = forward(
         codes_BL,
         length_B=ragged(torch.cat([pair.student.length_B for pair in pairs]), codes_BL),
         noise_BLC=torch.cat(noises) if noises else None,
-        nucleotides=bool(terms),
-        requests=asked,
+        nucleotides=nucleotides,
+        requests=requests,
         crops=crops,
     )
     return outputs.chunk(len(pairs))
 
 
 def gather_global(
-    terms: Sequence[Term], batches: dict[str, RankBatch], leaves: Sequence[Leaves], group: Group
+    inputs: StepInputs,
+    taught: Sequence[Sequence[Outputs]],
+    leaves: Sequence[Leaves],
+    states: States,
+    method: Method,
 ) -> GlobalContext:
     """The step's one packed all-gather, and what each loss makes of it."""
-    payload: dict[tuple[str, str], Tensor] = {}
-    for term in terms:
-        payload |= {(term.name, key): part for key, part in term.payload(batches[term.name]).items()}
+    batches = {
+        term.name: RankBatch(
+            inputs.views,
+            inputs.extras[term.name],
+            taught,
+            states.get(term.name),
+            method.global_batch,
+            method.group,
+        )
+        for term in method.terms
+    }
+    payloads = {term.name: term.payload(batches[term.name]) for term in method.terms}
     for of in leaves:
-        payload |= {
-            (of.term.name, key): part for key, part in of.term.coupled_payload(of.by_direction).items()
-        }
-    packed = collectives.gather_packed(
-        group, {f"{name} {key}": part for (name, key), part in payload.items()}
-    )
-    gathered: dict[str, dict[str, Tensor]] = {term.name: {} for term in terms}
-    for name, key in payload:
-        gathered[name][key] = packed[f"{name} {key}"]
-    contexts = {term.name: term.receive(batches[term.name], gathered[term.name]) for term in terms}
+        payloads[of.term.name] |= of.term.coupled_payload(of.by_direction)
+    gathered = _gather_by_name(payloads, method.group)
+    contexts = {term.name: term.receive(batches[term.name], gathered[term.name]) for term in method.terms}
     cached = coupled_gradients(leaves, batches, gathered, contexts) if leaves else None
     return GlobalContext(batches, contexts, cached)
 
 
+def learn(
+    engine: Engine[Network],
+    inputs: StepInputs,
+    live: list[Outputs] | None,
+    context: GlobalContext,
+    *,
+    method: Method,
+    measure: bool,
+) -> Learned:
+    """Forward and backward of every micro-batch; ``live``: the outputs of the first where they are there."""
+    zero = torch.zeros((), dtype=torch.float64, device=inputs.device)
+    sums = {term.name: zero.clone() for term in method.terms}
+    if context.cached:
+        for name, share in context.cached.shares.items():
+            sums[name] += share
+    measured, first_row = list[dict[str, Tensor]](), 0
+    for m, view in enumerate(inputs.views):
+        outputs = live or student_forward(engine, inputs, m, method)
+        rows = slice(first_row, first_row + view.rows)
+        loss = torch.zeros((), device=inputs.device)
+        for direction, of_direction in enumerate(outputs):
+            for term in method.terms:
+                if not term.coupled:
+                    share = term.value(of_direction, Place(m, direction, rows), context.contexts[term.name])
+                    sums[term.name] += share.detach()
+                    loss = loss + term.weight * share
+        if context.cached:
+            loss = loss + context.cached.attach(outputs, rows, micro_batches=len(inputs.views))
+        count = max(1, HEALTH_ROWS // method.group.size) - first_row
+        if measure and count > 0:
+            measured.append(measure_rows(outputs[0], context, Place(m, 0, rows), method, count=count))
+        engine.backward(loss)
+        if m + 1 < len(inputs.views):
+            engine.end_micro_batch()
+        first_row = rows.stop
+    return Learned(sums, measured)
+
+
 def reduce_step(
-    engine: Engine, terms: Sequence[Term], sums: Mapping[str, Tensor], stop_code: int
-) -> tuple[dict[str, float], bool, int]:
+    engine: Engine[Network], sums: Mapping[str, Tensor], method: Method, stop_code: int
+) -> Reduced:
     """Global losses, whether all is finite, and the code to stop with: decided together, in one
     all-reduce."""
     mine = torch.stack(list(sums.values()))
@@ -258,46 +314,60 @@ def reduce_step(
     *means, broken_ranks, preempted, interrupted = collectives.sum_over_ranks(engine.group, packed).tolist()
     stop = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED if preempted else 0
     losses = dict(zip(sums, means, strict=True))
-    losses["total"] = sum(term.weight * losses[term.name] for term in terms)
-    return losses, not broken_ranks, stop
+    losses["total"] = sum(term.weight * losses[term.name] for term in method.terms)
+    return Reduced(losses, not broken_ranks, stop)
+
+
+def states_after(states: States, context: GlobalContext, method: Method) -> dict[str, Tensor]:
+    """The states that losses have after this step, if it is applied."""
+    found = {}
+    for term in method.terms:
+        if term.name in states:
+            after = term.next_state(states[term.name], context.contexts[term.name])
+            if after is not None:
+                found[term.name] = after
+    return found
 
 
 @torch.no_grad()
 def measure_rows(
-    terms: Sequence[Term], outputs: Outputs, context: GlobalContext, place: Place, *, count: int
+    outputs: Outputs, context: GlobalContext, place: Place, method: Method, *, count: int
 ) -> dict[str, Tensor]:
     """Of the first ``count`` rows of a micro-batch, first direction: what ``read_health`` gathers."""
     student_BE = F.normalize(outputs.embedding[:count], dim=-1)
-    taught = context.batches[terms[0].name].taught
+    taught = context.batches[method.terms[0].name].taught
     found = {"unit": student_BE}
     if taught:
-        found = {
-            "unit": F.normalize(taught[place.micro_batch][0].embedding[:count], dim=-1),
-            "other": student_BE,
-        }
-    for term in terms:
+        teacher_BE = F.normalize(taught[place.micro_batch][0].embedding[:count], dim=-1)
+        found = {"unit": teacher_BE, "other": student_BE}
+    for term in method.terms:
         batch, own = context.batches[term.name], context.contexts[term.name]
         parts = term.measure(outputs, batch, place, own, count=count)
         found |= {f"{term.name} {key}": part for key, part in parts.items()}
     return found
 
 
-def read_health(
-    terms: Sequence[Term], measured: Sequence[Mapping[str, Tensor]], group: Group
-) -> dict[str, float]:
+def read_health(measured: Sequence[Mapping[str, Tensor]], method: Method) -> dict[str, float]:
     """``health/…`` of the global batch's first rows; a collective."""
     mine = {key: torch.cat([part[key] for part in measured]) for key in measured[0]}
-    everywhere = {key: part.flatten(0, 1) for key, part in collectives.gather_packed(group, mine).items()}
+    gathered = collectives.gather_packed(method.group, mine)
+    everywhere = {key: part.flatten(0, 1) for key, part in gathered.items()}
     found = representation_metrics.readings(everywhere["unit"], other_GE=everywhere.get("other"))
-    for term in terms:
-        own = {
-            key.removeprefix(f"{term.name} "): part
-            for key, part in everywhere.items()
-            if key.startswith(f"{term.name} ")
-        }
+    for term in method.terms:
+        prefix = f"{term.name} "
+        own = {key.removeprefix(prefix): part for key, part in everywhere.items() if key.startswith(prefix)}
         if own:
             found |= term.readings(own)
     return found
+
+
+def _gather_by_name(
+    payloads: Mapping[str, Mapping[str, Tensor]], group: Group
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of all ranks, [W, ...] each, in one all-gather."""
+    packed = {f"{name} {key}": part for name, parts in payloads.items() for key, part in parts.items()}
+    gathered = collectives.gather_packed(group, packed)
+    return {name: {key: gathered[f"{name} {key}"] for key in parts} for name, parts in payloads.items()}
 
 
 def held_out_readings(terms: Sequence[Term], states: States) -> Callable[[Outputs], dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.alphabet import CLS, COMPLEMENT, MASK, PAD, SIZE, N, decode, encode, reverse_complement
@@ -17,6 +17,7 @@ def test_every_letter() -> None:
     assert ambiguous == 20, "N itself is no ambiguity letter"
 
 
+@settings(deadline=None)
 @given(letters)
 def test_round_trip(text: bytes) -> None:
     codes, soft, ambiguous = encode(text)
@@ -39,6 +40,7 @@ def test_only_letters_are_decoded(code: int) -> None:
         decode(np.array([0, code], np.uint8))
 
 
+@settings(deadline=None)
 @given(letters)
 def test_reverse_complement_is_a_true_involution(text: bytes) -> None:
     codes = encode(text)[0]

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.split.intervals import (
@@ -30,6 +30,7 @@ def covered(parts: Intervals) -> set[int]:
     return {i for start, end in parts for i in range(start, end)}
 
 
+@settings(deadline=None)
 @given(intervals, intervals)
 def test_interval_arithmetic_against_sets(left: Intervals, right: Intervals) -> None:
     a, b = merge(left), merge(right)
@@ -211,6 +212,7 @@ def test_a_draft_of_many_short_contigs_makes_shards_of_few_blocks() -> None:
     assert [len(shard) for shard in group(spans, shard_bp=1 << 26)] == [8192, 8192, 20_000 - 2 * 8192]
 
 
+@settings(deadline=None)
 @given(runs=intervals, spans=intervals)
 def test_covered_bases_are_counted(runs: Intervals, spans: Intervals) -> None:
     merged = merge(runs)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.tasks import jobs
@@ -155,6 +155,7 @@ def test_what_an_edge_of_a_block_costs(blocks: tuple[int, int]) -> None:
     assert 0 < max(costs) <= 2 * EDGE * sum(inside), f"{sum(inside)} edges lie in the stretch"
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 1 << 20), st.integers(61, 300), st.integers(200, 900), st.integers(200, 900), st.booleans()
 )
@@ -311,6 +312,7 @@ def test_figures_for_people_and_programs() -> None:
 edges = st.lists(st.integers(0, 80), max_size=12, unique=True).map(sorted)
 
 
+@settings(deadline=None)
 @given(edges, st.lists(st.tuples(st.integers(0, 80), st.integers(0, 9)), max_size=5), st.integers(1, 12))
 def test_without_against_sets(cuts: list[int], drawn: list[tuple[int, int]], min_bp: int) -> None:
     spans = [Span("s", "c", a, b) for a, b in itertools.pairwise(cuts)]  # blocks that touch

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.alphabet import Codes, N, decode, encode, reverse_complement
@@ -76,6 +76,7 @@ sequences = st.lists(st.one_of(random_part, repeat_part, n_part), max_size=6).ma
 )
 
 
+@settings(deadline=None)
 @given(sequences, st.sampled_from([1, 7, 31, 64, 1 << 20]))
 def test_equal_to_the_naive_loop_in_pieces_of_any_size(codes: Codes, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -83,12 +84,14 @@ def test_equal_to_the_naive_loop_in_pieces_of_any_size(codes: Codes, piece: int)
         assert as_pairs(codes) == naive(codes)
 
 
+@settings(deadline=None)
 @given(sequences)
 def test_the_other_strand_has_the_mirrored_minimisers(codes: Codes) -> None:
     mirrored = [(value, len(codes) - K - position) for value, position in as_pairs(codes)]
     assert as_pairs(reverse_complement(codes)) == mirrored[::-1]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 32), st.booleans())
 def test_a_shared_stretch_of_61_shows_on_either_strand(seed: int, turn: bool) -> None:
     a, shared, b, c, d = (some(seed + i, bp) for i, bp in enumerate((100, 61, 90, 45, 130)))
@@ -136,6 +139,7 @@ def test_the_mixer_is_splitmix64() -> None:
     assert module._mix(np.array([0x9E3779B97F4A7C15], np.uint64)).tolist() == [0xE220A8397B1DCDAF]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 400), unique=True).map(sorted))
 def test_cover_against_sets(positions: list[int]) -> None:
     intervals = cover(np.array(positions, np.int64))
@@ -148,6 +152,7 @@ def test_cover_against_sets(positions: list[int]) -> None:
 hash_lists = st.lists(st.one_of(st.integers(0, 20), st.integers(0, WORD)), max_size=30)
 
 
+@settings(deadline=None)
 @given(st.lists(hash_lists, max_size=4), hash_lists)
 def test_unique_and_find_against_sets(parts: list[list[int]], wanted: list[int]) -> None:
     among = unique(np.array(part, np.uint64) for part in parts)
@@ -157,6 +162,7 @@ def test_unique_and_find_against_sets(parts: list[list[int]], wanted: list[int])
     assert among[at[hit]].tolist() == [value for value in wanted if value in among.tolist()]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), hash_lists), max_size=6), st.integers(1, 30), st.integers(0, 10)
 )

@@ -29,13 +29,13 @@ STEPS, HALF = 6, 3
 CASES = few([(stage, precision) for stage in (1, 3) for precision in ("bf16", "fp32")])
 
 
-class Told:
+class InMemory:
     """In place of Artifacts: the metrics by step, and whether the run was published."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.metrics: dict[int, dict[str, float]] = {}
         self.published = False
-        TOLD.append(self)
+        MADE.append(self)
 
     def save_callbacks(self, check: Any) -> SaveCallbacks:
         return SaveCallbacks(metrics=bytes, before=check, after=lambda uri, sha256: None, say=print)
@@ -43,20 +43,23 @@ class Told:
     def log(self, metrics: dict[str, float], *, step: int) -> None:
         self.metrics.setdefault(step, {}).update(metrics)
 
+    def sync(self) -> None:
+        pass
+
     def publish(self) -> None:
         self.published = True
 
     def end(self, status: str) -> None:
         raise AssertionError(f"the run ended {status}")
 
-    def __enter__(self) -> "Told":
+    def __enter__(self) -> "InMemory":
         return self
 
     def __exit__(self, *_: Any) -> None:
         pass
 
 
-TOLD: list[Told] = []
+MADE: list[InMemory] = []
 
 
 def train(uri: str, run_dir: str, stage: int, precision: str, steps: int, device_name: str) -> dict[str, Any]:
@@ -76,10 +79,10 @@ def train(uri: str, run_dir: str, stage: int, precision: str, steps: int, device
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifacts, "Artifacts", Told)
+        patch.setattr(artifacts, "Artifacts", InMemory)
         assert pretraining.train(config, device=device, group=Group.of()) == 0
     weights = safetensors.torch.load(store.read_bytes(store.join(run_dir, pretrained.WEIGHTS)))
-    return {"metrics": TOLD[-1].metrics, "published": TOLD[-1].published, "weights": weights}
+    return {"metrics": MADE[-1].metrics, "published": MADE[-1].published, "weights": weights}
 
 
 def both_ways(uri: str, folder: str, device: str) -> dict[tuple[int, str], list[dict[str, Any]]]:

@@ -35,7 +35,7 @@ RowReadings = Callable[[Outputs], Mapping[str, Tensor]]  # of the teacher's outp
 
 @dataclass
 class StepOutcome:
-    """What one step gave. ``metrics``: what the tracking hook will log. ``bp``: that all ranks read.
+    """What one step gave. ``metrics``: what LogMetrics will log. ``bp``: that all ranks read.
 
     ``is_last``: of the run. ``collapse``: what the health readings of this step say has collapsed, if
     anything. ``paused``: a hook has spent time that is not to count as training.

@@ -23,7 +23,7 @@ from trainer.evaluation.tasks.kind import Array, LinearModel, Metric, TaskKind
 from trainer.evaluation.tasks.registry import KINDS
 from trainer.evaluation.tasks.results_log import past_results
 from trainer.finetune import main
-from trainer.report.__main__ import report
+from trainer.report.report import write_report
 
 MODES = ["kmer", "probe", "finetune", "scratch"]
 
@@ -122,7 +122,7 @@ def test_every_mode_learns_it_and_its_results_stand_beside_the_others(
     assert [r.unit.mode for r in past_results(registry(where), NAME, "1") if r.kind == "regression"] == MODES
 
     assert main([*task, "--task", str(where.task), "modes=[kmer]"]) == 0
-    page = report(registry(where), where.run_id, output=str(tmp_path / "report"))
+    page = write_report(where.run_id, track_uri=where.uri, output=str(tmp_path / "report"))
     html = Path(page).read_text()
     assert "On labelled tasks: regression" in html and "On labelled tasks: classification" in html
     assert "test Pearson r × 100" in html and "test MCC × 100" in html

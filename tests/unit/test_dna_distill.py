@@ -67,6 +67,7 @@ def test_a_command_line_imports_nothing_that_its_command_does_not_need() -> None
     for command, absent in {
         "prep": ["torch", "mlflow", "sklearn"],
         "train": ["ray", "pyfaidx"],
+        "embed": ["ray", "pyfaidx", "deepspeed"],
         "--help": ["torch", "ray"],
     }.items():
         done = subprocess.run(

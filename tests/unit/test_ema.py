@@ -287,7 +287,7 @@ def test_any_cut_of_a_saved_teacher_loads_on_any_number_of_ranks(layout: Layout,
     ]
     size, again = numel // world, dict[tuple[str, int], int]()
     with pytest.MonkeyPatch.context() as patch:  # the other ranks have nothing to object to
-        patch.setattr(collectives, "sum_over_ranks", lambda group, tensor: tensor.clone())
+        patch.setattr(collectives, "gather_objects", lambda group, fault: [fault])
         for rank in range(world):
             group = FlatGroup(numel, slots, [(0, torch.ones(size))])
             module = nn.ParameterList([torch.zeros(size)])
@@ -413,7 +413,7 @@ def test_each_rank_looks_at_its_own_part_alone_and_speaks_of_the_others() -> Non
         group = FlatGroup(6, {"w": (0, torch.Size([6]))}, [(0, torch.zeros(3))])
         module = nn.ParameterList([torch.zeros(3)])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collectives, "sum_over_ranks", lambda group, tensor: torch.ones_like(tensor))
+            patch.setattr(collectives, "gather_objects", lambda group, fault: [False, True])
             teacher = ShardedEMA(module, nn.Module(), [group], Late(module), group=Group(rank, 2))
             with pytest.raises(ValueError, match=r"saved teacher|other ranks") as fault:
                 teacher.load(saved)

@@ -112,7 +112,7 @@ class _Loader(_Base):
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value} stands there twice", key.start_mark
+                        None, None, f"key {key.value} is given twice", key.start_mark
                     )
                 seen.add(key.value)
                 key.tag = _TEXT

@@ -1,9 +1,8 @@
-"""``python -m cluster.doctor.bandwidth``: how fast ranks exchange, measured on the ranks that a launcher
-started.
+"""``python -m cluster.doctor.bandwidth``: how fast the ranks of a launcher exchange data.
 
 Bus bandwidth as nccl-tests defines it (doc/PERFORMANCE.md there): bytes a second times 2(n-1)/n for
-all-reduce and (n-1)/n for all-gather, so that figures for different numbers of ranks compare. Rank 0 prints
-one line of JSON. python -m cluster doctor --help says how to measure between nodes.
+all-reduce and (n-1)/n for all-gather, so that different numbers of ranks can be compared. Rank 0 prints one
+line of JSON. python -m cluster doctor --help shows how to measure between nodes.
 """
 
 import argparse
@@ -66,8 +65,7 @@ def _seconds(collective: Callable[[], object], device: torch.device) -> float:
 
 
 def join(world: world.World) -> None:
-    """Measure, as one of the ranks that MASTER_ADDR and MASTER_PORT bring together; rank 0 prints a line of
-    JSON."""
+    """Measure, as one of the ranks that meet at MASTER_ADDR and MASTER_PORT; rank 0 prints a line of JSON."""
     gpu = torch.cuda.is_available()
     if gpu and world.local_rank >= torch.cuda.device_count():
         raise ValueError(
@@ -82,8 +80,8 @@ def join(world: world.World) -> None:
         "nccl" if gpu else "gloo",
         rank=world.rank,
         world_size=world.size,
-        timeout=timedelta(seconds=_LIMIT_S - 10),
-    )  # so that it can still say what is wrong
+        timeout=timedelta(seconds=_LIMIT_S - 10),  # so that the rank can report the error itself
+    )
     found = measure(device)
     if world.is_main:
         print(json.dumps({"ranks": world.size, "backend": dist.get_backend(), **found}), flush=True)
@@ -91,8 +89,8 @@ def join(world: world.World) -> None:
     dist.destroy_process_group()
 
 
-def _tell(world: world.World) -> int:
-    """The exit code of ``join``, whose faults name the rank."""
+def _join_as_command(world: world.World) -> int:
+    """The exit code of ``join``, whose errors name the rank."""
 
     def run() -> None:
         try:
@@ -104,16 +102,15 @@ def _tell(world: world.World) -> int:
 
 
 def _start(count: int) -> int:
-    """The exit code of ``count`` ranks of this machine: of the first that fails, after which the others are
-    ended."""
+    """Run ``count`` ranks on this machine; after the first that fails the others are killed. The exit
+    code."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    # As the agent does; by default gloo takes the interface of the host's name.
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(
-            name, "lo"
-        )  # as the agent does: gloo would take the interface of the host's name
-    # Forked, to import torch once; nothing here has touched a GPU yet.
+        os.environ.setdefault(name, "lo")
+    # Forked, to import torch only once; nothing has used a GPU before.
     context = multiprocessing.get_context("fork")
     started = [context.Process(target=_run, args=(world.World(rank, count, rank),)) for rank in range(count)]
     for one in started:
@@ -130,7 +127,7 @@ def _start(count: int) -> int:
             for one in [one for one in left if one.exitcode is not None]:
                 left.remove(one)
                 if code := one.exitcode:
-                    if code < 0:  # otherwise it has said why itself
+                    if code < 0:  # otherwise it has printed why
                         exits.print_error(
                             f"rank {started.index(one)} was killed by {signal.Signals(-code).name}"
                         )
@@ -143,7 +140,7 @@ def _start(count: int) -> int:
 
 
 def _run(world: world.World) -> None:
-    sys.exit(_tell(world))
+    sys.exit(_join_as_command(world))
 
 
 def main(arguments: list[str]) -> int:
@@ -155,7 +152,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ranks", type=int, help="start so many on this machine, without a launcher")
     parser.add_argument("--at-most", type=int, help="only print this number: any number of ranks fits")
     args, others = parser.parse_known_args(arguments)
-    if args.at_most is not None:  # the supervisor's question, which has its program's arguments behind it
+    if args.at_most is not None:  # the supervisor asks, with its program's arguments behind
         print(args.at_most)
         return exits.EXIT_OK
     if others or (args.ranks is not None and args.ranks < 1):
@@ -164,7 +161,7 @@ def main(arguments: list[str]) -> int:
         return _start(args.ranks)
     if "MASTER_ADDR" not in os.environ:
         parser.error("no launcher has said where the ranks meet (MASTER_ADDR); give --ranks")
-    return _tell(world.world_from_env())
+    return _join_as_command(world.world_from_env())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o Se
 
 
 class Launch(Section):
-    """How nodes are found, and how an agent gets to each.
+    """How nodes are found, and how an agent is started on each.
 
     ``kind``: this machine, the hosts of ``hostfile`` (lines of ``NAME slots=RANKS``), or a Ray cluster at
     ``address`` (default: RAY_ADDRESS). ``remote``: the command that runs another one on {host}.
@@ -60,12 +60,12 @@ class ClusterConfig(Section):
     """``program`` is run by Python on every rank with the command line's arguments; ``fit`` with them and
     ``--at-most N`` prints the largest number of ranks up to N that they allow.
 
-    After a fault it starts anew, ``restart_pause_s`` later (doubled with each fault on end), on the nodes
-    that answer, ``min_nodes`` at least, for which it waits ``wait_for_nodes_s``; ``max_faults`` on end
-    without a newer checkpoint end it. When a rank has ended, the others get ``survivor_s``; when told to
-    stop, all get ``grace_s`` to save. Ranks that all do nothing for ``hang_timeout_s`` hang
-    (``start_timeout_s`` up to the end of the first step). Nodes that are left out are looked at every
-    ``probe_every_s``, and taken back once they have answered for ``rejoin_after_s``.
+    After a fault the run restarts, ``restart_pause_s`` later (doubled with each fault in a row), on the nodes
+    that answer. It waits ``wait_for_nodes_s`` for ``min_nodes`` of them. It ends after ``max_faults`` in a
+    row without a newer checkpoint. When a rank has failed, the others have ``survivor_s`` to end; when the
+    run is told to stop, all ranks have ``grace_s`` to save. If no rank makes progress for ``hang_timeout_s``
+    (``start_timeout_s`` until the end of the first step), they hang. Nodes that are left out are tried every
+    ``probe_every_s``, and used again once they have answered for ``rejoin_after_s``.
     """
 
     launch: Launch = Launch()

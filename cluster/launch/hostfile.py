@@ -1,5 +1,4 @@
-"""A hostfile: which hosts there are, and how many ranks each takes. Nothing in it is passed over without a
-word."""
+"""A hostfile: the hosts, and how many ranks each takes. Nothing in it is ignored silently."""
 
 import ipaddress
 import re
@@ -8,9 +7,9 @@ from pathlib import Path
 from configs import ConfigError
 from configs.values import decode
 
-# ASCII alone: other digits and letters look like these and name other hosts.
+# ASCII only: other digits and letters look the same and name other hosts.
 _LINE = re.compile(r"(?P<name>[^ \t]+)([ \t]+slots=(?P<slots>[0-9]{1,6}))?")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no option of the remote command
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # not an option of the remote command
 _COMMENT = re.compile(r"(^|[ \t])#.*")
 
 
@@ -20,8 +19,7 @@ def read_hostfile(path: str) -> dict[str, int]:
     # begins a comment, at the start of a line or after a blank.
 
     Raises:
-        ConfigError: the file cannot be read, or each of its lines that is wrong, a host that is there twice
-        too.
+        ConfigError: the file cannot be read; or each line that is wrong, also a host that is there twice.
     """
     try:
         text = decode(Path(path).read_bytes())
@@ -32,7 +30,7 @@ def read_hostfile(path: str) -> dict[str, int]:
     hosts: dict[str, int] = {}
     known: set[str] = set()
     faults = []
-    # Not str.splitlines, for which more marks end a line: what follows one in a comment would be a host.
+    # Not str.splitlines, which ends lines at more characters: the rest of a comment would become a host.
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
         entry = _COMMENT.sub("", line).strip(" \t")
         if not entry:
@@ -62,10 +60,8 @@ def _is_host(name: str) -> bool:
 
 
 def _advice(entry: str) -> str:
-    """What to do about a host as other programs write it."""
-    name = re.split(r"[ \t]", entry)[
-        0
-    ]  # str.split() knows more blanks, and finds no word in a lone form feed
+    """What to do about a host in another program's format."""
+    name = re.split(r"[ \t]", entry)[0]  # str.split() finds no word in a lone form feed
     if "@" in name:
         return "; a host's user belongs in launch.remote (ssh -l USER ... {host}) or in ~/.ssh/config"
     if found := re.fullmatch(r"\[?([\w.:-]+?)]?:(\d+)", name):

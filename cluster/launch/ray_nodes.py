@@ -1,11 +1,11 @@
-"""The nodes of a Ray cluster for the supervisor: an actor on each runs the node's agent. No ssh, no port of
-ours.
+"""The nodes of a Ray cluster for the supervisor: an actor on each runs the node's agent, without ssh or a
+port.
 
-Each node has a placement group of its own, of one bundle that is pinned to it by Ray's node id and holds all
-that its ranks need. One group over all nodes (STRICT_SPREAD) would be ready only while every node is, and Ray
-would move the bundle of a dead node to any other; groups of their own come and go with their nodes, as a run
-that goes on with the nodes that are left wants it. A group stays while its node does, so that between two
-attempts nobody else takes the GPUs. The actor is started anew for each attempt.
+Each node has a placement group of its own, with one bundle that Ray's node id pins to it and that holds all
+resources of its ranks. One group over all nodes (STRICT_SPREAD) would be ready only while every node is, and
+Ray would move the bundle of a dead node to another one. With a group for each node, the run can go on with
+the nodes that remain. A group stays as long as its node, so that nobody else takes the GPUs between two
+attempts. The actor is new for each attempt.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from cluster.process.exits import brief
 from cluster.tasks import ray_session
 from configs import ConfigError
 
-_POLL = 2.0  # seconds, at most, that a launcher waits for a line before it answers with none
-_LOOK = 1.0  # seconds between looks at whether the node that is waited for is still there
-_PATIENCE = 15.0  # seconds that an agent gets to end its ranks
-# Ray kills the children of a worker that ends, by their parent's id: this shell dies in the agent's place,
-# and the agent, whose input ends with the worker, has the time to end its ranks. Descriptor 3, since a shell
-# gives what it runs in the background no input.
+_POLL_S = 2.0  # the most that a launcher waits for a line before it returns none
+_CHECK_S = 1.0  # between checks that a node which is awaited is still there
+_PATIENCE_S = 15.0  # for an agent to end its ranks
+# Ray kills the children of a worker that ends, by their parent's id. It kills this shell, and not the agent,
+# whose input ends with the worker, and which then has the time to end its ranks. The input goes through
+# descriptor 3, since a shell gives background commands none.
 _SHIELD = ("/bin/sh", "-c", 'exec 3<&0; "$@" <&3 3<&- & exec 3<&- 0</dev/null; wait $!', "agent")
 
 
@@ -41,9 +41,9 @@ class RayNodes:
     """Nodes of the Ray cluster at ``address``, else of RAY_ADDRESS, else of the session this process is in.
 
     A node has room for ``ranks_per_node`` ranks (default: one for each of its GPUs) and takes part if it has
-    as many GPUs. Where the cluster has shown no GPU, ranks take CPUs instead, and the default is 1. ``agent``
-    are the arguments of Python, which runs in ``directory`` (default: where Ray has its workers) and with the
-    environment of the workers: there the secrets are, and no argument holds any. A node may take
+    as many GPUs. As long as no node with a GPU has been seen, ranks take CPUs instead, and the default is 1.
+    ``agent``: the arguments of Python, which runs in ``directory`` (default: the folder of Ray's workers)
+    with the environment of the workers. Secrets are in that environment and in no argument. A node may take
     ``start_seconds`` to give its resources and start the agent, and be silent for ``answer_seconds``.
 
     Raises:
@@ -67,15 +67,15 @@ class RayNodes:
             )
         self._ranks_per_node, self._agent, self._directory = ranks_per_node, list(agent), directory
         self._start_seconds, self._answer_seconds = start_seconds, answer_seconds
-        self._kind = "CPU"  # what ranks take, until a node with GPUs is seen
-        self._ids: dict[str, str] = {}  # name -> Ray's id of the node that has it, or had it last
+        self._kind = "CPU"  # the resource of a rank; GPU once a node with one is seen
+        self._ids: dict[str, str] = {}  # name -> Ray's id of the node that has the name, or had it last
         self._groups: dict[str, PlacementGroup] = {}  # by Ray's id of the node
         self._links: list[_RayLink] = []
         self._joined = contextlib.ExitStack()
         self._joined.enter_context(ray_session.join(address))
 
     def places(self) -> list[Place]:
-        """Nodes that are alive and large enough, by name."""
+        """Nodes that are alive and large enough, sorted by name."""
         self._links = [link for link in self._links if link.doubtful or not link.stopping]
         alive = self._alive()
         if any(node["Resources"].get("GPU") for node in alive):
@@ -92,8 +92,8 @@ class RayNodes:
         return sorted(found, key=lambda place: place.name)
 
     def _name(self, node: dict[str, Any], alive: Collection[str]) -> str:
-        """Its host; with a part of its id where another node that is alive has that name. It stays as it
-        is."""
+        """The node's host, with a part of its id if another live node has that name. A node keeps its
+        name."""
         host, mine = node["NodeManagerHostname"], node["NodeID"]
         other = f"{host}/{mine[:8]}" if self._ids.get(host) in alive else host
         name = next((name for name, holder in self._ids.items() if holder == mine), other)
@@ -101,7 +101,8 @@ class RayNodes:
         return name
 
     def _alive(self) -> list[dict[str, Any]]:
-        """Ray's nodes. Ray needs 10 s and more to give up one, so those whose launcher was lost are asked."""
+        """Ray's live nodes. Ray takes 10 s or more to notice a dead one, so nodes with a lost launcher are
+        probed."""
         doubtful = {link.node for link in self._links if link.doubtful}
         return [
             node
@@ -122,34 +123,19 @@ class RayNodes:
         name, node = place.name, self._ids.get(place.name)
         if node is None:
             raise NodeLost(f"{name} is no node of this Ray cluster")
-        gpus, deadline = self._kind == "GPU", time.monotonic() + self._start_seconds
+        deadline = time.monotonic() + self._start_seconds
         link: _RayLink | None = None
+        within = f"within {self._start_seconds:g} s"
         try:
             group = self._group(node, place.slots)
-            while not group.wait(timeout_seconds=_LOOK):
-                self._check(
-                    place,
-                    node,
-                    deadline,
-                    f"did not give {place.slots} {self._kind}{'s' * (place.slots > 1)} "
-                    f"within {self._start_seconds:g} s: another job holds them",
-                )
-            options: dict[str, Any] = {
-                "num_cpus": 0 if gpus else place.slots,
-                "num_gpus": place.slots if gpus else 0,
-                "max_restarts": 0,
-                "concurrency_groups": {"read": 1, "write": 1},
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=0
-                ),
-            }
-            launcher: Any = ray.remote(**options)(_Launcher)
-            actor = launcher.remote(self._agent, self._directory)
-            link, started = _RayLink(name, node, actor, self._answer_seconds), actor.start.remote()
-            while not ray.wait([started], timeout=_LOOK)[0]:
-                self._check(
-                    place, node, deadline, f"did not start its agent within {self._start_seconds:g} s"
-                )
+            while not group.wait(timeout_seconds=_CHECK_S):
+                what = f"{place.slots} {self._kind}{'s' * (place.slots > 1)}"
+                self._check(place, node, deadline, f"did not give {what} {within}: another job holds them")
+            launcher: Any = ray.remote(**self._options(group, place.slots))(_Launcher)
+            link = _RayLink(name, node, launcher.remote(self._agent, self._directory), self._answer_seconds)
+            started = link.start()
+            while not ray.wait([started], timeout=_CHECK_S)[0]:
+                self._check(place, node, deadline, f"did not start its agent {within}")
             ray.get(started)
         except (RayError, NodeLost) as fault:
             if link:
@@ -160,6 +146,16 @@ class RayNodes:
         self._links.append(link)
         return link
 
+    def _options(self, group: PlacementGroup, slots: int) -> dict[str, Any]:
+        gpus = self._kind == "GPU"
+        return {
+            "num_cpus": 0 if gpus else slots,
+            "num_gpus": slots if gpus else 0,
+            "max_restarts": 0,
+            "concurrency_groups": {"read": 1, "write": 1},
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        }
+
     def _check(self, place: Place, node: str, deadline: float, late: str) -> None:
         if node not in {other["NodeID"] for other in self._alive()}:
             raise NodeLost(f"{place.name} has left the Ray cluster")
@@ -167,7 +163,7 @@ class RayNodes:
             raise NodeLost(f"{place.name} {late}")
 
     def close(self) -> None:
-        """End the agents, give the resources back, and leave the cluster. Idempotent."""
+        """End the agents, give the resources back, and leave the cluster. May be called twice."""
         for link in self._links:
             link.end()
         for link in self._links:
@@ -189,20 +185,25 @@ class RayNodes:
 
 
 class _RayLink:
-    """The way to one launcher."""
+    """The connection to one launcher."""
 
     def __init__(self, name: str, node: str, actor: Any, answer_seconds: float) -> None:
         self.node = node  # Ray's id of it
         self.doubtful = False  # whether the launcher, and not only its agent, was lost
         self._name, self._actor, self._answer_seconds = name, actor, answer_seconds
-        self._poll: Any = None  # the answer that is awaited, asked for at self._since
-        self._since, self._lost = 0.0, ""  # the latter says why the agent is gone
+        self._poll: Any = None  # the pending answer, requested at self._since
+        self._since = 0.0
+        self._lost = ""  # why the agent is gone
         self.stopping: Any = None
+
+    def start(self) -> Any:
+        """Start the agent; the answer to wait for."""
+        return self._actor.start.remote()
 
     def send(self, line: str) -> None:
         if self._lost:
             raise NodeLost(self._lost)
-        self._actor.write.remote(line)  # whether it arrives, receive() will know
+        self._actor.write.remote(line)  # receive() reports it if the line does not arrive
 
     def receive(self) -> list[str]:
         if self._lost:
@@ -236,9 +237,9 @@ class _RayLink:
 
     def close(self) -> None:
         self.end()
-        if not self.doubtful:  # else nobody answers
+        if not self.doubtful:  # otherwise nothing answers
             with contextlib.suppress(RayError):
-                ray.get(self.stopping, timeout=2 * _PATIENCE)
+                ray.get(self.stopping, timeout=2 * _PATIENCE_S)
         self.kill()
 
     def kill(self) -> None:
@@ -248,7 +249,7 @@ class _RayLink:
     def _ask(self) -> None:
         self._since, self._poll = (
             time.monotonic(),
-            self._actor.read.remote(min(_POLL, self._answer_seconds / 4)),
+            self._actor.read.remote(min(_POLL_S, self._answer_seconds / 4)),
         )
 
     def _lose(self, why: str) -> NodeLost:
@@ -257,15 +258,15 @@ class _RayLink:
 
 
 def _reason(fault: RayError) -> str:
-    """The beginning of Ray's own words, which go on for pages."""
+    """The first sentence of Ray's message, which may have pages."""
     cause = fault.cause if isinstance(fault, RayTaskError) else fault
-    if isinstance(cause, ActorUnavailableError):  # its words are of connections and ids
+    if isinstance(cause, ActorUnavailableError):  # its message has connections and ids only
         return "Ray does not reach its worker there any more"
     return f"{type(cause).__name__}: {brief(' '.join(str(cause).split()).partition('. ')[0])}"
 
 
 class _Launcher:
-    """The actor on a node: runs the agent and hands its lines to and fro."""
+    """The actor on a node: runs the agent and passes lines in both directions."""
 
     def __init__(self, agent: list[str], directory: str | None) -> None:
         self._command, self._directory = [*_SHIELD, sys.executable, *agent], directory
@@ -273,7 +274,7 @@ class _Launcher:
         self._lines: list[str] = []
         self._last_error = ""
         self._ended = ""
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
 
     def start(self) -> None:
         self._process = subprocess.Popen(
@@ -296,9 +297,9 @@ class _Launcher:
     def _take(self, output: IO[bytes]) -> None:
         with open(output.fileno(), errors="replace", closefd=False) as text:
             for line in text:
-                with self._news:
+                with self._changed:
                     self._lines.append(line.rstrip("\n"))
-                    self._news.notify_all()
+                    self._changed.notify_all()
 
     def _log(self, output: IO[bytes]) -> None:
         with open(output.fileno(), errors="replace", closefd=False) as text:
@@ -309,34 +310,34 @@ class _Launcher:
     def _await_end(self, process: subprocess.Popen[bytes], outputs: list[threading.Thread]) -> None:
         code = process.wait()
         for thread in outputs:
-            thread.join(timeout=2)  # a rank that outlives its agent may hold them open
+            thread.join(timeout=2)  # a rank that outlives its agent may keep them open
         how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
-        with self._news:
+        with self._changed:
             self._ended = f"{how} ({brief(self._last_error)})" if self._last_error else how
-            self._news.notify_all()
+            self._changed.notify_all()
 
     @ray.method(concurrency_group="read")
     def read(self, wait_seconds: float) -> tuple[list[str], str]:
-        """New lines, which it may wait for, and how the agent ended once it has."""
-        with self._news:
-            self._news.wait_for(lambda: self._lines or self._ended, timeout=wait_seconds)
+        """(new lines, after a wait if there are none; how the agent ended, "" while it runs)."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._lines or self._ended, timeout=wait_seconds)
             lines, self._lines = self._lines, []
             return lines, self._ended
 
     @ray.method(concurrency_group="write")
     def write(self, line: str) -> None:
         assert self._process is not None and self._process.stdin is not None, "write before start"
-        with contextlib.suppress(BrokenPipeError, ValueError):  # read() says that the agent is gone
+        with contextlib.suppress(BrokenPipeError, ValueError):  # read() reports that the agent is gone
             self._process.stdin.write(line.rstrip("\n").encode() + b"\n")
 
     def stop(self) -> None:
-        """End the agent's input; it ends its ranks and itself within _PATIENCE, or is killed."""
+        """End the agent's input; it ends its ranks and itself within _PATIENCE_S, or is killed."""
         if self._process is None:
             return
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

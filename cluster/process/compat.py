@@ -1,4 +1,4 @@
-"""What torch names differently from version to version (2.11 to 2.13 are used)."""
+"""Functions of torch whose names differ between versions (2.11 to 2.13 are supported)."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""What a rank that hangs shows before it is killed: the stacks of its threads, and its last collectives.
+"""What a rank that hangs prints before it is killed: the stacks of its threads, and its last collectives.
 
-The stacks come by a signal, from a handler in C, whatever the interpreter waits for. The collectives come
-from a thread that waits at a pipe for the agent's word; torch's flight recorders have them, or else the
-rank's own record.
+A signal makes a handler in C print the stacks, whatever the interpreter waits for. A thread that reads from a
+pipe prints the collectives when the agent asks: those of torch's flight recorders, or else of the rank's own
+record.
 """
 
 import contextlib
@@ -17,25 +17,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 STACKS = signal.SIGUSR1
-END = "(end of what the rank shows)"
+END = "(end of what the rank shows)"  # the last line of an answer
 _PIPE = ".ask"
 _LAST = 8  # collectives
-_STACKS_S = 0.3  # until the stacks, which are written piece by piece, are out
-# nccl has a recorder of its own, beside the one of the other backends.
+_STACKS_S = 0.3  # enough for the stacks, which are written piece by piece
+# nccl has a recorder of its own, apart from the other backends.
 _RECORDERS = ("_dump_nccl_trace_json", "_dump_fr_trace_json")
 
 
 def listen(path: str, own: Callable[[], Sequence[str]]) -> None:
-    """In a rank: answer on stderr, from now on. ``path``: of its record; ``own``: its own record, newest
-    first."""
+    """In a rank: from now on, answer on stderr. ``path``: of its heartbeat; ``own``: the lines of its own
+    record, newest first."""
     faulthandler.register(STACKS, all_threads=True)
-    with contextlib.suppress(OSError):  # where the folder takes no pipe the stacks must do
+    with contextlib.suppress(OSError):  # where no pipe can be made, the stacks are all there is
         os.mkfifo(path + _PIPE)
         threading.Thread(target=_answer, args=(path + _PIPE, own), name="evidence", daemon=True).start()
 
 
 def ask(pid: int, path: str) -> None:
-    """Of a rank that listens, from another process; one that is gone says nothing."""
+    """Make a rank that listens print its evidence; called in another process. A rank that is gone is
+    ignored."""
     with contextlib.suppress(OSError):
         os.kill(pid, STACKS)
     with contextlib.suppress(OSError):
@@ -47,7 +48,8 @@ def ask(pid: int, path: str) -> None:
 
 
 def _answer(pipe: str, own: Callable[[], Sequence[str]]) -> None:
-    with open(pipe, "r+b", buffering=0) as asked:  # also for writing: else it ends with the first who asked
+    # Open for writing, too: otherwise the pipe ends after the first question.
+    with open(pipe, "r+b", buffering=0) as asked:
         while asked.read(1):
             time.sleep(_STACKS_S)
             lines = recorded() or ["torch has recorded no collective; its own record, newest first:", *own()]
@@ -55,12 +57,12 @@ def _answer(pipe: str, own: Callable[[], Sequence[str]]) -> None:
 
 
 def recorded() -> list[str]:
-    """The last collectives by torch's flight recorders, newest first; empty where this process has none of
-    them."""
+    """The last collectives in torch's flight recorders, newest first; empty where this process has no
+    recorder."""
     c10d = sys.modules.get("torch._C._distributed_c10d")
     entries: list[dict[str, Any]] = []
     for name in _RECORDERS:
-        with contextlib.suppress(Exception):  # of torch's inside, another in each version
+        with contextlib.suppress(Exception):  # internal to torch: it differs from version to version
             entries += json.loads(getattr(c10d, name)(includeCollectives=True, onlyActive=False))["entries"]
     entries.sort(key=lambda entry: -entry["time_created_ns"])
     now = time.time_ns()

@@ -1,5 +1,5 @@
-"""What this process has of its machine: cores (those it is bound to, less where a container's quota allows
-less), a cache."""
+"""What this process may use of its machine: cores, within affinity and a container's quota; and the cache
+folder."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ _OWN_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def bound() -> int:
-    """The cores that this process is bound to, whatever a quota says."""
+    """The number of cores that this process is bound to, without a container's quota."""
     return len(os.sched_getaffinity(0))
 
 
@@ -28,19 +28,19 @@ def quota() -> float:
 
 
 def usable() -> int:
-    """Processes that can work at once without waiting for each other, at least 1."""
+    """Processes that can work at the same time at full speed, at least 1."""
     return max(1, int(quota()))
 
 
 def cache_root() -> Path:
-    """Where this machine keeps what can be made again: DNA_CACHE, else ``~/.cache/dna-distill``; an absolute
+    """The folder for files that can be made again: DNA_CACHE, else ``~/.cache/dna-distill``; an absolute
     path."""
     path = os.environ.get("DNA_CACHE", "").strip() or "~/.cache/dna-distill"
     return Path(paths.expand(path, what="DNA_CACHE")).absolute()
 
 
 def threads_per_process(local_size: int) -> int:
-    """Cores that this process may use, shared out over ``local_size`` processes of its kind, at least 1."""
+    """Cores that this process may use, divided by ``local_size`` processes of its kind, at least 1."""
     return max(1, usable() // max(1, local_size))
 
 

@@ -1,4 +1,4 @@
-"""Paths as users write them: ~, variables that nobody put in, and folders that do not last.
+"""Paths as users write them: ~, variables that nothing has replaced, and folders that are deleted later.
 
 ``ray job submit --working-dir .`` copies the working folder to a temporary one on each node that takes part,
 and runs the job there. What a job writes to a relative path is deleted with that copy.
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from configs import ConfigError, redact
 
-_LOCAL = re.compile(r"(?:file|local)://|sqlite:///|file:")  # before a path, in the URIs of fsspec and MLflow
+_LOCAL = re.compile(r"(?:file|local)://|sqlite:///|file:")  # before a path, in URIs of fsspec and MLflow
 _VARIABLE = re.compile(r"\$([A-Z_][A-Z0-9_]*|\{\w+\})")
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job, and so for what that starts
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the command of a job
 _COPIES = "working_dir_files"  # Ray's folder of copies, below its temporary one
 _NO_PATH = {"", ":memory:", "databricks", "databricks-uc"}  # in MLflow's URIs
 
@@ -45,8 +45,7 @@ def expand(path: str, *, what: str = "") -> str:
 
 
 def expand_uri(uri: str) -> str:
-    """A URI, also one of MLflow's, with the path in it as ``expand`` has it; one that is not local stays as
-    it is."""
+    """``uri``, also one of MLflow's, with its path expanded as by ``expand``; a remote one stays as it is."""
     path = _path(uri)
     return uri if "://" in path else uri.removesuffix(path) + expand(path)
 
@@ -57,8 +56,8 @@ def is_relative(uri: str) -> bool:
 
 
 def temporary_folder() -> str:
-    """Why what is written to the working folder is lost: Ray copied it, or gave it to a job. Empty where it
-    is not."""
+    """Why files in the working folder will be lost: it is Ray's copy, or that of a job. Empty if they will
+    not."""
     here = Path.cwd()
     if _COPIES in here.parts:
         return (
@@ -71,8 +70,11 @@ def temporary_folder() -> str:
 
 
 def refuse_lost(*, outputs: Mapping[str, str | None] = {}, inputs: Iterable[tuple[str, str]] = ()) -> None:
-    """ConfigError, in a Ray job, for relative outputs, and for relative inputs that are not there; both (key,
-    URI)."""
+    """In a Ray job, refuse relative outputs (key -> URI), and relative inputs (key, URI) that are not there.
+
+    Raises:
+        ConfigError: each of them, with its key.
+    """
     why = temporary_folder()
     if not why:
         return

@@ -1,4 +1,4 @@
-"""This process among its peers. Only here is the world read."""
+"""Rank and number of processes. Only this file reads them from the environment."""
 
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class World:
 
 
 def world_from_env() -> World:
-    """As the launcher says (RANK, WORLD_SIZE, LOCAL_RANK); a single process without one."""
+    """As the launcher has set them (RANK, WORLD_SIZE, LOCAL_RANK); a single process without a launcher."""
     rank, size, local = (
         int(os.environ.get(key, default))
         for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))

@@ -1,14 +1,14 @@
-"""A lease on an object store: an object that its holder writes anew every third of its time to live.
+"""A lease on an object store: an object that its holder rewrites every third of its time to live (TTL).
 
-No clock but one's own is trusted: a lease is dead if it has not changed while *we* watched it for that long,
-and its holder gives it up when it has not been able to renew it for as long. So a store may be away for two
-thirds of that time. The same host takes the lease of a process of its own that is gone at once, and so does
-whoever has the holder's token, on any host.
+No process trusts another's clock. A lease is dead if it has not changed while *we* watched it for its TTL,
+and its holder gives it up if it could not renew it for the same time. So a store may be unreachable for two
+thirds of the TTL. A lease whose process was on this host and has ended is taken over at once. So is any
+lease, on any host, by a process that has its token.
 
-Every write is of the kind "if it is still what I read" (S3's If-Match and If-None-Match), so that of two
-takers one is refused, and a holder that was stopped cannot write over its successor. A store that does not
-know such writes is told apart by nothing: the taker waits a moment besides, and reads whether it was the last
-to write.
+Every write is conditional ("if it is still what I read": S3's If-Match and If-None-Match). Of two processes
+that take a lease one is refused, and a holder that was stopped cannot overwrite its successor. A store that
+ignores conditions cannot be recognised; so the process that takes a lease also waits a moment, and reads
+whether it was the last to write.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 from cluster.process.processes import is_gone, start_ticks
 from cluster.storage import store
 
-_SETTLE_S = 1.0  # between writing a lease and reading whose it is
+_SETTLE_S = 1.0  # between writing a lease and reading who holds it
 
 
 class LockedError(RuntimeError):
-    """Another process holds the lock; the message says which."""
+    """Another process has the lock; the message says which."""
 
 
 class LockLostError(RuntimeError):
@@ -44,8 +44,8 @@ def refusal(uri: str, holder: str) -> str:
 
 @dataclass(frozen=True)
 class Lease:
-    """``number`` rises with every renewal. ``machine`` and ``started`` tell this process from others of its
-    pid."""
+    """``number`` grows with every renewal. ``machine`` and ``started`` distinguish the process from others
+    with the same pid."""
 
     holder: str
     host: str
@@ -74,15 +74,14 @@ class Lease:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
     def is_dead_here(self) -> bool | None:
-        """Whether its process is gone; None if it is not of this machine."""
+        """Whether its process has ended; None if it runs on another machine."""
         if (self.host, self.machine) != (socket.gethostname(), _machine()):
             return None
         return is_gone(self.pid) or start_ticks(self.pid) != self.started
 
 
 class _Found(NamedTuple):
-    """What is at a lease's place: ``tag`` None: nothing; ``lease`` None: nothing, or something that we cannot
-    read."""
+    """What is stored as the lease. ``tag`` is None if nothing is, ``lease`` also if it cannot be read."""
 
     lease: Lease | None
     tag: str | None
@@ -99,10 +98,8 @@ class LeaseLock:
 
     def __init__(self, path: str, uri: str, lease: Lease, tag: str | None, began: float) -> None:
         self._path, self._uri, self._lease, self._tag = path, uri, lease, tag
-        self._renewed, self._fault = (
-            began,
-            "",
-        )  # the time before the write: nobody has seen it earlier than that
+        self._fault = ""
+        self._renewed = began  # the time before the write: nobody can have seen it earlier
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
@@ -117,7 +114,7 @@ class LeaseLock:
         self._over.set()
         self._thread.join(self._lease.ttl_s / 6)
         if self._thread.is_alive() or self._is_lost():
-            return  # the store is away, and the lease dies by itself; or it is another's
+            return  # the store is unreachable, and the lease will expire; or another process has it
         with contextlib.suppress(store.StoreError):
             there = _read(self._path, **self._once())
             if there.is_of(self._lease):
@@ -130,8 +127,7 @@ class LeaseLock:
         return bool(self._fault)
 
     def _once(self) -> dict[str, Any]:
-        """How to ask the store: many short tries of ours, since those of the store last longer than a
-        lease."""
+        """Options for the store: one short try each, since its own tries may last longer than a lease."""
         return {"tries": 1, "timeout": self._lease.ttl_s / 6}
 
     def _renew(self) -> None:
@@ -145,7 +141,7 @@ class LeaseLock:
                 continue
             if there.lease == lease:
                 self._lease, self._tag, self._renewed, pause = lease, there.tag, began, self._lease.ttl_s / 3
-            elif there.is_of(self._lease):  # a try that was not answered came through after all
+            elif there.is_of(self._lease):  # a write whose answer was lost has succeeded
                 assert there.lease, "it is ours"
                 self._lease, self._tag, pause = there.lease, there.tag, 0.0
             else:
@@ -174,8 +170,7 @@ def take(path: str, uri: str, token: str | None, ttl_s: float) -> Iterator[Lease
 
 
 def _await_end(path: str, uri: str, mine: Lease) -> str | None:
-    """The tag of what may be taken over, None where nothing is there. LockedError once its holder shows
-    life."""
+    """The tag of what may be taken over, None if nothing is there. LockedError once the holder renews it."""
     first = there = _read(path)
     if first.tag is None or (
         first.lease and mine.token_sha256 and first.lease.token_sha256 == mine.token_sha256
@@ -207,8 +202,7 @@ def _read(path: str, **how: Any) -> _Found:
 
 
 def _write(path: str, lease: Lease, tag: str | None, **how: Any) -> _Found:
-    """What is there after ``lease`` was written over what had ``tag``, or was not because that had
-    changed."""
+    """What is there after ``lease`` has replaced what had ``tag``, or has not, because that had changed."""
     new = store.swap(path, json.dumps(asdict(lease)).encode(), tag, **how)
     return _read(path, **how) if new is None else _Found(lease, new)
 
@@ -218,6 +212,6 @@ def _now() -> float:
 
 
 def _machine() -> str:
-    """What tells this boot of this machine, and this container, from others that have the same host name."""
+    """Identifies this boot of this machine, and this container, among others with the same host name."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"

@@ -1,8 +1,7 @@
-"""One try each of what a file on an fsspec filesystem is asked: its size and version, a range, all of it, an
-upload.
+"""Single operations on a file of an fsspec filesystem, without retries: size and version, a range, an upload.
 
-A web server is asked on the session of fsspec's HTTPFileSystem, not through it: its info and exists take
-every fault for a missing file, and its ranges a whole body for a part of it.
+Web servers are asked on the session of fsspec's HTTPFileSystem, but not through its methods: its info and
+exists treat every error as a missing file, and its ranges accept a whole body as a part of the file.
 """
 
 import asyncio
@@ -23,13 +22,13 @@ from cluster.process.heartbeat import heartbeat
 from cluster.storage.retry import ShortError, attempt, failure
 
 T = TypeVar("T")
-PART = 50 << 20  # S3: from twice as many bytes on an upload goes in parts, one in memory at a time
+PART = 50 << 20  # S3: an upload of twice as many bytes or more goes in parts, one in memory at a time
 
 
 @dataclass(frozen=True)
 class Stat:
-    """Bytes (None: not known), a token that changes when the file does, and whether parts of it can be asked
-    for."""
+    """Bytes (None: not known), a token that changes with the file, and whether the server sends ranges of
+    it."""
 
     size: int | None
     version: str
@@ -42,8 +41,7 @@ def speaks(fs: Any, protocol: str) -> bool:
 
 
 def web_options(*, timeout: float) -> dict[str, Any]:
-    """Keywords for HTTPFileSystem: timeouts, and bytes as they are stored, never compressed for the
-    journey."""
+    """Options for HTTPFileSystem: timeouts, and bytes as they are stored, without compression."""
     from aiohttp import ClientTimeout  # heavy, and always there with this filesystem
 
     return {
@@ -56,7 +54,7 @@ def web_options(*, timeout: float) -> dict[str, Any]:
 
 
 def stat(fs: Any, path: str) -> Stat:
-    """What the filesystem says of the file now. FileNotFoundError, IsADirectoryError, or a fault of its own
+    """The file's state now. FileNotFoundError, IsADirectoryError, or an error of the filesystem's own
     kind."""
     if speaks(fs, "http"):
         return _run(fs, _web_stat(fs, path))
@@ -94,8 +92,7 @@ def fetch(fs: Any, path: str, start: int, end: int | None) -> bytes:
 
 
 def ahead(read: Callable[[int], bytes], total: int, step: int) -> Iterator[bytes]:
-    """``read(start)`` for start = 0, step, ... below ``total``; the next one runs in a thread while one is
-    used."""
+    """``read(start)`` for start = 0, step, ... below ``total``; the next one runs in a thread meanwhile."""
     coming = _begin(read, 0) if total else None
     for following in range(step, total + step, step):
         assert coming, "a read is under way for every start below total"
@@ -105,7 +102,7 @@ def ahead(read: Callable[[int], bytes], total: int, step: int) -> Iterator[bytes
 
 
 def stream(fs: Any, uri: str, path: str, size: int) -> Iterator[bytes]:
-    """All of the file from one request, in pieces of at most ``size`` bytes; TransientError if the body is
+    """The whole file from one request, in pieces of at most ``size`` bytes; TransientError if the body is
     cut."""
     if not speaks(fs, "http"):
         yield attempt(uri, "read", lambda: fetch(fs, path, 0, None))
@@ -135,8 +132,7 @@ def upload(fs: Any, uri: str, temporary: str, path: str) -> None:
 
 
 def abort_uploads(fs: Any, path: str) -> None:
-    """Parts that failed tries left at an S3 service are given up, if it lets us: they are unseen, but paid
-    for."""
+    """Delete the parts that failed uploads have left at an S3 service, if it allows that: they cost money."""
     if speaks(fs, "s3"):
         with contextlib.suppress(Exception):
             bucket, key, _ = fs.split_path(path)
@@ -146,7 +142,7 @@ def abort_uploads(fs: Any, path: str) -> None:
 
 
 def read_tagged(fs: Any, path: str, timeout: float | None) -> tuple[bytes, str]:
-    """All of a small file, and a tag that another content does not have: S3's ETag, elsewhere a hash."""
+    """The whole of a small file, and a tag that identifies its content: S3's ETag, elsewhere a hash."""
     if not speaks(fs, "s3"):
         data = fs.cat_file(path)
         return data, hashlib.sha256(data).hexdigest()
@@ -161,12 +157,12 @@ def read_tagged(fs: Any, path: str, timeout: float | None) -> tuple[bytes, str]:
 
 
 def swap(fs: Any, path: str, data: bytes | None, tag: str | None, timeout: float | None) -> str | None:
-    """The new tag, once ``data`` is in place of what had ``tag`` (None: of nothing); None if another is
+    """The new tag, after ``data`` has replaced what had ``tag`` (None: nothing); None if something else is
     there.
 
-    ``data`` None: the file goes, and the answer is "". S3 services refuse by themselves where another was
-    quicker (one that knows no conditions, 501, is asked without). Elsewhere, and for deleting on older Ceph,
-    which passes over the condition, another may come between the look and the write.
+    ``data`` None: the file is deleted, and the answer is "". S3 services check the condition themselves (one
+    that does not know conditions, 501, is asked without). Elsewhere, and when older Ceph deletes, which
+    ignores the condition, another process may come between our check and the write.
     """
     bucket, key, _ = fs.split_path(path) if speaks(fs, "s3") else ("", "", "")
 
@@ -175,8 +171,7 @@ def swap(fs: Any, path: str, data: bytes | None, tag: str | None, timeout: float
         call = fs._call_s3(name, Bucket=bucket, Key=key, **body, **condition)
         return str(_run(fs, asyncio.wait_for(call, timeout)).get("ETag", ""))
 
-    # Ceph 16 refuses every ETag in quotes, others may want them: what is refused wrongly is asked again
-    # without.
+    # Ceph 16 refuses every ETag in quotes, and others may require them: so both are tried.
     ways = [{"IfNoneMatch": "*"}] if tag is None else [{"IfMatch": tag}, {"IfMatch": tag.strip('"')}]
     for condition in ways if bucket else ():
         try:
@@ -208,7 +203,7 @@ def swap(fs: Any, path: str, data: bytes | None, tag: str | None, timeout: float
 
 
 def _status(fault: Exception) -> int:
-    """The HTTP status of an S3 service's refusal, which s3fs hands on as an OSError; 0 if it is none."""
+    """The HTTP status with which an S3 service refused, which s3fs raises as an OSError; 0 if it did not."""
     answer = getattr(fault.__cause__, "response", None) or {}
     return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
@@ -222,14 +217,13 @@ def _begin(read: Callable[[int], bytes], start: int) -> Future[bytes]:
         except BaseException as fault:
             future.set_exception(fault)
 
-    # Not a pool: at exit Python waits for a pool's threads, and a read nobody wants may be waiting for a dead
-    # store.
+    # Not a pool: at exit Python waits for its threads, and a read may wait for a store that does not answer.
     threading.Thread(target=work, name="store", daemon=True).start()
     return future
 
 
 def _upload_parts(fs: Any, uri: str, temporary: str, path: str, step: int) -> None:
-    """One part after the other, each with its own tries; s3fs's own way goes on sending parts of an aborted
+    """One part after the other, each with its own retries. s3fs itself goes on sending parts of an aborted
     upload."""
     bucket, key, _ = fs.split_path(path)
     call = functools.partial(fs.call_s3, Bucket=bucket, Key=key)
@@ -269,8 +263,7 @@ async def _get(fs: Any, url: str, **headers: str) -> Any:
 
 
 async def _web_stat(fs: Any, url: str) -> Stat:
-    # A GET of one byte, not a HEAD: a presigned URL allows nothing else, and the answer shows whether ranges
-    # work.
+    # A GET of one byte, not a HEAD: a presigned URL allows nothing else, and it shows whether ranges work.
     async with await _get(fs, url, Range="bytes=0-0") as body:
         size = body.content_length
         if body.status != 200:
@@ -293,7 +286,7 @@ async def _web_range(fs: Any, url: str, start: int, end: int | None) -> bytes:
                 data += piece
         except Exception as fault:
             if not _is_cut(fault) or end is None:
-                raise  # otherwise fetch says how much there is
+                raise  # otherwise fetch reports how much came
         return bytes(data)
 
 

@@ -1,6 +1,6 @@
-"""URI -> bytes, on any fsspec filesystem: read, list, and publish atomically.
+"""Read, list and atomically publish files by URI, on any fsspec filesystem.
 
-A fault is a StoreError: one sentence that names the URI. On a remote filesystem every operation is tried 5
+An error is a StoreError: one sentence that names the URI. On a remote filesystem every operation is tried 5
 times over about 25 s (DNA_STORE_RETRY_SECONDS; see retry) if the reason may pass, and then raises
 TransientError.
 """
@@ -64,7 +64,7 @@ def exists(uri: str) -> bool:
     fs, path = resolve(uri)
     probe = (lambda: remote.stat(fs, path)) if speaks(fs, "http") else (lambda: fs.info(path))
 
-    def there() -> bool:  # fs.exists says False where it could not find out
+    def there() -> bool:  # fs.exists returns False also where it could not find out
         with contextlib.suppress(FileNotFoundError):
             probe()
             return True
@@ -77,7 +77,7 @@ def version(uri: str) -> str:
     """A token that changes when the file at ``uri`` does, without reading it.
 
     Local: size, times and inode. S3: ETag, time and size. A web server: what it gives of ETag, Last-Modified
-    and size; one that gives none of them has the empty version for ever.
+    and size; if it gives none of them the version is always empty.
     """
     fs, path = resolve(uri)
     return _attempt(fs, uri, "look up", lambda: remote.stat(fs, path).version)
@@ -119,12 +119,12 @@ def open_read(uri: str) -> Any:
             fetch=lambda start, end: _attempt(fs, uri, "read", lambda: remote.fetch(fs, path, start, end)),
         )
     with contextlib.ExitStack() as stack:
-        spool = stack.enter_context(tempfile.TemporaryFile())
+        copy = stack.enter_context(tempfile.TemporaryFile())
         for piece in chunks(uri):
-            spool.write(piece)
-        spool.seek(0)
-        stack.pop_all()  # whole: from here on it is the caller's to close
-        return spool
+            copy.write(piece)
+        copy.seek(0)
+        stack.pop_all()  # complete: now the caller closes it
+        return copy
 
 
 def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -136,10 +136,10 @@ def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> by
 def chunks(uri: str, size: int = 8 << 20) -> Iterator[bytes]:
     """The whole file at ``uri`` in order, in pieces of at most ``size`` bytes.
 
-    Remote: ranged reads, each retried and its length checked, the next one under way while this one is used.
-    A server without lengths or ranges: one body, checked against its Content-Length where it gives one, and
-    not retried once it has begun. StoreError if the file changes meanwhile (version), before the end is
-    reached.
+    Remote: ranged reads, each with retries and a check of its length; the next one runs while this one is
+    used. A server without lengths or ranges: one body, checked against its Content-Length if there is one,
+    and not retried once it has begun. StoreError, before the end is reached, if the file (its version)
+    changes meanwhile.
     """
     fs, path = resolve(uri)
     if speaks(fs, "file"):
@@ -160,7 +160,7 @@ def chunks(uri: str, size: int = 8 << 20) -> Iterator[bytes]:
         with contextlib.suppress(Exception):
             now = remote.stat(fs, path)
         if now == stat:
-            raise  # otherwise the file is not damaged, it is another
+            raise  # otherwise the file was replaced: see below
     else:
         now = _attempt(fs, uri, "read", lambda: remote.stat(fs, path))
     if now != stat:
@@ -183,13 +183,12 @@ def put_file(local: Path, uri: str) -> None:
 
 @contextlib.contextmanager
 def publish(uri: str) -> Iterator[IO[bytes]]:
-    """A seekable binary file whose content appears at ``uri`` whole when the block ends, and not at all if it
-    raises.
+    """A seekable binary file whose content appears at ``uri`` as a whole when the block ends, and not at all
+    if the block raises.
 
-    Local: a temporary file beside the target, fsync, rename; a link stays a link, and a device, a pipe or
-    standard output takes the bytes at the end and stays what it is. Elsewhere: a temporary local file, then
-    one upload, which object stores make visible only when it is complete; it is retried, and the size at the
-    store compared.
+    Local: a temporary file beside the target, fsync, rename. A link stays a link. A device, a pipe or
+    standard output gets the bytes at the end. Elsewhere: a temporary local file, then one upload, which
+    object stores show only when it is complete; it is retried, and the size at the store is compared.
     """
     fs, path = resolve(uri)
     if speaks(fs, "file"):
@@ -200,9 +199,8 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
     via = f"{uri} by way of {tempfile.gettempdir()}"
     with contextlib.ExitStack() as stack:
         with named(via, "write"):
-            file = stack.enter_context(
-                tempfile.TemporaryFile()
-            )  # without a name: it is gone with this process
+            # Without a name, so that it is gone when this process ends.
+            file = stack.enter_context(tempfile.TemporaryFile())
         with named(via, "write"):
             yield file
             file.flush()
@@ -215,8 +213,8 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
 
 
 def _stream(path: str) -> str | int | None:
-    """What takes the bytes where ``path`` is no file: a device or a pipe, or the number of what is open here
-    already (/dev/stdout)."""
+    """Where the bytes go if ``path`` is not a file: a device or a pipe, or the number of an open descriptor
+    (/dev/stdout). None for a file."""
     for folder, name in map(os.path.split, [path, os.readlink(path) if os.path.islink(path) else path]):
         if name.isdecimal() and os.path.realpath(folder) == f"/proc/{os.getpid()}/fd":
             return int(name)
@@ -240,8 +238,7 @@ def _beside(uri: str, path: str) -> Iterator[IO[bytes]]:
     with named(uri, "write"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(path).with_name(f".{basename(path)}.{secrets.token_hex(4)}")
-        # Not mkstemp, which makes 0600 and so hides the file from a group: the kernel applies the user's
-        # umask.
+        # Not mkstemp, whose mode 0600 hides the file from a group. The kernel applies the user's umask.
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with named(uri, "write"):
@@ -256,7 +253,7 @@ def _beside(uri: str, path: str) -> Iterator[IO[bytes]]:
 
 
 def remove(uri: str) -> None:
-    """Delete the file, or the folder and all below it; nothing happens if it is not there."""
+    """Delete the file, or the folder with everything in it; no error if it is not there."""
     fs, path = resolve(uri)
 
     def delete() -> None:
@@ -287,8 +284,8 @@ def read_tagged(
 def swap(
     uri: str, data: bytes | None, tag: str | None, *, tries: int = retry.TRIES, timeout: float | None = None
 ) -> str | None:
-    """``remote.swap``. None may also be said of what is ours, where an earlier try was done but not
-    answered."""
+    """``remote.swap`` with retries. It may return None after a success, if the answer to an earlier try was
+    lost."""
     fs, path = resolve(uri)
     return retry.attempt(uri, "write", lambda: remote.swap(fs, path, data, tag, timeout), tries=tries)
 

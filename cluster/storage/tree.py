@@ -1,8 +1,8 @@
-"""All below one folder of a filesystem, by literal names: its files listed, and removed.
+"""Lists and removes everything below one folder of a filesystem. Names are literal.
 
-Other prefixes stay: ``exp`` takes neither ``exp2/x`` nor what the pattern ``exp[1]`` would match. An object
-store may hold an empty object ``exp/``, which some tools write for a folder: it is no file, and goes with the
-folder.
+Other prefixes are not touched: ``exp`` does not include ``exp2/x``, and ``exp[1]`` is not a pattern. An
+object store may hold an empty object ``exp/``, which some tools write for a folder: it is not listed, and it
+is removed with the folder.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _MOST = 1000  # keys that S3 deletes in one call
 
 
 class RefusedError(OSError):
-    """What S3 says of a key that a bulk delete did not delete; ``response`` is as botocore's."""
+    """S3's error for a key that a bulk delete did not delete; ``response`` has the form of botocore's."""
 
     def __init__(self, error: dict[str, str]) -> None:
         super().__init__(f"{error.get('Key')}: {error.get('Code')}")
@@ -47,7 +47,7 @@ def sizes(fs: Any, path: str) -> dict[str, int]:
 
 
 def remove(fs: Any, path: str) -> None:
-    """Delete the file ``path``, or the folder and all below it; a link goes, and what it leads to stays.
+    """Delete the file ``path``, or the folder with everything in it. A link is removed, and its target stays.
 
     FileNotFoundError if there is nothing; StoreError for a whole bucket.
     """
@@ -65,9 +65,8 @@ def remove(fs: Any, path: str) -> None:
 
 
 def _walk(root: str) -> dict[str, int]:
-    def stop(
-        fault: OSError,
-    ) -> None:  # left to themselves, os.walk and fsspec leave out what they may not read
+    # By default os.walk and fsspec skip folders that they may not read.
+    def stop(fault: OSError) -> None:
         if not isinstance(fault, FileNotFoundError | NotADirectoryError):
             raise fault
 
@@ -97,7 +96,7 @@ def _remove_objects(fs: Any, path: str) -> None:
         keys.append(key)
     if not keys:
         raise FileNotFoundError(path)
-    if len(keys) == 1:  # a right, and a call, that every service has
+    if len(keys) == 1:  # a permission and a call that every service has
         fs.call_s3("delete_object", Bucket=bucket, Key=keys[0])
     for at in range(0, len(keys) if len(keys) > 1 else 0, _MOST):
         objects = [{"Key": name} for name in keys[at : at + _MOST]]
@@ -118,7 +117,7 @@ def _remove_files(fs: Any, path: str) -> None:
     for name in below.keys() - folders:
         with contextlib.suppress(FileNotFoundError):  # gone since it was listed
             fs.rm_file(name)
-    # Deepest first. Object stores, whose paths begin without a slash, have no folders; there rmdir may mean
+    # Deepest first. Object stores, whose paths begin without a slash, have no folders, and rmdir may remove
     # the bucket.
     for name in sorted(folders | {path}, reverse=True) if path.startswith("/") else ():
         with contextlib.suppress(OSError):

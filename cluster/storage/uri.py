@@ -1,8 +1,7 @@
-"""What a URI means: the filesystem and the path on it, and one identity for one place. The only user of
-fsspec.
+"""URI -> filesystem and path, and one identity for each place. Only this file uses fsspec.
 
-A path is taken literally: of fsspec's calls that read *, ? and [] as patterns (glob, rm, get, put, copy, mv,
-expand_path) none is used.
+Paths are literal: none of fsspec's methods is used that read *, ? and [] as patterns (glob, rm, get, put,
+copy, mv, expand_path).
 """
 
 import functools
@@ -58,8 +57,7 @@ def absolute(uri: str) -> str:
 
 
 def identity(uri: str) -> str:
-    """The same text for all ways to write one place: links, .. and file:// of a path; a slash at the end;
-    s3a."""
+    """The same text for all URIs of one place, with links, .., file://, a slash at the end, or s3a."""
     fs, path = resolve(uri)
     if speaks(fs, "file"):
         return os.path.realpath(path)
@@ -70,8 +68,12 @@ def identity(uri: str) -> str:
 
 
 def resolve(uri: str) -> tuple[Any, str]:
-    """The filesystem and the path on it. StoreError for one that cannot be used, ConfigError as
-    ``paths.expand`` and for a lone -, which means a stream elsewhere."""
+    """The filesystem and the path on it.
+
+    Raises:
+        StoreError: the filesystem cannot be used. ConfigError: as ``paths.expand``, and for a lone -, which
+        other programs read as a stream.
+    """
     uri = str(uri)
     if uri == "-":
         raise ConfigError(
@@ -83,9 +85,8 @@ def resolve(uri: str) -> tuple[Any, str]:
         fs = fsspec.filesystem("file")
         return fs, LocalFileSystem._strip_protocol(expand(rest if mark else uri.removeprefix("file:")))
     try:
-        if (
-            "::" in scheme or "://" in rest.partition("::")[2]
-        ):  # a chain, such as zip://x.fa::s3://bucket/x.zip
+        # A chain, such as zip://x.fa::s3://bucket/x.zip.
+        if "::" in scheme or "://" in rest.partition("::")[2]:
             fs, path = url_to_fs(uri, use_listings_cache=False)
             return fs, path
         if scheme not in ("s3", "s3a", "http", "https"):
@@ -105,7 +106,7 @@ def resolve(uri: str) -> tuple[Any, str]:
 def _filesystem(
     scheme: str, pid: int, timeout: float, versions: bool, aws: tuple[tuple[str, str], ...]
 ) -> Any:
-    """One per process and environment, for all threads: fsspec's own cache knows neither AWS_ENDPOINT_URL nor
+    """One for each process and environment, for all threads. fsspec's own cache ignores AWS_ENDPOINT_URL and
     keys."""
     common = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in ("http", "https"):

@@ -14,7 +14,8 @@ from data_prep.sources.fasta import Writer
 
 _WIDTH = 80
 _OTHER_FORMATS = re.compile(
-    r"\.(bz2|xz|zst|zip|bgz|2bit|tar|tgz|fastq|fq|bed|gff3?|gtf|vcf|sam|bam|gbk?|csv|tsv|json|parquet|npy)(\.gz)?$",
+    r"\.(bz2|xz|zst|zip|bgz|tar|tgz|2bit|fastq|fq|bed|gff3?|gtf|vcf|sam|bam|gbk?"
+    r"|csv|tsv|json|parquet|npy)(\.gz)?$",
     re.IGNORECASE,
 )
 

@@ -1,4 +1,4 @@
-"""How the tasks of a build run: on how many workers, and who is told."""
+"""How the tasks of a build run: on how many workers, and to whom they report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -156,7 +156,7 @@ def _stamp(path: str) -> str:
 
 def _index(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Located:
     with store.open_read(uri) as file:
-        kind = magic.format_of(file.read(8))
+        kind = magic.format_of(file.read(16))
     if kind == magic.TWOBIT:
         return _index_twobit(uri, version, stem)
     # pyfaidx takes any file with such a name for a bgzip.

@@ -19,7 +19,7 @@ def read_filter(uri: str, contigs: Contigs, *, where: str, strict: bool, warn: W
     """contig -> merged intervals of the BED file at ``uri`` over the ``contigs`` of one reference.
 
     Lines of other contigs are refused where that is ``strict``, or where such a name may mean one of the
-    ``contigs`` (chr1 and 1, quotes); else ``warn`` is told of them.
+    ``contigs`` (chr1 and 1, quotes); else ``warn`` gets a sentence on them.
 
     Raises:
         ValueError: a line that is no interval, begins past the end of its contig, or names another contig.
@@ -55,7 +55,7 @@ def read_zones(
     names an assembly of ``known`` (assembly -> all contigs of its reference, used or not), as in the files
     that a build writes, each line of that file that has a name counts for that assembly alone.
 
-    ``warn`` is told of lines that count for nothing: their contig is not used, or their assembly is not here.
+    ``warn`` gets a sentence on lines without effect: their contig is not used, or their assembly is not here.
 
     Raises:
         ValueError: a line that is no interval, begins past the end of its contig, or names a contig that no

@@ -156,7 +156,7 @@ class _Passes:
 
 
 def passes_bp(parts: Mapping[str, Sequence[Span]], *, max_hashes: int = MAX_HASHES) -> int:
-    """What ``leakage`` scans of ``parts`` in all its passes, in bp: as ``on_scanned`` is told."""
+    """What ``leakage`` scans of ``parts`` in all its passes, in bp: the sum of what ``on_scanned`` gets."""
     bp = {split: sum(span.bp for span in parts.get(split, ())) for split in SPLITS}
     held_out = sum(bp[split] for split in _WITHIN)
     return held_out + _partitions(held_out, max_hashes) * (2 * held_out + bp["train"])

@@ -167,7 +167,7 @@ def _whole(folder: Path, bp: int) -> list[Row]:
     with peak_uss() as peaks:
         built = build(config(fasta, output, workers=2, held_out=True))
     pair = json.loads((output / "leakage.json").read_bytes())["pairs"][0]
-    assert pair["bases"], "the leakage report looked at nothing"
+    assert pair["bases"], "the leakage report has read nothing"
     peak = max(peaks.values()) / (1 << 20)
     gbp = f"{bp / 1e9:g} Gbp"
     total = indexed + built.seconds

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,9 @@ from tests.examples.agreement import Agreement
 from tests.examples.tiny_conv import TinyConv, TinyConvConfig
 from tests.ranks import on_ranks
 from trainer.distill.step import train_step
+from trainer.evaluation.tasks import data, modes
+from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.results import Unit
 from trainer.losses.registry import LOSSES
 from trainer.models import pretrained
 from trainer.models.registry import MODELS
@@ -43,9 +47,9 @@ def trained(uri: str, folder: str, changes: dict[str, Any]) -> dict[str, Any]:
         losses = []
         for step in range(STEPS):
             batch = reader.batch(step)
-            micro = batch.split(config.micro_batch(engine.group.size))
+            micro = batch.split(config.train.rows_at_once(engine.group.size))
             result = train_step(engine, now.teacher, micro, method=method(config), states=now.centres)
-            train_state.apply(config, now, engine, result, ids_B4=batch.ids_B4)
+            train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
             losses.append(result.losses)
         reader.close()
         tensors = pretrained.split_tensors(now.teacher.full_tensors(), keep=engine.group.rank == 0)
@@ -57,7 +61,31 @@ def trained(uri: str, folder: str, changes: dict[str, Any]) -> dict[str, Any]:
             pretrained.write(folder, now.teacher.module, tensors, card="card")
             with torch.no_grad():
                 found = pretrained.load(folder)(codes_BL).logits_BLV
-        return {"losses": losses, "expected": expected.clone(), "found": found.clone()}
+        scores = fine_tuned(folder) if engine.group.size == 1 else {}
+        return {"losses": losses, "expected": expected.clone(), "found": found.clone(), "scores": scores}
+
+
+def fine_tuned(folder: str) -> dict[str, float]:
+    """Test MCC of the export on a toy task, by mode: which of two letters a sequence is rich in."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for label, letters in (("a", "AAAACGT"), ("c", "ACCCCGT")):
+        rows += [f"{''.join(generator.choice(list(letters), 40))},{label}" for _ in range(60)]
+    table = Path(folder) / "rows.csv"
+    table.write_text("\n".join(["sequence,label", *rows]) + "\n")
+    values = {
+        "name": "toy",
+        "test": str(table),
+        "labels": ["a", "c"],
+        "finetune": {"lr": 3e-2, "epochs": 4, "batch": 16},
+    }
+    task = TaskConfig.model_validate(values)
+    network, config = pretrained.load(folder), pretrained.read_config(folder)
+    prepared = modes.prepare(network, config, task=task, data=data.load(task), device=torch.device("cpu"))
+    return {
+        mode: modes.compute_result(prepared, Unit("tiny", "1", "toy", mode, 0)).test["mcc"]
+        for mode in ("probe", "finetune", "scratch")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +123,12 @@ def test_the_backbone_is_exported_and_read_back(runs: dict[Any, Any]) -> None:
         pretrained.load(str(folder))  # by those who did not register it
 
 
+def test_the_export_is_fine_tuned(runs: dict[Any, Any]) -> None:
+    scores = runs[1]["scores"]
+    assert scores.keys() == {"probe", "finetune", "scratch"}
+    assert min(scores.values()) > 0.8, "the letters of a sequence are easy to tell"
+
+
 def test_padding_changes_no_logit_of_the_backbone() -> None:
     model = TinyConv(TinyConvConfig(channels=8))
     codes_BL = torch.randint(0, 4, (1, 20), dtype=torch.uint8)
@@ -102,6 +136,12 @@ def test_padding_changes_no_logit_of_the_backbone() -> None:
     alone, padded = model(codes_BL), model(padded_BL, length_B=torch.tensor([20]))
     torch.testing.assert_close(padded.letters_BLD[:, :20], alone.letters_BLD)
     torch.testing.assert_close(padded.summary_BPD, alone.summary_BPD)
+
+
+@pytest.mark.parametrize("name", ["agreement", "tiny_conv"])
+def test_contributing_shows_the_examples_that_are_tested(name: str) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert f"```python\n{(ROOT / 'tests/examples' / f'{name}.py').read_text()}```\n" in text
 
 
 def test_their_keys_are_checked_as_all_others(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,3 +139,32 @@ def test_a_server_that_is_away_for_the_whole_run_and_then_killed_and_back(
     assert (run.data.params, run.data.tags["t"]) == ({"a": "1", "b": "3"}, "v")
     assert registry.history(again.id, "x")["step"].tolist() == list(range(1, 500))
     assert "warning" not in capsys.readouterr().err.partition("answers again")[2]
+
+
+@pytest.mark.faults
+def test_a_finished_run_that_is_killed_before_mlflow_has_it(tmp_path: Path) -> None:
+    """It logs nothing again, so all of its metrics are on the disk before it is marked as finished."""
+    contigs = {"train": [markov_sequence(30_000, seed=1)], "val": [markov_sequence(3_000, seed=2)]}
+    settings: dict[str, Any] = {
+        "val__windows": 8,
+        "val__every": 1000,
+        "train__steps": 6,
+        "checkpoint__every": 0,
+        "track__registered_model": "m",
+        "run__dir": str(tmp_path / "run"),
+    }
+    uri = write_dataset(tmp_path / "data", contigs, soft=True)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        away = small_config(uri, **settings, track__uri=f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        (killed,) = endings(1, doomed.run, away, [("delivery", 0, 0)])
+    assert killed.code == -signal.SIGKILL
+    there = f"sqlite:///{tmp_path}/mlflow.db"
+    ((code, output),) = (
+        ending.value for ending in endings(1, doomed.run, small_config(uri, **settings, track__uri=there))
+    )
+    assert (code, "registered m version 1 as candidate" in output) == (0, True), output
+    registry = Registry(there)
+    run_id = registry.version("models:/m@candidate").run_id
+    assert registry.history(run_id, "loss/total")["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert registry.history(run_id, "val/mlm_accuracy")["step"].tolist() == [0, 6]

@@ -108,7 +108,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             took.append(time.perf_counter() - start)
         elapsed = time.perf_counter() - began
         length = config.data.last_length
-        flops = step_flops(config, engine.network, length=length, ranks=1)
+        flops = step_flops(method(config), engine.network, length=length)
         rate = flops * steps / elapsed
         found: dict[str, Any] = {
             "step_ms": elapsed / steps * 1e3,

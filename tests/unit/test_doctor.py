@@ -1,6 +1,5 @@
 """The doctor: what it finds when all is well, and what it says to do when it is not."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -20,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from cluster.doctor import checks
-from cluster.doctor.checks import Finding
+from cluster.doctor import checks, exchange, machine, services
+from cluster.doctor.finding import Finding
 from cluster.process import host
 from cluster.storage import store
 from tests.s3 import S3
@@ -84,7 +83,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     def make(script: str) -> None:
         (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "python").chmod(0o755)
-        monkeypatch.setattr(checks.sys, "executable", str(tmp_path / "python"))
+        monkeypatch.setattr(exchange.sys, "executable", str(tmp_path / "python"))
 
     return make
 
@@ -139,8 +138,8 @@ def test_importing_it_is_light() -> None:
 
 def test_another_version_and_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "constraints.txt").write_text("torch==1.0\npydantic==0.1\n")
-    monkeypatch.setattr(checks, "_PACKAGES", ("pydantic", "no-such-package"))
-    found = list(checks.versions(tmp_path / "constraints.txt"))
+    monkeypatch.setattr(machine, "_PACKAGES", ("pydantic", "no-such-package"))
+    found = list(machine.versions(tmp_path / "constraints.txt"))
     assert one(iter(found), "warning").found.endswith("pinned is 0.1")
     assert one(iter(found), "FAILED").advice == "pip install --constraint constraints.txt no-such-package"
 
@@ -154,7 +153,7 @@ def test_another_version_and_a_missing_package(tmp_path: Path, monkeypatch: pyte
             "FAILED",
             "nvidia-smi ended with 9: it couldn't communicate with the driver",
         ),
-        ((6, "", ""), "FAILED", "nvidia-smi ended with 6: without a word"),
+        ((6, "", ""), "FAILED", "nvidia-smi ended with 6: no output"),
         (FileNotFoundError(), "ok", "none here: training uses the CPU"),
         (
             subprocess.TimeoutExpired("nvidia-smi", 30),
@@ -175,9 +174,9 @@ def test_gpus(
             raise answer
         return subprocess.CompletedProcess("nvidia-smi", *answer)
 
-    monkeypatch.setattr(checks.subprocess, "run", run)
+    monkeypatch.setattr(machine.subprocess, "run", run)
     cgroups("", {})
-    gpu = next(finding for finding in checks.devices() if finding.what == "GPU")
+    gpu = next(machine.gpus())
     assert (gpu.state, gpu.found) == (state, found)
     assert bool(gpu.advice) == (state == "FAILED")
 
@@ -204,13 +203,13 @@ STAT = "cache 5\ninactive_file 0\n"
 )
 def test_a_container_that_takes_cores(cgroups: Any, lines: str, files: dict[str, str]) -> None:
     cgroups(lines, files)
-    few = one(iter([finding for finding in checks.devices() if finding.what == "cores"]), "warning")
+    few = one(machine.cores(), "warning")
     assert few.found.endswith(", of which the container may use 0.5")
     assert few.advice.startswith("set OMP_NUM_THREADS=1")
     cgroups(
         lines, {name: text.replace("50000", "max" if lines == V2 else "-1") for name, text in files.items()}
     )
-    assert "container" not in next(finding.found for finding in checks.devices() if finding.what == "cores")
+    assert "container" not in next(machine.cores()).found
 
 
 @pytest.mark.parametrize(
@@ -243,36 +242,40 @@ def test_a_container_that_takes_cores(cgroups: Any, lines: str, files: dict[str,
 def test_a_container_that_takes_memory(
     monkeypatch: pytest.MonkeyPatch, cgroups: Any, lines: str, files: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: MEMORY(64 << 30, 32 << 30))
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: MEMORY(64 << 30, 32 << 30))
     cgroups(lines, files)
-    found = next(finding for finding in checks.memory() if finding.what == "memory")
+    found = next(machine.memory())
     assert found.state == "warning"
     assert found.found == "4.0 of the machine's 64.0 GiB, 1.5 free"
     assert "give the container more" in found.advice
+
+
+def memory_checks() -> list[Finding]:
+    return [*machine.memory(), *machine.open_files(), *machine.shared_memory()]
 
 
 def test_little_memory_small_shared_memory_and_few_files(
     monkeypatch: pytest.MonkeyPatch, cgroups: Any
 ) -> None:
     cgroups("", {})
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: MEMORY(8 << 30, 1 << 29))
-    monkeypatch.setattr(checks.resource, "getrlimit", lambda _: (256, 256))
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: USAGE(64 << 20, 0, 0))
-    found = {finding.what: finding for finding in checks.memory()}
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: MEMORY(8 << 30, 1 << 29))
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (256, 256))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: USAGE(64 << 20, 0, 0))
+    found = {finding.what: finding for finding in memory_checks()}
     assert {finding.state for finding in found.values()} == {"warning"}
     assert found["memory"].found == "8.0 of the machine's 8.0 GiB, 0.5 free"
     assert "--shm-size=8g" in found["/dev/shm"].advice
     assert found["open files"].advice == "ulimit -n 65536"
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: MEMORY(8 << 30, 4 << 30))
-    monkeypatch.setattr(checks.resource, "getrlimit", lambda _: (checks.resource.RLIM_INFINITY,) * 2)
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: USAGE(1 << 30, 0, 0))
-    assert {(finding.state, finding.advice) for finding in checks.memory()} == {("ok", "")}
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: MEMORY(8 << 30, 4 << 30))
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (machine.resource.RLIM_INFINITY,) * 2)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: USAGE(1 << 30, 0, 0))
+    assert {(finding.state, finding.advice) for finding in memory_checks()} == {("ok", "")}
 
 
 @pytest.mark.parametrize(("free", "state"), [(1 << 29, "FAILED"), (5 << 30, "warning"), (50 << 30, "ok")])
 def test_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: USAGE(0, 0, free))
-    found = one(checks.disks({"cache": tmp_path / "not" / "there"}), state)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: USAGE(0, 0, free))
+    found = one(machine.disks({"cache": tmp_path / "not" / "there"}), state)
     assert ("16 bytes a parameter" in found.advice) == (state != "ok")
 
 
@@ -290,17 +293,17 @@ def test_ranks_that_fail_say_why(python: Callable[[str], None], monkeypatch: pyt
     python(
         "echo noise; echo 'error: rank 1: no http://bob:secret@host' >&2; echo 'error: rank 0: alone'; exit 1"
     )
-    failed = one(checks.ranks(2), "FAILED")
+    failed = one(exchange.ranks(2), "FAILED")
     assert (failed.what, failed.found) == ("2 ranks", "rank 1: no http://***@host")
     assert "GLOO_SOCKET_IFNAME" in failed.advice
     python("echo 'ModuleNotFoundError: No module named torch'; exit 1")
-    assert one(checks.ranks(2), "FAILED").found == "ModuleNotFoundError: No module named torch"
+    assert one(exchange.ranks(2), "FAILED").found == "ModuleNotFoundError: No module named torch"
     python("exit 1")
-    assert one(checks.ranks(2), "FAILED").found == "without a word"
+    assert one(exchange.ranks(2), "FAILED").found == "no output"
     python("exec sleep 60")
-    monkeypatch.setattr(checks, "_RANKS_S", 0.1)
+    monkeypatch.setattr(exchange, "_RANKS_S", 0.1)
     with pytest.raises(subprocess.TimeoutExpired):
-        list(checks.ranks(2))
+        list(exchange.ranks(2))
 
 
 def test_ranks_of_this_machine_and_of_a_launcher(
@@ -309,25 +312,25 @@ def test_ranks_of_this_machine_and_of_a_launcher(
     python(f"echo $* > {tmp_path}/words; echo '{json.dumps(FIGURES)}'")
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(checks.Path, "glob", lambda *_: iter(()))
-    found = list(checks.ranks())
+    monkeypatch.setattr(exchange.Path, "glob", lambda *_: iter(()))
+    found = list(exchange.ranks())
     assert (tmp_path / "words").read_text() == "-m cluster.doctor.bandwidth --ranks 2\n"
     assert [(finding.what, finding.state) for finding in found] == [
         ("2 ranks, all_reduce", "ok"),
         ("2 ranks, all_gather", "ok"),
     ]
     assert found[0].found == "10 µs for 8 bytes, 1.23 GB/s bus bandwidth for 64 MiB (gloo)"
-    monkeypatch.setattr(checks.Path, "glob", lambda *_: iter([Path("/dev/nvidia0"), Path("/dev/nvidia1")]))
-    assert {(finding.state, finding.advice.partition(",")[0]) for finding in checks.ranks()} == {
+    monkeypatch.setattr(exchange.Path, "glob", lambda *_: iter([Path("/dev/nvidia0"), Path("/dev/nvidia1")]))
+    assert {(finding.state, finding.advice.partition(",")[0]) for finding in exchange.ranks()} == {
         ("warning", "torch sees no GPU: install its CUDA build")
     }
     for name in LAUNCHED:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert [finding.what for finding in checks.ranks()] == ["16 ranks, all_reduce", "16 ranks, all_gather"]
+    assert [finding.what for finding in exchange.ranks()] == ["16 ranks, all_reduce", "16 ranks, all_gather"]
     assert (tmp_path / "words").read_text() == "-m cluster.doctor.bandwidth\n"
     python("exit 0")
-    assert one(checks.ranks(), "ok").found == "rank 1 took part; rank 0 has the figures"
+    assert one(exchange.ranks(), "ok").found == "rank 1 took part; rank 0 has the figures"
 
 
 def test_a_store_that_works(s3: S3, tmp_path: Path) -> None:
@@ -335,7 +338,7 @@ def test_a_store_that_works(s3: S3, tmp_path: Path) -> None:
         r": write \d+ ms, read \d+ ms, list \d+ ms, remove \d+ ms for 8 MiB, which is \d+ MB/s and \d+ MB/s"
     )
     for uri in (s3.uri, str(tmp_path)):
-        assert re.fullmatch(re.escape(uri) + words, one(checks.store_round_trip(uri), "ok").found)
+        assert re.fullmatch(re.escape(uri) + words, one(services.store_round_trip(uri), "ok").found)
     assert s3.objects() == {}
     assert list(tmp_path.iterdir()) == []
 
@@ -343,7 +346,7 @@ def test_a_store_that_works(s3: S3, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "key", "steps", "right"),
     [
-        ("PUT", "", ["write"], "s3:PutObject and s3:GetObject, by"),
+        ("PUT", "", ["write"], "s3:PutObject and s3:GetObject, which"),
         ("GET", "/object", ["read"], "s3:GetObject"),
         ("GET", "list-type", ["list", "remove"], "s3:ListBucket"),
         ("DELETE", "/object", ["remove"], "s3:DeleteObject and s3:ListBucket; then remove s3://"),
@@ -351,7 +354,7 @@ def test_a_store_that_works(s3: S3, tmp_path: Path) -> None:
 )
 def test_a_right_that_is_missing(s3: S3, method: str, key: str, steps: list[str], right: str) -> None:
     s3.fault("denied", method, key)
-    found = list(checks.store_round_trip(s3.uri))
+    found = list(services.store_round_trip(s3.uri))
     assert [(finding.what, finding.state) for finding in found] == [
         (f"store, {step}", "FAILED") for step in steps
     ]
@@ -374,32 +377,32 @@ def test_keys_that_are_wrong_are_no_missing_right(monkeypatch: pytest.MonkeyPatc
         raise store.StoreError(f"cannot write {uri}: Forbidden ({code})")
 
     monkeypatch.setattr(store, "write_bytes", refuse)
-    found = one(checks.store_round_trip("memory://x"), "FAILED")
+    found = one(services.store_round_trip("memory://x"), "FAILED")
     assert found.what == "store, write" and found.advice.endswith("and the AWS_ variables")
 
 
 def test_stores_that_do_not_work(
     s3: S3, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = one(checks.store_round_trip("s3://no-such-bucket-of-ours/x"), "FAILED")
+    missing = one(services.store_round_trip("s3://no-such-bucket-of-ours/x"), "FAILED")
     assert "no-such-bucket-of-ours" in missing.found
-    assert missing.advice.startswith("look at the address, the bucket's name")
+    assert missing.advice.startswith("check the address, the bucket's name")
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in one(checks.store_round_trip(f"{tmp_path}/file/x"), "FAILED").found
-    web = one(checks.store_round_trip(f"http://bob:secret@{server[7:]}/data?token=hidden"), "warning")
+    assert "Not a directory" in one(services.store_round_trip(f"{tmp_path}/file/x"), "FAILED").found
+    web = one(services.store_round_trip(f"http://bob:secret@{server[7:]}/data?token=hidden"), "warning")
     assert "takes no files" in web.found
     assert not re.search("secret|hidden", web.found)
     with monkeypatch.context() as patch:
         patch.setattr(store, "read_bytes", lambda _: b"other")
-        other = one(checks.store_round_trip(str(tmp_path / "new")), "FAILED")
-    assert (other.what, other.found) == ("store, read", f"{tmp_path}/new gives back other than was written")
+        other = one(services.store_round_trip(str(tmp_path / "new")), "FAILED")
+    assert (other.what, other.found) == ("store, read", f"{tmp_path}/new does not give back what was written")
     assert list((tmp_path / "new").iterdir()) == []
 
     def refuse(*_: Any) -> None:
         raise store.StoreError("cannot write: Permission denied")
 
     monkeypatch.setattr(store, "write_bytes", refuse)  # root may write everywhere
-    refused = one(checks.store_round_trip(str(tmp_path / "new")), "FAILED")
+    refused = one(services.store_round_trip(str(tmp_path / "new")), "FAILED")
     assert refused.advice == f"give the right to write: the rights of this user in {tmp_path}/new"
 
 
@@ -426,23 +429,23 @@ def test_clocks(
 ) -> None:
     for name, value in {"ahead_s": ahead_s, "status": status, "more": more}.items():
         monkeypatch.setattr(Server, name, value)
-    found = one(checks.clock("store", server), state)
+    found = one(services.clock("store", server), state)
     assert found.what == "clock, store"
     assert re.match(words, found.found)
 
 
 def test_clocks_that_are_not_there() -> None:
-    assert one(checks.clock("store", None), "ok").found == "not asked: it is on this machine"
-    found = one(checks.clock("store", "http://bob:secret@127.0.0.1:9/x?token=hidden"), "warning").found
+    assert one(services.clock("store", None), "ok").found == "not asked: it is on this machine"
+    found = one(services.clock("store", "http://bob:secret@127.0.0.1:9/x?token=hidden"), "warning").found
     assert found == "http://***@127.0.0.1:9/x?... does not say: [Errno 111] Connection refused"
 
 
 def test_mlflow_servers(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer, date = checks.tracker(f"http://bob:secret@{server[7:]}/")
+    answer, date = services.tracker(f"http://bob:secret@{server[7:]}/")
     assert date.found.endswith(f" http://***@{server[7:]}/")
     assert re.fullmatch(r"http://\*\*\*@127\S+ answers in \d+ ms", answer.found)
     assert "Authorization" not in Server.asked
-    assert [finding.what for finding in checks.tracker(server)] == ["MLflow", "clock, MLflow"]
+    assert [finding.what for finding in services.tracker(server)] == ["MLflow", "clock, MLflow"]
     for status, body, state in (
         (200, b"<html>", "FAILED"),
         (401, b"", "warning"),
@@ -451,10 +454,10 @@ def test_mlflow_servers(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(Server, "status", status)
         monkeypatch.setattr(Server, "body", body)
-        odd = next(checks.tracker(server))
+        odd = next(services.tracker(server))
         assert (odd.state, odd.found.split(", ")[1]) == (state, f"but not as MLflow does ({status})")
         assert "MLFLOW_TRACKING_USERNAME" in odd.advice
-    away = one(checks.tracker("http://bob:secret@127.0.0.1:9"), "FAILED")
+    away = one(services.tracker("http://bob:secret@127.0.0.1:9"), "FAILED")
     assert away.found == "http://***@127.0.0.1:9: [Errno 111] Connection refused"
     assert "start the server" in away.advice
 
@@ -470,41 +473,41 @@ def test_a_server_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 
         thread = threading.Thread(target=speak, daemon=True)
         thread.start()
-        found = one(checks.tracker(f"http://127.0.0.1:{listening.getsockname()[1]}"), "FAILED").found
+        found = one(services.tracker(f"http://127.0.0.1:{listening.getsockname()[1]}"), "FAILED").found
         assert found.endswith("no answer of a web server (BadStatusLine)")
         thread.join()
-    bad = one(checks.tracker("http://bob:secret@host:port/"), "FAILED").found
+    bad = one(services.tracker("http://bob:secret@host:port/"), "FAILED").found
     assert "secret" not in bad
 
 
 def test_mlflow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert one(checks.tracker(f"sqlite:///{tmp_path}/new.db"), "ok").found == f"{tmp_path}/new.db"
+    assert one(services.tracker(f"sqlite:///{tmp_path}/new.db"), "ok").found == f"{tmp_path}/new.db"
     assert not (tmp_path / "new.db").exists()
     with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as database:
         database.execute("create table runs (id)")
-    assert one(checks.tracker(f"sqlite:///{tmp_path}/old.db"), "ok").found == f"{tmp_path}/old.db"
+    assert one(services.tracker(f"sqlite:///{tmp_path}/old.db"), "ok").found == f"{tmp_path}/old.db"
     (tmp_path / "bad.db").write_text("not a database, and long enough for it to be read" * 30)
-    assert "not a database" in one(checks.tracker(f"sqlite:///{tmp_path}/bad.db"), "FAILED").found
-    away = one(checks.tracker(f"sqlite:///{tmp_path}/no/such.db"), "FAILED")
+    assert "not a database" in one(services.tracker(f"sqlite:///{tmp_path}/bad.db"), "FAILED").found
+    away = one(services.tracker(f"sqlite:///{tmp_path}/no/such.db"), "FAILED")
     assert away.found == f"{tmp_path}/no cannot be written"
     assert away.advice == "give another file, or the right to write there"
-    monkeypatch.setattr(checks.os, "access", lambda path, _: path == tmp_path)
+    monkeypatch.setattr(services.os, "access", lambda path, _: path == tmp_path)
     assert (
-        one(checks.tracker(f"sqlite:///{tmp_path}/old.db"), "FAILED").found
+        one(services.tracker(f"sqlite:///{tmp_path}/old.db"), "FAILED").found
         == f"{tmp_path}/old.db cannot be written"
     )
-    assert "none given" in one(checks.tracker(None), "ok").found
-    other = one(checks.tracker("postgresql://bob:secret@host/db"), "ok")
-    assert other.found == "postgresql://***@host/db is not looked at: only http(s) and sqlite are"
+    assert "none given" in one(services.tracker(None), "ok").found
+    other = one(services.tracker("postgresql://bob:secret@host/db"), "ok")
+    assert other.found == "postgresql://***@host/db is not checked: only http(s) and sqlite are"
 
 
 def test_the_table_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    found = [Finding("a", "ok", "1"), Finding("b", "FAILED", "2", "mend it")]
-    assert checks._tell(iter(found), as_json=False) == 1
+    found = [Finding("a", "ok", "1"), Finding("b", "FAILED", "2", "repair it")]
+    assert checks.report(iter(found), as_json=False) == 1
     said = capsys.readouterr().out
     assert "FAILED   b " in said
-    assert "→ mend it" in said
-    assert checks._tell(iter(found[:1]), as_json=True) == 0
+    assert "→ repair it" in said
+    assert checks.report(iter(found[:1]), as_json=True) == 0
     with pytest.raises(SystemExit, match="2"):
         checks.main(["--ranks", "0"])
 
@@ -513,7 +516,12 @@ def test_which_checks_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """All, also after one that cannot be made; the store's own clock; and on the other ranks of a node the
     exchange."""
     made: list[tuple[Any, ...]] = []
-    for name in ("versions", "devices", "memory", "disks", "ranks", "store_round_trip", "clock", "tracker"):
+    checks_of = {
+        machine: ("versions", "gpus", "cores", "memory", "open_files", "shared_memory", "disks"),
+        exchange: ("ranks",),
+        services: ("store_round_trip", "clock", "tracker"),
+    }
+    for module, name in ((module, name) for module, names in checks_of.items() for name in names):
 
         def check(*given: Any, name: str = name) -> Iterator[Finding]:
             made.append((name, *given))
@@ -523,22 +531,22 @@ def test_which_checks_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise subprocess.TimeoutExpired("python", 150)
             yield Finding(name, "ok", "")
 
-        monkeypatch.setattr(checks, name, check)
+        monkeypatch.setattr(module, name, check)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("LOCAL_RANK", "0")
-    arguments = argparse.Namespace(store="s3://bucket/x", track_uri=None, ranks=None)
+    request = checks.Request(store="s3://bucket/x")
     assert [
-        (finding.what, finding.found) for finding in checks.examine(arguments) if finding.state == "FAILED"
+        (finding.what, finding.found) for finding in checks.examine(request) if finding.state == "FAILED"
     ] == [
-        ("memory", "cannot be looked at: http://***@host is not there"),
-        ("ranks", "cannot be looked at: Command 'python' timed out after 150 seconds"),
+        ("memory", "cannot be checked: http://***@host is not there"),
+        ("ranks", "cannot be checked: Command 'python' timed out after 150 seconds"),
     ]
     assert [name for name, *_ in made][-4:] == ["ranks", "store_round_trip", "clock", "tracker"]
     assert ("clock", "store", "http://minio:9000") in made
     assert ("store_round_trip", "s3://bucket/x") in made
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [finding.what for finding in checks.examine(arguments)] == ["ranks"]
+    assert [finding.what for finding in checks.examine(request)] == ["ranks"]
 
 
 BANDWIDTH = """

@@ -1,5 +1,7 @@
 """data_prep.sources.fasta: the same records out of any cut of any text, or one sentence that refuses it."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from data_prep import alphabet
 from data_prep.sources import fasta
 
+ROOT = Path(__file__).resolve().parents[2]
 LINES = st.sampled_from(
     [b">a x>y\n", b">b/1\r\n", b">c\t\r", b"ACGT\n", b"acgtN\r\n", b"GG", b"\n", b"\r", b" T \n", b"N" * 99]
 )
@@ -73,3 +76,12 @@ def test_two_records_of_one_name() -> None:
         ValueError, match=r"u: 'seq' is the name of records 1 and 3; a name is the first word after '>'"
     ):
         list(fasta.pieces([text], uri="u"))
+
+
+def test_the_reader_needs_no_library_of_builds() -> None:
+    code = (
+        "import sys, data_prep.sources.fasta; "
+        "print(sorted({'pyfaidx', 'py2bit', 'ray', 'webdataset', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

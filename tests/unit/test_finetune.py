@@ -1,4 +1,4 @@
-"""trainer.finetune: four modes logged under one parent, test looked at once, champion settled on dev."""
+"""trainer.finetune: four modes logged under one parent, test scored once, champion settled on dev."""
 
 import json
 import re

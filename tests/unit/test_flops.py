@@ -47,7 +47,7 @@ def counted(cases: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float, i
         assert now.teacher.module is not engine.network
         with FlopCounterMode(display=False) as counter:
             train_step(engine, now.teacher, [batch.windows], method=method(config), states=now.centres)
-        formula = step_flops(config, engine.network, length=batch.windows.length, ranks=engine.group.size)
+        formula = step_flops(method(config), engine.network, length=batch.windows.length)
         found[name] = float(counter.get_total_flops()), formula, pretrained.parameter_count(engine.network)
     return found
 

@@ -266,7 +266,7 @@ def test_a_config(how: list[tuple[str, int]]) -> None:
 def test_a_key_that_stands_twice(lines: list[str], again: str) -> None:
     with (
         written("\n".join([*lines, again]).encode(), "c.yaml") as path,
-        pytest.raises(ConfigError, match=rf"{path}: line 5, column 1: key \w+ stands there twice"),
+        pytest.raises(ConfigError, match=rf"{path}: line 5, column 1: key \w+ is given twice"),
     ):
         load(DataConfig, path)
 

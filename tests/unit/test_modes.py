@@ -1,5 +1,7 @@
 """trainer.evaluation.tasks.modes, linear and finetuning: what is chosen is chosen on dev."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,16 @@ from configs import validate
 from data_prep import alphabet
 from tests.registered import tiny_network
 from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.tasks import modes
 from trainer.evaluation.tasks.classification import Classification
-from trainer.evaluation.tasks.config import Finetune, TaskConfig
+from trainer.evaluation.tasks.config import MODES, Finetune, TaskConfig
 from trainer.evaluation.tasks.data import Split, TaskData
 from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
 from trainer.evaluation.tasks.linear import fit_linear, kmer_counts
-from trainer.evaluation.tasks.modes import fit_mode, prepare
+from trainer.evaluation.tasks.modes import PreparedTask, compute_result, fit_mode, prepare
+from trainer.evaluation.tasks.results import Unit
+
+ROWS = {"train": 41, "dev": 30, "test": 25}
 
 
 def random_letters(count: int, *, seed: int, length: int) -> list[str]:
@@ -54,22 +60,41 @@ def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
     np.testing.assert_allclose(fitted.predict(dev), fitted.dev_prediction)
 
 
-def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -> tuple[object, np.ndarray]:
-    train, dev = make_split("train", 41, seed=0), make_split("dev", 30, seed=1)
+def prepared_task(*, lr: tuple[float, ...] = (3e-3,)) -> PreparedTask:
+    train, dev, test = (make_split(role, rows, seed=i) for i, (role, rows) in enumerate(ROWS.items()))
     config = task(
         test="x", labels=["0", "1"], finetune={"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"}
     )
     network = tiny_network()
-    data = TaskData(train, dev, make_split("test", 9, seed=2), {})
     export_config = {"model_type": "findna", **network.backbone.export_config()}
-    prepared = prepare(network, export_config, task=config, data=data, device=torch.device("cpu"))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    data = TaskData(train, dev, test, {})
+    return prepare(network, export_config, task=config, data=data, device=torch.device("cpu"))
+
+
+def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -> tuple[object, np.ndarray]:
+    prepared = prepared_task(lr=lr)
+    before = {name: value.clone() for name, value in prepared.network.state_dict().items()}
     fitted = fit_mode(prepared, mode, seed=seed)
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()), (
-        "the teacher moved"
-    )
-    np.testing.assert_allclose(fitted.predict(dev), fitted.dev_prediction, atol=1e-6)
+    after = prepared.network.state_dict()
+    assert all(torch.equal(before[name], value) for name, value in after.items()), "the teacher moved"
+    np.testing.assert_allclose(fitted.predict(prepared.data.dev), fitted.dev_prediction, atol=1e-6)
     return fitted.chosen, fitted.dev_prediction
+
+
+def test_a_unit_of_work_is_computed_without_mlflow_and_its_result_travels_between_processes() -> None:
+    prepared = prepared_task()
+    unit = Unit("m", "1", "t", "kmer", 0)
+    result = compute_result(prepared, unit)
+    assert pickle.loads(pickle.dumps(result)) == result
+    assert (result.unit, result.rows, result.settings) == (unit, ROWS, prepared.settings)
+    fitted = fit_mode(prepared, "kmer", seed=0)
+    assert result.test == prepared.kind.score(prepared.data.test.truth_N, fitted.predict(prepared.data.test))
+    assert result.val == prepared.kind.score(prepared.data.dev.truth_N, fitted.dev_prediction)
+    assert result.chosen == f"C {fitted.chosen['C']:g}"
+
+
+def test_every_mode_of_a_config_can_be_fitted() -> None:
+    assert set(modes._MODES) == set(MODES)
 
 
 @pytest.mark.parametrize("mode", ["finetune", "scratch"])

@@ -304,7 +304,7 @@ def test_an_agent_that_is_not_started_in_time_is_lost(
     nodes = make(agent=[toy], start_seconds=0)
     (place,) = nodes.places()
     with monkeypatch.context() as patch:
-        patch.setattr(ray_nodes, "_LOOK", 0)
+        patch.setattr(ray_nodes, "_CHECK_S", 0)
         with pytest.raises(NodeLost, match=f"{place.name} did not (start its agent|give 1 CPU) within 0 s"):
             nodes.connect(place)
     nodes = make(agent=[toy])
@@ -318,7 +318,7 @@ def test_a_node_that_leaves_while_it_is_waited_for_is_lost(
     nodes = make(agent=[toy])
     (place,) = nodes.places()
     with monkeypatch.context() as patch:
-        patch.setattr(ray_nodes, "_LOOK", 0)
+        patch.setattr(ray_nodes, "_CHECK_S", 0)
         patch.setattr(ray_nodes.ray, "nodes", list)
         with pytest.raises(NodeLost, match=f"{place.name} has left the Ray cluster"):
             nodes.connect(place)

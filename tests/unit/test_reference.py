@@ -1,9 +1,11 @@
 """data_prep.sources.reference: FASTA and .2bit as they really come; each mess is read right or refused in one
 sentence."""
 
+import bz2
 import gzip
 import hashlib
 import http.server
+import lzma
 import os
 import socket
 import struct
@@ -26,6 +28,7 @@ from data_prep.sources import fasta, fasta_index
 from data_prep.sources import reference as reference_module
 from data_prep.sources.reference import changed, fetch, locate
 from data_prep.sources.survey import Reference, prepare
+from tests.unit.test_compression import zstd
 
 WELL_FORMED = b">a desc\nACGT\nAC\n>b\nGg\n"
 
@@ -63,6 +66,9 @@ def letters(reference: Reference) -> dict[str, bytes]:
         (b"\n\n>a\nAC\nACGT\n\n>b\nGg", False),
         (b">a\nACGT\r\nAC\n>b\nGg\n", False),
         (gzip.compress(WELL_FORMED), False),
+        (bz2.compress(WELL_FORMED), False),
+        (lzma.compress(WELL_FORMED), False),
+        (zstd(WELL_FORMED), False),
         (gzip.compress(WELL_FORMED[:17]) + gzip.compress(WELL_FORMED[17:]) + b"\0" * 9, False),
         (b">a\nAC GT\t\nAC\n>b\nGg\n", False),
         (b">a x\ty\nACGT\nAC\n>b z\nGg\n", True),
@@ -85,6 +91,9 @@ def letters(reference: Reference) -> dict[str, bytes]:
         "uneven",
         "mixed-ends",
         "gzip",
+        "bzip2",
+        "xz",
+        "zstd",
         "members",
         "white-space",
         "white-space-in-names",

@@ -1,4 +1,4 @@
-"""data_prep.shards: what is packed comes back, and damage is told."""
+"""data_prep.shards: what is packed comes back, and damage is found."""
 
 import json
 import struct

@@ -42,10 +42,10 @@ def test_a_function_of_the_seed(made: tuple[Path, Synthetic], tmp_path: Path) ->
 
 
 def test_what_the_genome_holds(made: tuple[Path, Synthetic]) -> None:
-    folder, told = made
+    folder, summary = made
     contigs = genome(folder)
-    assert {name: len(letters) for name, letters in contigs.items()} == told.chromosomes
-    assert abs(sum(told.chromosomes.values()) - BP) < 10
+    assert {name: len(letters) for name, letters in contigs.items()} == summary.chromosomes
+    assert abs(sum(summary.chromosomes.values()) - BP) < 10
     codes, soft, _ = encode(b"".join(contigs.values()))
     assert 0.01 < np.mean(codes == N) < 0.05
     assert 0.1 < np.mean(soft) < 0.3
@@ -55,9 +55,9 @@ def test_what_the_genome_holds(made: tuple[Path, Synthetic]) -> None:
 
 
 def test_the_task_is_balanced_disjoint_and_about_the_motifs(made: tuple[Path, Synthetic]) -> None:
-    folder, told = made
+    folder, summary = made
     parts = {name: rows(folder, name) for name in ("train", "dev", "test")}
-    assert {name: len(part) for name, part in parts.items()} == told.task
+    assert {name: len(part) for name, part in parts.items()} == summary.task
     seen = Counter(sequence for part in parts.values() for sequence, _ in part)
     assert max(seen.values()) == 1, "a window stands in one file, once"
     strands = b"".join(genome(folder).values()).upper().decode()
@@ -77,6 +77,6 @@ def _best(sequence: str, motif: bytes) -> int:
 
 
 def test_the_full_size_has_the_promised_rows(tmp_path: Path) -> None:
-    told = synthesise(str(tmp_path))
-    assert told.task == {"train": 4000, "dev": 500, "test": 500}
-    assert sum(told.chromosomes.values()) == 6_000_000
+    summary = synthesise(str(tmp_path))
+    assert summary.task == {"train": 4000, "dev": 500, "test": 500}
+    assert sum(summary.chromosomes.values()) == 6_000_000

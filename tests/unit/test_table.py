@@ -1,24 +1,22 @@
-"""trainer.evaluation.tasks.table: the rows of a right file however it is written, and one sentence by line
-for every other."""
+"""trainer.evaluation.tasks.table: the rows of a right file however it is written; any other is refused by
+line."""
 
-import bz2
 import gzip
-import lzma
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.storage import store
 from tests.s3 import S3
+from tests.unit.test_compression import PACKERS
 from trainer.evaluation.tasks import table
 from trainer.evaluation.tasks.classification import Classification
 from trainer.evaluation.tasks.table import Table
@@ -158,25 +156,13 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
         read(tmp_path / "t.csv")
 
 
-def test_what_is_changed_or_may_be_missing_is_told(tmp_path: Path) -> None:
+def test_letters_that_became_n_are_counted_and_a_cut_file_is_marked(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("sequence,label\nACGTR,a\nACYYN,b")
     found = read(tmp_path / "t.csv")
     assert found.letters == ("ACGTN", "ACNNN")
     assert (found.ambiguous, found.cut) == (3, True)
     (tmp_path / "t.csv").write_text(PLAIN)
     assert (read(tmp_path / "t.csv").ambiguous, read(tmp_path / "t.csv").cut) == (0, False)
-
-
-def zstd(data: bytes) -> bytes:
-    return bytes(pyarrow.Codec("zstd").compress(data, asbytes=True))
-
-
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "bzip2": bz2.compress,
-    "xz": lzma.compress,
-    "zstd": zstd,
-}
 
 
 @pytest.mark.parametrize("name", PACKERS)
@@ -247,7 +233,7 @@ EXTRA = {"blank": ["\n", "  \n", "\t\n"], "comment": ["# x\n", "#x,y\n", "#x,y,z
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[list[tuple[str, str]], str]:
-    """The rows of a right CSV, and its text after a few strokes of what befalls files."""
+    """The rows of a right CSV, and its text after some of the damage that files come to."""
     order = draw(st.permutations(range(3)))
     count = draw(st.integers(1, 3))
     right = [

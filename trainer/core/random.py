@@ -1,10 +1,10 @@
-"""Counter-based randomness: every draw is a hash of (key, stream, position), so there is no state to save or
-to share.
+"""Counter-based randomness: every draw is a hash of (key, stream, position), so that there is no state to
+save or to share.
 
-A key is one int64 a sample, folded from (seed, dataset, epoch, block, window); the same ids give the same
+A key is one int64 a sample, folded from (seed, dataset, epoch, block, window). The same ids give the same
 draws on any rank, in any order, on CPU or GPU. The mixer is SplitMix64's finaliser (Steele, Lea, Flood,
-OOPSLA 2014). A hash costs a dozen passes over 64-bit words, so a word serves as many draws as it has bits
-for: 4 of 16 bits, or 32 letters.
+OOPSLA 2014). A hash costs a dozen passes over 64-bit words, so a word is used for as many draws as it has
+bits for: 4 of 16 bits, or 32 letters.
 Shapes: B samples, n draws a sample.
 """
 
@@ -21,8 +21,8 @@ SHORTS, LETTERS = 4, 32  # draws that one word holds
 
 
 def fold(seed: int | Tensor, *ids: int | Tensor) -> Tensor:
-    """One int64 key (or [B] keys) from a seed or key and further ids, each an int or int64 [B]; the order
-    counts."""
+    """One int64 key (or [B] keys) from a seed or key and further ids, each an int or int64 [B], whose order
+    matters."""
     key = seed
     for part in ids:
         if isinstance(key, Tensor):
@@ -83,10 +83,10 @@ def shorts(words_Bn: Tensor) -> Tensor:
 
 
 def below_short(shorts_: Tensor, cut: int) -> Tensor:
-    """uint8, 1 with probability ``cut`` / 2¹⁶ (0 ≤ cut ≤ 2¹⁶), else 0; the same draw may be held against
+    """uint8, 1 with probability ``cut`` / 2¹⁶ (0 ≤ cut ≤ 2¹⁶), else 0; one draw may be compared with
     several cuts.
 
-    Numbers and not bool, here and in views.py: a comparison into a number type and the arithmetic on it are
+    Numbers and not bool, here and in views/: a comparison into a number type and the arithmetic on it are
     vectorised on CPU; into bool it is 6 times, and ``torch.where`` on a random condition 40 times as slow.
     """
     assert 0 <= cut <= 1 << 16, f"cut {cut} is not within 0 and 2^16"
@@ -103,8 +103,7 @@ def letters(words_Bn: Tensor) -> Tensor:
 
 
 def normals(key_B: Tensor, stream: str, n: int) -> Tensor:
-    """float32 [B, n] standard normal draws (Box and Muller 1958; the members of a pair lie half of them
-    apart)."""
+    """float32 [B, n] standard normal draws (Box and Muller 1958; the two of a pair are n / 2 apart)."""
     half = -(-n // 2)
     ints_Bn = words(key_B, stream, half).view(torch.int32)
     radius_Bh = (

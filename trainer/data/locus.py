@@ -1,10 +1,10 @@
-"""Where in the genome windows lie and what they hold, so that no loss takes a window for a negative of
+"""Where in the genome windows lie and what they contain, so that no loss uses a window as a negative of
 itself.
 
-Two windows are one place if their intervals overlap, or if they hold the same sequence, on either strand: a
-locus that two assemblies share, a repeat that two windows lie in just alike. Four integers a window say that,
-so that they can travel where the sequence would be too much. Int64 arithmetic alone: the same bits on CPU and
-GPU.
+Two windows are at the same place if their intervals overlap, or if they contain the same sequence, on either
+strand: a locus that two assemblies share, or a repeat. Four integers a window decide that, so that they can
+be gathered over ranks where the sequences would be too large. Int64 arithmetic alone: the same bits on CPU
+and GPU.
 
 Shapes: B windows of a rank, N of any number of ranks, L letters, columns of 4: contig, start, end, content.
 """

@@ -3,38 +3,18 @@ draws."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
-from sklearn.decomposition import PCA
 
 from cluster.storage import store
-from data_prep import alphabet, shards
-from trainer.data.dataset import Dataset
-from trainer.data.windows import choose_windows
-from trainer.evaluation.embedding import embed
-from trainer.evaluation.precision import best_device
-from trainer.evaluation.registered_model import open_model
-from trainer.evaluation.sequences import EncodedSequences
+from data_prep import shards
 from trainer.evaluation.statistics import standard_error
 from trainer.evaluation.tasks.results import summarise
 from trainer.evaluation.tasks.results_log import past_results
 from trainer.report.figures import Histories
 from trainer.tracking.registry import Registry
-
-WINDOWS = 400
-
-
-@dataclass(frozen=True)
-class EmbeddingPlane:
-    """Two principal components of windows' embeddings, their GC content, and the variance explained."""
-
-    points_N2: Any
-    gc_N: Any
-    explained: tuple[float, float]
 
 
 def histories(registry: Registry, run: Any) -> Histories:
@@ -161,35 +141,8 @@ def dataset_rows(uri: str) -> list[tuple[str, str]]:
     ]
 
 
-def embedding_plane(registry: Registry, model_uri: str, *, dataset_uri: str, length: int) -> EmbeddingPlane:
-    """Of at most WINDOWS held-out windows of the dataset, mean-pooled by the exported teacher, both strands
-    averaged.
-
-    Raises: StoreError, ValueError, TrackError: the dataset or the model cannot be read.
-    """
-    dataset = Dataset(dataset_uri, "val")
-    network = open_model(registry, model_uri).network
-    places = choose_windows([block.bp for _, block in dataset.blocks], length, WINDOWS, margin=0)
-    codes = [dataset.codes(block)[start:end] for block, start, end in places]
-    if len(codes) < 3:
-        raise ValueError(
-            f"dataset {dataset_uri} has {len(codes)} held-out windows of {length} bp, 3 are needed"
-        )
-    mean_ND = embed(network.to(best_device()), EncodedSequences.from_codes(codes)).mean_ND
-    components = PCA(2, random_state=0)
-    points_N2 = components.fit_transform(mean_ND.double().numpy())
-    gc_N = np.array([_gc(row) for row in codes])
-    first, second = components.explained_variance_ratio_
-    return EmbeddingPlane(points_N2, gc_N, (float(first), float(second)))
-
-
 def _manifest(uri: str) -> shards.Manifest:
     return shards.Manifest.from_bytes(store.read_bytes(store.join(uri, shards.MANIFEST)))
-
-
-def _gc(codes: alphabet.Codes) -> float:
-    count = np.bincount(codes, minlength=alphabet.SIZE)[: alphabet.BASES]
-    return float((count[alphabet.C] + count[alphabet.G]) / max(1, count.sum()))
 
 
 def model_uri(run: Any) -> str | None:

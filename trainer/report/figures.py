@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainer.evaluation.statistics import standard_error
-from trainer.evaluation.tasks import KINDS
 from trainer.evaluation.tasks.config import MODES
+from trainer.evaluation.tasks.registry import KINDS
 from trainer.evaluation.tasks.results import FLOOR
 
 # metric -> columns step, value; metrics that were not logged are absent

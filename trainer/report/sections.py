@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from trainer.evaluation.embedding_plane import embedding_plane
 from trainer.evaluation.tasks.results_table import results_tables
 from trainer.report import facts, figures
 from trainer.report.figures import Histories
@@ -106,7 +107,7 @@ def _embeddings(registry: Registry, run: Any) -> Section:
     try:
         uri = facts.first_with_val(facts.dataset_uris(run.data.params))
         length = int(run.data.params["data.length"])
-        plane = facts.embedding_plane(registry, model, dataset_uri=uri, length=length)
+        plane = embedding_plane(registry, model, dataset_uri=uri, length=length)
     except (OSError, ValueError, RuntimeError) as fault:
         return Section(title, [f"No picture, because the windows could not be embedded: {fault}"])
     text = (

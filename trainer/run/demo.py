@@ -18,6 +18,7 @@ from cluster.process import exits, paths
 from cluster.storage import store
 from configs import ConfigError, redact
 from data_prep import shards
+from trainer.evaluation.statistics import standard_error
 from trainer.evaluation.tasks.results import summarise
 from trainer.evaluation.tasks.results_log import past_results
 from trainer.evaluation.tasks.results_table import as_text
@@ -200,7 +201,7 @@ def _table(registry: Registry, dataset: Path, version: Any) -> str:
     run_id = version.run_id
     metrics = registry.run(run_id).data.metrics
     accuracy = registry.history(run_id, "val/mlm_accuracy")["value"].tolist()
-    error = (accuracy[-1] * (1 - accuracy[-1]) / metrics["val/scored_positions"]) ** 0.5
+    error = standard_error(accuracy[-1], metrics["val/scored_positions"])
     majority, markov = metrics["val/mlm_accuracy_majority"], metrics["val/mlm_accuracy_markov"]
     steps = len(registry.history(run_id, "loss/total"))
     speeds = registry.history(run_id, "throughput/bp_per_s")["value"]  # none of fewer steps than track.every

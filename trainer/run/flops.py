@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import nn
 
+from trainer.distill.step import Method
 from trainer.losses.term import STUDENT_FLOPS, TEACHER_FLOPS, StepShape
 from trainer.models.network import Network
-from trainer.run.config import TrainConfig
 
 
-def step_flops(config: TrainConfig, network: Network, *, length: int, ranks: int) -> float:
+def step_flops(method: Method, network: Network, *, length: int) -> float:
     """FLOPs of one rank's share of a step that reads windows of ``length`` bp."""
-    terms, views = config.loss.terms(), config.views
-    windows = config.train.global_batch / ranks
+    terms, views = method.terms, method.views
+    windows = method.global_batch / method.group.size
     shape = StepShape(
         windows=windows,
         views=windows * (2 if views.symmetric else 1),
@@ -28,8 +28,8 @@ def step_flops(config: TrainConfig, network: Network, *, length: int, ranks: int
         length=length,
         summaries=network.backbone.summaries,
         hidden_size=network.backbone.hidden_size,
-        global_batch=config.train.global_batch,
-        teacher_flops=TEACHER_FLOPS if any(term.reads_teacher for term in terms) else 0,
+        global_batch=method.global_batch,
+        teacher_flops=TEACHER_FLOPS if method.reads_teacher else 0,
     )
     backbone = _weights(network.backbone)
     total = backbone * (STUDENT_FLOPS + shape.teacher_flops) * shape.views * (shape.summaries + length)

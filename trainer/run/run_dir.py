@@ -49,14 +49,15 @@ def plan(config: TrainConfig, group: Group, *, locked: bool = False) -> Plan | N
         if group.rank == 0:
             say(f"{config.run.dir} holds this run, finished; nothing to do")
         return None
-    return Plan(_with_schedule(config, status.schedule_steps, group), status.same_run)
+    says = locked and group.rank == 0  # once
+    return Plan(_with_schedule(config, status.schedule_steps, says=says), status.same_run)
 
 
-def _with_schedule(config: TrainConfig, steps: int, group: Group) -> TrainConfig:
-    """``config`` with schedules of ``steps`` steps; 0 leaves them as they are."""
+def _with_schedule(config: TrainConfig, steps: int, *, says: bool) -> TrainConfig:
+    """``config`` with schedules of ``steps`` steps; 0 leaves them as they are. ``says``: that they differ."""
     if steps in (0, config.schedule_steps):
         return config
-    if group.rank == 0 and config.train.schedule_steps is None:
+    if says and config.train.schedule_steps is None:
         say(
             f"train.steps is {config.train.steps} now; the schedules stay those of {steps} steps, as the "
             f"run began"

@@ -216,7 +216,7 @@ def _all_hooks(
     progress = Progress(
         last, done=state.step, visible=run.artifacts is not None, bp_left=config.bp(state.step, last)
     )
-    flops = cache(lambda length: step_flops(config, engine.network, length=length, ranks=group.size))
+    flops = cache(lambda length: step_flops(run.method, engine.network, length=length))
     return [
         CheckHealth(group),
         CountSkippedBlocks(config.track, group=group, device=engine.device),

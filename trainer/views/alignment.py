@@ -1,7 +1,7 @@
-"""What rides along source maps from the window to its views, and from one view to another.
+"""What source maps carry from a window to its views, and from one view to another.
 
-Weights of letters, by the soft mask of the reference, and pairs of positions of two views that read the same
-place of the genome, for a loss between letters. Both go through the source maps, so strands and edits may
+Weights of letters, from the soft mask of the reference, and pairs of positions of two views that read the
+same place of the genome, for a loss between letters. Both use the source maps, so that strands and edits may
 differ.
 
 Shapes: B samples, S source positions, L view positions, N pairs.
@@ -47,11 +47,11 @@ def letter_weights(view: View, windows: Windows, *, soft_weight: float) -> Tenso
 def align(
     student: View, masked: Masked, teacher: View, windows: Windows, *, name: str, pairs: int
 ) -> Aligned:
-    """``pairs`` pairs a row, drawn of all positions that are hidden from the student and that the teacher's
-    view reads.
+    """``pairs`` pairs a row, drawn uniformly from the positions that are hidden from the student and that the
+    teacher's view reads.
 
-    Each such position is as likely as any other; where there are fewer, all are there, and the rest is not
-    valid. Both views, and ``masked``, which is the student's, are of these windows.
+    If a row has fewer, all of them are taken and the rest is not valid. Both views, and ``masked``, which is
+    the student's, are of these windows.
     """
     rows, length = masked.codes_BL.shape
     device = masked.codes_BL.device
@@ -63,9 +63,9 @@ def align(
     # No new letter and no padding is ever hidden, so what its two columns hold does not matter.
     teacher_BL = _at_source(teacher_B2S, student)
 
-    # The pairs with the greatest draws. A position in its low bits makes each draw unique, so that the
-    # outcome does not depend on who sorts; it is turned about by a draw of the row, so that no position wins
-    # ties. What may not be drawn is -1.
+    # The pairs with the greatest draws. The position in its low bits makes each draw unique, so that the
+    # result does not depend on the sorting algorithm; it is permuted by a draw of the row (exclusive or), so
+    # that no position wins ties. Positions that may not be drawn are -1.
     place_bits = (length - 1).bit_length()
     words_Bn = random.words(windows.key_B, f"{name} pairs", -(-length // 2) + 1)
     turn_B1 = random.field(words_Bn[:, -1:], 0, place_bits).int()
@@ -82,10 +82,10 @@ def align(
 
 
 def _at_source(of_B2S: Tensor, view: View) -> Tensor:
-    """[B, L]: what stands in ``of``, which has ``_NEITHER`` columns in front, at the source of each letter.
+    """[B, L]: the entry of ``of`` at the source of each letter; ``of`` has ``_NEITHER`` columns in front.
 
-    make_view has refused what is too large for int32, with which index_select is several times as fast as
-    gather.
+    make_view has refused windows that are too large for int32, with which index_select is several times as
+    fast as gather.
     """
     rows, width = of_B2S.shape
     first_B1 = torch.arange(

@@ -1,8 +1,8 @@
-"""Local crops: shorter windows cut out of windows in genome space, of which views are made like of any other.
+"""Local crops: shorter windows cut out of windows in genome space. Views of them are made as of any window.
 
-A crop has the same flank as its window, made of the window's own letters where it lies inside, so that a
-deletion or a shift brings in real neighbours there too. Its place, ends and soft mask are those of the crop;
-its key stays the window's, and the ``name`` of a crop makes its draws independent of all others.
+A crop has a flank as long as its window's. Inside the window it consists of the window's own letters, so that
+a deletion or a shift brings in real neighbours there too. Place, ends and soft mask are the crop's own. Its
+key is the window's; the ``name`` of a crop makes its draws independent of all others.
 
 Shapes: B samples, S = L + 2·flank source positions of a window, C = length + 2·flank of a crop.
 """
@@ -17,8 +17,7 @@ from trainer.data.windows import Windows
 
 
 def local_windows(windows: Windows, *, name: str, length: int) -> Windows:
-    """The crop ``name`` of ``length`` bp of each window; ``make_view`` and ``mask`` take it with the same
-    name.
+    """The crop ``name`` of ``length`` bp of each window; give ``make_view`` and ``mask`` the same name.
 
     Position x of a crop, and so of a source map of its views, is position x + ``crop_starts`` of the window.
     """
@@ -26,7 +25,7 @@ def local_windows(windows: Windows, *, name: str, length: int) -> Windows:
     start_B = crop_starts(windows, name=name, length=length)
     size = length + 2 * windows.flank
     assert rows * width < 1 << 31, f"{rows} windows of {width} letters need a larger index than int32"
-    # int32 and index_select as in views._read: several times as fast on CPU as gather.
+    # int32 and index_select as in view._read: several times as fast on CPU as gather.
     row_B = torch.arange(0, rows * width, width, dtype=torch.int32, device=start_B.device)
     place_C = torch.arange(size, dtype=torch.int32, device=start_B.device)
     index_X = ((row_B + start_B.int())[:, None] + place_C).view(-1)
@@ -47,11 +46,10 @@ def local_windows(windows: Windows, *, name: str, length: int) -> Windows:
 
 
 def crop_starts(windows: Windows, *, name: str, length: int) -> Tensor:
-    """int64 [B]: where each crop starts in its window without flank, uniform over all places where it is
-    sequence.
+    """int64 [B]: where each crop starts in its window without flank, uniform over all places where the crop
+    is sequence.
 
-    Where a window has less sequence than ``length``, the crop starts with the sequence, and what it lacks is
-    padding.
+    If a window has less sequence than ``length``, the crop starts with the sequence and ends in padding.
     """
     assert 0 < length <= windows.length, f"a crop of {length} bp does not fit windows of {windows.length} bp"
     first_B = (windows.low_B - windows.flank).clamp_(0, windows.length - length)

@@ -1,7 +1,0 @@
-"""Kinds of labelled task, by the name that a task's ``kind`` uses."""
-
-from trainer.evaluation.tasks.classification import Classification
-from trainer.evaluation.tasks.kind import TaskKind
-
-DEFAULT_KIND = "classification"
-KINDS: dict[str, type[TaskKind]] = {DEFAULT_KIND: Classification}

@@ -6,8 +6,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from configs import Section
 from trainer.evaluation.precision import Precision
-from trainer.evaluation.tasks import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.kind import TaskKind
+from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
 from trainer.tracking import names
 
 Mode = Literal["kmer", "probe", "finetune", "scratch"]

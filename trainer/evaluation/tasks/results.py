@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.evaluation.tasks import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.config import MODES
 from trainer.evaluation.tasks.kind import Metric
+from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
 
 FLOOR = "kmer"  # the mode that needs no network
 

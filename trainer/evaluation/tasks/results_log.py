@@ -7,8 +7,8 @@ from typing import Any
 import configs
 from trainer.core.console import say
 from trainer.evaluation.registered_model import RegisteredModel
-from trainer.evaluation.tasks import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
+from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.results import Result, Unit
 from trainer.tracking.mlflow_run import Run, RunSpec
 from trainer.tracking.registry import Registry

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.evaluation.tasks import KINDS
 from trainer.evaluation.tasks.kind import Metric
+from trainer.evaluation.tasks.registry import KINDS
 from trainer.evaluation.tasks.results import FLOOR
 
 

@@ -121,7 +121,7 @@ def test_every_mode_learns_it_and_its_results_stand_beside_the_others(
         assert run.data.metrics["val/mse"] == rows[mode]["val/mse"]
     assert [r.unit.mode for r in past_results(registry(where), NAME, "1") if r.kind == "regression"] == MODES
 
-    assert main([*task, "--task", str(where.task), "modes=[kmer]"]) == 0
+    assert main([*task, "--task", str(where.task), "modes=[kmer]", "name=beside"]) == 0
     page = write_report(where.run_id, track_uri=where.uri, output=str(tmp_path / "report"))
     html = Path(page).read_text()
     assert "On labelled tasks: regression" in html and "On labelled tasks: classification" in html

@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         return int(import_module(COMMANDS[name][0]).main(rest[:-1]))
     asked = name in ("-h", "--help")
+    if name and not asked:
+        print(f"error: unknown command {name!r}", file=sys.stderr)
     text = "\n".join(f"  {command:<9} {purpose}" for command, (_, purpose) in COMMANDS.items())
     print(
         f"usage: dna-distill COMMAND …\n\n{text}\n\ndna-distill COMMAND --help lists its options.",

@@ -130,7 +130,10 @@ def _describe(model: type[BaseModel], error: Any) -> list[str]:
     """A line for each fault: a validator of ours may name several, a line each."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _fields_at(model, error["loc"][:-1]), n=1)
+        last, fields = str(error["loc"][-1]), _fields_at(model, error["loc"][:-1])
+        if last in fields:  # of another model than the one that was chosen
+            return [f"{key}: unknown key for this {key.rpartition('.')[0]}.name"]
+        near = difflib.get_close_matches(last, fields, n=1)
         return [f"{key}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")]
     if error["type"] == "missing":
         return [f"{key}: missing"]

@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import Any
 
 _ROOMS = {
-    "trainer.api": ("embed_sequences", "info_nce", "koleo", "load_model", "sinkhorn", "symmetric_info_nce"),
+    "trainer.api": ("embed_sequences", "load_model"),
     "trainer.data.windows": ("Windows", "make_windows", "to_strings"),
     "trainer.engine.ema": ("ShardedEMA",),
+    "trainer.losses.functions": ("info_nce", "koleo", "sinkhorn", "symmetric_info_nce"),
     "trainer.views.edits": ("VIEWS", "Edit", "flank_for"),
     "trainer.views.masking": ("Masked", "input_noise", "mask"),
     "trainer.views.view": ("View", "make_view"),

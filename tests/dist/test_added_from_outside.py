@@ -129,6 +129,16 @@ def test_the_export_is_fine_tuned(runs: dict[Any, Any]) -> None:
     assert min(scores.values()) > 0.8, "the letters of a sequence are easy to tell"
 
 
+def test_a_size_that_was_added_later_has_its_default_in_older_exports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = {"model_type": "tiny-conv", "channels": 10}
+    with pytest.raises(KeyError, match="kernel_size"):
+        TinyConvConfig.from_export(old)
+    monkeypatch.setattr(TinyConvConfig, "ADDED_LATER", frozenset({"width"}))
+    assert TinyConvConfig.from_export(old) == TinyConvConfig(channels=10, width=5)
+
+
 def test_padding_changes_no_logit_of_the_backbone() -> None:
     model = TinyConv(TinyConvConfig(channels=8))
     codes_BL = torch.randint(0, 4, (1, 20), dtype=torch.uint8)
@@ -150,6 +160,9 @@ def test_their_keys_are_checked_as_all_others(uri: str, monkeypatch: pytest.Monk
         validate(TrainConfig, plain, source="x")
     register(monkeypatch)
     assert validate(TrainConfig, plain, source="x").loss.weights()["agreement"] == 0.5
+    of_another = values(uri, model={"name": "tiny-conv", "num_layers": 2})
+    with pytest.raises(ConfigError, match=r"model.num_layers: unknown key for this model.name$"):
+        validate(TrainConfig, of_another, source="x")
     wrong = values(uri, model={"name": "tiny-conv", "chanels": 10}, loss__agreement={"size": 0, "sice": 1})
     with pytest.raises(ConfigError) as fault:
         validate(TrainConfig, wrong, source="x")

@@ -77,6 +77,19 @@ info_nce(rows, rows), symmetric_info_nce(rows, rows), koleo(rows), sinkhorn(rows
     assert done.returncode == 0, done.stderr
 
 
+def test_only_a_model_needs_safetensors_and_a_store() -> None:
+    code = f"""
+import sys
+for name in {[*HEAVY, "safetensors", "fsspec"]!r}:
+    sys.modules[name] = None
+import trainer
+for name in set(trainer.__all__) - {{"load_model", "embed_sequences"}}:
+    getattr(trainer, name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'trainer' has no attribute 'load_modle'; it has Edit, "):
         trainer.load_modle  # noqa: B018

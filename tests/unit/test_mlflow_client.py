@@ -176,6 +176,7 @@ def test_a_database_that_is_locked_may_be_free_later(database: Path, monkeypatch
 def test_a_database_that_cannot_be_written_is_read_but_takes_no_run(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where MLflow makes a folder of the name "file:"
     readonly = f"sqlite:///file:{database}?mode=ro&uri=true"
     message = (
         r"MLflow at sqlite:///.*: \(sqlite3\.OperationalError\) attempt to write a readonly database; "

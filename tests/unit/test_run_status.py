@@ -10,8 +10,10 @@ import pytest
 import configs
 from cluster.storage import store
 from configs import ConfigError
+from tests.examples.agreement import Agreement
 from tests.s3 import S3
 from tests.unit.test_checkpoint_files import WRITTEN, manifest, resealed
+from trainer.losses.registry import LOSSES
 from trainer.models import pretrained
 from trainer.run import run_status
 from trainer.run.checkpoint import manifests
@@ -22,6 +24,7 @@ from trainer.run.run_status import (
     RunStatus,
     SavedRun,
     decide,
+    differences,
     inspect,
     read_contents,
 )
@@ -231,6 +234,25 @@ def test_all_differences_are_said_at_once_and_keys_of_one_side_only(tmp_path: Pa
         "train.deepspeed.zero_optimization.sub_group_size: was None, now 100",
         "views.teacher.operations.deletion: was 3, now None",
     ]
+
+
+def test_what_was_added_since_is_no_difference_while_it_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on with a code that has learned a new loss, or a new key of an old section."""
+    saved = configs.dump(config(tmp_path))
+    del saved["train"]["max_skipped"], saved["loss"]["mlm"]["soft_weight"], saved["health"]
+    assert differences(saved, config(tmp_path)) == []
+    changed = config(tmp_path, train__max_skipped=3)
+    assert differences(saved, changed) == ["train.max_skipped: was 10, now 3"]
+    monkeypatch.setitem(LOSSES, "agreement", Agreement)
+    assert differences(saved, config(tmp_path)) == []
+    used = config(tmp_path, loss__agreement={"weight": 0.5})
+    assert differences(saved, used) == ["loss.agreement.weight: was 0.0, now 0.5"]
+    # And back: a loss that is gone was not used.
+    with_loss = configs.dump(config(tmp_path))
+    monkeypatch.delitem(LOSSES, "agreement")
+    assert "agreement" in with_loss["loss"] and differences(with_loss, config(tmp_path)) == []
 
 
 def test_what_may_differ(tmp_path: Path) -> None:

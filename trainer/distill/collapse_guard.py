@@ -28,10 +28,10 @@ class _Sign:
     limit: float
     above: bool = False
 
-    def shown(self, value: float) -> bool:
+    def is_broken(self, value: float) -> bool:
         return value > self.limit if self.above else value < self.limit
 
-    def told(self, value: float) -> str:
+    def describe(self, value: float) -> str:
         name, side = self.metric.removeprefix("health/"), "above" if self.above else "below"
         return f"{name} {value:.4g} is {side} {self.limit:.4g}"
 
@@ -164,10 +164,12 @@ class CollapseGuard:
             if not all(map(math.isfinite, values)):
                 continue
             pairs = list(zip(kind.signs, values, strict=True))
-            streak = self._streaks[kind.name] + 1 if all(sign.shown(value) for sign, value in pairs) else 0
+            streak = (
+                self._streaks[kind.name] + 1 if all(sign.is_broken(value) for sign, value in pairs) else 0
+            )
             self._streaks[kind.name] = streak
             if streak and streak % self.patience == 0:
-                evidence = ", ".join(sign.told(value) for sign, value in pairs)
+                evidence = ", ".join(sign.describe(value) for sign, value in pairs)
                 found[kind.name] = f"step {step}: {kind.what} ({evidence}, {streak} readings in a row)"
         return found[max(found, key=self._streaks.__getitem__)] if found else None
 

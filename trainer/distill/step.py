@@ -118,6 +118,7 @@ class StudentFeatures:
 class GlobalContext:
     """What this rank knows of the global batch after the one gather, by the loss's name."""
 
+    taught: Sequence[Sequence[Outputs]]  # the teacher's; empty where no loss reads it
     batches: dict[str, RankBatch]
     contexts: dict[str, Any]  # what the loss's ``receive`` made of it
     cached: CachedGradients | None  # of the coupled losses, where there are any
@@ -261,7 +262,7 @@ def gather_global(
     gathered = _gather_by_name(payloads, method.group)
     contexts = {term.name: term.receive(batches[term.name], gathered[term.name]) for term in method.terms}
     cached = coupled_gradients(leaves, batches, gathered, contexts) if leaves else None
-    return GlobalContext(batches, contexts, cached)
+    return GlobalContext(taught, batches, contexts, cached)
 
 
 def learn(
@@ -335,10 +336,9 @@ def measure_rows(
 ) -> dict[str, Tensor]:
     """Of the first ``count`` rows of a micro-batch, first direction: what ``read_health`` gathers."""
     student_BE = F.normalize(outputs.embedding[:count], dim=-1)
-    taught = context.batches[method.terms[0].name].taught
     found = {"unit": student_BE}
-    if taught:
-        teacher_BE = F.normalize(taught[place.micro_batch][0].embedding[:count], dim=-1)
+    if context.taught:
+        teacher_BE = F.normalize(context.taught[place.micro_batch][0].embedding[:count], dim=-1)
         found = {"unit": teacher_BE, "other": student_BE}
     for term in method.terms:
         batch, own = context.batches[term.name], context.contexts[term.name]

@@ -38,6 +38,7 @@ class Dino(PrototypeLoss[DinoConfig]):
     name = "distill"
     Config = DinoConfig
     reads_crops = True
+    watches_drift = True
     metrics = {
         "entropy": "teacher_entropy",
         "kl": "kl",
@@ -59,8 +60,8 @@ class Dino(PrototypeLoss[DinoConfig]):
         return self.split
 
     def teacher_rows(self, outputs: Outputs) -> PrototypeOutput:
-        said: PrototypeOutput = outputs.heads[self.name]
-        return said
+        output: PrototypeOutput = outputs.heads[self.name]
+        return output
 
     def value(self, outputs: Outputs, place: Place, context: TeacherTargets) -> Tensor:
         cosines_SNK = _student_readings(outputs, self.name)

@@ -60,7 +60,7 @@ class Spread:
     rows_BD: Tensor  # with gradient
     all_GD: Tensor  # of all ranks, in rank order; no gradient
     first_row: int  # where rows_BD stand in all_GD
-    ranks: int  # into how many shares the value is divided: ranks × micro-batches
+    ranks: int  # into how many shares the value is divided
     block: int = 1024  # rows whose neighbours are searched at a time
 
 

@@ -87,8 +87,8 @@ class Patch(PrototypeLoss[PatchConfig]):
         return Letters(extra[direction].teacher_BN, self.split)
 
     def teacher_rows(self, outputs: Outputs) -> PrototypeOutput:
-        said: PrototypeOutput = outputs.heads[self.name]
-        return said.rows()
+        output: PrototypeOutput = outputs.heads[self.name]
+        return output.rows()
 
     def valid(self, batch: RankBatch) -> list[list[Tensor]]:
         return [[aligned.valid_BN.flatten() for aligned in extra] for extra in batch.extras]

@@ -107,6 +107,7 @@ class LossTerm(Generic[C, Context]):
     Config: ClassVar[type[LossConfig]]
     reads_crops: ClassVar[bool] = False  # its head reads local windows too
     reads_teacher: bool = True
+    watches_drift: ClassVar[bool] = False  # its state is a centre whose drift tells a collapse
     coupled: bool = False  # its value ties the student's rows of all ranks to each other: ``coupled_value``
 
     def __init__(self, config: C) -> None:
@@ -115,7 +116,11 @@ class LossTerm(Generic[C, Context]):
     # Before the first step
 
     def head(self, hidden_size: int) -> nn.Module | None:
-        """What reads the hidden states for it, called with (Reading, request); None: it needs no head."""
+        """What reads the hidden states for it, called with (Reading, request); None: it needs no head.
+
+        A head whose output has a field ``embedding_BE`` gives the embeddings that health is read from, in
+        place of the pooled hidden states; it has an attribute ``embedding_size``, which is E.
+        """
         return None
 
     def first_state(self, network: Network, device: torch.device) -> Tensor | None:
@@ -149,7 +154,8 @@ class LossTerm(Generic[C, Context]):
         return {}
 
     def receive(self, batch: RankBatch, gathered: Mapping[str, Tensor]) -> Context:
-        """The step's context from the payload of all ranks, [W, ...] each."""
+        """The step's context from the payload of all ranks, [W, ...] each; where the loss is coupled, with
+        that of ``coupled_payload``."""
         return None  # type: ignore[return-value]
 
     def value(self, outputs: Outputs, place: Place, context: Context) -> Tensor:
@@ -177,7 +183,8 @@ class LossTerm(Generic[C, Context]):
         gathered: Mapping[str, Tensor],
         context: Context,
     ) -> Tensor:
-        """0-d: this rank's share. ``features`` are leaves that want a gradient, by direction."""
+        """0-d: this rank's share, with the whole gradient of its own rows (see reduction.py: ``among_all``,
+        ``as_share``). ``features`` are leaves that want a gradient, by direction."""
         raise NotImplementedError
 
     # For health

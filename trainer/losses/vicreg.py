@@ -100,7 +100,7 @@ class Expanded:
     all_GE: Tensor  # the student's of all ranks, in rank order; no gradient
     teacher_BE: Tensor  # the other view of rows_BE; no gradient
     first_row: int  # where rows_BE stand in all_GE
-    ranks: int  # into how many shares the value is divided: ranks × micro-batches
+    ranks: int  # into how many shares the value is divided
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0

@@ -20,6 +20,8 @@ class BackboneConfig(Section):
 
     # Field -> key of config.json, where Hugging Face calls it otherwise.
     EXPORT_KEYS: ClassVar[Mapping[str, str]] = {}
+    # Fields that exports of earlier versions do not have; their defaults must mean what was before.
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset()
 
     def exported(self) -> dict[str, Any]:
         """Its sizes as config.json has them."""
@@ -28,9 +30,14 @@ class BackboneConfig(Section):
 
     @classmethod
     def from_export(cls, config: Mapping[str, Any]) -> "BackboneConfig":
-        """The section of an export's config.json. KeyError: a size is missing there."""
-        fields = [field for field in cls.model_fields if field != "name"]
-        sizes = {field: config[cls.EXPORT_KEYS.get(field, field)] for field in fields}
+        """The section of an export's config.json. KeyError: a size is missing there.
+
+        A field that was added to the backbone later counts as its default if it is in ``ADDED_LATER``.
+        """
+        keys = {field: cls.EXPORT_KEYS.get(field, field) for field in cls.model_fields if field != "name"}
+        sizes = {
+            field: config[key] for field, key in keys.items() if key in config or field not in cls.ADDED_LATER
+        }
         return cls(name=config["model_type"], **sizes)
 
 
@@ -65,6 +72,10 @@ class Backbone(nn.Module):
             noise_BLC: float [B, L, 4] added to the A, C, G, T input channels of the letters.
         """
         raise NotImplementedError
+
+    def positions(self, length: int) -> int:
+        """To how many vectors of a row of ``length`` letters its weights are applied, for counting FLOPs."""
+        return length
 
     def wiring(self) -> dict[str, Any]:
         """What decides which position feeds which: weights mean nothing under another wiring. No length in

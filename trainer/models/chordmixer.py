@@ -51,6 +51,9 @@ class ChordMixer(Backbone):
             for _ in range(config.num_layers)
         )
 
+    def positions(self, length: int) -> int:
+        return self.summaries + length
+
     def wiring(self) -> dict[str, Any]:
         return {
             "mixer": "x + roll(mlp(norm(x)), -shift)",

@@ -32,8 +32,10 @@ def step_flops(method: Method, network: Network, *, length: int) -> float:
         teacher_flops=TEACHER_FLOPS if method.reads_teacher else 0,
     )
     backbone = _weights(network.backbone)
-    total = backbone * (STUDENT_FLOPS + shape.teacher_flops) * shape.views * (shape.summaries + length)
-    total += backbone * STUDENT_FLOPS * shape.crops * (shape.summaries + views.crops.length)
+    total = (
+        backbone * (STUDENT_FLOPS + shape.teacher_flops) * shape.views * network.backbone.positions(length)
+    )
+    total += backbone * STUDENT_FLOPS * shape.crops * network.backbone.positions(views.crops.length)
     for term in terms:
         if term.name in network.heads:
             students, teachers = term.head_vectors(shape)

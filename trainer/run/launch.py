@@ -51,7 +51,7 @@ def launch(
         run,
         debug=debug,
         main=here.is_main,
-        interrupted="the same command goes on from the newest checkpoint",
+        interrupted="the same command goes on from the newest checkpoint, if there is one",
     )
 
 

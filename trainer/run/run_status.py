@@ -163,15 +163,40 @@ def _decide_without_state(contents: Contents, config: TrainConfig) -> RunStatus:
 
 
 def differences(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """The keys in which a dumped config is another run than ``config``: a line each with both values."""
-    old, new = configs.flatten(dict(saved)), configs.flatten(configs.dump(config))
+    """The keys in which a dumped config is another run than ``config``: a line each with both values.
+
+    A key that the code did not have when the config was saved counts as its default. The keys of a loss that
+    is used by neither do not count.
+    """
+    new = configs.flatten(configs.dump(config))
+    old = _defaults(config) | configs.flatten(dict(saved))
     steps = _schedule_steps(saved)
     old["train.schedule_steps"], new["train.schedule_steps"] = steps, config.train.schedule_steps or steps
     return [
         f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if key not in _MAY_DIFFER and not key.startswith(_SECTIONS) and old.get(key) != new.get(key)
+        if key not in _MAY_DIFFER
+        and not key.startswith(_SECTIONS)
+        and old.get(key) != new.get(key)
+        and not _of_unused_loss(key, old, new)
     ]
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
+    """The flat config that has only the required keys of ``config``, and its backbone's name."""
+    required = {
+        "run": {"dir": config.run.dir},
+        "data": {"uri": config.data.uri[0].uri},
+        "train": {"steps": config.train.steps},
+        "model": {"name": config.model.name},
+    }
+    return configs.flatten(configs.dump(TrainConfig.model_validate(required)))
+
+
+def _of_unused_loss(key: str, *configs_: Mapping[str, Any]) -> bool:
+    section, _, rest = key.partition(".")
+    weight = f"loss.{rest.partition('.')[0]}.weight"
+    return section == "loss" and not any(config.get(weight) for config in configs_)
 
 
 def _schedule_steps(saved: Mapping[str, Any]) -> int:

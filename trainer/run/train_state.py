@@ -60,11 +60,12 @@ class TrainState:
 
     step: int
     teacher: ShardedEMA[Network]
-    centres: dict[str, Tensor]
+    centres: dict[str, Tensor]  # what losses carry from step to step, by name
     guard: CollapseGuard
     skipped: int = 0
     skipped_ids: dict[int, tuple[dict[str, float], Tensor]] = field(default_factory=dict)
     read_centre_PK: Tensor | None = None  # as it was at the last health reading
+    watched_centre: str | None = None  # the loss whose centre's drift is read
     skipped_blocks: SkippedBlocks | None = None
 
 
@@ -76,7 +77,8 @@ def first_state(config: TrainConfig, teacher: ShardedEMA[Network], *, device: to
     watches = [PrototypeWatch.of(term) for term in terms if isinstance(term, PrototypeLoss)]
     guard = CollapseGuard(watches, patience=config.health.patience)
     blocks = SkippedBlocks() if config.data.on_corrupt == "skip" else None
-    return TrainState(0, teacher, centres, guard, skipped_blocks=blocks)
+    watched = next((term.name for term in terms if term.watches_drift), None)
+    return TrainState(0, teacher, centres, guard, skipped_blocks=blocks, watched_centre=watched)
 
 
 def apply(
@@ -149,7 +151,7 @@ def check_collapse(
 ) -> tuple[dict[str, float], str | None]:
     """(metrics of the batch's health, what collapsed or None). A collective: all ranks hear rank 0's
     finding."""
-    centre_PK = state.centres.get("distill")
+    centre_PK = state.centres.get(state.watched_centre) if state.watched_centre else None
     if centre_PK is not None:
         if state.read_centre_PK is not None:
             readings["health/centre_drift"] = representation_metrics.centre_drift(

@@ -42,6 +42,9 @@ def exclusive(path: str | Path, *, wait_s: float = math.inf) -> Iterator[int]:
     finally:
         if descriptor in _held:  # otherwise this process was forked inside the block
             _held.discard(descriptor)
+            # By closing alone the lock would last until a child that is being forked has closed it, too.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 

@@ -118,7 +118,7 @@ def test_a_killed_worker_costs_nothing(
 def test_a_worker_that_always_dies_stops_the_build(
     genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF", 0.01)
+    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF_S", 0.01)
     monkeypatch.setattr("cluster.tasks.jobs._RETRIES", 2)
     monkeypatch.setattr("data_prep.dataset.build._shard", dies)
     with pytest.raises(BuildStoppedError, match=r"a worker was lost .*; 0 of 17 shards are done and stay"):
@@ -274,7 +274,7 @@ def test_a_store_that_says_no_stops_the_build_and_the_next_one_goes_on(
 def test_a_store_that_stays_away_stops_the_build(
     genome: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF", 0.01)
+    monkeypatch.setattr("cluster.tasks.jobs._BACKOFF_S", 0.01)
     s3.fault("503", "PUT", "train-000004.tar")
     retries: list[str] = []
     with pytest.raises(

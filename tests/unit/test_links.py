@@ -79,7 +79,10 @@ def test_hostfiles_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         read_hostfile(str(tmp_path))
     (tmp_path / "hosts").write_bytes(b"caf\xe9 slots=2\n")
-    with pytest.raises(ConfigError, match=r"cannot read .*/hosts: it is not UTF-8"):
+    with pytest.raises(
+        ConfigError,
+        match=r"cannot read .*/hosts: not text in UTF-8: line \d+ has byte b'\\xe9'; save it as UTF-8",
+    ):
         read_hostfile(str(tmp_path / "hosts"))
 
 

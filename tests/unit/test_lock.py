@@ -292,7 +292,10 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
             os.close(theirs)
             os.read(ours, 1)  # until the parent has taken the lock again
             os._exit(0)
-    with exclusive(tmp_path / "file", wait_s=0):
+    try:
+        with exclusive(tmp_path / "file", wait_s=0):
+            pass
+    finally:
         os.close(theirs)
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(ours)
+        assert os.waitpid(pid, 0)[1] == 0
+        os.close(ours)

@@ -189,6 +189,7 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
         "data": {"uri": config.data.uri[0].uri},
         "train": {"steps": config.train.steps},
         "model": {"name": config.model.name},
+        "track": {"uri": config.track.uri},  # its default is read from the environment
     }
     return configs.flatten(configs.dump(TrainConfig.model_validate(required)))
 

@@ -4,16 +4,14 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 
-from cluster.process import host
+from cluster.process import host, signals
 from cluster.process.exits import brief
 
 _OBJECTS_BYTES = 1 << 30  # tasks return summaries, not data: Ray's default would take a third of the memory
@@ -45,6 +43,9 @@ def join(address: str | None = None, *, local_cpus: int | None = None) -> Iterat
             what = cluster if address else "start a local Ray"
             hint = _token_hint(address, fault) if address else ""
             raise RuntimeError(f"cannot {what}: {brief(str(fault), 300)}{hint}") from fault
+        except KeyboardInterrupt:  # told to stop while Ray started
+            ray.shutdown()
+            raise
         try:
             yield
         finally:
@@ -112,17 +113,26 @@ def _local_options(cpus: int, folder: str | None) -> dict[str, Any]:
 
 
 def _start(options: dict[str, Any]) -> None:
-    """``ray.init``, which changes neither the handler of SIGTERM nor what SIGTERM does while it runs."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        _probe(options["address"])
+    """``ray.init``. Signals that come during it are handled at its end.
+
+    Ray's own handler would raise SystemExit in the middle of anything, also where Python ignores exceptions
+    (a hook of a fork): the signal would be lost, and the process would go on.
+    """
+    _probe(options["address"])
+    with signals.delayed(), _without_handler_of_ray():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except SystemExit:  # raised by Ray's own handler while it starts
-        if callable(on_sigterm):
-            on_sigterm(signal.SIGTERM, None)
-        raise
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler ends the process without a message
+
+
+@contextlib.contextmanager
+def _without_handler_of_ray() -> Iterator[None]:
+    """Ray installs no handler of SIGTERM during the block."""
+    utils = ray._private.utils
+    install = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
 
 
 def _token_hint(address: str, fault: Exception) -> str:

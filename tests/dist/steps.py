@@ -11,7 +11,8 @@ from trainer.core import schedules
 from trainer.core.collectives import Group
 from trainer.data.dataset import open_datasets
 from trainer.data.loader import Reader, open_reader
-from trainer.distill.step import Method, train_step
+from trainer.distill.method import Method
+from trainer.distill.step import train_step
 from trainer.engine.engine import Engine
 from trainer.engine.process_group import init_distributed
 from trainer.run import train, train_state, world_size

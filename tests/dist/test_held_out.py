@@ -14,7 +14,7 @@ from tests.dist.steps import small_config
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.data.dataset import open_datasets
-from trainer.distill.step import held_out_readings
+from trainer.distill.health import held_out_readings
 from trainer.engine.process_group import init_distributed
 from trainer.evaluation.held_out import Validator
 from trainer.run import train, train_state

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from trainer.losses.distillation import Distilled, centred_probabilities, distillation
 from trainer.losses.koleo import Spread, koleo
 from trainer.losses.masked_lm import Scored, masked_nucleotides
-from trainer.losses.prototypes import Distilled, centred_probabilities, distillation
 from trainer.losses.reduction import as_share
 from trainer.losses.vicreg import Expanded, vicreg
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from trainer.core.collectives import Group
 from trainer.losses.dino import Dino, DinoConfig
+from trainer.losses.distillation import centred_probabilities
 from trainer.losses.prototypes import (
     PrototypeConfig,
     PrototypeOutput,
     TeacherRows,
     TeacherTargets,
-    centred_probabilities,
     teacher_targets,
 )
 

@@ -13,40 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.process.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.data.windows import Windows
-from trainer.distill import representation_metrics
-from trainer.distill.grad_cache import CachedGradients, Leaves, coupled_gradients
+from trainer.distill.grad_cache import Leaves, coupled_gradients
+from trainer.distill.health import HEALTH_ROWS, measure_rows, read_health
+from trainer.distill.method import GlobalContext, Method, States, StepInputs
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
-from trainer.losses.term import LossTerm, Place, RankBatch
+from trainer.losses.term import Place, RankBatch
 from trainer.models.network import Crops, Network, Outputs
-from trainer.views.config import Views
-from trainer.views.view_batch import ViewBatch, lengths, make_view_batch, ragged
-
-HEALTH_ROWS = 512  # of the global batch that its health is read from: spread and rank cost their square
-Term = LossTerm[Any, Any]
-States = Mapping[str, Tensor]
-"""What losses carry from step to step, by their names: the moving centres."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is the same at every step: views, losses in use, samples of a global batch, the ranks."""
-
-    views: Views
-    terms: Sequence[Term]
-    global_batch: int
-    group: Group
-
-    @property
-    def reads_teacher(self) -> bool:
-        return any(term.reads_teacher for term in self.terms)
+from trainer.views.view_batch import ViewBatch, lengths, ragged
 
 
 @dataclass(frozen=True)
@@ -66,43 +46,6 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class StepInputs:
-    """What this rank reads in a step: views by micro-batch, and what each loss prepared of them, by name."""
-
-    views: list[ViewBatch]
-    extras: dict[str, list[Any]]
-
-    @classmethod
-    def of(cls, micro_batches: Sequence[Windows], method: Method) -> "StepInputs":
-        views = [make_view_batch(windows, method.views) for windows in micro_batches]
-        extras = {
-            term.name: [term.prepare(*pair) for pair in zip(micro_batches, views, strict=True)]
-            for term in method.terms
-        }
-        return cls(views, extras)
-
-    @property
-    def device(self) -> torch.device:
-        return self.views[0].pairs[0].student.codes_BL.device
-
-    def student_requests(
-        self, micro_batch: int, terms: Sequence[Term], heads: nn.ModuleDict
-    ) -> dict[str, Any]:
-        """What each loss that has a head asks it for of the student."""
-        asked = [term for term in terms if term.name in heads]
-        return {term.name: term.student_request(self.extras[term.name][micro_batch]) for term in asked}
-
-    def teacher_requests(
-        self, micro_batch: int, direction: int, terms: Sequence[Term], heads: nn.ModuleDict
-    ) -> dict[str, Any]:
-        """The same of the teacher."""
-        asked = [term for term in terms if term.name in heads]
-        return {
-            term.name: term.teacher_request(self.extras[term.name][micro_batch], direction) for term in asked
-        }
-
-
-@dataclass(frozen=True)
 class StudentFeatures:
     """What the coupled losses read of the student before the gather.
 
@@ -112,16 +55,6 @@ class StudentFeatures:
 
     leaves: list[Leaves]
     outputs: list[Outputs] | None = None
-
-
-@dataclass(frozen=True)
-class GlobalContext:
-    """What this rank knows of the global batch after the one gather, by the loss's name."""
-
-    taught: Sequence[Sequence[Outputs]]  # the teacher's; empty where no loss reads it
-    batches: dict[str, RankBatch]
-    contexts: dict[str, Any]  # what the loss's ``receive`` made of it
-    cached: CachedGradients | None  # of the coupled losses, where there are any
 
 
 @dataclass(frozen=True)
@@ -330,37 +263,6 @@ def states_after(states: States, context: GlobalContext, method: Method) -> dict
     return found
 
 
-@torch.no_grad()
-def measure_rows(
-    outputs: Outputs, context: GlobalContext, place: Place, method: Method, *, count: int
-) -> dict[str, Tensor]:
-    """Of the first ``count`` rows of a micro-batch, first direction: what ``read_health`` gathers."""
-    student_BE = F.normalize(outputs.embedding[:count], dim=-1)
-    found = {"unit": student_BE}
-    if context.taught:
-        teacher_BE = F.normalize(context.taught[place.micro_batch][0].embedding[:count], dim=-1)
-        found = {"unit": teacher_BE, "other": student_BE}
-    for term in method.terms:
-        batch, own = context.batches[term.name], context.contexts[term.name]
-        parts = term.measure(outputs, batch, place, own, count=count)
-        found |= {f"{term.name} {key}": part for key, part in parts.items()}
-    return found
-
-
-def read_health(measured: Sequence[Mapping[str, Tensor]], method: Method) -> dict[str, float]:
-    """``health/…`` of the global batch's first rows; a collective."""
-    mine = {key: torch.cat([part[key] for part in measured]) for key in measured[0]}
-    gathered = collectives.gather_packed(method.group, mine)
-    everywhere = {key: part.flatten(0, 1) for key, part in gathered.items()}
-    found = representation_metrics.readings(everywhere["unit"], other_GE=everywhere.get("other"))
-    for term in method.terms:
-        prefix = f"{term.name} "
-        own = {key.removeprefix(prefix): part for key, part in everywhere.items() if key.startswith(prefix)}
-        if own:
-            found |= term.readings(own)
-    return found
-
-
 def _gather_by_name(
     payloads: Mapping[str, Mapping[str, Tensor]], group: Group
 ) -> dict[str, dict[str, Tensor]]:
@@ -368,15 +270,3 @@ def _gather_by_name(
     packed = {f"{name} {key}": part for name, parts in payloads.items() for key, part in parts.items()}
     gathered = collectives.gather_packed(group, packed)
     return {name: {key: gathered[f"{name} {key}"] for key in parts} for name, parts in payloads.items()}
-
-
-def held_out_readings(terms: Sequence[Term], states: States) -> Callable[[Outputs], dict[str, Tensor]]:
-    """What the losses read of the teacher's outputs of held-out windows, by row [B]."""
-
-    def by_row(outputs: Outputs) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for term in terms:
-            found |= term.held_out(outputs, states.get(term.name))
-        return found
-
-    return by_row

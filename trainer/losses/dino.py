@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from configs.numbers import Weight
+from trainer.losses.distillation import Distilled, distillation
 from trainer.losses.prototypes import (
-    Distilled,
     PrototypeConfig,
     PrototypeHead,
     PrototypeLoss,
     PrototypeOutput,
     TeacherTargets,
-    distillation,
 )
 from trainer.losses.term import Place, StepShape
 from trainer.models.network import Network, Outputs, Reading

@@ -3,7 +3,6 @@
 Shapes: B rows of this rank, G of all ranks, D features.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,46 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.losses.reduction import among_all, as_share, full_precision
-from trainer.losses.term import LossConfig, LossTerm, RankBatch, compares_rows
+from trainer.losses.rows import RowsConfig, RowsLoss
+from trainer.losses.term import RankBatch
 from trainer.models.network import Outputs
-from trainer.views.config import Views
 
 
-class KoleoConfig(LossConfig):
+class KoleoConfig(RowsConfig):
     """Spreads the student's pooled embeddings evenly."""
 
-    def faults(self, views: Views, *, global_batch: int) -> list[str]:
-        return compares_rows("koleo", global_batch)
+    LOSS = "koleo"
 
 
-class Koleo(LossTerm[KoleoConfig, None]):
-    """Each view by itself: the other view of a sample is no neighbour."""
-
+class Koleo(RowsLoss[KoleoConfig]):
     name = "koleo"
     Config = KoleoConfig
     reads_teacher = False
-    coupled = True
 
-    def features(self, outputs: Outputs) -> tuple[Tensor]:
-        return (outputs.pooled_BD,)
+    def rows(self, outputs: Outputs) -> Tensor:
+        return outputs.pooled_BD
 
-    def coupled_payload(self, features: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-        return {f"pooled {d}": pooled_AD for d, (pooled_AD,) in enumerate(features)}
-
-    def coupled_value(
-        self,
-        features: Sequence[tuple[Tensor, ...]],
-        batch: RankBatch,
-        gathered: Mapping[str, Tensor],
-        context: None,
-    ) -> Tensor:
-        values = []
-        for d, (pooled_AD,) in enumerate(features):
-            all_GD = gathered[f"pooled {d}"].flatten(0, 1)
-            values.append(
-                koleo(Spread(pooled_AD, all_GD, batch.group.rank * len(pooled_AD), batch.group.size))
-            )
-        return torch.stack(values).sum() / len(values)
+    def value_of(self, rows_AE: Tensor, all_GE: Tensor, direction: int, batch: RankBatch) -> Tensor:
+        return koleo(Spread(rows_AE, all_GE, batch.group.rank * len(rows_AE), batch.group.size))
 
 
 @dataclass(frozen=True)

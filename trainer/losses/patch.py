@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from configs.numbers import Positive
 from trainer.data.windows import Windows
+from trainer.losses.distillation import Distilled, distillation
 from trainer.losses.prototypes import (
-    Distilled,
     PrototypeConfig,
     PrototypeHead,
     PrototypeLoss,
     PrototypeOutput,
     TeacherTargets,
-    distillation,
 )
 from trainer.losses.term import Place, RankBatch, StepShape
 from trainer.models.network import Outputs, Reading

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from configs.numbers import Above0, Positive
 from trainer.core.collectives import Group
 from trainer.losses import prototype_metrics
-from trainer.losses.reduction import over_total
+from trainer.losses.distillation import centred_probabilities
 from trainer.losses.sinkhorn import Assignment, sinkhorn
 from trainer.losses.term import LossConfig, LossTerm, Place, RankBatch
 from trainer.models.heads import mlp
@@ -75,40 +75,6 @@ class PrototypeHead(nn.Module):
         if split:
             return PrototypeOutput(None, bottleneck, prototypes_KC)
         return PrototypeOutput(bottleneck @ prototypes_KC.T)
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """S student readings, each against the same teacher reading, at N places; K prototypes."""
-
-    student_SNK: Tensor  # cosines
-    teacher_NK: Tensor  # probabilities, no gradient
-    weight_N: Tensor | None  # 0 where a place does not count; None: 1
-    temperature: float  # of the student
-    total: float  # sum of the weights of the global batch: places and readings, all views
-
-
-def distillation(distilled: Distilled) -> Tensor:
-    """Cross-entropy of the student against the teacher's probabilities: this micro-batch's share of the
-    global mean.
-
-    fp32. Without a place that counts 0, with a gradient of 0.
-    Caron et al. 2021 (DINO); at masked letters, Zhou et al. 2022 (iBOT).
-    Naive: sum(-w[n] · t[n] · log softmax(s[r, n] / τ) for every r, n) / total
-    """
-    assert not distilled.teacher_NK.requires_grad, "the teacher's probabilities carry no gradient"
-    log_student_SNK = F.log_softmax(distilled.student_SNK.float() / distilled.temperature, dim=-1)
-    loss_SN = -(distilled.teacher_NK.float() * log_student_SNK).sum(-1)
-    if distilled.weight_N is not None:
-        loss_SN = loss_SN * distilled.weight_N.float()
-    return over_total(loss_SN.sum(), distilled.total)
-
-
-def centred_probabilities(teacher_NK: Tensor, centre_K: Tensor | None, temperature: float) -> Tensor:
-    """softmax((teacher - centre) / temperature) over K, in fp32 (Caron et al. 2021); no centre is a centre of
-    0."""
-    centred = teacher_NK.float() if centre_K is None else teacher_NK.float() - centre_K.float()
-    return torch.softmax(centred / temperature, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -82,16 +82,6 @@ class StepShape:
 STUDENT_FLOPS, TEACHER_FLOPS = 6, 2  # for each weight and vector, with and without a backward
 
 
-def compares_rows(name: str, global_batch: int) -> list[str]:
-    """The fault of a loss over a single row, where each row is compared with the others."""
-    if global_batch >= 2:
-        return []
-    return [
-        f"train.global_batch: {global_batch} must be at least 2 for loss.{name}, which compares the "
-        f"rows of a batch with each other; or set loss.{name}.weight to 0"
-    ]
-
-
 C = TypeVar("C", bound=LossConfig)
 Context = TypeVar("Context")
 

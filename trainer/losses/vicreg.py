@@ -3,7 +3,6 @@
 Shapes: B rows of this rank, G of all ranks, D hidden, E features.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,26 +11,25 @@ from torch import Tensor, nn
 
 from configs.numbers import Positive, Weight
 from trainer.losses.reduction import among_all, as_share, full_precision
-from trainer.losses.term import LossConfig, LossTerm, RankBatch, StepShape, compares_rows
+from trainer.losses.rows import RowsConfig, RowsLoss
+from trainer.losses.term import RankBatch, StepShape
 from trainer.models.heads import mlp
 from trainer.models.network import Outputs, Reading
-from trainer.views.config import Views
 
 DEVIATION = 1.0  # γ, the standard deviation that each feature is to reach
 EPSILON = 1e-4  # under the root of the variance, whose slope is then at most 50 × the deviation from the mean
 
 
-class VicregConfig(LossConfig):
+class VicregConfig(RowsConfig):
     """``invariance``, ``variance``, ``covariance``: the weights of its three parts."""
+
+    LOSS = "vicreg"
 
     mlp_size: Positive = 512
     embedding: Positive = 256
     invariance: Weight = 25.0
     variance: Weight = 25.0
     covariance: Weight = 1.0
-
-    def faults(self, views: Views, *, global_batch: int) -> list[str]:
-        return compares_rows("vicreg", global_batch)
 
 
 class ExpanderOutput(NamedTuple):
@@ -49,12 +47,9 @@ class ExpanderHead(nn.Module):
         return ExpanderOutput(self.mlp(reading.pooled_BD.to(reading.letters_BLD.dtype)).float())
 
 
-class Vicreg(LossTerm[VicregConfig, None]):
-    """Mean over the directions."""
-
+class Vicreg(RowsLoss[VicregConfig]):
     name = "vicreg"
     Config = VicregConfig
-    coupled = True
 
     def head(self, hidden_size: int) -> nn.Module:
         return ExpanderHead(hidden_size, mlp_size=self.config.mlp_size, embedding=self.config.embedding)
@@ -62,33 +57,24 @@ class Vicreg(LossTerm[VicregConfig, None]):
     def head_vectors(self, shape: StepShape) -> tuple[float, float]:
         return shape.views, 0
 
-    def features(self, outputs: Outputs) -> tuple[Tensor]:
-        return (outputs.heads[self.name].expanded_BE,)
+    def rows(self, outputs: Outputs) -> Tensor:
+        expanded_BE: Tensor = outputs.heads[self.name].expanded_BE
+        return expanded_BE
 
-    def coupled_payload(self, features: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-        return {f"expanded {d}": expanded_AE for d, (expanded_AE,) in enumerate(features)}
-
-    def coupled_value(
-        self,
-        features: Sequence[tuple[Tensor, ...]],
-        batch: RankBatch,
-        gathered: Mapping[str, Tensor],
-        context: None,
-    ) -> Tensor:
-        values = []
-        for d, (expanded_AE,) in enumerate(features):
-            rows = Expanded(
-                expanded_AE,
-                gathered[f"expanded {d}"].flatten(0, 1),
-                torch.cat([by_direction[d].heads[self.name].expanded_BE for by_direction in batch.taught]),
-                batch.group.rank * len(expanded_AE),
+    def value_of(self, rows_AE: Tensor, all_GE: Tensor, direction: int, batch: RankBatch) -> Tensor:
+        taught = [self.rows(by_direction[direction]) for by_direction in batch.taught]
+        return vicreg(
+            Expanded(
+                rows_AE,
+                all_GE,
+                torch.cat(taught),
+                batch.group.rank * len(rows_AE),
                 batch.group.size,
                 self.config.invariance,
                 self.config.variance,
                 self.config.covariance,
             )
-            values.append(vicreg(rows))
-        return torch.stack(values).sum() / len(values)
+        )
 
 
 @dataclass(frozen=True)

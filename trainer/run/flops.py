@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from trainer.distill.step import Method
+from trainer.distill.method import Method
 from trainer.losses.term import STUDENT_FLOPS, TEACHER_FLOPS, StepShape
 from trainer.models.network import Network
 

@@ -17,7 +17,9 @@ from trainer.core.console import Progress, say
 from trainer.data.dataset import Dataset, open_datasets
 from trainer.data.loader import Batch, Reader, open_reader
 from trainer.data.sampling import SamplingPlan
-from trainer.distill.step import Method, held_out_readings, train_step
+from trainer.distill.health import held_out_readings
+from trainer.distill.method import Method
+from trainer.distill.step import train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator

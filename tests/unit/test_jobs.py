@@ -2,12 +2,14 @@
 
 import errno
 import os
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cluster.process.signals import Preempted
 from cluster.storage import store
 from cluster.tasks import jobs, ray_session
 from configs import ConfigError
@@ -248,3 +250,30 @@ def test_a_long_folder_for_temporary_files_has_a_short_way(
 
 def refuse_folder(**_: str) -> str:
     raise OSError(errno.EROFS, "Read-only file system", "/tmp")
+
+
+def test_a_stop_while_ray_starts_is_handled_once_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own handler would raise SystemExit in the middle of its start."""
+    events = []
+
+    def init(**_: object) -> None:
+        ray_session.ray._private.utils.set_sigterm_handler(lambda *_: events.append("Ray's handler"))
+        signal.raise_signal(signal.SIGTERM)
+        events.append("started")
+
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session.ray, "init", init)
+    monkeypatch.setattr(ray_session.ray, "shutdown", lambda: events.append("shut down"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.signal(signal.SIGTERM, lambda *_: raised())
+
+    def raised() -> None:
+        events.append("ours")
+        raise Preempted
+
+    try:
+        with pytest.raises(Preempted), ray_session.join(local_cpus=1):
+            events.append("inside")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert events == ["started", "ours", "shut down"]

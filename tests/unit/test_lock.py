@@ -284,6 +284,17 @@ def test_exclusive_waits_for_as_long_as_it_is_told(tmp_path: Path) -> None:
         assert os.read(descriptor, 100) == b"what the caller keeps in the file stays"
 
 
+def test_a_released_lock_is_free_though_a_copy_of_its_descriptor_is_open(tmp_path: Path) -> None:
+    """As in a child that is being forked while the block ends."""
+    with exclusive(tmp_path / "file") as descriptor:
+        copy = os.dup(descriptor)
+    try:
+        with exclusive(tmp_path / "file", wait_s=0):
+            pass
+    finally:
+        os.close(copy)
+
+
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     ours, theirs = os.pipe()
     with exclusive(tmp_path / "file"):

@@ -9,18 +9,9 @@ from cluster.storage import store
 from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
 from data_prep.sources.survey import Reference
+from data_prep.split.contigs import choose_contigs, copies
 from data_prep.split.filters import Warn, read_filter, read_zones
-from data_prep.split.intervals import (
-    Span,
-    Zones,
-    assign,
-    choose_contigs,
-    copies,
-    count_covered,
-    group,
-    some,
-    tile,
-)
+from data_prep.split.intervals import Span, Zones, assign, count_covered, group, some, tile
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.split.contigs import choose_contigs, copies
 from data_prep.split.intervals import (
     Intervals,
     Span,
     assign,
-    choose_contigs,
-    copies,
     count_covered,
     group,
     intersect,

@@ -21,9 +21,10 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.s3 import S3
 from trainer.core import random
 from trainer.core.collectives import Group
+from trainer.data.batch import Batch
 from trainer.data.block_cache import DiskCache, python_warning
 from trainer.data.dataset import Dataset, EmptySplitError, open_datasets
-from trainer.data.loader import Batch, Reader, open_reader
+from trainer.data.loader import Reader, open_reader
 from trainer.data.sampling import EPOCHS_A_PHASE, Phase, Sampler, SamplingPlan
 from trainer.run.config import TrainConfig
 

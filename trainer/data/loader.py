@@ -12,45 +12,26 @@ Shapes: B rows of a rank, S = L + 2·flank source positions.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cluster.storage import store
 from cluster.storage.retry import TransientError
 from data_prep import shards
 from trainer.core.collectives import Group
+from trainer.data.batch import Batch
 from trainer.data.block_cache import python_warning
 from trainer.data.config import Data
 from trainer.data.dataset import Dataset
 from trainer.data.mixture import Mixture
 from trainer.data.prefetch import LATER, NOW, SOON, BlockBuffer, FetchThreads
 from trainer.data.sampling import OpenSet, Sampler, SamplingPlan
-from trainer.data.windows import WindowBuilder, Windows
+from trainer.data.windows import WindowBuilder
 
 _REMOTE_THREADS = 4
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one rank for one step, in sample order; ``ids_B4`` are (dataset, epoch, block, window).
-
-    ``skipped``: (dataset, epoch, block) of the damaged blocks that rows should have come from.
-    """
-
-    windows: Windows
-    ids_B4: Tensor
-    skipped: frozenset[tuple[int, int, int]] = frozenset()
-
-    def split(self, rows: int) -> list[Windows]:
-        """Micro-batches of ``rows`` rows."""
-        firsts = range(0, len(self.ids_B4), rows)
-        return [self.windows.each(itemgetter(slice(first, first + rows))) for first in firsts]
 
 
 class _Place(NamedTuple):

@@ -16,7 +16,7 @@ from cluster.process.exits import EverywhereError
 from cluster.process.heartbeat import heartbeat
 from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
-from trainer.data.loader import Batch
+from trainer.data.batch import Batch
 from trainer.distill.config import Health
 from trainer.distill.step import StepResult
 from trainer.evaluation.config import Validation

@@ -14,8 +14,9 @@ from configs import ConfigError
 from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
+from trainer.data.batch import Batch
 from trainer.data.dataset import Dataset, open_datasets
-from trainer.data.loader import Batch, Reader, open_reader
+from trainer.data.loader import Reader, open_reader
 from trainer.data.sampling import SamplingPlan
 from trainer.distill.health import held_out_readings
 from trainer.distill.method import Method

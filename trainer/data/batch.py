@@ -1,0 +1,25 @@
+"""What a rank reads in a step."""
+
+from dataclasses import dataclass
+from operator import itemgetter
+
+from torch import Tensor
+
+from trainer.data.windows import Windows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one rank for one step, in sample order; ``ids_B4`` are (dataset, epoch, block, window).
+
+    ``skipped``: (dataset, epoch, block) of the damaged blocks that rows should have come from.
+    """
+
+    windows: Windows
+    ids_B4: Tensor
+    skipped: frozenset[tuple[int, int, int]] = frozenset()
+
+    def split(self, rows: int) -> list[Windows]:
+        """Micro-batches of ``rows`` rows."""
+        firsts = range(0, len(self.ids_B4), rows)
+        return [self.windows.each(itemgetter(slice(first, first + rows))) for first in firsts]

@@ -10,13 +10,9 @@ attempts. The actor is new for each attempt.
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Collection, Sequence
-from typing import IO, Any
+from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
@@ -24,17 +20,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.launch.nodes import AGENT, Link, NodeLost, Place
+from cluster.launch.ray_launcher import PATIENCE_S, Launcher
 from cluster.process.exits import brief
 from cluster.tasks import ray_session
 from configs import ConfigError
 
 _POLL_S = 2.0  # the most that a launcher waits for a line before it returns none
 _CHECK_S = 1.0  # between checks that a node which is awaited is still there
-_PATIENCE_S = 15.0  # for an agent to end its ranks
-# Ray kills the children of a worker that ends, by their parent's id. It kills this shell, and not the agent,
-# whose input ends with the worker, and which then has the time to end its ranks. The input goes through
-# descriptor 3, since a shell gives background commands none.
-_SHIELD = ("/bin/sh", "-c", 'exec 3<&0; "$@" <&3 3<&- & exec 3<&- 0</dev/null; wait $!', "agent")
 
 
 class RayNodes:
@@ -131,7 +123,7 @@ class RayNodes:
             while not group.wait(timeout_seconds=_CHECK_S):
                 what = f"{place.slots} {self._kind}{'s' * (place.slots > 1)}"
                 self._check(place, node, deadline, f"did not give {what} {within}: another job holds them")
-            launcher: Any = ray.remote(**self._options(group, place.slots))(_Launcher)
+            launcher: Any = ray.remote(**self._options(group, place.slots))(Launcher)
             link = _RayLink(name, node, launcher.remote(self._agent, self._directory), self._answer_seconds)
             started = link.start()
             while not ray.wait([started], timeout=_CHECK_S)[0]:
@@ -239,7 +231,7 @@ class _RayLink:
         self.end()
         if not self.doubtful:  # otherwise nothing answers
             with contextlib.suppress(RayError):
-                ray.get(self.stopping, timeout=2 * _PATIENCE_S)
+                ray.get(self.stopping, timeout=2 * PATIENCE_S)
         self.kill()
 
     def kill(self) -> None:
@@ -263,81 +255,3 @@ def _reason(fault: RayError) -> str:
     if isinstance(cause, ActorUnavailableError):  # its message has connections and ids only
         return "Ray does not reach its worker there any more"
     return f"{type(cause).__name__}: {brief(' '.join(str(cause).split()).partition('. ')[0])}"
-
-
-class _Launcher:
-    """The actor on a node: runs the agent and passes lines in both directions."""
-
-    def __init__(self, agent: list[str], directory: str | None) -> None:
-        self._command, self._directory = [*_SHIELD, sys.executable, *agent], directory
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lines: list[str] = []
-        self._last_error = ""
-        self._ended = ""
-        self._changed = threading.Condition()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command,
-            cwd=self._directory,
-            stdin=subprocess.PIPE,
-            bufsize=0,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        outputs = [
-            threading.Thread(target=follow, args=(output,), daemon=True)
-            for follow, output in ((self._take, self._process.stdout), (self._log, self._process.stderr))
-        ]
-        for thread in outputs:
-            thread.start()
-        threading.Thread(target=self._await_end, args=(self._process, outputs), daemon=True).start()
-
-    def _take(self, output: IO[bytes]) -> None:
-        with open(output.fileno(), errors="replace", closefd=False) as text:
-            for line in text:
-                with self._changed:
-                    self._lines.append(line.rstrip("\n"))
-                    self._changed.notify_all()
-
-    def _log(self, output: IO[bytes]) -> None:
-        with open(output.fileno(), errors="replace", closefd=False) as text:
-            for line in text:
-                print(line, end="", file=sys.stderr, flush=True)  # Ray's log of this worker
-                self._last_error = line.strip() or self._last_error
-
-    def _await_end(self, process: subprocess.Popen[bytes], outputs: list[threading.Thread]) -> None:
-        code = process.wait()
-        for thread in outputs:
-            thread.join(timeout=2)  # a rank that outlives its agent may keep them open
-        how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
-        with self._changed:
-            self._ended = f"{how} ({brief(self._last_error)})" if self._last_error else how
-            self._changed.notify_all()
-
-    @ray.method(concurrency_group="read")
-    def read(self, wait_seconds: float) -> tuple[list[str], str]:
-        """(new lines, after a wait if there are none; how the agent ended, "" while it runs)."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._lines or self._ended, timeout=wait_seconds)
-            lines, self._lines = self._lines, []
-            return lines, self._ended
-
-    @ray.method(concurrency_group="write")
-    def write(self, line: str) -> None:
-        assert self._process is not None and self._process.stdin is not None, "write before start"
-        with contextlib.suppress(BrokenPipeError, ValueError):  # read() reports that the agent is gone
-            self._process.stdin.write(line.rstrip("\n").encode() + b"\n")
-
-    def stop(self) -> None:
-        """End the agent's input; it ends its ranks and itself within _PATIENCE_S, or is killed."""
-        if self._process is None:
-            return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)

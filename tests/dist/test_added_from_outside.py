@@ -83,7 +83,7 @@ def fine_tuned(folder: str) -> dict[str, float]:
     network, config = pretrained.load(folder), pretrained.read_config(folder)
     prepared = modes.prepare(network, config, task=task, data=data.load(task), device=torch.device("cpu"))
     return {
-        mode: modes.compute_result(prepared, Unit("tiny", "1", "toy", mode, 0)).test["mcc"]
+        mode: modes.compute_unit(prepared, Unit("tiny", "1", "toy", mode, 0)).result.test["mcc"]
         for mode in ("probe", "finetune", "scratch")
     }
 

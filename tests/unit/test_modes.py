@@ -16,7 +16,7 @@ from trainer.evaluation.tasks.config import MODES, Finetune, TaskConfig
 from trainer.evaluation.tasks.data import Split, TaskData
 from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
 from trainer.evaluation.tasks.linear import fit_linear, kmer_counts
-from trainer.evaluation.tasks.modes import PreparedTask, compute_result, fit_mode, prepare
+from trainer.evaluation.tasks.modes import PreparedTask, compute_unit, fit_mode, prepare
 from trainer.evaluation.tasks.results import Unit
 
 ROWS = {"train": 41, "dev": 30, "test": 25}
@@ -84,7 +84,7 @@ def fit(seed: int, *, lr: tuple[float, ...] = (3e-3,), mode: str = "finetune") -
 def test_a_unit_of_work_is_computed_without_mlflow_and_its_result_travels_between_processes() -> None:
     prepared = prepared_task()
     unit = Unit("m", "1", "t", "kmer", 0)
-    result = compute_result(prepared, unit)
+    result = compute_unit(prepared, unit).result
     assert pickle.loads(pickle.dumps(result)) == result
     assert (result.unit, result.rows, result.settings) == (unit, ROWS, prepared.settings)
     fitted = fit_mode(prepared, "kmer", seed=0)

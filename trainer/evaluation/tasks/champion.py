@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.evaluation.tasks.config import ENCODER_MODES
 from trainer.evaluation.tasks.results import Result, summarise
 from trainer.evaluation.tasks.results_log import past_results
 from trainer.tracking.registry import Registry
-
-_CANDIDATE_MODES = ("probe", "finetune")  # those that use the pretrained weights
 
 
 @dataclass(frozen=True)
@@ -79,5 +78,5 @@ def _modes_and_seeds(results: Sequence[Result]) -> set[tuple[str, int]]:
 
 
 def _best_on_dev(results: Sequence[Result]) -> float | None:
-    summary = summarise([result for result in results if result.unit.mode in _CANDIDATE_MODES])
+    summary = summarise([result for result in results if result.unit.mode in ENCODER_MODES])
     return None if summary.empty else float(summary["dev_score"].max())

@@ -12,6 +12,8 @@ from trainer.tracking import names
 
 Mode = Literal["kmer", "probe", "finetune", "scratch"]
 MODES: tuple[Mode, ...] = ("kmer", "probe", "finetune", "scratch")
+SEEDLESS: tuple[Mode, ...] = ("kmer", "probe")  # their solution is unique: one run, as seed 0
+ENCODER_MODES: tuple[Mode, ...] = ("probe", "finetune")  # those that use the pretrained weights
 ROLES = ("train", "dev", "test")
 
 Positive = Annotated[int, Field(ge=1)]
@@ -53,6 +55,17 @@ class Kmer(Section):
     C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
 
 
+class Workers(Section):
+    """What one unit of work, a mode and seed, asks of a Ray node in ``python -m cluster finetune``.
+
+    ``cpus``: also the threads that it computes with. ``gpus``: a share of one, so that 0.25 puts four units
+    on a GPU.
+    """
+
+    cpus: Positive = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+
 class Track(Section):
     """``experiment``: the MLflow experiment of the results; by default that of the model's own run."""
 
@@ -83,6 +96,7 @@ class TaskConfig(Section):
     finetune: Finetune = Finetune()
     probe: Probe = Probe()
     kmer: Kmer = Kmer()
+    workers: Workers = Workers()
     track: Track = Track()
 
     @field_validator("kind")

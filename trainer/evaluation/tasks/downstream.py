@@ -1,6 +1,6 @@
 """A registered model on a labelled task: k-mer floor, frozen probe, fine-tuning, and the same from scratch.
 
-Everything that is chosen is chosen on dev; test is scored once for each unit, in ``compute_result``.
+Everything that is chosen is chosen on dev; test is scored once for each unit, in ``compute_unit``.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from trainer.core.console import say
 from trainer.evaluation.precision import best_device
 from trainer.evaluation.registered_model import RegisteredModel, open_model
 from trainer.evaluation.tasks.champion import settle_champion
-from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.data import TaskData, load
-from trainer.evaluation.tasks.modes import compute_result, prepare
+from trainer.evaluation.tasks.modes import compute_unit, prepare
 from trainer.evaluation.tasks.results import Result, Unit
 from trainer.evaluation.tasks.results_log import ResultsLog, log_result, parent_run
 from trainer.tracking.registry import Registry
@@ -46,7 +46,7 @@ def finetune(
     results = []
     for unit in units(model, task):
         with log.open(unit) as run:
-            result = compute_result(prepared, unit)
+            result = compute_unit(prepared, unit).result
             log_result(run, result)
         say(describe(result))
         results.append(result)
@@ -55,9 +55,11 @@ def finetune(
 
 
 def units(model: RegisteredModel, task: TaskConfig) -> list[Unit]:
-    """The units of work of a task on a model version, in the order of the config."""
+    """The units of work of a task on a model version, in the order of the config. What has no seed is one."""
     return [
-        Unit(model.name, model.version, task.name, mode, seed) for mode in task.modes for seed in task.seeds
+        Unit(model.name, model.version, task.name, mode, seed)
+        for mode in task.modes
+        for seed in ((0,) if mode in SEEDLESS else task.seeds)
     ]
 
 

@@ -19,9 +19,11 @@ from trainer.evaluation.tasks.data import Split, TaskData
 from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
 from trainer.evaluation.tasks.kind import TaskKind
 from trainer.evaluation.tasks.linear import FittedModel, fit_linear, kmer_counts
-from trainer.evaluation.tasks.results import Result, Unit
+from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
 from trainer.models import pretrained
 from trainer.models.network import Network
+
+_SHAPING = ("kind", "labels", "finetune", "probe", "kmer")  # the keys of a task that shape its results
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,16 @@ class PreparedTask:
 
     @cached_property
     def settings(self) -> str:
-        """12 hex digits of the rows and all that shapes a result but mode and seed: results that share them
-        compare."""
-        resolved = configs.dump(self.task)
-        shaping = {key: resolved[key] for key in ("kind", "labels", "finetune", "probe", "kmer")}
-        text = json.dumps([shaping, vars(self.precisions), self.data.sha256()], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return settings_digest(self.task, precisions=self.precisions, data_sha256=self.data.sha256())
+
+
+def settings_digest(task: TaskConfig, *, precisions: Precisions, data_sha256: str) -> str:
+    """12 hex digits of the rows and all that shapes a result but model, mode and seed: results that share
+    them compare."""
+    resolved = configs.dump(task)
+    shaping = {key: resolved[key] for key in _SHAPING}
+    text = json.dumps([shaping, vars(precisions), data_sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def prepare(
@@ -103,8 +109,8 @@ def prepare(
     return PreparedTask(network, export_config, task, data, task.make_kind(), precisions, features)
 
 
-def compute_result(prepared: PreparedTask, unit: Unit) -> Result:
-    """The scores of one unit; needs no MLflow.
+def compute_unit(prepared: PreparedTask, unit: Unit) -> UnitOutcome:
+    """The scores of one unit, and its model; needs no MLflow.
 
     Raises:
         RuntimeError: training diverged. MemoryError: a sequence is too long.
@@ -114,7 +120,7 @@ def compute_result(prepared: PreparedTask, unit: Unit) -> Result:
     fitted = fit_mode(prepared, unit.mode, seed=unit.seed)
     val = kind.score(data.dev.truth_N, fitted.dev_prediction)
     test = kind.score(data.test.truth_N, fitted.predict(data.test))  # the only use of test
-    return Result(
+    result = Result(
         unit,
         val,
         test,
@@ -124,6 +130,7 @@ def compute_result(prepared: PreparedTask, unit: Unit) -> Result:
         chosen=", ".join(f"{name} {value:g}" for name, value in fitted.chosen.items()),
         seconds=time.monotonic() - started,
     )
+    return UnitOutcome(result)
 
 
 def fit_mode(prepared: PreparedTask, mode: str, *, seed: int) -> FittedModel:

@@ -70,6 +70,17 @@ class Result:
         return names | self.scores()
 
 
+@dataclass(frozen=True)
+class UnitOutcome:
+    """What computing a unit gives; all of it can be sent to another process.
+
+    ``model``: the files of the fitted model by name, where the unit's mode uses the encoder; else empty.
+    """
+
+    result: Result
+    model: dict[str, bytes] = field(default_factory=dict)
+
+
 def summarise(results: Sequence[Result]) -> pd.DataFrame:
     """A row for each (task, settings, kind, mode): train_rows, seeds, and of the main metric ``score`` and
     ``score_sd`` (on test), ``dev_score``, and ``floor``, the k-mer model's score on the same rows.

@@ -1,7 +1,6 @@
 """Which MLflow run is a training run's, and what that holds from its first moment."""
 
 import shutil
-import subprocess
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,9 @@ from cluster.storage import store
 from trainer.run import run_status
 from trainer.run.config import TrainConfig
 from trainer.tracking.mlflow_run import RunSpec
+from trainer.tracking.provenance import source_tags
+
+_COMMAND = "trainer/main.py"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def build(config: TrainConfig, key: str, start: Start | None) -> RunSpec:
         artifact_uri=config.track.artifact_uri,
         key=key,
         params=_params(config, resolved) | {"parameters": start.parameters} if start else {},
-        tags={**start.tags, "git.commit": _git_commit()} if start else {},
+        tags={**start.tags, **source_tags(_COMMAND)} if start else {},
         registered_model=config.track.registered_model,
     )
 
@@ -70,13 +72,3 @@ def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
     if len(config.data.length) > 1:
         params |= {"data.length": config.data.last_length, "data.length_by_step": params["data.length"]}
     return params
-
-
-def _git_commit() -> str:
-    """The commit of this code; "unknown" outside a repository."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # an image without git
-        return "unknown"
-    return done.stdout.strip() or "unknown"

@@ -52,7 +52,7 @@ def finetune(
             log_result(run, result)
         say(describe(result))
         results.append(result)
-    sentence = settle_champion(registry, results)
+    sentence = settle_champion(registry, model.name, model.version)
     say(sentence)
     update_parent(registry, log.parent, past_results(registry, model.name, model.version), [sentence])
     return results

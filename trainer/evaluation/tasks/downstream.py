@@ -50,7 +50,7 @@ def finetune(
             log_result(run, result)
         say(describe(result))
         results.append(result)
-    say(settle_champion(registry, results))
+    say(settle_champion(registry, model.name, model.version))
     return results
 
 

@@ -18,6 +18,7 @@ from trainer.run import run_spec, run_status
 from trainer.run.checkpoint.save import SaveCallbacks
 from trainer.run.config import TrainConfig
 from trainer.run.run_spec import Start
+from trainer.run.run_story import RunStory
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.uploader import Uploader
 
@@ -37,21 +38,28 @@ class Artifacts:
         self._run_dir, self._track = config.run.dir, config.track
         self._steps = config.train.steps
         key = run_spec.key_of(config.run.dir, same_run=same_run)
-        spec = run_spec.build(config, key, start)
-        self._uploader = Uploader(
-            spec,
-            run_spec.outbox_folder(config.run.dir, key),
-            after=start.step if start else None,
-            tail=start.waiting if start else b"",
-        )
+        spec, folder = run_spec.build(config, key, start), run_spec.outbox_folder(config.run.dir, key)
+        self._story = RunStory(config, start, folder)
+        try:
+            self._uploader = Uploader(
+                spec,
+                folder,
+                after=start.step if start else None,
+                tail=start.waiting if start else b"",
+            )
+        except BaseException:
+            self._story.close()
+            raise
         self._uploader.attach_dict(configs.dump(config), "config.yaml")
         self._ended = False
         if self._uploader.id:
             say(f"MLflow run {self._uploader.id}")
+        self._story.begin(self._uploader)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Metrics of ``step`` go to MLflow; what it does not take yet waits."""
         self._uploader.log(metrics, step=step)
+        self._story.after(metrics, step=step)
 
     def save_callbacks(self, check_lock: Callable[[], None]) -> SaveCallbacks:
         """What is done around a checkpoint; ``check_lock`` raises if run.dir is no longer this run's."""
@@ -59,6 +67,7 @@ class Artifacts:
         def before() -> None:
             check_lock()
             self._uploader.sync()
+            self._story.log.keep()
 
         def after(uri: str, sha256: str) -> None:
             self._uploader.tag({"checkpoint.uri": store.absolute(uri), "checkpoint.sha256": sha256})
@@ -84,6 +93,7 @@ class Artifacts:
         """
         run_dir, model = self._run_dir, self._track.registered_model
         self._ended = True
+        self._story.end()
         weights = store.join(run_dir, pretrained.WEIGHTS)
         digest = hashlib.sha256(store.read_bytes(weights)).hexdigest()
         self._uploader.tag({"checkpoint.uri": store.absolute(weights), "checkpoint.sha256": digest})
@@ -95,11 +105,13 @@ class Artifacts:
                 version = self._uploader.publish(Path(folder))
         if version:
             say(f"registered {model} version {version} as candidate (run {self._uploader.id})")
+        self._story.last_report()
         run_status.write_finished(run_dir, steps=self._steps, delivered=True)
 
-    def end(self, status: str) -> None:
-        """The run ends early; what MLflow has not got within a few seconds waits for the next start."""
+    def end(self, status: str, *, reason: str = "") -> None:
+        """The run ends early, because of ``reason``; what MLflow has not got within a few seconds waits for the next start."""
         self._ended = True
+        self._story.end(reason)
         self._uploader.end(status, wait_s=_STOPPED_S)
 
     def __enter__(self) -> "Artifacts":
@@ -107,7 +119,9 @@ class Artifacts:
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
         if fault and not self._ended:
-            self.end("FAILED" if isinstance(fault, Exception) else "KILLED")
+            failed = isinstance(fault, Exception)
+            self.end("FAILED" if failed else "KILLED", reason=str(fault) if failed else "")
+        self._story.close()
 
 
 @contextmanager
@@ -138,7 +152,8 @@ def deliver(config: TrainConfig, group: Group) -> None:
     """``publish`` of a run that was finished before, of which MLflow does not have all."""
     with _registering(group):
         if group.rank == 0:
-            Artifacts(config, same_run=True).publish()
+            with Artifacts(config, same_run=True) as artifacts:
+                artifacts.publish()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def test_summary_has_the_floor_beside_and_counts_a_repeat_once() -> None:
     assert "20.0 ± 14.1" in text
     assert "not run" in text
     assert summarise([]).empty
-    assert list(summarise([]).columns) == list(summarise(results).columns)[:10]
+    assert set(summarise([]).columns) <= set(summarise(results).columns)
 
 
 def test_the_floor_is_the_one_that_is_better_on_dev() -> None:
@@ -83,7 +83,7 @@ def test_each_kind_has_a_table_of_its_own_with_its_floors() -> None:
     tables = {table.kind: table for table in results_tables(summarise(results))}
     assert tables.keys() == KINDS.keys()
     for kind, table in tables.items():
-        assert [metric.heading in " ".join(table.headings) for metric in KINDS[kind].metrics]
+        assert all(metric.heading in " ".join(table.headings) for metric in KINDS[kind].metrics)
         assert [row[1] for row in table.rows] == ["kmer", "onehot", "finetune"]
         assert table.rows[2][5:7] == ("40.0 (onehot)", "+40.0")
         assert "nan" not in str(table.rows)

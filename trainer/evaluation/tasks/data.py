@@ -85,6 +85,18 @@ def load(config: TaskConfig) -> TaskData:
     split that cannot be used.
     """
     kind = config.make_kind()
+    tables = read_files(config, kind)
+    given = {role: Split(role, rows.letters, kind.truth(rows.labels)) for role, rows in tables.items()}
+    found = _fill(given, config.split)
+    data = _without_leaks(found, remarks=tuple(_remarks(list(tables.values()), kind)))
+    if config.max_train_rows and len(data.train) > config.max_train_rows:
+        data = replace(data, train=_subsample(data.train, config.max_train_rows))
+    _refuse_unusable(config.name, data, kind)
+    return data
+
+
+def read_files(config: TaskConfig, kind: TaskKind) -> dict[str, Table]:
+    """The rows of each file of the task, by role. Raises as ``load``."""
     columns = config.label_column
     wanted = Wanted(
         sequence_column=config.sequence_column,
@@ -93,18 +105,11 @@ def load(config: TaskConfig) -> TaskData:
         label_pattern=config.label_pattern or "",
     )
     label_reader = LabelReader(config.labels, kind.parse, () if isinstance(columns, str) else columns)
-    tables = {
+    return {
         role: table.read(uri, wanted=wanted, label_reader=label_reader, form=config.format)
         for role in ROLES
         if (uri := getattr(config, role))
     }
-    given = {role: Split(role, rows.letters, kind.truth(rows.labels)) for role, rows in tables.items()}
-    found = _fill(given, config.split)
-    data = _without_leaks(found, remarks=tuple(_remarks(list(tables.values()), kind)))
-    if config.max_train_rows and len(data.train) > config.max_train_rows:
-        data = replace(data, train=_subsample(data.train, config.max_train_rows))
-    _refuse_unusable(config.name, data, kind)
-    return data
 
 
 def _without_leaks(found: Mapping[str, Split], *, remarks: tuple[str, ...]) -> TaskData:

@@ -169,9 +169,15 @@ def test_champion_falls_only_to_a_better_dev_score(
 
     assert "not scored on motif" in run("2", 0.9)
     assert "version 1 stays" in run("1", 0.5)
-    assert "version 1 stays (dev MCC 0.500" in run("2", 0.4), "its test score is higher, which must not count"
-    assert "version 2 (dev MCC 0.600 on motif, was 0.500)" in run("2", 0.6)
-    assert reader.champion(NAME).version in ("2", 2)
+    assert "(mean difference on dev -0.100," in run("2", 0.4), (
+        "its test score is higher, which must not count"
+    )
+    assert reader.champion(NAME).version in ("1", 1)
+    assert "version 2 follows version 1 (mean difference on dev +0.100," in run("2", 0.6)
+    champion = reader.champion(NAME)
+    assert champion.version in ("2", 2)
+    assert float(champion.tags["champion.difference"]) == pytest.approx(0.1)
+    assert "## Champion\nchampion of toy: version 2 follows version 1 (" in champion.description
     reader.set_alias(NAME, "champion", "1")
     reader.set_alias(NAME, "candidate", "1")
 

@@ -138,6 +138,62 @@ def outcome(config: TaskConfig) -> str:
         return str(fault)
 
 
+TWO: dict[str, list[Any]] = {
+    "sequence": ["ACGTA", "CCGTA", "GCGTA"],
+    "x": [1, 0, 1],
+    "y": [0.0, 0.0, 1.0],
+    "note": ["p", "q", "r"],
+}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.fa", "t.bed", "one.csv", "list.parquet"])
+def test_several_labels_of_a_row_in_every_format(tmp_path: Path, name: str) -> None:
+    frame, path = pd.DataFrame(TWO), tmp_path / name
+    keys: dict[str, object] = {"kind": "multilabel", "labels": ["x", "y"]}
+    if name == "one.csv":
+        path.write_text("sequence;label\nACGTA;x\nCCGTA;\nGCGTA;x,y\n")
+    elif name == "list.parquet":
+        pq.write_table(pa.table({"sequence": TWO["sequence"], "label": [["x"], [], ["x", "y"]]}), path)
+    else:
+        keys |= {"label_column": ["x", "y"]}
+    if name == "t.csv":
+        frame.assign(x=frame["x"] > 0).to_csv(path)
+    elif name == "t.parquet":
+        frame.to_parquet(path)
+    elif name == "t.fa":
+        lines = (f">s x={row.x} y={row.y}\n{row.sequence}\n" for row in frame.itertuples())
+        path.write_text("".join(lines))
+    elif name == "t.bed":
+        lines = (
+            f"chr1\t{5 * i}\t{5 * i + 5}\t{row.x}\t{row.y}\n" for i, row in enumerate(frame.itertuples())
+        )
+        path.write_text("chrom\tstart\tend\tx\ty\n" + "".join(lines))
+        keys |= {"reference": genome(tmp_path, {"chr1": "".join(TWO["sequence"])})}
+    assert rows(read(path, **keys)) == list(zip(TWO["sequence"], ["x", "", "x,y"], strict=True))
+
+
+def test_what_is_wrong_with_several_columns(tmp_path: Path) -> None:
+    keys: dict[str, object] = {"kind": "multilabel", "label_column": ["x", "y"], "labels": ["x", "y"]}
+    (tmp_path / "t.csv").write_text("sequence,x,y\nACGT,1,0\nACGA,,0\n")
+    refused(tmp_path / "t.csv", r"t.csv, line 3: column 'x' has '', and 1 or 0 .* is needed", **keys)
+    (tmp_path / "t.fa").write_text(">s x=1\nACGT\n")
+    refused(
+        tmp_path / "t.fa",
+        r"record 1: its header 's x=1' has no labels; needed is '>name x=... y=...'",
+        **keys,
+    )
+    (tmp_path / "t.bed").write_text("chr1\t0\t4\t1\t0\n")
+    message = "line 1: several label columns need a header: chrom, start, end, then their names"
+    refused(tmp_path / "t.bed", message, **keys, reference=genome(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"label_column: several columns are the labels .* leave labels out"
+    ):
+        task(tmp_path / "t.csv", **keys | {"labels": ["x", "z"]})
+    for columns in ([], ["x", "x"], ["x", ""]):
+        with pytest.raises(ConfigError, match=r"label_column: a name is needed, or a list of names"):
+            task(tmp_path / "t.csv", **keys | {"label_column": columns})
+
+
 # Odd files, each with its rows.
 
 
@@ -217,7 +273,7 @@ def bed_of_four_columns_with_blanks(path: Path) -> dict[str, object]:
         lines.append(f"chr1 {at} {at + len(text)} {label}\n")
         at += len(text)
     path.write_bytes(gzip.compress("".join(lines).encode()))
-    return keys | {"format": "bed"}
+    return {**keys, "format": "bed"}
 
 
 ODD = [
@@ -325,7 +381,7 @@ def test_a_bed_is_refused_by_line(tmp_path: Path, line: str, message: str) -> No
 
 def test_other_faults_of_a_bed(tmp_path: Path) -> None:
     path, keys = tmp_path / "t.bed", {"reference": genome(tmp_path)}
-    for text, message in [
+    cases: list[tuple[str | bytes, str]] = [
         ("chr1\t0\t9\ta\t0\tx\n", r"line 1: the strand is 'x'; \+ - and \. are known"),
         (
             "chrom\tstart\tend\tname\nchr1\t0\t9\ta\n",
@@ -337,7 +393,8 @@ def test_other_faults_of_a_bed(tmp_path: Path) -> None:
         ("", r"t.bed has no intervals"),
         ("chr1\t0\t9\té\n".encode("latin-1"), r"t.bed: not text in UTF-8: line 1 has byte b'\\xe9'"),
         (gzip.compress(b"chr1\t0\t9\ta\n" * 99)[:-9], r"t.bed is a damaged gzip file \(it ends early"),
-    ]:
+    ]
+    for text, message in cases:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         refused(path, message, **keys)
     path.write_text("chr1\t0\t9\ta\n")

@@ -25,7 +25,9 @@ def take(letters: list[str], truth: list[int]) -> dict[str, list[int]]:
     return splits.stratified(letters, np.array(truth), SHARES, rest="train")
 
 
-@given(st.lists(st.tuples(st.text("ACGT", min_size=2, max_size=5), st.integers(0, 2)), min_size=1, max_size=200))
+@given(
+    st.lists(st.tuples(st.text("ACGT", min_size=2, max_size=5), st.integers(0, 2)), min_size=1, max_size=200)
+)
 @settings(max_examples=100, deadline=None)
 def test_every_row_is_in_one_split_and_both_strands_in_the_same(found: list[tuple[str, int]]) -> None:
     letters = [text for text, _ in found]

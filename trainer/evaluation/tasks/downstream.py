@@ -14,8 +14,9 @@ from trainer.evaluation.tasks.champion import settle_champion
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.data import TaskData, load
 from trainer.evaluation.tasks.modes import compute_unit, prepare
+from trainer.evaluation.tasks.parent_story import update_parent
 from trainer.evaluation.tasks.results import Result, Unit
-from trainer.evaluation.tasks.results_log import ResultsLog, log_result, parent_run
+from trainer.evaluation.tasks.results_log import ResultsLog, log_result, parent_run, past_results
 from trainer.tracking.registry import Registry
 
 _EXPERIMENT = "finetune"  # for models that no run of ours made
@@ -42,6 +43,7 @@ def finetune(
         task=task,
         settings=prepared.settings,
         rows=data.rows,
+        data_sha256=data.sha256(),
     )
     results = []
     for unit in units(model, task):
@@ -50,7 +52,9 @@ def finetune(
             log_result(run, result)
         say(describe(result))
         results.append(result)
-    say(settle_champion(registry, results))
+    sentence = settle_champion(registry, model.name, model.version)
+    say(sentence)
+    update_parent(registry, log.parent, past_results(registry, model.name, model.version), [sentence])
     return results
 
 

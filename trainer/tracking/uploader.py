@@ -20,10 +20,11 @@ from typing import Any
 from cluster.storage.store import StoreError
 from configs import redact
 from trainer.core.console import say
-from trainer.tracking.messages import Attachment, Metrics, Tags
+from trainer.tracking.messages import Attachment, Export, Metrics, Tags
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.mlflow_run import MAX_POINTS, Point, ResumableRun, RunSpec
 from trainer.tracking.outbox import Entry, Outbox
+from trainer.tracking.versions import Registering, Versions
 
 _EVERY_S = 5.0  # between two calls, unless much waits
 _MANY = 100  # messages that are sent before that time
@@ -37,19 +38,30 @@ _LAST_CALL_S = 2.0  # for a call that is under way when the time is over
 class Uploader:
     """The MLflow run of a training run. What it is given arrives as soon as MLflow takes it."""
 
-    def __init__(self, spec: RunSpec, folder: Path, *, after: int | None = None, tail: bytes = b"") -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        folder: Path,
+        *,
+        after: int | None = None,
+        tail: bytes = b"",
+        registering: Registering | None = None,
+    ) -> None:
         """Opens the MLflow run, and goes on without it if MLflow does not answer.
 
         Args:
             folder: local, keeps the outbox.
-            after: the step that training goes on after; metrics of later steps that still wait are dropped,
-                since those steps are run again.
+            after: the step that training goes on after; what waits of later steps is dropped, since those
+                are run again.
             tail: what waited on the machine where the run was before; see ``tail``.
+            registering: what becomes of exports; None if there are none.
 
         Raises:
             TrackError, ValueError: MLflow refuses, and will go on to. StoreError: the outbox cannot be used.
         """
         self._spec, self._run = spec, ResumableRun(spec)
+        self._versions = Versions(self._run, registering) if registering else None
+        self._registers = False  # the thread is at it
         self._outbox = Outbox(folder)
         self._outbox.resume(after=after, tail=tail)
         self._last_steps: dict[str, int] = {}  # the last step that MLflow has of each metric
@@ -94,6 +106,10 @@ class Uploader:
         """``values`` as the artifact ``name``, a YAML or JSON file by its ending."""
         self._outbox.append(Attachment(_now_ms(), name, values))
 
+    def export(self, step: int, *, bp: int) -> None:
+        """The export of ``step`` is whole; ``bp`` were read up to it."""
+        self._outbox.append(Export(_now_ms(), step, bp))
+
     def sync(self) -> None:
         """What was given up to now outlives a crash of the machine. StoreError: the disk does not take it."""
         self._outbox.flush()
@@ -105,6 +121,8 @@ class Uploader:
     def drain(self, wait_s: float, *, status: str = "") -> None:
         """Return when everything is delivered, and the MLflow run has ``status`` if that is given.
 
+        A model that is on its way when the time is over is waited for, unless the run ends early.
+
         Raises:
             TrackError: that takes longer than ``wait_s``; what remains is in the outbox, which is named.
         """
@@ -113,6 +131,8 @@ class Uploader:
             self._outbox.flush()
         self._drain_begun.set()
         self._thread.join(wait_s + _LAST_CALL_S)
+        while self._registers and status in ("", "FINISHED") and self._thread.is_alive():
+            self._thread.join(_LAST_CALL_S)
         outbox = self._outbox
         if outbox.unwritten:
             raise TrackError(
@@ -126,20 +146,6 @@ class Uploader:
                 else f"all points are delivered, but not that the run is {status or 'over'}"
             )
             raise TrackError(f"{reason}; {remains}")
-
-    def publish(self, local: Path) -> str | None:
-        """Attach a folder of files as the artifact ``model``, register it, FINISHED; to be called after
-        ``drain``.
-
-        Returns the registered version, None if the run registers no model. TrackError if MLflow refuses.
-        """
-        name = self._spec.registered_model
-        self._run.attach(local, "model")
-        version = self._run.register(name, "model") if name else None
-        if version:
-            self._run.tag({"model.version": version})
-        self._run.end("FINISHED")
-        return version
 
     def end(self, status: str, *, wait_s: float) -> None:
         """End the run early. What is not delivered within ``wait_s`` waits for the next start."""
@@ -277,11 +283,21 @@ class Uploader:
                 self._run.tag(values)
             case Attachment(name=name, values=values):
                 self._run.attach_dict(values, name)
+            case Export() as export:
+                self._register(export)
             case Metrics():
                 raise AssertionError("a step has at most as many metrics as a call takes")
             case None:
                 say(f"warning: message {entry.id} in {self._outbox.path} is damaged, and left out")
         return [entry]
+
+    def _register(self, export: Export) -> None:
+        assert self._versions, "only runs with exports have such messages"
+        self._registers = True
+        try:
+            self._versions.deliver(export)
+        finally:
+            self._registers = False
 
     def _warn(self, error: TrackError | ValueError) -> None:
         self._error = error

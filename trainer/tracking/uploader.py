@@ -11,7 +11,7 @@ that the run resumes from, since ``sync`` is called before a checkpoint counts: 
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import Any
 from cluster.storage.store import StoreError
 from configs import redact
 from trainer.core.console import say
+from trainer.tracking.delivery import Delivery
 from trainer.tracking.messages import Attachment, Export, Metrics, Tags
 from trainer.tracking.mlflow_client import TrackError
-from trainer.tracking.mlflow_run import MAX_POINTS, Point, ResumableRun, RunSpec
-from trainer.tracking.outbox import Entry, Outbox
-from trainer.tracking.versions import Registering, Versions
+from trainer.tracking.mlflow_run import MAX_POINTS, ResumableRun, RunSpec
+from trainer.tracking.outbox import Outbox
+from trainer.tracking.versions import Registering
 
 _EVERY_S = 5.0  # between two calls, unless much waits
 _MANY = 100  # messages that are sent before that time
@@ -60,12 +61,10 @@ class Uploader:
             TrackError, ValueError: MLflow refuses, and will go on to. StoreError: the outbox cannot be used.
         """
         self._spec, self._run = spec, ResumableRun(spec)
-        self._versions = Versions(self._run, registering) if registering else None
-        self._registers = False  # the thread is at it
+        self._delivery = Delivery(self._run, registering)
         self._outbox = Outbox(folder)
         self._outbox.resume(after=after, tail=tail)
-        self._last_steps: dict[str, int] = {}  # the last step that MLflow has of each metric
-        self._current = False  # whether the run is open and _last_steps is what MLflow has
+        self._current = False  # whether the run is open, and the delivery knows what MLflow has
         self._error: TrackError | ValueError | None = None
         self._warned = ""  # of what, since the last success
         self._started: Future[None] = Future()
@@ -131,7 +130,7 @@ class Uploader:
             self._outbox.flush()
         self._drain_begun.set()
         self._thread.join(wait_s + _LAST_CALL_S)
-        while self._registers and status in ("", "FINISHED") and self._thread.is_alive():
+        while self._delivery.registers and status in ("", "FINISHED") and self._thread.is_alive():
             self._thread.join(_LAST_CALL_S)
         outbox = self._outbox
         if outbox.unwritten:
@@ -231,7 +230,7 @@ class Uploader:
         return error
 
     def _open(self) -> None:
-        self._last_steps = self._run.open()
+        self._delivery.last_steps = self._run.open()
         self._current = True
 
     def _send_all(self) -> None:
@@ -241,7 +240,7 @@ class Uploader:
         with suppress(StoreError):
             self._outbox.flush()
         while entries := self._outbox.first(MAX_POINTS):
-            self._outbox.confirm(self._send(entries))
+            self._outbox.confirm(self._delivery.send(entries))
         if self._warned:
             say(f"{self._place} answers again; everything that waited is delivered")
         self._error, self._warned = None, ""
@@ -250,54 +249,6 @@ class Uploader:
         self._send_all()
         if self._final_status:
             self._run.end(self._final_status)
-
-    def _send(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """One call: the metrics that ``entries`` begin with, or their first message of another kind.
-
-        Returns the entries that are done.
-        """
-        points: list[Point] = []
-        last_steps = dict(self._last_steps)
-        done = 0
-        for _, message in entries:
-            if not isinstance(message, Metrics):
-                break
-            fresh = [
-                Point(key, value, message.time, message.step)
-                for key, value in message.values.items()
-                if message.step > last_steps.get(key, -1)
-            ]
-            if len(points) + len(fresh) > MAX_POINTS:
-                break
-            points += fresh
-            last_steps |= {point.key: point.step for point in fresh}
-            done += 1
-        if points:
-            self._run.send(points)
-            self._last_steps = last_steps
-        return entries[:done] or self._send_other(entries[0])
-
-    def _send_other(self, entry: Entry) -> Sequence[Entry]:
-        match entry.message:
-            case Tags(values=values):
-                self._run.tag(values)
-            case Attachment(name=name, values=values):
-                self._run.attach_dict(values, name)
-            case Export() as export:
-                self._register(export)
-            case Metrics():
-                raise AssertionError("a step has at most as many metrics as a call takes")
-            case None:
-                say(f"warning: message {entry.id} in {self._outbox.path} is damaged, and left out")
-        return [entry]
-
-    def _register(self, export: Export) -> None:
-        assert self._versions, "only runs with exports have such messages"
-        self._registers = True
-        try:
-            self._versions.deliver(export)
-        finally:
-            self._registers = False
 
     def _warn(self, error: TrackError | ValueError) -> None:
         self._error = error

@@ -1,6 +1,7 @@
 """What waits in the outbox, call by call to MLflow; each point once, each export as one version."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.core.console import say
 from trainer.tracking.messages import Attachment, Export, Metrics, Tags
@@ -15,8 +16,10 @@ class Delivery:
     ``last_steps``: the last step that MLflow has of each metric. ``registers``: an export is on its way.
     """
 
-    def __init__(self, run: ResumableRun, registering: Registering | None) -> None:
-        self._run, self._versions = run, Versions(run, registering) if registering else None
+    def __init__(self, run: ResumableRun, registering: Registering | None, *, outbox: Path) -> None:
+        """``outbox``: its file, which messages to the user name."""
+        self._run, self._path = run, outbox
+        self._versions = Versions(run, registering) if registering else None
         self.last_steps: dict[str, int] = {}
         self.registers = False
 
@@ -57,7 +60,7 @@ class Delivery:
             case Metrics():
                 raise AssertionError("a step has at most as many metrics as a call takes")
             case None:
-                say(f"warning: message {entry.id} of the outbox is damaged, and left out")
+                say(f"warning: message {entry.id} in {self._path} is damaged, and left out")
         return [entry]
 
     def _register(self, export: Export) -> None:

@@ -98,8 +98,10 @@ def load(config: TaskConfig) -> TaskData:
     }
     found = _fill({role: Split(role, rows.letters, kind.truth(rows.labels)) for role, rows in tables.items()})
     data = _without_leaks(found, remarks=tuple(_remarks(list(tables.values()), kind)))
-    if config.max_train_rows and len(data.train) > config.max_train_rows:
-        data = replace(data, train=_subsample(data.train, config.max_train_rows))
+    rows = config.max_train_rows
+    assert not isinstance(rows, tuple), "a list is for TaskConfig.variants"
+    if rows and len(data.train) > rows:
+        data = replace(data, train=_subsample(data.train, rows, kind))
     _refuse_unusable(config.name, data, kind)
     return data
 
@@ -115,10 +117,15 @@ def _without_leaks(found: Mapping[str, Split], *, remarks: tuple[str, ...]) -> T
     return TaskData(train, dev, test, dropped, remarks)
 
 
-def _subsample(train: Split, rows: int) -> Split:
-    """``rows`` rows, chosen by a hash of the sequence."""
+def _subsample(train: Split, rows: int, kind: TaskKind) -> Split:
+    """The first ``rows`` rows by a hash of the sequence, the first of each of the kind's groups before.
+
+    So a subset is part of every larger one, and has every class if it has as many rows as there are.
+    """
     rank = sorted(range(len(train)), key=lambda i: (_uniform(train.letters[i], _SUBSAMPLE_SALT), i))
-    chosen = set(rank[:rows])
+    of_groups_NG = kind.groups(train.truth_N)[rank]
+    firsts = {rank[place] for place in of_groups_NG[:, of_groups_NG.any(0)].argmax(0)}
+    chosen = set(sorted(rank, key=lambda i: i not in firsts)[:rows])
     return train.take(lambda i, _: i in chosen)
 
 

@@ -1,7 +1,7 @@
-"""Fine-tuned models are kept: of each version, task and settings the best on dev, as a version of its own name.
+"""Fine-tuned models are kept: of an encoder's version, task and settings the best on dev.
 
-Each fine-tuned model is stored with the run that made it. When all runs are done the best is registered and the
-files of the others are removed. Every call may be repeated after a kill.
+Each fine-tuned model is stored with the run that made it. When all runs are done the best is registered, under
+a name of its own, and the files of the others are removed. Every call may be repeated after a kill.
 """
 
 import tempfile
@@ -145,10 +145,10 @@ class Kept:
 
     @classmethod
     def of(cls, version: Any) -> "Kept":
-        """Of MLflow's version, by its tags. KeyError, ValueError: it is none of ours."""
-        tags = version.tags
-        score = float(tags[f"val/{tags['dev.metric']}"])
-        return cls(str(version.version), tags["dev.metric"], tags["dev.sha256"], score)
+        """Of MLflow's version, by its tags. One that is none of ours has no rows in common."""
+        metric = version.tags.get("dev.metric", "")
+        score = float(version.tags.get(f"val/{metric}", "nan"))
+        return cls(str(version.version), metric, version.tags.get("dev.sha256", ""), score)
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,7 @@ def decide(new: Kept, standing: Kept | None) -> Decision:
 def _settle_alias(registry: Registry, models: TaskModels, name: str, number: str) -> str:
     """Set the alias champion where ``decide`` says so; a sentence."""
     new, champion = registry.version(f"models:/{name}/{number}"), registry.champion(name)
-    try:
-        standing = Kept.of(champion) if champion else None
-    except (KeyError, ValueError):
-        return f"{name}: version {champion.version} stays champion, as nothing says how good it is"
-    decision = decide(Kept.of(new), standing)
+    decision = decide(Kept.of(new), Kept.of(champion) if champion else None)
     if decision.moves:
         registry.set_alias(name, "champion", number)
     models.tag(name, number, {"champion.reason": decision.reason})

@@ -29,15 +29,15 @@ def describe(record: TaskRecord, baselines: Mapping[str, Sequence[Scores]], *, u
     lines = [
         f"# {record.task}, from {record.encoder} version {record.encoder_version}",
         "",
-        f"Predicts the task {record.task} ({kind}) from DNA sequences. It is {how}, of seed {record.seed}: the "
-        "best on dev of all seeds and modes of this encoder.",
+        f"Predicts the task {record.task} ({kind}) from DNA sequences. It is {how}, of seed {record.seed}: "
+        "the best on dev of all seeds and modes of this encoder.",
         "",
         *_table(record, baselines),
         "",
         _data(record),
         "",
-        f"Chosen on dev: {record.chosen}. Scores are those in {record.precision}; predictions are in fp32 unless "
-        f"asked otherwise. Input: {record.preprocessing}.",
+        f"Chosen on dev: {record.chosen}. It was scored in {record.precision}; it predicts in fp32 unless "
+        f"told otherwise. Input: {record.preprocessing}.",
         "",
         "```",
         f"python -m trainer.predict --model {uri} --input sequences.fa --output predictions.parquet",
@@ -55,7 +55,7 @@ def _table(record: TaskRecord, baselines: Mapping[str, Sequence[Scores]]) -> lis
         for metric in metrics
         for split, word in (("val", "dev"), ("test", "test"))
     ]
-    rows = [("**this model**", [record.scores])]
+    rows: list[tuple[str, Sequence[Scores]]] = [("**this model**", [record.scores])]
     rows += [
         (f"{mode}, mean of {len(found)}" if len(found) > 1 else mode, found)
         for mode, found in baselines.items()

@@ -16,35 +16,36 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+import configs
 from cluster.storage import store
 from configs import Section
 from trainer.evaluation.embedding import embed
 from trainer.evaluation.precision import Resolved
 from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.data import Split
 from trainer.evaluation.tasks.finetuning import TaskNetwork
-from trainer.evaluation.tasks.kind import Array, TaskKind
-from trainer.evaluation.tasks.linear import LinearModel, Standardisation
+from trainer.evaluation.tasks.kind import Array, LinearModel, TaskKind
+from trainer.evaluation.tasks.linear import StandardisedLinear
 from trainer.evaluation.tasks.registry import KINDS
+from trainer.evaluation.tasks.results import Result
 from trainer.models import pretrained
 from trainer.models.network import Network
 
-FORMAT_VERSION = 1
 TASK, HEAD = "task.json", "head.safetensors"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A frozen encoder, the standardisation of its embeddings, and a linear model on them."""
+    """A frozen encoder, and a linear model on its standardised embeddings."""
 
     network: Network
-    standardise: Standardisation
-    linear: LinearModel
+    linear: StandardisedLinear
 
     def read(self, sequences: EncodedSequences, *, precision: Resolved) -> Tensor:
         """float64 [N, K] on the CPU; ``precision`` is that of the embeddings."""
         features_NF = torch.cat(embed(self.network, sequences, precision=precision), 1).double().numpy()
-        return torch.from_numpy(self.linear(self.standardise(features_NF)))
+        return torch.from_numpy(self.linear(features_NF))
 
 
 class TaskRecord(Section):
@@ -60,7 +61,7 @@ class TaskRecord(Section):
         config: the task's config.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     task: str
     kind: str
     labels: tuple[str, ...]
@@ -115,6 +116,38 @@ class TaskModel:
         return {name: "string" if column.dtype == object else "double" for name, column in nothing.items()}
 
 
+def of(
+    reader: TaskNetwork | StandardisedLinear | None, network: Network, kind: TaskKind, record: TaskRecord
+) -> TaskModel:
+    """The model that a unit fitted; ``network`` is the encoder."""
+    assert reader is not None, f"mode {record.mode} gives a model that can be kept"
+    return TaskModel(reader if isinstance(reader, TaskNetwork) else Probe(network, reader), kind, record)
+
+
+def record_of(
+    result: Result, *, task: TaskConfig, kind: TaskKind, precision: Resolved, dev: Split
+) -> TaskRecord:
+    """task.json of the model that a unit fitted; ``precision`` is what it was scored in."""
+    unit = result.unit
+    return TaskRecord(
+        task=unit.task,
+        kind=result.kind,
+        labels=task.labels,
+        kind_state=dict(kind.state),
+        mode=unit.mode,
+        seed=unit.seed,
+        precision=precision,
+        encoder=unit.model,
+        encoder_version=str(unit.version),
+        settings=result.settings,
+        rows=result.rows,
+        dev_sha256=rows_sha256(dev),
+        chosen=result.chosen,
+        scores=result.scores(),
+        config=configs.dump(task),
+    )
+
+
 def pack(model: TaskModel, *, card: str) -> dict[str, bytes]:
     """The files of ``model`` by name; ``card`` is README.md. Equal models have equal bytes."""
     reader = model.reader
@@ -128,10 +161,10 @@ def pack(model: TaskModel, *, card: str) -> dict[str, bytes]:
 def _head(reader: TaskNetwork | Probe) -> dict[str, Tensor]:
     if isinstance(reader, Probe):
         arrays = {
-            "standardise.mean": reader.standardise.mean_F,
-            "standardise.scale": reader.standardise.scale_F,
-            "linear.weight": reader.linear.weight_KF,
-            "linear.bias": reader.linear.bias_K,
+            "standardise.mean": reader.linear.mean_F,
+            "standardise.scale": reader.linear.scale_F,
+            "linear.weight": reader.linear.linear.weight_KF,
+            "linear.bias": reader.linear.linear.bias_K,
         }
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     parts = {"standardise": reader.standardise, "head": reader.head}
@@ -154,11 +187,10 @@ def load(uri: str) -> TaskModel:
     network, path = pretrained.load(uri), store.join(uri, HEAD)
     try:
         tensors = safetensors.torch.load(store.read_bytes(path))
-        reader = _probe(network, tensors) if record.mode == "probe" else _network(network, tensors, kind)
-        if isinstance(reader, Probe):
-            _check_sizes(reader, kind)
-    except (safetensors.SafetensorError, RuntimeError, KeyError, ValueError) as fault:
-        reason = " ".join(f"{type(fault).__name__} {fault}".split())
+        make = _probe if record.mode == "probe" else _network
+        reader = make(network, tensors, kind)
+    except (safetensors.SafetensorError, RuntimeError, ValueError) as fault:
+        reason = " ".join(str(fault).split())
         raise ValueError(f"{path} does not fit {TASK}: {reason}") from fault
     return TaskModel(reader, kind, record)
 
@@ -188,24 +220,19 @@ def read_record(uri: str) -> TaskRecord:
     return record
 
 
-def _probe(network: Network, tensors: dict[str, Tensor]) -> Probe:
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    probe = Probe(
-        network,
-        Standardisation(arrays.pop("standardise.mean"), arrays.pop("standardise.scale")),
-        LinearModel(arrays.pop("linear.weight"), arrays.pop("linear.bias")),
-    )
-    if arrays:
-        raise ValueError(f"it also holds {', '.join(sorted(arrays))}")
-    return probe
-
-
-def _check_sizes(probe: Probe, kind: TaskKind) -> None:
-    features = 2 * probe.network.backbone.hidden_size
-    found = [probe.linear.weight_KF.shape, probe.linear.bias_K.shape, probe.standardise.mean_F.shape]
-    wanted = [(kind.outputs, features), (kind.outputs,), (features,)]
-    if [*found, probe.standardise.scale_F.shape] != [*wanted, (features,)]:
-        raise ValueError(f"its shapes {found} should be {wanted}")
+def _probe(network: Network, tensors: dict[str, Tensor], kind: TaskKind) -> Probe:
+    features, outputs = 2 * network.backbone.hidden_size, kind.outputs
+    shapes = {
+        "linear.bias": (outputs,),
+        "linear.weight": (outputs, features),
+        "standardise.mean": (features,),
+        "standardise.scale": (features,),
+    }
+    found = {name: tuple(tensors[name].shape) for name in sorted(tensors)}
+    if found != shapes:
+        raise ValueError(f"it holds {found} and should hold {shapes}")
+    bias_K, weight_KF, mean_F, scale_F = (tensors[name].numpy() for name in shapes)
+    return Probe(network, StandardisedLinear(mean_F, scale_F, LinearModel(weight_KF, bias_K)))
 
 
 def _network(network: Network, tensors: dict[str, Tensor], kind: TaskKind) -> TaskNetwork:

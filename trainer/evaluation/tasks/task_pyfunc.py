@@ -1,4 +1,4 @@
-"""A fine-tuned model as an MLflow model: column ``sequence`` in; ``label`` and ``p_<label>``, or ``value``, out.
+"""A fine-tuned model as an MLflow model: ``sequence`` in; ``label`` and ``p_<label>``, or ``value``, out.
 
 MLflow imports this module to load the model; nothing here needs MLflow then.
 """

@@ -1,7 +1,7 @@
 """Fine-tuned models are kept: of an encoder's version, task and settings the best on dev.
 
-Each fine-tuned model is stored with the run that made it. When all runs are done the best is registered, under
-a name of its own, and the files of the others are removed. Every call may be repeated after a kill.
+Each fine-tuned model is stored with the run that made it. When all runs are done the best is registered,
+under a name of its own, and the files of the others are removed. Every call may be repeated after a kill.
 """
 
 import tempfile

@@ -14,16 +14,16 @@ from trainer.tracking.mlflow_client import library, track_errors
 from trainer.tracking.mlflow_run import Run
 from trainer.tracking.registry import Registry
 
-STORED = "stored"
 _FOLDER = "task_model"  # of the run's artifacts
-_STATE = "task_model"  # tag of a run: STORED, "not the best", or "version V of NAME"
+_STATE = "task_model"  # tag of a run: _STORED, "not the best", or _VERSION and which
+_STORED, _VERSION = "stored", "version "
 _TASK = "task"  # tag of a registered model that holds fine-tuned ones
 
 
 def store(run: Run, folder: Path) -> None:
     """Upload the files of a fine-tuned model to the run that made it, which then says so."""
     run.attach(folder, _FOLDER)
-    run.tag({_STATE: STORED})
+    run.tag({_STATE: _STORED})
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,13 @@ class TaskModels:
                     "another name"
                 )
 
-    def state(self, run: Any) -> str:
-        """STORED: its files are there; "": it never had any."""
-        return str(run.data.tags.get(_STATE, ""))
+    def is_stored(self, run: Any) -> bool:
+        """Whether the files of a fine-tuned model lie at the run."""
+        return bool(run.data.tags.get(_STATE) == _STORED)
+
+    def is_registered(self, run: Any) -> bool:
+        """Whether a version was made of the run's model."""
+        return str(run.data.tags.get(_STATE, "")).startswith(_VERSION)
 
     def fetch(self, run: Any, into: Path) -> Path:
         """The files of a run's model, in a local folder below ``into``."""
@@ -73,13 +77,28 @@ class TaskModels:
             )
             return Path(found)
 
-    def remove(self, run: Any, *, state: str = "not the best") -> None:
-        """Delete the files of a run's model; the run says why."""
+    def remove(self, run: Any) -> None:
+        """Delete the files of a run's model, which is not the best; the run says so."""
+        self.remove_files(run)
+        self._set_state(run, "not the best")
+
+    def close(self, run: Any, *, name: str, version: str) -> None:
+        """The files of a run's model lie at a version now, and no more at the run, which says so."""
+        self._set_state(
+            run, f"{_VERSION}{version} of {name}"
+        )  # first, since without files none is registered
+        self.remove_files(run)
+
+    def remove_files(self, run: Any) -> None:
+        """Delete the files of a run's model, if there are any."""
         with track_errors(f"files of the fine-tuned model of run {run.info.run_id}"):
             place = library().artifacts.get_artifact_repository(
                 run.info.artifact_uri, tracking_uri=self._registry.uri
             )
             place.delete_artifacts(_FOLDER)
+
+    def _set_state(self, run: Any, state: str) -> None:
+        with track_errors(f"run {run.info.run_id}"):
             self._client.set_tag(run.info.run_id, _STATE, state)
 
     def register(self, new: TaskVersion, make: Callable[[str], Path]) -> str:

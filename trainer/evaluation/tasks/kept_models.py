@@ -62,13 +62,13 @@ def keep_best(registry: Registry, version: EncoderVersion, task: TaskConfig, set
     """
     models, name = TaskModels(registry), name_of(version.name, task.name)
     runs = _runs(registry, version, task.name, settings)
-    held = [run for run in runs if models.state(run).startswith((task_models.STORED, "version "))]
+    held = [run for run in runs if models.is_stored(run) or models.is_registered(run)]
     if not held:
         return []
     metric = KINDS[task.kind].metrics[0]
     best = max(held, key=lambda run: _rank(run, metric.name))
     sentences = []
-    if models.state(best) == task_models.STORED:
+    if models.is_stored(best):
         with tempfile.TemporaryDirectory() as scratch:
             folder = models.fetch(best, Path(scratch))
             record = task_model.read_record(str(folder))
@@ -88,9 +88,11 @@ def keep_best(registry: Registry, version: EncoderVersion, task: TaskConfig, set
             f"{record.scores[f'val/{metric.name}']:.3f}), is kept as {name} version {number}",
             _settle_alias(registry, models, name, number),
         ]
-        models.remove(best, state=f"version {number} of {name}")
+        models.close(best, name=name, version=number)
     for run in held:
-        if run is not best and models.state(run) == task_models.STORED:
+        if models.is_registered(run):
+            models.remove_files(run)  # a kill may have left them
+        elif run is not best:
             models.remove(run)
     return sentences
 

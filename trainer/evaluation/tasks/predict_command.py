@@ -1,9 +1,7 @@
 """The command ``python -m trainer.predict``: every row of a file through a fine-tuned model, in order."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -13,11 +11,10 @@ from cluster.storage.uri import identity
 from configs import ConfigError, redact
 from trainer.evaluation import embedding_table, table_writer
 from trainer.evaluation.precision import Precision, Resolved, best_device, resolve_precision
-from trainer.evaluation.tasks import task_model
 from trainer.evaluation.tasks.readers.formats import format_of
 from trainer.evaluation.tasks.readers.stream import SequenceChunk, read_sequences
+from trainer.evaluation.tasks.registered_task import open_task_model
 from trainer.evaluation.tasks.task_model import TaskModel
-from trainer.tracking.registry import Registry
 
 _RENAMED = "input_"  # goes before the name of an input's column that a prediction has, too
 
@@ -85,26 +82,6 @@ def _sentences(request: PredictRequest, model: TaskModel, count: _Count) -> Iter
         yield f"{count.ambiguous:,} ambiguous letters (IUPAC codes such as R or Y) were read as N"
     if count.cut:
         yield f"{redact(request.input)}: its last line has no end; if the file was cut short, get it again"
-
-
-def open_task_model(uri: str, *, track_uri: str | None = None) -> TaskModel:
-    """The fine-tuned model that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means, or that lies in a
-    folder.
-
-    Raises:
-        ConfigError: ``uri`` has another form. TrackError: there is no such version. StoreError, ValueError:
-            its files are none of a fine-tuned model, or do not fit this code.
-    """
-    if not uri.startswith("models:"):
-        return task_model.load(uri)
-    registry = Registry(track_uri)
-    version = registry.version(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        local = registry.download(version, Path(folder))
-        try:
-            return task_model.load(str(local))
-        except ValueError as fault:
-            raise ValueError(str(fault).replace(str(local), uri)) from fault
 
 
 def _check(request: PredictRequest) -> str:

@@ -148,14 +148,14 @@ class Killed(BaseException):
 
 
 class Doomed:
-    """A client whose call number ``at``, from 0, is not made: the process ends."""
+    """A client whose call number ``at`` of those that write, from 0, is not made: the process ends."""
 
     def __init__(self, client: Any, at: int) -> None:
         self._client, self._at, self._calls = client, at, 0
 
     def __getattr__(self, name: str) -> Any:
         def call(*given: Any, **more: Any) -> Any:
-            self._calls += 1
+            self._calls += not name.startswith(("get_", "search_"))
             if self._calls > self._at:
                 raise Killed
             return getattr(self._client, name)(*given, **more)
@@ -192,7 +192,7 @@ def test_killed_before_any_call_and_repeated_it_is_registered_once(
         model = open_task_model(f"models:/toy-{task}@champion", track_uri=where.uri)
         assert model.record.task == task
         assert keep(where, task) == []
-    assert at > 15, "it makes so many calls"
+    assert at >= 10, "it makes so many calls"
 
 
 def test_two_that_register_at_the_same_time_make_one_version(

@@ -62,6 +62,14 @@ def test_shipped_tasks_hold_the_rows_they_say(dna_data: Path, monkeypatch: pytes
         ({"test": "x", "max_train_rows": 0}, "must be a number of rows, at least 1, .* \\(given 0\\)"),
         ({"test": "x", "max_train_rows": [5, 5]}, "none twice"),
         ({"test": "x", "max_train_rows": []}, "or a list of those"),
+        (
+            {"test": "x", "label_column": ["a", "b"]},
+            r"kind classification reads one column, not \['a', 'b'\]",
+        ),
+        (
+            {"test": "x", "kind": "regression", "labels": (), "class_weights": "balanced"},
+            "at least one is needed",
+        ),
         ({"test": "x", "finetune": {"patience": -1}}, "greater than or equal to 0"),
         ({"test": "x", "finetune": {"lr": []}}, "at least 1 item"),
         ({"test": "x", "modes": ["kmers"]}, "'kmer'"),

@@ -28,11 +28,12 @@ from trainer.losses.config import projection_heads
 from trainer.models import pretrained
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
-from trainer.run import run_dir, run_status, world_size
-from trainer.run.artifacts import Artifacts, Start, begin_artifacts, export_to_run_dir, publish
+from trainer.run import run_dir, run_status, story, world_size
+from trainer.run.artifacts import Artifacts, begin_artifacts, publish
 from trainer.run.checkpoint.resume import Resumed, resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
+from trainer.run.export import export_to_run_dir
 from trainer.run.flops import step_flops
 from trainer.run.hooks import (
     CheckHealth,
@@ -48,6 +49,7 @@ from trainer.run.hooks import (
     Validate,
     is_due,
 )
+from trainer.run.run_spec import Start
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
 
@@ -175,9 +177,10 @@ def _start(engine: Engine, datasets: Sequence[Dataset], resumed: Resumed | None)
         "zero_stage": str(engine.settings.zero_stage),
     }
     parameters = pretrained.parameter_count(engine.network)
+    inputs = story.dataset_inputs(datasets)
     if resumed is None:
-        return Start(parameters, tags)
-    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics)
+        return Start(parameters, tags, inputs=inputs)
+    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics, inputs=inputs)
 
 
 def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> int:

@@ -18,7 +18,8 @@ def default_tracking_uri() -> str:
 
 class Track(Section):
     """``every``: steps between two readings of throughput and memory. ``wait_s``: seconds that a finished run
-    waits for an MLflow that is away."""
+    waits for an MLflow that is away. ``system_metrics``: whether the first rank's machine is watched.
+    ``report_every``: steps between two reports while the run trains; 0: none, at the end neither."""
 
     uri: Annotated[str, AfterValidator(names.tracking)] = Field(
         default_factory=default_tracking_uri, validate_default=True
@@ -27,6 +28,8 @@ class Track(Section):
     experiment: Annotated[str, AfterValidator(names.experiment)] = "findna"
     registered_model: Annotated[str, AfterValidator(names.model)] | None = "findna"
     every: Positive = 50
+    system_metrics: bool = True
+    report_every: Annotated[int, Field(ge=0)] = 1000
     wait_s: Annotated[float, Field(ge=0)] = 60.0
 
     @field_validator("uri", "artifact_uri")

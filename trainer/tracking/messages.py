@@ -34,7 +34,15 @@ class Attachment:
     values: Mapping[str, Any]
 
 
-Message = Metrics | Tags | Attachment
+@dataclass(frozen=True)
+class FileUpload:
+    """The local file ``path`` as an artifact of the same name, as it is when MLflow takes it."""
+
+    time: int
+    path: str
+
+
+Message = Metrics | Tags | Attachment | FileUpload
 
 
 def to_line(message: Message) -> str:
@@ -47,6 +55,8 @@ def to_line(message: Message) -> str:
             content = {"time": time, "tags": dict(values)}
         case Attachment(time, name, values):
             content = {"time": time, "name": name, "values": dict(values)}
+        case FileUpload(time, path):
+            content = {"time": time, "path": path}
     return json.dumps(content)
 
 
@@ -59,6 +69,8 @@ def from_line(line: str | bytes) -> Message | None:
             return Metrics(time, int(content["step"]), dict(content["metrics"]))
         if "tags" in content:
             return Tags(time, dict(content["tags"]))
+        if "path" in content:
+            return FileUpload(time, str(content["path"]))
         return Attachment(time, str(content["name"]), dict(content["values"]))
     except (ValueError, KeyError, TypeError):
         return None

@@ -20,7 +20,8 @@ from typing import Any
 from cluster.storage.store import StoreError
 from configs import redact
 from trainer.core.console import say
-from trainer.tracking.messages import Attachment, Metrics, Tags
+from trainer.tracking.delivery import deliver
+from trainer.tracking.messages import Attachment, FileUpload, Metrics, Tags
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.mlflow_run import MAX_POINTS, Point, ResumableRun, RunSpec
 from trainer.tracking.outbox import Entry, Outbox
@@ -93,6 +94,10 @@ class Uploader:
     def attach_dict(self, values: Mapping[str, Any], name: str) -> None:
         """``values`` as the artifact ``name``, a YAML or JSON file by its ending."""
         self._outbox.append(Attachment(_now_ms(), name, values))
+
+    def upload(self, path: Path) -> None:
+        """A local file, as it is when MLflow takes it, as the artifact of the same name."""
+        self._outbox.append(FileUpload(_now_ms(), str(path)))
 
     def sync(self) -> None:
         """What was given up to now outlives a crash of the machine. StoreError: the disk does not take it."""
@@ -272,15 +277,10 @@ class Uploader:
         return entries[:done] or self._send_other(entries[0])
 
     def _send_other(self, entry: Entry) -> Sequence[Entry]:
-        match entry.message:
-            case Tags(values=values):
-                self._run.tag(values)
-            case Attachment(name=name, values=values):
-                self._run.attach_dict(values, name)
-            case Metrics():
-                raise AssertionError("a step has at most as many metrics as a call takes")
-            case None:
-                say(f"warning: message {entry.id} in {self._outbox.path} is damaged, and left out")
+        if entry.message is None:
+            say(f"warning: message {entry.id} in {self._outbox.path} is damaged, and left out")
+        else:
+            deliver(self._run, entry.message)
         return [entry]
 
     def _warn(self, error: TrackError | ValueError) -> None:

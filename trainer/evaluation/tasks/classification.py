@@ -97,8 +97,8 @@ class Classification(TaskKind):
 def logistic_regression(
     features_NF: Any, class_N: Array, *, c: float, seed: int, weights: Sequence[float] | None
 ) -> LinearModel:
-    """Fitted to numbers of classes from 0, with ``weights`` of the classes, if any; of two classes the first has
-    the number 0."""
+    """Fitted to classes numbered from 0, with ``weights`` of the classes, if any. Of two classes the output
+    of the first is 0."""
     # Dense features are few and correlated: Newton takes tens of steps where L-BFGS takes thousands.
     solver = "lbfgs" if scipy.sparse.issparse(features_NF) else "newton-cholesky"
     model = LogisticRegression(

@@ -15,8 +15,9 @@ from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.data import TaskData, load
 from trainer.evaluation.tasks.kept_models import keep_best, refuse_name, store_model
 from trainer.evaluation.tasks.modes import compute_unit, prepare
+from trainer.evaluation.tasks.parent_story import update_parent
 from trainer.evaluation.tasks.results import Result, Unit
-from trainer.evaluation.tasks.results_log import ResultsLog, log_result, parent_run
+from trainer.evaluation.tasks.results_log import ResultsLog, log_result, parent_run, past_results
 from trainer.tracking.registry import Registry
 
 _EXPERIMENT = "finetune"  # for models that no run of ours made
@@ -44,6 +45,7 @@ def finetune(
         task=task,
         settings=prepared.settings,
         rows=data.rows,
+        data_sha256=data.sha256(),
     )
     results = []
     for unit in units(model, task):
@@ -53,9 +55,11 @@ def finetune(
             store_model(run, outcome)
         say(describe(outcome.result))
         results.append(outcome.result)
-    for sentence in keep_best(registry, model, task, prepared.settings):
+    sentences = keep_best(registry, model, task, prepared.settings)
+    sentences.append(settle_champion(registry, model.name, model.version))
+    for sentence in sentences:
         say(sentence)
-    say(settle_champion(registry, model.name, model.version))
+    update_parent(registry, log.parent, past_results(registry, model.name, model.version), sentences)
     return results
 
 

@@ -112,7 +112,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def predict(self, output_NK: Tensor) -> Array:
-        """Predictions from the numbers of a network or linear model, on the CPU; not finite where those are not."""
+        """Predictions from the numbers of a network or linear model, not finite where those are not."""
 
     @abstractmethod
     def table(self, prediction_N: Array) -> dict[str, Array]:

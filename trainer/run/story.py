@@ -12,8 +12,8 @@ from trainer.run.config import TrainConfig
 from trainer.tracking.inputs import DatasetInput
 
 ABOUT = (
-    "DNA encoders pretrained by self-distillation. Each run on the first level is a pretraining; below it lie "
-    "the runs that fine-tune and score its registered versions on labelled tasks.\n\n"
+    "DNA encoders pretrained by self-distillation. Each run on the first level is a pretraining; below it "
+    "lie the runs that fine-tune and score its registered versions on labelled tasks.\n\n"
     "Compare pretrainings by `val/mlm_accuracy` (against `val/mlm_accuracy_markov`), fine-tuning by the "
     "summary table in the description of its parent run."
 )
@@ -118,7 +118,7 @@ def _result(latest: Validated | None, steps: int) -> str:
     last = "the last" if latest.step >= steps else f"of {steps:,}"
     return (
         f"### Result after step {latest.step:,} ({last})\n"
-        f"Hidden letters of held-out contigs that are predicted right, {scored:,.0f} positions: {verdict}.\n\n"
+        f"Hidden letters of held-out contigs that are predicted right, of {scored:,.0f}: {verdict}.\n\n"
         + _table(("who predicts", "accuracy", "the teacher is"), rows)
     )
 
@@ -138,8 +138,8 @@ def _how_to_go_on(config: TrainConfig) -> str:
     if model:
         uri = f"models:/{model}@candidate"
         lines += [
-            "- The versions that this run registered stand under Registered models. Score the newest candidate "
-            "on a labelled task, or embed sequences:",
+            "- The versions that this run registered stand under Registered models. Score the newest "
+            "candidate on a labelled task, or embed sequences:",
             "```",
             f"python -m trainer.finetune --model {uri} --task configs/tasks/NAME.yaml",
             f"python -m trainer.embed --model {uri} --input regions.fa --output embeddings.parquet",

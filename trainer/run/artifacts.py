@@ -127,7 +127,8 @@ class Artifacts:
         run_status.write_finished(self._run_dir, steps=self._steps, delivered=True)
 
     def end(self, status: str, *, reason: str = "") -> None:
-        """The run ends early, because of ``reason``; what MLflow has not got within a few seconds waits for the next start."""
+        """The run ends early, because of ``reason``; what MLflow has not got within a few seconds waits for
+        the next start."""
         self._ended = True
         self._story.end(reason)
         self._uploader.end(status, wait_s=_STOPPED_S)

@@ -43,6 +43,7 @@ class FileUpload:
     path: str
 
 
+@dataclass(frozen=True)
 class Export:
     """The export of ``step`` is whole, and is to become a version. ``bp``: that were read up to it."""
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from cluster.storage import store
 from configs import ConfigError, validate
+from configs import load as load_config
 from data_prep import alphabet
+from tests.registered import write_task
 from tests.unit.test_reference import twobit
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.data import load, read_files
@@ -28,13 +30,6 @@ from trainer.evaluation.tasks.table import Table
 Rows = list[tuple[str, str]]
 ROWS = [("ACGTACGTAC", "a"), ("GGGTTTACGN", "b"), ("TTTTACG", "a"), ("CACACACAC", "b")]
 GENOME = {"chr1": "ACGTACGTACTTTTTTTTTT", "chr2": "gggtttacgnRYACGT"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DNA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def read(path: Path | str, **values: object) -> Table:
@@ -192,6 +187,21 @@ def test_what_is_wrong_with_several_columns(tmp_path: Path) -> None:
     for columns in ([], ["x", "x"], ["x", ""]):
         with pytest.raises(ConfigError, match=r"label_column: a name is needed, or a list of names"):
             task(tmp_path / "t.csv", **keys | {"label_column": columns})
+
+
+def test_a_bed_beside_a_parquet_and_a_csv_is_the_same_task(tmp_path: Path) -> None:
+    config = tmp_path / "toy"
+    config.mkdir()
+    toy = load_config(TaskConfig, write_task(config))
+    frames = {role: pd.read_csv(getattr(toy, role)) for role in ("dev", "test")}
+    frames["dev"].to_parquet(tmp_path / "dev.parquet")
+    letters, labels_of = frames["test"]["sequence"], frames["test"]["label"]
+    ends = letters.str.len().cumsum()
+    bed = pd.DataFrame({"c": "1", "start": ends - letters.str.len(), "end": ends, "label": labels_of})
+    bed.to_csv(tmp_path / "test.bed", sep="\t", header=False, index=False)
+    uris = {"dev": f"{tmp_path}/dev.parquet", "test": f"{tmp_path}/test.bed"}
+    keys = {"reference": genome(tmp_path, {"1": "".join(letters)})}
+    assert load(toy.model_copy(update=uris | keys)).sha256() == load(toy).sha256()
 
 
 # Odd files, each with its rows.
@@ -436,6 +446,11 @@ def test_a_fasta_is_refused_by_record(tmp_path: Path, text: str, message: str) -
     refused(tmp_path / "t.fa", message)
 
 
+def test_a_fasta_that_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "t.fa.gz").write_bytes(gzip.compress(b">s1 a\nACGT\n" * 9)[:-5])
+    refused(tmp_path / "t.fa.gz", r"t.fa.gz is a damaged gzip file \(it ends early")
+
+
 def test_a_pattern_that_fits_no_header_or_is_none(tmp_path: Path) -> None:
     (tmp_path / "t.fa").write_text(">s1 a\nACGT\n")
     refused(tmp_path / "t.fa", r"record 1: .* has no label where label_pattern says", label_pattern="c=(.)")
@@ -537,10 +552,10 @@ def test_sequences_stream_in_order_with_their_other_columns(tmp_path: Path) -> N
 
 
 def test_names_of_records_and_intervals_are_other_columns(tmp_path: Path) -> None:
-    (tmp_path / "t.fa").write_text(">s1 x y\nACGT\n>s1\nacgu\n")
+    (tmp_path / "t.fa").write_text(">s1 x y\nACGT\n>s2\nacgu\n")
     (chunk,) = stream(tmp_path / "t.fa")
     assert chunk.letters == ["ACGT", "ACGT"]
-    assert chunk.others.to_pydict() == {"name": ["s1", "s1"]}
+    assert chunk.others.to_pydict() == {"name": ["s1", "s2"]}
     (tmp_path / "t.bed").write_text("chr1\t0\t4\tx\t0\t-\nchr2\t0\t12\ty\t0\t+\n")
     (chunk,) = stream(tmp_path / "t.bed", reference=genome(tmp_path))
     assert (chunk.letters, chunk.ambiguous) == (["ACGT", "GGGTTTACGNNN"], 2)
@@ -562,6 +577,11 @@ def test_names_of_records_and_intervals_are_other_columns(tmp_path: Path) -> Non
         ("t.csv", "sequence,x,x\nACGT,1,2\n", r"t.csv, line 1: 'x' is the name of columns 2 and 3"),
         ("t.csv", "sequence,x\nACGT,1\nAC-T,2\n", r"t.csv, line 3: byte b'-' at position 2"),
         ("t.fa", ">\nACGT\n", r"t.fa, record 1 has no name after its '>'"),
+        (
+            "t.fa",
+            "> s 1\nACGT\n> s 2\nACGT\n",
+            r"t.fa: 's' is the name of records 1 and 2; a name is the first",
+        ),
         ("t.bed", "chr1\t0\t4\n", r"t.bed is a BED: set reference to the genome"),
     ],
 )

@@ -99,8 +99,9 @@ def _texts(column: pa.Array, name: str, file: str, first: int) -> list[str]:
     texts = []
     for number, value in enumerate(values, first):
         if value is None or (isinstance(value, float) and math.isnan(value)) or _has_null(value):
+            shown = "null" if value is None else value
             raise ValueError(
-                f"{file}, row {number}: column {name!r} has no value ({value}); remove the row or fill it in"
+                f"{file}, row {number}: column {name!r} has no value ({shown}); remove the row or fill it in"
             )
         texts.append(convert(value))
     return texts

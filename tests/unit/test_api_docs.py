@@ -22,7 +22,7 @@ def test_every_example_runs(
     fitted = kept.outcome(registered(tmp_path_factory), "classification", "probe")
     kept.written(tmp_path / "task_model", fitted.model)
     network = tiny_network()
-    pretrained.write(str(tmp_path / "model"), network, (dict(network.state_dict()), {}), card="a toy")
+    pretrained.write(str(tmp_path / "model"), network, dict(network.state_dict()), card="a toy")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     assert len(BLOCKS) >= 8

@@ -20,6 +20,7 @@ from configs import load as load_config
 from data_prep import alphabet
 from tests.registered import write_task
 from tests.unit.test_reference import twobit
+from tests.unit.test_table import strike
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.data import load, read_files
 from trainer.evaluation.tasks.readers import labels
@@ -434,6 +435,7 @@ def test_a_bed_needs_a_reference_before_anything_is_read() -> None:
             r"record 2: its header 's2' has no label where the records before it have",
         ),
         (">s1 label=a\nACGT\n>s2 b\nACGT\n", r"record 2: its header 's2 b' has no label where the records"),
+        ("> \nACGT\n", r"record 1: its header '' has no label; write"),
         (">s1 a b\nACGT\n", r"record 1: label 'a b' is not among the task's labels"),
         (">s1 a\n\n>s2 b\nACGT\n", r"record 1: the sequence is empty"),
         (">s1 a\nACGT\n>s2 b\nAC!T\n", r"record 2: byte b'!' at position 2 is no nucleotide letter"),
@@ -516,6 +518,27 @@ def test_a_fasta_or_a_parquet_under_another_name(tmp_path: Path) -> None:
     refused(tmp_path / "t.csv", r"t.csv is a Parquet file, not text")
     with pytest.raises(ConfigError, match=r"format: must be null .* or one of table, parquet, fasta, bed"):
         task(tmp_path / "t.csv", format="excel")
+
+
+@given(st.data(), st.sampled_from(["t.fa", "t.bed", "t.csv"]), st.integers(1, 3))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_mangled_file_has_the_same_rows_or_is_refused(
+    tmp_path: Path, data: st.DataObject, name: str, strokes: int
+) -> None:
+    path = tmp_path / name
+    keys = WRITERS[name](path, ROWS)
+    text = path.read_text()
+    for _ in range(strokes):
+        text = strike(data.draw, text)
+    path.write_text(text, newline="")
+    found, said = ROWS, f"{path}"
+    try:
+        found = rows(read(path, **keys))
+    except ValueError as fault:
+        said = str(fault)
+    assert found == ROWS, text
+    assert str(path) in said
+    assert "\n" not in said
 
 
 # Sequences without labels.

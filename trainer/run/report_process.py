@@ -27,7 +27,7 @@ class ReportProcess:
     def __init__(self, track_uri: str) -> None:
         self._track_uri = track_uri
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as this object
         self._began, self._next = 0.0, 0.0
 
     def begin(self, run_id: str) -> None:

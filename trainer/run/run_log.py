@@ -2,7 +2,7 @@
 
 import threading
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.storage import store
@@ -29,7 +29,7 @@ class RunLog:
 
     def add(self, text: str) -> None:
         """One line, or several, with the time; a full disk loses them."""
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         lines = "".join(f"{now}  {line}\n" for line in redact(text).splitlines())
         with self._lock, suppress(OSError), self.path.open("a", encoding="utf-8") as file:
             file.write(lines)

@@ -1,7 +1,7 @@
 """Use of processor, memory, disk, network and GPUs of this machine, read by MLflow's own monitors.
 
-MLflow's thread sends its readings itself and ends when a call fails. Here they go where all points of a run go,
-which waits for an MLflow that is away.
+MLflow's thread sends its readings itself and ends when a call fails. Here they go where all points of a run
+go, which waits for an MLflow that is away.
 """
 
 import os

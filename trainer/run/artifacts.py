@@ -16,6 +16,7 @@ from trainer.run import export, run_spec, run_status
 from trainer.run.checkpoint.save import SaveCallbacks
 from trainer.run.config import TrainConfig
 from trainer.run.run_spec import Start
+from trainer.run.run_story import RunStory
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.uploader import Uploader
 from trainer.tracking.versions import Registering
@@ -36,23 +37,30 @@ class Artifacts:
         self._config, self._run_dir, self._track = config, config.run.dir, config.track
         self._steps = config.train.steps
         key = run_spec.key_of(config.run.dir, same_run=same_run)
-        spec = run_spec.build(config, key, start)
-        self._uploader = Uploader(
-            spec,
-            run_spec.outbox_folder(config.run.dir, key),
-            after=start.step if start else None,
-            tail=start.waiting if start else b"",
-            registering=_registering_of(config),
-        )
+        spec, folder = run_spec.build(config, key, start), run_spec.outbox_folder(config.run.dir, key)
+        self._story = RunStory(config, start, folder)
+        try:
+            self._uploader = Uploader(
+                spec,
+                folder,
+                after=start.step if start else None,
+                tail=start.waiting if start else b"",
+                registering=_registering_of(config),
+            )
+        except BaseException:
+            self._story.close()
+            raise
         self._uploader.attach_dict(configs.dump(config), "config.yaml")
         self._take_up_exports(start)
         self._ended = False
         if self._uploader.id:
             say(f"MLflow run {self._uploader.id}")
+        self._story.begin(self._uploader)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Metrics of ``step`` go to MLflow; what it does not take yet waits."""
         self._uploader.log(metrics, step=step)
+        self._story.after(metrics, step=step)
 
     def exported(self, step: int) -> None:
         """The export of ``step`` is whole, and becomes a version as soon as MLflow takes it."""
@@ -80,6 +88,7 @@ class Artifacts:
             check_lock()
             exports_written()
             self._uploader.sync()
+            self._story.log.keep()
 
         def after(uri: str, sha256: str) -> None:
             self._uploader.tag({"checkpoint.uri": store.absolute(uri), "checkpoint.sha256": sha256})
@@ -104,6 +113,7 @@ class Artifacts:
             again.
         """
         self._ended = True
+        self._story.end()
         weights = store.join(self._run_dir, pretrained.WEIGHTS)
         digest = hashlib.sha256()
         for piece in store.chunks(weights):
@@ -113,11 +123,14 @@ class Artifacts:
         )
         with heartbeat.inside("telling MLflow", phase=True, slow=True):
             self._uploader.drain(self._track.wait_s, status="FINISHED")
+        self._story.last_report()
         run_status.write_finished(self._run_dir, steps=self._steps, delivered=True)
 
-    def end(self, status: str) -> None:
-        """The run ends early; what MLflow has not got within a few seconds waits for the next start."""
+    def end(self, status: str, *, reason: str = "") -> None:
+        """The run ends early, because of ``reason``; what MLflow has not got within a few seconds waits for
+        the next start."""
         self._ended = True
+        self._story.end(reason)
         self._uploader.end(status, wait_s=_STOPPED_S)
 
     def __enter__(self) -> "Artifacts":
@@ -125,7 +138,9 @@ class Artifacts:
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
         if fault and not self._ended:
-            self.end("FAILED" if isinstance(fault, Exception) else "KILLED")
+            failed = isinstance(fault, Exception)
+            self.end("FAILED" if failed else "KILLED", reason=str(fault) if failed else "")
+        self._story.close()
 
 
 def _registering_of(config: TrainConfig) -> Registering:
@@ -166,7 +181,8 @@ def deliver(config: TrainConfig, group: Group) -> None:
     """``publish`` of a run that was finished before, of which MLflow does not have all."""
     with _registering(group):
         if group.rank == 0:
-            Artifacts(config, same_run=True).publish()
+            with Artifacts(config, same_run=True) as artifacts:
+                artifacts.publish()
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """Which MLflow run is a training run's, and what that holds from its first moment."""
 
 import shutil
-import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,13 @@ from typing import Any
 import configs
 from cluster.process.host import cache_root
 from cluster.storage import store
-from trainer.run import run_status
+from trainer.run import run_status, story
 from trainer.run.config import TrainConfig
+from trainer.tracking.inputs import DatasetInput
 from trainer.tracking.mlflow_run import RunSpec
+from trainer.tracking.provenance import source_tags
+
+_COMMAND = "trainer/main.py"
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,14 @@ class Start:
     """Where this process takes the training up, and what MLflow shows of it.
 
     ``step``: that it goes on after. ``waiting``: the points of the steps before that MLflow had not got yet.
-    ``parameters``: of the network.
+    ``parameters``: of the network. ``inputs``: the datasets.
     """
 
     parameters: int
     tags: Mapping[str, str]
     step: int = 0
     waiting: bytes = b""
+    inputs: Sequence[DatasetInput] = ()
 
 
 def build(config: TrainConfig, key: str, start: Start | None) -> RunSpec:
@@ -36,12 +40,14 @@ def build(config: TrainConfig, key: str, start: Start | None) -> RunSpec:
     return RunSpec(
         config.track.uri,
         config.track.experiment,
-        config.run.name,
+        story.run_name(config),
         artifact_uri=config.track.artifact_uri,
         key=key,
         params=_params(config, resolved) | {"parameters": start.parameters} if start else {},
-        tags={**start.tags, "git.commit": _git_commit()} if start else {},
+        tags={**start.tags, **source_tags(_COMMAND)} if start else {},
         registered_model=config.track.registered_model,
+        inputs=start.inputs if start else (),
+        about=story.ABOUT,
     )
 
 
@@ -71,13 +77,3 @@ def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
     if len(config.data.length) > 1:
         params |= {"data.length": config.data.last_length, "data.length_by_step": params["data.length"]}
     return params
-
-
-def _git_commit() -> str:
-    """The commit of this code; "unknown" outside a repository."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # an image without git
-        return "unknown"
-    return done.stdout.strip() or "unknown"

@@ -28,7 +28,7 @@ from trainer.losses.config import projection_heads
 from trainer.models import pretrained
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
-from trainer.run import run_dir, run_status, world_size
+from trainer.run import run_dir, run_status, story, world_size
 from trainer.run.artifacts import Artifacts, begin_artifacts, publish
 from trainer.run.checkpoint.resume import Resumed, resume
 from trainer.run.checkpoint.save import Saver
@@ -186,9 +186,10 @@ def _start(
         WINDOWS_TAG: validator.windows_sha256,
     }
     parameters = pretrained.parameter_count(engine.network)
+    inputs = story.dataset_inputs(datasets)
     if resumed is None:
-        return Start(parameters, tags)
-    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics)
+        return Start(parameters, tags, inputs=inputs)
+    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics, inputs=inputs)
 
 
 def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> int:

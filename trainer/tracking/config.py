@@ -24,6 +24,8 @@ class Track(Section):
         register_keep: the newest versions of this run that stay; 0: all.
         candidate: when the alias of this name moves to a new version: see candidate.py.
         every: steps between two readings of throughput and memory.
+        system_metrics: whether the first rank's machine is watched.
+        report_every: steps between two reports while the run trains; 0: none, at the end neither.
         wait_s: seconds that a finished run waits for an MLflow that is away.
     """
 
@@ -37,6 +39,8 @@ class Track(Section):
     register_keep: Annotated[int, Field(ge=0)] = 5
     candidate: Literal["better", "always"] = "better"
     every: Positive = 50
+    system_metrics: bool = True
+    report_every: Annotated[int, Field(ge=0)] = 1000
     wait_s: Annotated[float, Field(ge=0)] = 60.0
 
     @field_validator("uri", "artifact_uri")

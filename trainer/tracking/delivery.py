@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.core.console import say
-from trainer.tracking.messages import Attachment, Export, Metrics, Tags
+from trainer.tracking.messages import Attachment, Export, FileUpload, Metrics, Tags
 from trainer.tracking.mlflow_run import MAX_POINTS, Point, ResumableRun
 from trainer.tracking.outbox import Entry
 from trainer.tracking.versions import Registering, Versions
@@ -55,6 +55,9 @@ class Delivery:
                 self._run.tag(values)
             case Attachment(name=name, values=values):
                 self._run.attach_dict(values, name)
+            case FileUpload(path=path):
+                if Path(path).is_file():  # the machine that a run left has an older one
+                    self._run.attach(Path(path))
             case Export() as export:
                 self._register(export)
             case Metrics():

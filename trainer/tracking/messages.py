@@ -36,6 +36,14 @@ class Attachment:
 
 
 @dataclass(frozen=True)
+class FileUpload:
+    """The local file ``path`` as an artifact of the same name, as it is when MLflow takes it."""
+
+    time: int
+    path: str
+
+
+@dataclass(frozen=True)
 class Export:
     """The export of ``step`` is whole, and is to become a version. ``bp``: that were read up to it."""
 
@@ -44,7 +52,7 @@ class Export:
     bp: int
 
 
-Message = Metrics | Tags | Attachment | Export
+Message = Metrics | Tags | Attachment | FileUpload | Export
 
 
 def to_line(message: Message) -> str:
@@ -57,6 +65,8 @@ def to_line(message: Message) -> str:
             content = {"time": time, "tags": dict(values)}
         case Attachment(time, name, values):
             content = {"time": time, "name": name, "values": dict(values)}
+        case FileUpload(time, path):
+            content = {"time": time, "path": path}
         case Export(time, step, bp):
             content = {"time": time, "step": step, "export_bp": bp}
     return json.dumps(content)
@@ -71,6 +81,8 @@ def from_line(line: str | bytes) -> Message | None:
             return Metrics(time, int(content["step"]), dict(content["metrics"]))
         if "tags" in content:
             return Tags(time, dict(content["tags"]))
+        if "path" in content:
+            return FileUpload(time, str(content["path"]))
         if "export_bp" in content:
             return Export(time, int(content["step"]), int(content["export_bp"]))
         return Attachment(time, str(content["name"]), dict(content["values"]))

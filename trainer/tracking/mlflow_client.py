@@ -75,6 +75,22 @@ def library() -> Any:
     return mlflow
 
 
+def system_monitors() -> list[Any]:
+    """MLflow's monitors of this machine: of GPUs too where there are some and nvidia-ml-py is installed."""
+    library()
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    found: list[Any] = []
+    for monitor in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+        with suppress(Exception):  # what this machine has not, or does not show
+            found.append(monitor())
+    return found
+
+
 def connect(uri: str, *, writes: bool = True) -> Any:
     """MLflow's client of ``uri``, once its tables are complete; ``writes``: runs are written there, too.
 

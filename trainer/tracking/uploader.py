@@ -21,7 +21,7 @@ from cluster.storage.store import StoreError
 from configs import redact
 from trainer.core.console import say
 from trainer.tracking.delivery import Delivery
-from trainer.tracking.messages import Attachment, Export, Metrics, Tags
+from trainer.tracking.messages import Attachment, Export, FileUpload, Metrics, Tags
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.mlflow_run import MAX_POINTS, ResumableRun, RunSpec
 from trainer.tracking.outbox import Outbox
@@ -104,6 +104,10 @@ class Uploader:
     def attach_dict(self, values: Mapping[str, Any], name: str) -> None:
         """``values`` as the artifact ``name``, a YAML or JSON file by its ending."""
         self._outbox.append(Attachment(_now_ms(), name, values))
+
+    def upload(self, path: Path) -> None:
+        """A local file, as it is when MLflow takes it, as the artifact of the same name."""
+        self._outbox.append(FileUpload(_now_ms(), str(path)))
 
     def export(self, step: int, *, bp: int) -> None:
         """The export of ``step`` is whole; ``bp`` were read up to it."""

@@ -7,10 +7,12 @@ from typing import Any
 import configs
 from trainer.core.console import say
 from trainer.evaluation.registered_model import RegisteredModel
+from trainer.evaluation.tasks.child_story import one_line, run_name, task_inputs
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.results import Result, Unit
 from trainer.tracking.mlflow_run import Run, RunSpec
+from trainer.tracking.provenance import NOTE, source_tags
 from trainer.tracking.registry import Registry
 
 
@@ -18,7 +20,7 @@ from trainer.tracking.registry import Registry
 class ResultsLog:
     """Where the results of a model version on a task go, and what all their runs hold.
 
-    ``parent``: the id of the parent run.
+    ``parent``: the id of the parent run. ``data_sha256``: of the rows; "" where only ``settings`` is known.
     """
 
     uri: str
@@ -27,6 +29,8 @@ class ResultsLog:
     task: TaskConfig
     settings: str
     rows: Mapping[str, int]
+    data_sha256: str = ""
+    command: str = "trainer/finetune.py"
 
     def open(self, unit: Unit) -> Run:
         """A child run for the result of ``unit``; ``with`` ends it, as failed where the unit fails."""
@@ -34,10 +38,13 @@ class ResultsLog:
             RunSpec(
                 uri=self.uri,
                 experiment=self.experiment,
-                name=f"{unit.task} {unit.mode} seed {unit.seed}",
+                name=run_name(unit),
                 params=self._params(unit),
-                tags=_tags(unit.model, unit.version, "child"),
+                tags=_tags(unit.model, unit.version, "child")
+                | source_tags(self.command)
+                | {NOTE: one_line(unit, self.rows)},
                 parent=self.parent,
+                inputs=task_inputs(self.task, self.rows, digest=self.data_sha256 or self.settings),
             )
         )
 
@@ -69,7 +76,9 @@ def parent_run(registry: Registry, model: RegisteredModel, experiment: str) -> s
     if found:
         return str(found[0].info.run_id)
     name = f"{model.name} v{model.version} fine-tuning"
-    with Run(RunSpec(registry.uri, experiment, name, tags=tags)) as run:
+    if model.run_id:
+        tags["mlflow.parentRunId"] = model.run_id
+    with Run(RunSpec(registry.uri, experiment, name, tags=tags | source_tags("trainer/finetune.py"))) as run:
         return run.id
 
 

@@ -70,7 +70,7 @@ def register(folder: Path, uri: str, *, seed: int, params: dict[str, object]) ->
             )
         network = tiny_network(seed=seed)
         where = folder / f"export{seed}"
-        pretrained.write(str(where), network, (dict(network.state_dict()), {}), card="a toy")
+        pretrained.write(str(where), network, dict(network.state_dict()), card="a toy")
         run.attach(where, "model")
         run.tag({"model.version": run.register(NAME, "model")})
         return run.id

@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | r
 
 def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network()
-    pretrained.write(str(tmp_path / "model"), network, (dict(network.state_dict()), {}), card="a toy")
+    pretrained.write(str(tmp_path / "model"), network, dict(network.state_dict()), card="a toy")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     assert len(BLOCKS) >= 8

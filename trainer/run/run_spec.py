@@ -55,6 +55,7 @@ def key_of(run_dir: str, *, same_run: bool) -> str:
     """The key by which the MLflow run of this run is found again; a new one unless it is the ``same_run``."""
     key = run_status.read_key(run_dir) if same_run else None
     if key is None:
+        store.remove(store.join(run_dir, run_status.EXPORTS))
         if store.is_local(run_dir):  # the outbox of another run, which left nothing else here
             shutil.rmtree(store.local_path(run_dir) / run_status.TRACK, ignore_errors=True)
         key = uuid.uuid4().hex

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,17 @@ def refuse_prompt(client: Any, model: str, *, uri: str) -> None:
         raise TrackError(
             f"{model} is the name of a prompt at {redact(uri)}; give another track.registered_model"
         )
+
+
+def all_pages(search: Callable[..., Any]) -> list[Any]:
+    """All that a search of MLflow, which answers in pages, finds."""
+    found, token = [], None
+    while True:
+        page = search(page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The reading side of MLflow: registered models, their files, runs and what they logged."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class Registry:
         """The id of the experiment with this name, or the ids of all."""
         with track_errors(f"MLflow at {redact(self.uri)}"):
             if name is None:
-                found = _all_pages(self.client.search_experiments)
+                found = mlflow_client.all_pages(self.client.search_experiments)
             else:
                 found = [one for one in [self.client.get_experiment_by_name(name)] if one]
             return [experiment.experiment_id for experiment in found]
@@ -117,18 +117,7 @@ class Registry:
             return []
         search = partial(self.client.search_runs, ids, where, order_by=["start_time ASC"])
         with track_errors(f"MLflow at {redact(self.uri)}"):
-            return _all_pages(search)
-
-
-def _all_pages(search: Callable[..., Any]) -> list[Any]:
-    """What a search of MLflow finds, which comes in pages."""
-    found, token = [], None
-    while True:
-        page = search(page_token=token)
-        found += list(page)
-        token = page.token
-        if not token:
-            return found
+            return mlflow_client.all_pages(search)
 
 
 def _quoted(value: str) -> str:

@@ -270,6 +270,14 @@ def test_a_long_row_among_short_ones_needs_its_own_memory_alone(where: Registere
         ),
         (["--model", CANDIDATE, "finetune.epoch=3"], 2, "did you mean 'epochs'"),
         (["--model", CANDIDATE, "label_column=class"], 1, "train.csv has no column 'class'"),
+        (["--model", CANDIDATE, "test=x.bed"], 2, "reference: x.bed is a BED and needs the genome"),
+        (["--model", CANDIDATE, "test=/nowhere/x.pq"], 1, "/nowhere/x.pq: no such file"),
+        (["--model", CANDIDATE, "format=fasta"], 1, "train.csv is not a FASTA"),
+        (
+            ["--model", CANDIDATE, "label_column=[a, b]"],
+            2,
+            "label_column: kind classification reads one column",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.storage.store import StoreError
-from trainer.tracking import uploader
+from trainer.tracking import delivery, uploader
 from trainer.tracking.messages import Metrics
 from trainer.tracking.mlflow_run import Point, RunSpec, TrackError
 from trainer.tracking.outbox import FILE, Outbox
@@ -82,6 +82,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
     monkeypatch.setattr(uploader, "ResumableRun", lambda spec: FakeRun(made, spec))
     monkeypatch.setattr(uploader, "MAX_POINTS", MAX_POINTS)
+    monkeypatch.setattr(delivery, "MAX_POINTS", MAX_POINTS)
     monkeypatch.setattr(uploader, "_PAUSE_S", 0.02)
     return made
 

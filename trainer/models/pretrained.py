@@ -59,9 +59,7 @@ def write_stream(
 ) -> Exported:
     """``write`` with one tensor in memory at a time: ``tensors`` come ``in_order`` and are written as they
     come. ``network`` is asked for its sizes only."""
-    store.write_bytes(
-        store.join(uri, CONFIG), json.dumps(_hf_config(network), indent=2, sort_keys=True).encode() + b"\n"
-    )
+    store.write_bytes(store.join(uri, CONFIG), _config_bytes(network))
     store.write_bytes(store.join(uri, CARD), card.encode())
     coming = iter(tensors)
     digest = ""
@@ -111,6 +109,22 @@ def _write_safetensors(
             digest.update(data)
             file.write(data)
     return digest.hexdigest()
+
+
+def files(network: Network, tensors: Mapping[str, Tensor], *, card: str) -> dict[str, bytes]:
+    """The content of the four files by name, as ``write`` writes them."""
+    heads, weights = (
+        packed({name: tensor for name, tensor in tensors.items() if _is_head(name) == in_heads})
+        for in_heads in (True, False)
+    )
+    return {CONFIG: _config_bytes(network), CARD: card.encode(), HEADS: heads, WEIGHTS: weights}
+
+
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file of ``tensors`` as they are; its bytes depend on names and values alone."""
+    return safetensors.torch.save(
+        {name: tensors[name] for name in sorted(tensors)}, metadata={"format": "pt"}
+    )
 
 
 def load(uri: str) -> Network:
@@ -168,6 +182,10 @@ def fresh(config: dict[str, Any]) -> Network:
 def parameter_count(module: nn.Module) -> int:
     """Entries of all parameters; of whole ones under ZeRO-3, where a rank holds a part of each."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+
+
+def _config_bytes(network: Network) -> bytes:
+    return json.dumps(_hf_config(network), indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _hf_config(network: Network) -> dict[str, Any]:

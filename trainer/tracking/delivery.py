@@ -16,8 +16,10 @@ class Delivery:
     ``last_steps``: the last step that MLflow has of each metric. ``registers``: an export is on its way.
     """
 
-    def __init__(self, run: ResumableRun, registering: Registering | None) -> None:
-        self._run, self._versions = run, Versions(run, registering) if registering else None
+    def __init__(self, run: ResumableRun, registering: Registering | None, *, outbox: Path) -> None:
+        """``outbox``: its file, which messages to the user name."""
+        self._run, self._path = run, outbox
+        self._versions = Versions(run, registering) if registering else None
         self.last_steps: dict[str, int] = {}
         self.registers = False
 
@@ -54,14 +56,14 @@ class Delivery:
             case Attachment(name=name, values=values):
                 self._run.attach_dict(values, name)
             case FileUpload(path=path):
-                if Path(path).is_file():  # not where the run went on on another machine: it has a newer one
+                if Path(path).is_file():  # the machine that a run left has an older one
                     self._run.attach(Path(path))
             case Export() as export:
                 self._register(export)
             case Metrics():
                 raise AssertionError("a step has at most as many metrics as a call takes")
             case None:
-                say(f"warning: message {entry.id} of the outbox is damaged, and left out")
+                say(f"warning: message {entry.id} in {self._path} is damaged, and left out")
         return [entry]
 
     def _register(self, export: Export) -> None:

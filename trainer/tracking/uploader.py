@@ -61,9 +61,9 @@ class Uploader:
             TrackError, ValueError: MLflow refuses, and will go on to. StoreError: the outbox cannot be used.
         """
         self._spec, self._run = spec, ResumableRun(spec)
-        self._delivery = Delivery(self._run, registering)
         self._outbox = Outbox(folder)
         self._outbox.resume(after=after, tail=tail)
+        self._delivery = Delivery(self._run, registering, outbox=self._outbox.path)
         self._current = False  # whether the run is open, and the delivery knows what MLflow has
         self._error: TrackError | ValueError | None = None
         self._warned = ""  # of what, since the last success

@@ -13,6 +13,7 @@ from trainer.evaluation.registered_model import RegisteredModel, open_model
 from trainer.evaluation.tasks.champion import settle_champion
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.data import TaskData, load
+from trainer.evaluation.tasks.kept_models import keep_best, refuse_name, store_model
 from trainer.evaluation.tasks.modes import compute_unit, prepare
 from trainer.evaluation.tasks.parent_story import update_parent
 from trainer.evaluation.tasks.results import Result, Unit
@@ -32,6 +33,7 @@ def finetune(
     model = open_model(registry, model_uri)
     experiment = task.track.experiment or registry.experiment_of(model.run_id) or _EXPERIMENT
     registry.usable(experiment)  # before the work
+    refuse_name(registry, model.name, task.name)
     data = load(task)
     for sentence in describe_rows(task, data):
         say(sentence)
@@ -48,13 +50,16 @@ def finetune(
     results = []
     for unit in units(model, task):
         with log.open(unit) as run:
-            result = compute_unit(prepared, unit).result
-            log_result(run, result)
-        say(describe(result))
-        results.append(result)
-    sentence = settle_champion(registry, model.name, model.version)
-    say(sentence)
-    update_parent(registry, log.parent, past_results(registry, model.name, model.version), [sentence])
+            outcome = compute_unit(prepared, unit)
+            log_result(run, outcome.result)
+            store_model(run, outcome)
+        say(describe(outcome.result))
+        results.append(outcome.result)
+    sentences = keep_best(registry, model, task, prepared.settings)
+    sentences.append(settle_champion(registry, model.name, model.version))
+    for sentence in sentences:
+        say(sentence)
+    update_parent(registry, log.parent, past_results(registry, model.name, model.version), sentences)
     return results
 
 

@@ -1,4 +1,5 @@
-"""Linear models on fixed features, the penalty chosen on dev: k-mer counts, or embeddings of the backbone.
+"""Linear models on fixed features, the penalty chosen on dev: k-mer counts, the letters by position, or
+embeddings of the backbone.
 
 Shapes: N rows, F features.
 """
@@ -10,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import StandardScaler
 
+from data_prep import alphabet
 from trainer.evaluation.tasks.data import Split
+from trainer.evaluation.tasks.finetuning import TaskNetwork
 from trainer.evaluation.tasks.kind import Array, LinearModel, TaskKind
 
 
@@ -25,11 +29,26 @@ class FittedModel:
         predict: its predictions for any split.
         dev_prediction: those for dev, by which it was chosen.
         chosen: the settings that were chosen on dev.
+        reader: what makes numbers of sequences or of dense features, to be kept; None of sparse features.
     """
 
     predict: Callable[[Split], Array]
     dev_prediction: Array
     chosen: dict[str, Any]
+    reader: "TaskNetwork | StandardisedLinear | None" = None
+
+
+@dataclass(frozen=True)
+class StandardisedLinear:
+    """A linear model of dense features that are standardised first."""
+
+    mean_F: Array
+    scale_F: Array
+    linear: LinearModel
+
+    def __call__(self, features_NF: Array) -> Array:
+        """fp64 [N, K], as LinearModel gives them."""
+        return self.linear((features_NF - self.mean_F) / self.scale_F)
 
 
 def kmer_counts(letters: Sequence[str], *, k: int) -> Any:
@@ -37,6 +56,22 @@ def kmer_counts(letters: Sequence[str], *, k: int) -> Any:
     vocabulary = ["".join(kmer) for kmer in itertools.product("ACGT", repeat=k)]
     counter = CountVectorizer(analyzer="char", ngram_range=(k, k), lowercase=False, vocabulary=vocabulary)
     return counter.transform(letters).astype(np.float64)
+
+
+def onehot_letters(letters: Sequence[str], *, length: int) -> Any:
+    """Sparse float [N, 4·length]: 1 where A, C, G or T stands at a position, counted from the first letter.
+
+    N has no 1, nor has a position beyond the end. Letters beyond ``length`` are cut off.
+    """
+    codes = [alphabet.encode(each[:length].encode())[0] for each in letters]
+    row_M = np.repeat(np.arange(len(codes)), [len(each) for each in codes])
+    place_M = np.concatenate([np.arange(len(each)) for each in codes])
+    code_M = np.concatenate(codes)
+    known = code_M < alphabet.BASES
+    column_M = place_M * alphabet.BASES + code_M
+    ones = np.ones(int(known.sum()))
+    shape = (len(codes), alphabet.BASES * length)
+    return scipy.sparse.csr_matrix((ones, (row_M[known], column_M[known])), shape=shape)
 
 
 def fit_linear(
@@ -50,18 +85,19 @@ def fit_linear(
 ) -> FittedModel:
     """The linear model that is best on dev over the ``grid`` of C; of equals the stronger penalty.
 
-    Dense features are standardised; sparse ones, which are counts, are not. The solution is unique, so that
+    Dense features are standardised; sparse ones, counts and letters, are not. The solution is unique, so that
     seeds, which order the rows, differ by the solver's tolerance alone.
     """
     order = np.random.default_rng(seed).permutation(len(train))
     train_NF, dev_NF = features(train)[order], features(dev)
-    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler()
+    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler().fit(train_NF)
     if scaler:
-        train_NF, dev_NF = scaler.fit_transform(train_NF), scaler.transform(dev_NF)
-    best: tuple[float, float, LinearModel, Array] | None = None
+        train_NF = scaler.transform(train_NF)
+    best: tuple[float, float, LinearModel | StandardisedLinear, Array] | None = None
     for c in sorted(grid):
-        model = kind.fit_linear(train_NF, train.truth_N[order], c=c, seed=seed)
-        dev_prediction = model(dev_NF)
+        linear = kind.fit_linear(train_NF, train.truth_N[order], c=c, seed=seed)
+        model = StandardisedLinear(scaler.mean_, scaler.scale_, linear) if scaler else linear
+        dev_prediction = kind.predict(torch.from_numpy(model(dev_NF)))
         score = kind.main_score(dev.truth_N, dev_prediction)
         if best is None or score > best[0]:
             best = (score, c, model, dev_prediction)
@@ -69,7 +105,7 @@ def fit_linear(
     _, c, model, dev_prediction = best
 
     def predict(split: Split) -> Array:
-        features_NF = features(split)
-        return model(scaler.transform(features_NF) if scaler else features_NF)
+        return kind.predict(torch.from_numpy(model(features(split))))
 
-    return FittedModel(predict, dev_prediction, {"C": c})
+    kept = model if isinstance(model, StandardisedLinear) else None
+    return FittedModel(predict, dev_prediction, {"C": c}, kept)

@@ -85,7 +85,8 @@ def _batch(batch: pa.RecordBatch, wanted: Wanted, file: str, first: int) -> Batc
     ]
     others = None
     if wanted.others:
-        others = pa.Table.from_batches([batch]).drop_columns(list(wanted.columns))
+        table = pa.Table.from_batches([batch]).replace_schema_metadata()  # pandas' own no longer holds
+        others = table.drop_columns(list(wanted.columns))
     numbers = range(first, first + batch.num_rows)
     labels = list(zip(*cells[1:], strict=True)) if len(cells) > 1 else [()] * batch.num_rows
     return Batch(numbers, cells[0], labels, others)
@@ -98,8 +99,9 @@ def _texts(column: pa.Array, name: str, file: str, first: int) -> list[str]:
     texts = []
     for number, value in enumerate(values, first):
         if value is None or (isinstance(value, float) and math.isnan(value)) or _has_null(value):
+            shown = "null" if value is None else value
             raise ValueError(
-                f"{file}, row {number}: column {name!r} has no value ({value}); remove the row or fill it in"
+                f"{file}, row {number}: column {name!r} has no value ({shown}); remove the row or fill it in"
             )
         texts.append(convert(value))
     return texts

@@ -54,7 +54,7 @@ class Artifacts:
         self._take_up_exports(start)
         self._ended = False
         if self._uploader.id:
-            say(f"MLflow run {self._uploader.id}")
+            say(" ".join(filter(None, ["MLflow run", self._uploader.id, self._uploader.page])))
         self._story.begin(self._uploader)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:

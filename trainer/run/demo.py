@@ -79,6 +79,7 @@ def run_demo(options: DemoOptions) -> int:
         f"run.dir={folder / 'pretrain'}",
         f"run.name={folder.name}",
         f"track.uri={_TRACKING}",
+        "track.report_every=0",  # the demo makes one itself, once there are results on the task
         *options.overrides,
     ]
     if options.rows < 1:

@@ -138,6 +138,17 @@ class ResumableRun(MlflowRun):
 
     experiment_id = ""
 
+    @property
+    def page(self) -> str:
+        """The address of the run in MLflow's UI, opened in Model training; "" where no server is known.
+
+        What kind of experiment it shows, MLflow 3.17's UI takes from the address, not from the experiment.
+        """
+        uri = str(redact(self.spec.uri)).rstrip("/").replace("***@", "")
+        if not (self.id and self.experiment_id and uri.startswith("http")):
+            return ""
+        return f"{uri}/#/experiments/{self.experiment_id}/runs/{self.id}?workflowType=machine_learning"
+
     def open(self) -> dict[str, int]:
         """The last step of each metric that MLflow has of this run. It is made if there is none, and RUNNING.
 

@@ -40,6 +40,7 @@ class RunSpec:
         key: the value of its tag ``run.key``, by which a training run is found again.
         parent: the id of the run that it is a child of.
         registered_model: the name that its model will be registered under.
+        start_ms: when its work began, in ms since 1970; None: now.
     """
 
     uri: str
@@ -51,6 +52,7 @@ class RunSpec:
     tags: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
     registered_model: str | None = None
+    start_ms: int | None = None
 
     @property
     def all_tags(self) -> dict[str, str]:
@@ -214,7 +216,7 @@ class Run(_MlflowRun):
                 self._client = mlflow_client.connect(spec.uri)
                 with track_errors(self._place):
                     made = self._client.create_run(
-                        self._experiment_id(), run_name=spec.name, tags=spec.all_tags
+                        self._experiment_id(), spec.start_ms, run_name=spec.name, tags=spec.all_tags
                     )
                     self.id, self.artifact_uri = made.info.run_id, made.info.artifact_uri
                     self._send_params(spec.params)

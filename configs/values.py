@@ -22,7 +22,7 @@ _TRUE, _FALSE, _NULL = (
 _INTEGER = re.compile(r"-?(0|[1-9]\d*(_\d+)*)", re.ASCII)
 _REAL = re.compile(r"[-+]?(\d+(_\d+)*\.?|(\d+(_\d+)*)?\.\d+(_\d+)*)([eE][-+]?\d+)?", re.ASCII)
 _MERGE, _TEXT, _WORD = (f"tag:yaml.org,2002:{tag}" for tag in ("merge", "str", "word"))
-_MARKS = (
+MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -64,12 +64,9 @@ def decode(data: bytes) -> str:
     Raises:
         ValueError: other bytes, or NUL, which UTF-16 without a mark is full of.
     """
-    if kind := magic.format_of(data):
-        raise ValueError(
-            f"it is {kind}, not text; {'unpack it' if kind in magic.COMPRESSED else 'save it as text'}"
-        )
+    refuse_binary(data)
     mark, encoding = next(
-        ((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8")
+        ((mark, encoding) for mark, encoding in MARKS if data.startswith(mark)), (b"", "utf-8")
     )
     try:
         text = data[len(mark) :].decode(encoding)
@@ -82,6 +79,14 @@ def decode(data: bytes) -> str:
         line = text.count("\n", 0, at) + 1
         raise ValueError(f"not text in {encoding.upper()}: line {line} has a NUL; save it as UTF-8")
     return text
+
+
+def refuse_binary(data: bytes) -> None:
+    """ValueError if a file that begins with ``data`` is of a known format that is no text."""
+    if kind := magic.format_of(data):
+        raise ValueError(
+            f"it is {kind}, not text; {'unpack it' if kind in magic.COMPRESSED else 'save it as text'}"
+        )
 
 
 def scalar(text: str) -> Any:

@@ -178,9 +178,7 @@ class Pool:
             return []
         for task in unfit:
             self._waiting.remove(task)
-        return [
-            Ended(task.key, fault=RuntimeError(f"it {self.fault_of(task.needs)}")) for task in unfit
-        ]
+        return [Ended(task.key, fault=RuntimeError(f"it {self.fault_of(task.needs)}")) for task in unfit]
 
     def _cluster(self) -> list[Needs]:
         """What each node has in all, those that run only."""

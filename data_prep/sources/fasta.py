@@ -93,6 +93,29 @@ def records(uri: str) -> Iterator[Record]:
         yield Record(name, codes, ambiguous)
 
 
+def headed_records(uri: str) -> Iterator[tuple[int, str, str]]:
+    """The number (from 1), the whole header without its ``>``, and the letters of each record of the FASTA at
+    ``uri``, plain or compressed. Names may stand there twice, and letters are not checked.
+
+    Raises:
+        StoreError: it cannot be read.
+        ValueError: it is no FASTA, or a header is no text; the message names the file.
+    """
+    where, number, title, letters = redact(uri), 0, "", list[bytes]()
+    for header, piece in _lines(_after_comments(text(uri), uri=where), uri=where):
+        if header is None:
+            letters.append(piece)
+            continue
+        if number:
+            yield number, title, b"".join(letters).decode("latin-1")
+        number, letters = number + 1, []
+        try:
+            title = header.decode().strip()
+        except UnicodeDecodeError as fault:
+            raise ValueError(f"{where}: the header of record {number} is not text in UTF-8") from fault
+    yield number, title, b"".join(letters).decode("latin-1")
+
+
 def text(uri: str) -> Iterator[bytes]:
     """The decompressed text of the FASTA at ``uri`` in chunks.
 

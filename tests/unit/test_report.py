@@ -10,6 +10,7 @@ import pytest
 import configs
 from tests.datasets import markov_sequence, write_dataset
 from tests.registered import CANDIDATE, Registered, registered, registry
+from trainer.evaluation import drawing
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
 from trainer.report import figures
@@ -190,7 +191,7 @@ def test_every_loss_and_reading_is_drawn() -> None:
     for panels, smooth in ((losses, 20), (health, 1)):
         figure = figures.curves(found, panels, smooth=smooth)
         assert figure
-        assert figures.png(figure).startswith(b"\x89PNG")
+        assert drawing.png(figure).startswith(b"\x89PNG")
         for axis in figure.axes[: len(panels)]:
             titles.append(axis.get_title())
             for line in axis.get_lines():

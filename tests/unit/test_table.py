@@ -19,7 +19,8 @@ from tests.s3 import S3
 from tests.unit.test_compression import PACKERS
 from trainer.evaluation.tasks import table
 from trainer.evaluation.tasks.classification import Classification
-from trainer.evaluation.tasks.table import Table
+from trainer.evaluation.tasks.readers.rows import Wanted
+from trainer.evaluation.tasks.table import LabelReader, Table
 
 ROWS = [("ACGTACGTAC", "a"), ("GGGTTTACGN", "b"), ("TTTTACGTCC", "a")]
 PLAIN = "sequence,label\n" + "".join(f"{letters},{label}\n" for letters, label in ROWS)
@@ -27,7 +28,8 @@ PLAIN = "sequence,label\n" + "".join(f"{letters},{label}\n" for letters, label i
 
 def read(path: Path | str) -> Table:
     kind = Classification(("a", "b"))
-    return table.read(str(path), sequence_column="sequence", label_column="label", check_label=kind.parse)
+    wanted = Wanted(label_columns=("label",))
+    return table.read(str(path), wanted=wanted, label_reader=LabelReader(kind.labels, kind.parse))
 
 
 def rows(found: Table) -> list[tuple[str, str]]:
@@ -317,6 +319,6 @@ def test_a_cut_file_is_refused_or_told_or_ends_with_a_row(tmp_path: Path, data: 
 def test_numbers_of_lines_are_those_of_an_editor(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("\n" + PLAIN.replace("GGG", "\n\nGGG"))
     found = read(tmp_path / "t.csv")
-    assert found.lines == (3, 6, 7)
+    assert found.numbers == (3, 6, 7)
     assert found.at(1) == f"{tmp_path}/t.csv, line 6"
-    assert np.array(found.lines).dtype == np.int64
+    assert np.array(found.numbers).dtype == np.int64

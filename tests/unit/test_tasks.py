@@ -51,7 +51,7 @@ def test_shipped_tasks_hold_the_rows_they_say(dna_data: Path, monkeypatch: pytes
     [
         ({"labels": ["a"], "test": "x"}, "at least 2 are needed"),
         ({"labels": ["a", "a"], "test": "x"}, "none twice"),
-        ({}, "at least one of them must name a CSV"),
+        ({}, "at least one of them must name a file"),
         ({"test": "x", "kind": "regression"}, "must be one of classification"),
         ({"test": "x", "finetune": {"lr": []}}, "at least 1 item"),
         ({"test": "x", "modes": ["kmers"]}, "'kmer'"),

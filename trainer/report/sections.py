@@ -5,7 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from trainer.evaluation import drawing
 from trainer.evaluation.embedding_plane import embedding_plane
+from trainer.evaluation.tasks import results_picture
 from trainer.evaluation.tasks.results_table import results_tables
 from trainer.report import facts, figures
 from trainer.report.figures import Histories
@@ -48,7 +50,7 @@ def all_sections(registry: Registry, run: Any) -> list[Section]:
 
 
 def _picture(name: str, text: str, figure: Figure | None) -> list[Picture]:
-    return [] if figure is None else [Picture(name, text, figures.png(figure))]
+    return [] if figure is None else [Picture(name, text, drawing.png(figure))]
 
 
 def _trouble(found: Histories, status: str) -> list[Section]:
@@ -77,7 +79,7 @@ def _transfer(registry: Registry, run: Any) -> list[Section]:
     sections = []
     for table in tables:
         name, kind = ("transfer", "") if len(tables) == 1 else (f"transfer_{table.kind}", f": {table.kind}")
-        figure = figures.transfer(summary[summary["kind"] == table.kind])
+        figure = results_picture.scores(summary[summary["kind"] == table.kind])
         pictures = _picture(name, f"Test scores by mode{kind}", figure)
         sections.append(Section(f"{title}{kind}", [text], table.headings, table.rows, pictures))
     return sections

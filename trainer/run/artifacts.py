@@ -1,48 +1,27 @@
-"""What rank 0 leaves of a run: its MLflow run with points and tags, the export in run.dir, the registered
-model."""
+"""What rank 0 leaves of a run in MLflow: points, tags and files, and the registered model."""
 
 import hashlib
-import shutil
-import subprocess
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import configs
 from cluster.process.heartbeat import heartbeat
-from cluster.process.host import cache_root
 from cluster.storage import store
 from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.core.console import say
 from trainer.models import pretrained
-from trainer.run import run_status
+from trainer.run import run_spec, run_status
 from trainer.run.checkpoint.save import SaveCallbacks
 from trainer.run.config import TrainConfig
-from trainer.run.train_state import TrainState
+from trainer.run.run_spec import Start
 from trainer.tracking.mlflow_client import TrackError
-from trainer.tracking.mlflow_run import RunSpec
 from trainer.tracking.uploader import Uploader
 
 _STOPPED_S = 5.0  # that a run which is told to stop waits for MLflow
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where this process takes the training up, and what MLflow shows of it.
-
-    ``step``: that it goes on after. ``waiting``: the points of the steps before that MLflow had not got yet.
-    ``parameters``: of the network.
-    """
-
-    parameters: int
-    tags: Mapping[str, str]
-    step: int = 0
-    waiting: bytes = b""
 
 
 class Artifacts:
@@ -57,25 +36,15 @@ class Artifacts:
         """
         self._run_dir, self._track = config.run.dir, config.track
         self._steps = config.train.steps
-        key = _mlflow_key(config.run.dir, same_run=same_run)
-        resolved = configs.dump(config)
-        spec = RunSpec(
-            config.track.uri,
-            config.track.experiment,
-            config.run.name,
-            artifact_uri=config.track.artifact_uri,
-            key=key,
-            params=_params(config, resolved) | {"parameters": start.parameters} if start else {},
-            tags={**start.tags, "git.commit": _git_commit()} if start else {},
-            registered_model=config.track.registered_model,
-        )
+        key = run_spec.key_of(config.run.dir, same_run=same_run)
+        spec = run_spec.build(config, key, start)
         self._uploader = Uploader(
             spec,
-            _outbox_folder(config.run.dir, key),
+            run_spec.outbox_folder(config.run.dir, key),
             after=start.step if start else None,
             tail=start.waiting if start else b"",
         )
-        self._uploader.attach_dict(resolved, "config.yaml")
+        self._uploader.attach_dict(configs.dump(config), "config.yaml")
         self._ended = False
         if self._uploader.id:
             say(f"MLflow run {self._uploader.id}")
@@ -141,16 +110,6 @@ class Artifacts:
             self.end("FAILED" if isinstance(fault, Exception) else "KILLED")
 
 
-def _git_commit() -> str:
-    """The commit of this code; "unknown" outside a repository."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # an image without git
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
 @contextmanager
 def begin_artifacts(
     config: TrainConfig, group: Group, *, same_run: bool, start: Start
@@ -191,65 +150,3 @@ def _registering(group: Group) -> Iterator[None]:
             raise TrackError(
                 f"the run is finished and its export is in run.dir, but it is not registered: {fault}"
             ) from fault
-
-
-def export_to_run_dir(config: TrainConfig, state: TrainState, group: Group) -> None:
-    """Rank 0 writes the teacher as files to run.dir, and the note that the run is finished; a collective."""
-    tensors = pretrained.split_tensors(state.teacher.full_tensors(), keep=group.rank == 0)
-    if group.rank == 0:
-        pretrained.write(config.run.dir, state.teacher.module, tensors, card=_card(config, state))
-        run_status.write_finished(config.run.dir, steps=config.train.steps, delivered=False)
-
-
-def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
-    """The config by dotted keys. ``data.length`` is the last length, which users of the model need; lengths
-    by step are a key of their own."""
-    params = configs.flatten(resolved)
-    if len(config.data.length) > 1:
-        params |= {"data.length": config.data.last_length, "data.length_by_step": params["data.length"]}
-    return params
-
-
-def _mlflow_key(run_dir: str, *, same_run: bool) -> str:
-    """The key by which the MLflow run of this run is found again; a new one unless it is the ``same_run``."""
-    key = run_status.read_key(run_dir) if same_run else None
-    if key is None:
-        if store.is_local(run_dir):  # the outbox of another run, which left nothing else here
-            shutil.rmtree(store.local_path(run_dir) / run_status.TRACK, ignore_errors=True)
-        key = uuid.uuid4().hex
-        run_status.write_key(run_dir, key)
-    return key
-
-
-def _outbox_folder(run_dir: str, key: str) -> Path:
-    """The local folder in which points wait for MLflow."""
-    if store.is_local(run_dir):
-        return store.local_path(run_dir) / run_status.TRACK
-    return cache_root() / "track" / key
-
-
-def _card(config: TrainConfig, state: TrainState) -> str:
-    """The model card: README.md of the export."""
-    losses = ", ".join(f"{name} {weight:g}" for name, weight in config.loss.weights().items())
-    first, *later = config.data.length
-    lengths = ", ".join(
-        [f"{first.length} bp", *(f"from step {part.from_step} on {part.length} bp" for part in later)]
-    )
-    lines = [
-        "---",
-        "library_name: dna-distill",
-        "tags: [dna, self-distillation]",
-        "---",
-        f"# {config.run.name}",
-        "",
-        "DNA encoder pretrained by self-distillation: the teacher (moving average of the student) after "
-        f"{state.step} steps of",
-        f"{config.train.global_batch} windows of {lengths}. Losses and weights: {losses}. "
-        f"Seed {config.run.seed}.",
-        "",
-        "Input: codes A 0, C 1, G 2, T 3, N 4, MASK 5, CLS 6, PAD 7. `model.safetensors` holds backbone and "
-        "nucleotide head,",
-        "`heads.safetensors` the projection heads that only pretraining uses. Weights fit the wiring in "
-        "`config.json` alone.",
-    ]
-    return "\n".join(lines) + "\n"

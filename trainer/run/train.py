@@ -29,10 +29,11 @@ from trainer.models import pretrained
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
 from trainer.run import run_dir, run_status, world_size
-from trainer.run.artifacts import Artifacts, Start, begin_artifacts, export_to_run_dir, publish
+from trainer.run.artifacts import Artifacts, begin_artifacts, publish
 from trainer.run.checkpoint.resume import Resumed, resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
+from trainer.run.export import export_to_run_dir
 from trainer.run.flops import step_flops
 from trainer.run.hooks import (
     CheckHealth,
@@ -48,6 +49,7 @@ from trainer.run.hooks import (
     Validate,
     is_due,
 )
+from trainer.run.run_spec import Start
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
 

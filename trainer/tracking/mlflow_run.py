@@ -14,7 +14,9 @@ from cluster.process import signals
 from configs import redact
 from trainer.core.console import say
 from trainer.tracking import mlflow_client
+from trainer.tracking.inputs import DatasetInput
 from trainer.tracking.mlflow_client import TrackError, library, track_errors
+from trainer.tracking.provenance import EXPERIMENT_TAGS, NOTE
 
 MAX_POINTS = 1000  # in one call
 _BATCH = 500  # points that ``Run.log`` collects before it sends them
@@ -40,6 +42,8 @@ class RunSpec:
         key: the value of its tag ``run.key``, by which a training run is found again.
         parent: the id of the run that it is a child of.
         registered_model: the name that its model will be registered under.
+        inputs: the datasets that it reads.
+        about: what the experiment is for, in markdown; stands where its description is still empty.
         start_ms: when its work began, in ms since 1970; None: now.
     """
 
@@ -52,6 +56,8 @@ class RunSpec:
     tags: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
     registered_model: str | None = None
+    inputs: Sequence[DatasetInput] = ()
+    about: str = ""
     start_ms: int | None = None
 
     @property
@@ -61,7 +67,7 @@ class RunSpec:
         return dict(self.tags) | {tag: value for tag, value in own.items() if value is not None}
 
 
-class _MlflowRun:
+class MlflowRun:
     """One MLflow run. Its methods are single calls that raise TrackError if MLflow refuses or is away."""
 
     def __init__(self, spec: RunSpec) -> None:
@@ -75,7 +81,17 @@ class _MlflowRun:
 
     def _experiment_id(self) -> str:
         spec = self.spec
-        return mlflow_client.experiment_id(self._client, spec.experiment, spec.artifact_uri, uri=spec.uri)
+        found = mlflow_client.experiment_id(self._client, spec.experiment, spec.artifact_uri, uri=spec.uri)
+        wanted = EXPERIMENT_TAGS | ({NOTE: spec.about} if spec.about else {})
+        there = self._client.get_experiment(found).tags
+        for key in wanted.keys() - there.keys():  # what somebody chose stays
+            self._client.set_experiment_tag(found, key, redact(wanted[key]))
+        return found
+
+    def _send_inputs(self) -> None:
+        """The datasets; MLflow keeps each once, however often it is told."""
+        if self.spec.inputs:
+            self._client.log_inputs(self.id, [each.to_mlflow() for each in self.spec.inputs])
 
     def send(self, points: Sequence[Point]) -> None:
         """At most MAX_POINTS points, in one call."""
@@ -141,7 +157,7 @@ class _MlflowRun:
             self._client.set_terminated(self.id, status)
 
 
-class ResumableRun(_MlflowRun):
+class ResumableRun(MlflowRun):
     """The MLflow run of a training run, which is found again by its key."""
 
     def open(self) -> dict[str, int]:
@@ -170,6 +186,7 @@ class ResumableRun(_MlflowRun):
             # A parameter keeps its first value when a run resumes with another one: MLflow takes no second.
             there = run.data.params
             self._send_params({key: value for key, value in spec.params.items() if key not in there})
+            self._send_inputs()
             found = self._client.get_run(self.id).data.to_proto().metrics
             return {metric.key: metric.step for metric in found}
 
@@ -204,7 +221,7 @@ class ResumableRun(_MlflowRun):
             )
 
 
-class Run(_MlflowRun):
+class Run(MlflowRun):
     """A new run whose every call is made at once; ``with`` ends it."""
 
     def __init__(self, spec: RunSpec) -> None:
@@ -220,6 +237,7 @@ class Run(_MlflowRun):
                     )
                     self.id, self.artifact_uri = made.info.run_id, made.info.artifact_uri
                     self._send_params(spec.params)
+                    self._send_inputs()
         except BaseException as fault:
             if self.id:
                 self._end_after(fault)

@@ -7,7 +7,6 @@ set once, and a second value is refused. All that must be decided once is decide
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from configs import redact
 from trainer.tracking.mlflow_client import connect, library, track_errors

@@ -1,12 +1,14 @@
 """The task config: every key of ``configs/tasks/*.yaml``, its type, its default, and what is accepted."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from configs import Section
+from configs import Section, redact
 from trainer.evaluation.precision import Precision
 from trainer.evaluation.tasks.kind import TaskKind
+from trainer.evaluation.tasks.readers.formats import FORMATS, format_of
 from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
 from trainer.tracking import names
 
@@ -75,7 +77,9 @@ class Track(Section):
 class TaskConfig(Section):
     """A labelled task. A split without a file is taken from the other files, see data.py.
 
-    ``labels``: the words in the label column; which are needed, the kind decides.
+    ``labels``: the words in the label column; which are needed, the kind decides. ``label_column``: a list of
+    columns that say yes or no to the label of their name. ``format``: of all three files, where their names
+    do not say it. ``label_pattern``: a regular expression that finds the label in a FASTA's header.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -83,8 +87,12 @@ class TaskConfig(Section):
     train: str | None = None
     dev: str | None = None
     test: str | None = None
+    format: str | None = None
+    reference: str | None = None
+    split: Literal["hash", "stratified"] = "hash"
     sequence_column: str = "sequence"
-    label_column: str = "label"
+    label_column: str | tuple[str, ...] = "label"
+    label_pattern: str | None = None
     labels: tuple[str, ...] = ()
     max_train_rows: Positive | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_as_list)] = (
@@ -105,6 +113,38 @@ class TaskConfig(Section):
         if kind not in KINDS:
             raise ValueError(f"must be one of {', '.join(sorted(KINDS))}")
         return kind
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, form: str | None) -> str | None:
+        if form is not None and form not in FORMATS:
+            raise ValueError(f"must be null (by the name) or one of {', '.join(FORMATS)}")
+        return form
+
+    @field_validator("label_pattern")
+    @classmethod
+    def _is_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as fault:
+            raise ValueError(f"is no regular expression: {fault}") from fault
+        return pattern
+
+    @field_validator("label_column")
+    @classmethod
+    def _distinct_columns(cls, columns: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (columns,) if isinstance(columns, str) else columns
+        if not names or not all(names) or len(set(names)) < len(names):
+            raise ValueError("a name is needed, or a list of names, none empty or given twice")
+        return columns
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_are_labels(cls, values: Any) -> Any:
+        """Several label columns name the labels, where ``labels`` does not."""
+        if isinstance(values, dict) and isinstance(values.get("label_column"), list | tuple):
+            return {"labels": values["label_column"]} | values
+        return values
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -132,7 +172,20 @@ class TaskConfig(Section):
     def _usable(self) -> "TaskConfig":
         self.make_kind()
         if not (self.train or self.dev or self.test):
-            raise ValueError("train, dev, test: at least one of them must name a CSV file")
+            raise ValueError("train, dev, test: at least one of them must name a file")
+        groups = re.compile(self.label_pattern or "").groups
+        columns = 1 if isinstance(self.label_column, str) else len(self.label_column)
+        if self.label_pattern and groups != columns:
+            raise ValueError(
+                f"label_pattern: needs one group in brackets for each label column, {columns}, not {groups}"
+            )
+        uris = [uri for role in ROLES if (uri := getattr(self, role))]
+        beds = [uri for uri in uris if format_of(uri, self.format) == "bed"]
+        if beds and not self.reference:
+            raise ValueError(
+                f"reference: {redact(beds[0])} is a BED and needs the genome that its intervals are cut from "
+                "(FASTA or .2bit)"
+            )
         return self
 
     def make_kind(self) -> TaskKind:

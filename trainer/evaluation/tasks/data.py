@@ -16,7 +16,8 @@ from data_prep import alphabet
 from trainer.evaluation.tasks import table
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.kind import Array, TaskKind
-from trainer.evaluation.tasks.table import Table
+from trainer.evaluation.tasks.readers.rows import Wanted
+from trainer.evaluation.tasks.table import LabelReader, Table
 
 _SPLIT_SALT, _SUBSAMPLE_SALT = 0, 1
 
@@ -82,13 +83,16 @@ def load(config: TaskConfig) -> TaskData:
     split that cannot be used.
     """
     kind = config.make_kind()
+    columns = config.label_column
+    wanted = Wanted(
+        sequence_column=config.sequence_column,
+        label_columns=(columns,) if isinstance(columns, str) else columns,
+        reference=config.reference,
+        label_pattern=config.label_pattern or "",
+    )
+    label_reader = LabelReader(config.labels, kind.parse, () if isinstance(columns, str) else columns)
     tables = {
-        role: table.read(
-            uri,
-            sequence_column=config.sequence_column,
-            label_column=config.label_column,
-            check_label=kind.parse,
-        )
+        role: table.read(uri, wanted=wanted, label_reader=label_reader, form=config.format)
         for role in ROLES
         if (uri := getattr(config, role))
     }

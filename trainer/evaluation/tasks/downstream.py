@@ -15,15 +15,18 @@ from trainer.evaluation.tasks.champion import settle_champion
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.data import TaskData, load
 from trainer.evaluation.tasks.modes import PreparedTask, compute_unit, prepare
+from trainer.evaluation.tasks.parent_story import update_parent
 from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
 from trainer.evaluation.tasks.results_log import (
     FINETUNE_EXPERIMENT,
     ResultsLog,
     VersionLog,
+    past_results,
     stored_results,
 )
 from trainer.evaluation.tasks.reuse import KnownResults, as_result_of
 from trainer.tracking.registry import Registry
+
 
 def finetune(
     registry: Registry, model_uri: str, task: TaskConfig, *, device: torch.device | None = None
@@ -43,12 +46,14 @@ def finetune(
     prepared = prepare(model.network, model.config, task=task, data=data, device=device or best_device())
     known = KnownResults(stored_results(registry, model.name))
     version = VersionLog.open(registry, model, experiment)
-    log = ResultsLog(version, task, prepared.settings, data.rows)
+    log = ResultsLog(version, task, prepared.settings, data.rows, data.sha256())
     results = []
     for unit in units(model, task):
         results.append(_result_of(unit, prepared, log, known))
         say(results[-1].sentence)
-    say(settle_champion(registry, model.name, model.version))
+    sentence = settle_champion(registry, model.name, model.version)
+    say(sentence)
+    update_parent(registry, version.parent, past_results(registry, model.name, model.version), [sentence])
     return [one.result for one in results]
 
 

@@ -18,11 +18,13 @@ from typing import Any
 import configs
 from trainer.core.console import say
 from trainer.evaluation.registered_model import RegisteredModel
+from trainer.evaluation.tasks.child_story import one_line, run_name, task_inputs
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.mlflow_run import Run, RunSpec
+from trainer.tracking.provenance import NOTE, source_tags
 from trainer.tracking.registry import Registry
 from trainer.tracking.shared_run import SharedRuns
 
@@ -50,7 +52,7 @@ class VersionLog:
         parent = parent_run(registry, model, experiment, shared=shared)
 
         def make() -> str:
-            tags = _tags(model.name, model.version, "ledger") | {"mlflow.note.content": _LEDGER_NOTE}
+            tags = _tags(model.name, model.version, "ledger") | {NOTE: _LEDGER_NOTE}
             name = f"{model.name} v{model.version} ledger"
             with Run(RunSpec(registry.uri, experiment, name, tags=tags, parent=parent)) as run:
                 return run.id
@@ -80,14 +82,16 @@ class VersionLog:
 class ResultsLog:
     """Where the results of a model version on a task go, and what all their runs hold.
 
-    ``owner``: who computes them, for the runs' tag; "" where nobody else could.
+    ``data_sha256``: of the rows. ``owner``: who computes them, for the runs' tag; "" where nobody else could.
     """
 
     version: VersionLog
     task: TaskConfig
     settings: str
     rows: Mapping[str, int]
+    data_sha256: str
     owner: str = ""
+    command: str = "trainer/finetune.py"
 
     def unit_digest(self, unit: Unit) -> str:
         """Of a unit and its settings, for the ledger's params."""
@@ -129,20 +133,25 @@ class ResultsLog:
 
     def record_failure(self, unit: Unit, reason: str) -> None:
         """A run that is FAILED, with the reason as its description."""
-        run = self._open(unit, {"mlflow.note.content": reason}, None)
+        run = self._open(unit, {NOTE: reason}, None)
         run.end("FAILED")
 
     def _open(self, unit: Unit, tags: Mapping[str, str], start_ms: int | None) -> Run:
-        own = {"architecture": self.version.architecture, "owner": self.owner}
+        own = {
+            "architecture": self.version.architecture,
+            "owner": self.owner,
+            NOTE: one_line(unit, self.rows),
+        }
         return Run(
             RunSpec(
                 uri=self.version.shared.uri,
                 experiment=self.version.experiment,
-                name=f"{unit.task} {unit.mode} seed {unit.seed}",
+                name=run_name(unit),
                 params=self._params(unit),
-                tags=_tags(unit.model, unit.version, "child") | own | dict(tags),
+                tags=_tags(unit.model, unit.version, "child") | source_tags(self.command) | own | dict(tags),
                 parent=self.version.parent,
                 start_ms=start_ms,
+                inputs=task_inputs(self.task, self.rows, digest=self.data_sha256),
             )
         )
 
@@ -202,7 +211,8 @@ def parent_run(
 
     def make() -> str:
         name = f"{model.name} v{model.version} fine-tuning"
-        with Run(RunSpec(registry.uri, experiment, name, tags=tags, parent=model.run_id)) as run:
+        own = tags | source_tags("trainer/finetune.py")
+        with Run(RunSpec(registry.uri, experiment, name, tags=own, parent=model.run_id)) as run:
             return run.id
 
     if model.run_id and shared.read(model.run_id).active:

@@ -1,6 +1,6 @@
 """Tasks of different size and needs on Ray, added and taken back while others run; heavy ones begin first.
 
-``jobs.run`` is for many tasks that are alike. It is enough where all of them are known before the first starts.
+``jobs.run`` is for many tasks that are alike, all of them known before the first starts.
 """
 
 import os
@@ -61,7 +61,7 @@ class Pool:
 
     Attributes:
         may_start: asked just before a task starts the first time; False drops it, and nothing more is heard
-            of it.
+            of it. If it raises, the task goes on waiting, and ``wait`` raises that.
         on_retry: told the key and the reason when a task is tried again, because its worker or node died or
             its store was out of reach.
     """
@@ -159,8 +159,9 @@ class Pool:
             if not any(task.needs.fit(node) for node in nodes):
                 unfit.append(task)
             elif task.needs.fit(free):
+                starts = bool(task.failures) or self.may_start(task.key)
                 self._waiting.remove(task)
-                if task.failures or self.may_start(task.key):
+                if starts:
                     self._launch(task)
                     free = Needs(free.cpus - task.needs.cpus, free.gpus - task.needs.gpus)
         return self._refuse(unfit, now)

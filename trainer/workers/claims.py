@@ -1,4 +1,4 @@
-"""Which of several drivers computes which unit: claims in MLflow, with a lease that no clock but ours decides.
+"""Which of several drivers computes which unit: claims in MLflow, with a lease by our own clock.
 
 A driver is a process of ``python -m cluster finetune``. Several may work on the same version: two that watch,
 or a new one beside what is left of one that was killed. They share the version's ledger run (results_log.py).
@@ -139,6 +139,9 @@ class Claims:
         if since is None or tag == _FAREWELL:
             return True
         return bool(_ended_here(tag)) or self._owner.clock() - since >= self._owner.lease_s
+
+    def is_gone_or_us(self, driver: str) -> bool:
+        return driver == self._owner.id or self.is_gone(driver)
 
     def _take_in(self, state: RunState) -> None:
         self._params, now = state.params, self._owner.clock()

@@ -96,7 +96,7 @@ def units(model: RegisteredModel, task: TaskConfig) -> list[Unit]:
 
 
 def describe(result: Result, *, from_run: str = "", version: str = "") -> str:
-    """A result in one sentence. ``from_run``: the run that had it already, of another ``version`` if given."""
+    """A result in one sentence. ``from_run``: the run that has it already, of another ``version``."""
     unit, metric = result.unit, result.metric
     how = f"{result.seconds:.1f} s"
     if from_run:

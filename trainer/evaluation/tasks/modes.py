@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -64,6 +64,10 @@ class Features:
 
         return self._once("embeddings", split, compute)
 
+    def give_embeddings(self, computed: Mapping[Split, Any]) -> None:
+        """Embeddings of splits that were computed elsewhere, as ``embeddings`` gives them."""
+        self._computed |= {("embeddings", split): vectors for split, vectors in computed.items()}
+
     def _once(self, what: str, split: Split, compute: Callable[[], Any]) -> Any:
         key = (what, split)
         if key not in self._computed:
@@ -101,10 +105,19 @@ def settings_digest(task: TaskConfig, *, precisions: Precisions, data_sha256: st
 
 
 def prepare(
-    network: Network, export_config: dict[str, Any], *, task: TaskConfig, data: TaskData, device: torch.device
+    network: Network,
+    export_config: dict[str, Any],
+    *,
+    task: TaskConfig,
+    data: TaskData,
+    device: torch.device,
+    precisions: Precisions | None = None,
 ) -> PreparedTask:
-    """``network``, moved to ``device``, and ``task`` with its ``data``."""
-    precisions = Precisions.of(task, device)
+    """``network``, moved to ``device``, and ``task`` with its ``data``.
+
+    ``precisions``: what all processes that compute units of the task agree on; None: what ``device`` is best at.
+    """
+    precisions = precisions or Precisions.of(task, device)
     features = Features(network.to(device), k=task.kmer.k, precision=precisions.probe)
     return PreparedTask(network, export_config, task, data, task.make_kind(), precisions, features)
 

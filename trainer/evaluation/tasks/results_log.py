@@ -131,6 +131,15 @@ class ResultsLog:
         self.version.update_parent()
         return stands == made
 
+    def finish_counted(self, unit: Unit) -> bool:
+        """Whether the ledger counts a run for the unit that is still there; it is FINISHED then."""
+        params, key = self.version.shared.read(self.version.ledger).params, f"done.{self.unit_digest(unit)}"
+        for run_id in [value for name, value in params.items() if name == key or name.startswith(f"{key}.")]:
+            if self.version.shared.read(run_id).active:
+                self.version.shared.finish(run_id)
+                return True
+        return False
+
     def record_failure(self, unit: Unit, reason: str) -> None:
         """A run that is FAILED, with the reason as its description."""
         run = self._open(unit, {NOTE: reason}, None)

@@ -53,7 +53,8 @@ def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
     scores = {}
     for c in grid:
         model = kind.fit_linear(features(train), train.truth_N, c=c, seed=0)
-        scores[c] = kind.score(dev.truth_N, model(features(dev)))["mcc"]
+        prediction = kind.predict(torch.from_numpy(model(features(dev))))
+        scores[c] = kind.score(dev.truth_N, prediction)["mcc"]
     fitted = fit_linear(train, dev, features=features, kind=kind, grid=grid, seed=5)
     assert scores[fitted.chosen["C"]] == max(scores.values())
     assert len(set(scores.values())) > 1

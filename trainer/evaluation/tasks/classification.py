@@ -3,6 +3,7 @@
 Shapes: N rows, B of a batch, K classes, F features.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Classification(TaskKind):
         Metric("f1_macro", "macro-F1"),
         Metric("auroc", "AUROC"),
     )
+    balances = True
     dtype = np.int64
 
     def __init__(self, labels: tuple[str, ...]) -> None:
@@ -43,20 +45,37 @@ class Classification(TaskKind):
                 return f"has none with label {label!r}; every split needs every label"
         return ""
 
+    def groups(self, truth_N: Array) -> Array:
+        """Its classes."""
+        return np.asarray(truth_N[:, None] == np.arange(self.outputs))
+
+    def statistics(self, truth_N: Array, *, balanced: bool) -> dict[str, Any]:
+        """The weight of each class: the mean number of rows of a class, over its own."""
+        if not balanced:
+            return {}
+        rows_K = np.bincount(truth_N, minlength=self.outputs)
+        return {"class_weights": (len(truth_N) / (self.outputs * rows_K)).tolist()}
+
     def loss(self, output_BK: Tensor, truth_B: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(output_BK, truth_B)
+        """Cross-entropy; with weights of the classes the weighted mean."""
+        weights = self.state.get("class_weights")
+        weight_K = None if weights is None else output_BK.new_tensor(weights)
+        return torch.nn.functional.cross_entropy(output_BK, truth_B, weight=weight_K)
 
     def predict(self, output_NK: Tensor) -> Array:
         probability_NK: Array = output_NK.double().softmax(-1).numpy()
         return probability_NK
 
+    def table(self, prediction_N: Array) -> dict[str, Array]:
+        """``label``, the most probable one, and ``p_<label>`` of each."""
+        names = np.array(self.labels, dtype=object)
+        each = {f"p_{label}": prediction_N[:, number] for number, label in enumerate(self.labels)}
+        return {"label": names[prediction_N.argmax(1)], **each}
+
     def fit_linear(self, features_NF: Any, truth_N: Array, *, c: float, seed: int) -> LinearModel:
         """Logistic regression."""
-        # Dense features are few and correlated: Newton takes tens of steps where L-BFGS takes thousands.
-        solver = "lbfgs" if scipy.sparse.issparse(features_NF) else "newton-cholesky"
-        model = LogisticRegression(C=c, solver=solver, max_iter=2000, random_state=seed)
-        predict: LinearModel = model.fit(features_NF, truth_N).predict_proba
-        return predict
+        weights = self.state.get("class_weights")
+        return logistic_regression(features_NF, truth_N, c=c, seed=seed, weights=weights)
 
     def score(self, truth_N: Array, prediction_N: Array) -> dict[str, float]:
         """auroc is that of class 1; with more than 2 classes one-vs-rest, macro average."""
@@ -73,3 +92,23 @@ class Classification(TaskKind):
             "f1_macro": float(f1),
             "auroc": float(auroc),
         }
+
+
+def logistic_regression(
+    features_NF: Any, class_N: Array, *, c: float, seed: int, weights: Sequence[float] | None
+) -> LinearModel:
+    """Fitted to classes numbered from 0, with ``weights`` of the classes, if any. Of two classes the output
+    of the first is 0."""
+    # Dense features are few and correlated: Newton takes tens of steps where L-BFGS takes thousands.
+    solver = "lbfgs" if scipy.sparse.issparse(features_NF) else "newton-cholesky"
+    model = LogisticRegression(
+        C=c,
+        solver=solver,
+        class_weight=None if weights is None else dict(enumerate(weights)),
+        max_iter=2000,
+        random_state=seed,
+    ).fit(features_NF, class_N)
+    weight_KF, bias_K = model.coef_, model.intercept_
+    if len(weight_KF) == 1:  # sklearn has one row for two classes
+        weight_KF, bias_K = np.concatenate([0 * weight_KF, weight_KF]), np.concatenate([0 * bias_K, bias_K])
+    return LinearModel(weight_KF, bias_K)

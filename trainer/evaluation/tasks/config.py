@@ -1,5 +1,6 @@
 """The task config: every key of ``configs/tasks/*.yaml``, its type, its default, and what is accepted."""
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -12,9 +13,10 @@ from trainer.evaluation.tasks.readers.formats import FORMATS, format_of
 from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
 from trainer.tracking import names
 
-Mode = Literal["kmer", "probe", "finetune", "scratch"]
-MODES: tuple[Mode, ...] = ("kmer", "probe", "finetune", "scratch")
-SEEDLESS: tuple[Mode, ...] = ("kmer", "probe")  # their solution is unique: one run, as seed 0
+Mode = Literal["kmer", "onehot", "probe", "finetune", "scratch"]
+MODES: tuple[Mode, ...] = ("kmer", "onehot", "probe", "finetune", "scratch")
+FLOORS: tuple[Mode, ...] = ("kmer", "onehot")  # need no network; the better one on dev is a task's floor
+SEEDLESS: tuple[Mode, ...] = ("kmer", "onehot", "probe")  # their solution is unique: one run, as seed 0
 ENCODER_MODES: tuple[Mode, ...] = ("probe", "finetune")  # those that use the pretrained weights
 ROLES = ("train", "dev", "test")
 
@@ -27,13 +29,32 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _null_as_0(value: Any) -> Any:
+    return 0 if value is None else value
+
+
+def _rows(value: Any) -> Any:
+    """ValueError, one for all that may be wrong, if it is not what Rows takes."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    texts = [None if number is None else str(number) for number in numbers]
+    usable = [text is None or (text.isdecimal() and int(text) > 0) for text in texts]
+    if not texts or not all(usable) or len(set(texts)) < len(texts):
+        raise ValueError("must be a number of rows, at least 1, or null, or a list of those, none twice")
+    return value
+
+
+Rows = Annotated[int | tuple[int | None, ...] | None, BeforeValidator(_rows)]
 Grid = Annotated[tuple[Above0, ...], Field(min_length=1), BeforeValidator(_as_list)]
 
 
 class Finetune(Section):
-    """Training of the whole network: modes ``finetune`` (from the teacher's weights) and ``scratch``."""
+    """Training of the whole network: modes ``finetune`` (from the teacher's weights) and ``scratch``.
+
+    ``patience``: epochs without a better score on dev after which training at a learning rate ends; 0 is off.
+    """
 
     epochs: Positive = 5
+    patience: Annotated[int, Field(ge=0), BeforeValidator(_null_as_0)] = 0
     batch: Annotated[int, Field(ge=4)] = 32
     lr: Grid = (1e-4, 3e-4)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -54,6 +75,12 @@ class Kmer(Section):
     """A linear model on counts of k-mers. ``C``: inverse L2 penalties, chosen on dev."""
 
     k: Annotated[int, Field(ge=1, le=8)] = 5
+    C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+class Onehot(Section):
+    """A linear model on the letters by position. ``C``: inverse L2 penalties, chosen on dev."""
+
     C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -80,6 +107,7 @@ class TaskConfig(Section):
     ``labels``: the words in the label column; which are needed, the kind decides. ``label_column``: a list of
     columns that say yes or no to the label of their name. ``format``: of all three files, where their names
     do not say it. ``label_pattern``: a regular expression that finds the label in a FASTA's header.
+    ``max_train_rows``: of a list, results are made for each number, null being all rows (see ``variants``).
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -94,7 +122,8 @@ class TaskConfig(Section):
     label_column: str | tuple[str, ...] = "label"
     label_pattern: str | None = None
     labels: tuple[str, ...] = ()
-    max_train_rows: Positive | None = None
+    class_weights: Literal["none", "balanced"] = "none"
+    max_train_rows: Rows = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_as_list)] = (
         0,
         1,
@@ -104,6 +133,7 @@ class TaskConfig(Section):
     finetune: Finetune = Finetune()
     probe: Probe = Probe()
     kmer: Kmer = Kmer()
+    onehot: Onehot = Onehot()
     workers: Workers = Workers()
     track: Track = Track()
 
@@ -170,7 +200,13 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _usable(self) -> "TaskConfig":
-        self.make_kind()
+        kind = self.make_kind()
+        if self.class_weights != "none" and not kind.balances:
+            raise ValueError(f"class_weights: kind {self.kind} has no classes to weigh; remove the key")
+        if not isinstance(self.label_column, str) and not kind.reads_columns:
+            raise ValueError(
+                f"label_column: kind {self.kind} reads one column, not {list(self.label_column)}"
+            )
         if not (self.train or self.dev or self.test):
             raise ValueError("train, dev, test: at least one of them must name a file")
         groups = re.compile(self.label_pattern or "").groups
@@ -187,6 +223,15 @@ class TaskConfig(Section):
                 "(FASTA or .2bit)"
             )
         return self
+
+    def variants(self) -> "tuple[TaskConfig, ...]":
+        """This task for each number of ``max_train_rows``, smallest first: each has one number, or None."""
+        rows = self.max_train_rows
+        numbers = sorted(
+            rows if isinstance(rows, tuple) else [rows],
+            key=lambda number: math.inf if number is None else number,
+        )
+        return tuple(self.model_copy(update={"max_train_rows": number}) for number in numbers)
 
     def make_kind(self) -> TaskKind:
         """The kind, for these labels. ValueError if it does not take them."""

@@ -1,9 +1,9 @@
-"""A task's CSV files as three splits that share no sequence, on either strand.
+"""A task's files as three splits that share no sequence, on either strand.
 
 A split without a file is taken from the other files by a hash, the same on every machine: u in [0, 1) is the
 first 8 bytes of sha256("0:" + sequence in upper case). From one file: u < 0.1 is test, u < 0.2 dev, the rest
 train. From two files: the missing split takes u < 0.1 (train: u ≥ 0.1) of train if there is one, else of dev;
-a given test file stays whole.
+a given test file stays whole. ``split: stratified`` takes the same shares of each class (splits.py).
 """
 
 import hashlib
@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_prep import alphabet
-from trainer.evaluation.tasks import table
+from trainer.evaluation.tasks import splits, table
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.kind import Array, TaskKind
 from trainer.evaluation.tasks.readers.rows import Wanted
 from trainer.evaluation.tasks.table import LabelReader, Table
-
-_SPLIT_SALT, _SUBSAMPLE_SALT = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +37,10 @@ class Split:
     def take(self, keep: Callable[[int, str], bool], *, role: str | None = None) -> "Split":
         """The rows for which ``keep(row, letters)`` holds."""
         index = [i for i, letters in enumerate(self.letters) if keep(i, letters)]
+        return self.rows(index, role=role)
+
+    def rows(self, index: list[int], *, role: str | None = None) -> "Split":
+        """The rows of these numbers, from 0."""
         return Split(role or self.role, tuple(self.letters[i] for i in index), self.truth_N[index])
 
 
@@ -96,10 +98,13 @@ def load(config: TaskConfig) -> TaskData:
         for role in ROLES
         if (uri := getattr(config, role))
     }
-    found = _fill({role: Split(role, rows.letters, kind.truth(rows.labels)) for role, rows in tables.items()})
+    given = {role: Split(role, rows.letters, kind.truth(rows.labels)) for role, rows in tables.items()}
+    found = _fill(given, config.split)
     data = _without_leaks(found, remarks=tuple(_remarks(list(tables.values()), kind)))
-    if config.max_train_rows and len(data.train) > config.max_train_rows:
-        data = replace(data, train=_subsample(data.train, config.max_train_rows))
+    rows = config.max_train_rows
+    assert not isinstance(rows, tuple), "a list is for TaskConfig.variants"
+    if rows and len(data.train) > rows:
+        data = replace(data, train=_subsample(data.train, rows, kind))
     _refuse_unusable(config.name, data, kind)
     return data
 
@@ -107,18 +112,24 @@ def load(config: TaskConfig) -> TaskData:
 def _without_leaks(found: Mapping[str, Split], *, remarks: tuple[str, ...]) -> TaskData:
     """The splits without the rows of train and dev whose sequence, on either strand, is in a later split."""
     test = found["test"]
-    held_out = {_strandless(letters) for letters in test.letters}
-    dev = found["dev"].take(lambda _, letters: _strandless(letters) not in held_out)
-    held_out |= {_strandless(letters) for letters in dev.letters}
-    train = found["train"].take(lambda _, letters: _strandless(letters) not in held_out)
+    held_out = {splits.strandless(letters) for letters in test.letters}
+    dev = found["dev"].take(lambda _, letters: splits.strandless(letters) not in held_out)
+    held_out |= {splits.strandless(letters) for letters in dev.letters}
+    train = found["train"].take(lambda _, letters: splits.strandless(letters) not in held_out)
     dropped = {"train": len(found["train"]) - len(train), "dev": len(found["dev"]) - len(dev)}
     return TaskData(train, dev, test, dropped, remarks)
 
 
-def _subsample(train: Split, rows: int) -> Split:
-    """``rows`` rows, chosen by a hash of the sequence."""
-    rank = sorted(range(len(train)), key=lambda i: (_uniform(train.letters[i], _SUBSAMPLE_SALT), i))
-    chosen = set(rank[:rows])
+def _subsample(train: Split, rows: int, kind: TaskKind) -> Split:
+    """The first ``rows`` rows by a hash of the sequence, the first of each of the kind's groups before.
+
+    So a subset is part of every larger one, and has every class if it has as many rows as there are.
+    """
+    hashes = [splits.uniform(letters, splits.SUBSAMPLE_SALT) for letters in train.letters]
+    rank = np.argsort(hashes, kind="stable").tolist()
+    of_groups_NG = kind.groups(train.truth_N)[rank]
+    firsts = {rank[place] for place in of_groups_NG[:, of_groups_NG.any(0)].argmax(0)}
+    chosen = set(sorted(rank, key=lambda i: i not in firsts)[:rows])
     return train.take(lambda i, _: i in chosen)
 
 
@@ -147,7 +158,7 @@ def _remarks(tables: list[Table], kind: TaskKind) -> Iterator[str]:
     differ: dict[str, str] = {}
     for rows in tables:
         for row, letters in enumerate(rows.letters):
-            key = _strandless(letters)
+            key = splits.strandless(letters)
             earlier, at = first.setdefault(key, (rows, row))
             label, other = rows.labels[row], earlier.labels[at]
             if key in differ or label == other or np.array_equal(kind.parse(label), kind.parse(other)):
@@ -160,31 +171,18 @@ def _remarks(tables: list[Table], kind: TaskKind) -> Iterator[str]:
         )
 
 
-def _fill(found: dict[str, Split]) -> dict[str, Split]:
+def _fill(found: dict[str, Split], how: str) -> dict[str, Split]:
     """All three splits; a missing one is taken from another."""
+    if len(found) == len(ROLES):
+        return found
     if len(found) == 1:
         (whole,) = found.values()
-        bounds = {"test": (0.0, 0.1), "dev": (0.1, 0.2), "train": (0.2, 1.0)}
-    elif len(found) == 2:
-        whole = found.get("train") or found["dev"]
-        missing = next(role for role in ROLES if role not in found)
-        bounds = {"dev": (0.0, 0.1), "train": (0.1, 1.0)}
-        if missing == "test":
-            bounds = {"test": (0.0, 0.1), "train": (0.1, 1.0)}
+        shares = {"test": 0.1, "dev": 0.1}
     else:
-        return found
-    return found | {role: _between(whole, role, low, high) for role, (low, high) in bounds.items()}
-
-
-def _between(split: Split, role: str, low: float, high: float) -> Split:
-    return split.take(lambda _, letters: low <= _uniform(letters, _SPLIT_SALT) < high, role=role)
-
-
-def _uniform(letters: str, salt: int) -> float:
-    return int.from_bytes(hashlib.sha256(f"{salt}:{letters}".encode()).digest()[:8], "big") / 2**64
-
-
-def _strandless(letters: str) -> str:
-    """The same text for a sequence and its reverse complement."""
-    other = alphabet.decode(alphabet.reverse_complement(alphabet.encode(letters.encode())[0])).decode()
-    return min(letters, other)
+        whole = found.get("train") or found["dev"]
+        shares = {"dev" if "test" in found else "test": 0.1}
+    if how == "stratified":
+        parts = splits.stratified(whole.letters, whole.truth_N, shares, rest="train")
+    else:
+        parts = splits.by_hash(whole.letters, shares, rest="train")
+    return found | {role: whole.rows(rows, role=role) for role, rows in parts.items()}

@@ -93,30 +93,59 @@ def train_network(
     Raises:
         RuntimeError: the loss is not finite at any learning rate. MemoryError: a sequence is too long.
     """
-    kind, config = training.kind, training.config
-    best: tuple[float, dict[str, float], dict[str, Tensor], Array] | None = None
+    best: _BestEpoch | None = None
     network: TaskNetwork | None = None
-    for peak in config.lr:
+    for peak in training.config.lr:
         generator = torch.Generator().manual_seed(training.seed)
-        network = TaskNetwork(start(), kind.outputs, generator).to(device)
+        network = TaskNetwork(start(), training.kind.outputs, generator).to(device)
         trainer = _Trainer(network, training, peak=peak, rows=len(train.truth_N), generator=generator)
-        for epoch in range(1, config.epochs + 1):
-            if not trainer.epoch(train):
-                break
-            dev_prediction = _predict(network, dev.sequences, training)
-            if not np.isfinite(dev_prediction).all():
-                break
-            score = kind.main_score(dev.truth_N, dev_prediction)
-            if best is None or score > best[0]:
-                weights = copy.deepcopy(network.state_dict())
-                best = (score, {"lr": peak, "epoch": epoch}, weights, dev_prediction)
+        found = _best_epoch(trainer, train, dev, training=training)
+        if found and (best is None or found.score > best.score):
+            best = found
     if best is None or network is None:
         raise RuntimeError(
-            f"fine-tuning diverged at every learning rate of {list(config.lr)}; give lower ones"
+            f"fine-tuning diverged at every learning rate of {list(training.config.lr)}; give lower ones"
         )
-    _, chosen, weights, dev_prediction = best
-    network.load_state_dict(weights)
-    return TrainedNetwork(network, training, dev_prediction, dict(chosen))
+    network.load_state_dict(best.weights)
+    return TrainedNetwork(network, training, best.dev_prediction, best.chosen)
+
+
+@dataclass(frozen=True)
+class _BestEpoch:
+    """The best epoch on dev at one learning rate."""
+
+    score: float
+    chosen: dict[str, float]
+    weights: dict[str, Tensor]
+    dev_prediction: Array
+
+
+def _best_epoch(
+    trainer: "_Trainer", train: Examples, dev: Examples, *, training: Training
+) -> _BestEpoch | None:
+    """Trains to the last epoch, the end of patience, or a loss that is not finite; None: the first had one.
+
+    With patience ``chosen`` says how many epochs were run.
+    """
+    kind, config = training.kind, training.config
+    best: _BestEpoch | None = None
+    epochs = 0
+    for epoch in range(1, config.epochs + 1):
+        if best and config.patience and epoch - best.chosen["epoch"] > config.patience:
+            break
+        if not trainer.epoch(train):
+            break
+        epochs = epoch
+        dev_prediction = _predict(trainer.network, dev.sequences, training)
+        if not np.isfinite(dev_prediction).all():
+            break
+        score = kind.main_score(dev.truth_N, dev_prediction)
+        if best is None or score > best.score:
+            weights = copy.deepcopy(trainer.network.state_dict())
+            best = _BestEpoch(score, {"lr": trainer.peak, "epoch": epoch}, weights, dev_prediction)
+    if best and config.patience:
+        best.chosen["epochs_run"] = epochs
+    return best
 
 
 def _predict(network: TaskNetwork, sequences: EncodedSequences, training: Training) -> Array:
@@ -138,7 +167,8 @@ class _Trainer:
         rows: int,
         generator: torch.Generator,
     ) -> None:
-        self._network, self._training, self._generator = network, training, generator
+        self.network, self.peak = network, peak
+        self._training, self._generator = training, generator
         self._batches = math.ceil(rows / training.config.batch)  # of one epoch, as even as can be
         self._rates = _learning_rates(training.config, peak=peak, batches=self._batches)
         self._parameters = [*network.network.backbone.parameters(), *network.head.parameters()]
@@ -157,7 +187,7 @@ class _Trainer:
         truth_N = torch.from_numpy(examples.truth_N)
         order_N = torch.randperm(len(truth_N), generator=self._generator)
         strand_N = torch.randint(2, (len(truth_N),), generator=self._generator)
-        self._network.train()
+        self.network.train()
         return all(
             self._step(examples.sequences, truth_N, index_B, strand_N[index_B])
             for index_B in order_N.tensor_split(self._batches)
@@ -168,19 +198,19 @@ class _Trainer:
         rate = next(self._rates)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        device, length_B = device_of(self._network), sequences.length_N[index_B]
+        device, length_B = device_of(self.network), sequences.length_N[index_B]
         parts = batching.parts_of_similar_length(length_B)  # a long row does not pad the short ones
         with batching.explain_out_of_memory(length_B):
             with computing_in(self._training.precision, device):
                 pooled = [
-                    self._network.pool(
+                    self.network.pool(
                         *batching.padded_batch(
                             sequences, index_B[part], strand_B=strand_B[part], device=device
                         )
                     )
                     for part in parts
                 ]
-                output_BK = self._network.output(torch.cat(pooled))
+                output_BK = self.network.output(torch.cat(pooled))
             truth_B = truth_N[index_B[torch.cat(parts)]].to(device)
             loss = self._training.kind.loss(output_BK, truth_B)
             if not math.isfinite(loss.item()):

@@ -1,4 +1,5 @@
-"""Linear models on fixed features, the penalty chosen on dev: k-mer counts, or embeddings of the backbone.
+"""Linear models on fixed features, the penalty chosen on dev: k-mer counts, the letters by position, or
+embeddings of the backbone.
 
 Shapes: N rows, F features.
 """
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import StandardScaler
 
+from data_prep import alphabet
 from trainer.evaluation.tasks.data import Split
 from trainer.evaluation.tasks.kind import Array, LinearModel, TaskKind
 
@@ -39,6 +42,22 @@ def kmer_counts(letters: Sequence[str], *, k: int) -> Any:
     return counter.transform(letters).astype(np.float64)
 
 
+def onehot_letters(letters: Sequence[str], *, length: int) -> Any:
+    """Sparse float [N, 4·length]: 1 where A, C, G or T stands at a position, counted from the first letter.
+
+    N has no 1, nor has a position beyond the end. Letters beyond ``length`` are cut off.
+    """
+    codes = [alphabet.encode(each[:length].encode())[0] for each in letters]
+    row_M = np.repeat(np.arange(len(codes)), [len(each) for each in codes])
+    place_M = np.concatenate([np.arange(len(each)) for each in codes])
+    code_M = np.concatenate(codes)
+    known = code_M < alphabet.BASES
+    column_M = place_M * alphabet.BASES + code_M
+    ones = np.ones(int(known.sum()))
+    shape = (len(codes), alphabet.BASES * length)
+    return scipy.sparse.csr_matrix((ones, (row_M[known], column_M[known])), shape=shape)
+
+
 def fit_linear(
     train: Split,
     dev: Split,
@@ -50,7 +69,7 @@ def fit_linear(
 ) -> FittedModel:
     """The linear model that is best on dev over the ``grid`` of C; of equals the stronger penalty.
 
-    Dense features are standardised; sparse ones, which are counts, are not. The solution is unique, so that
+    Dense features are standardised; sparse ones, counts and letters, are not. The solution is unique, so that
     seeds, which order the rows, differ by the solver's tolerance alone.
     """
     order = np.random.default_rng(seed).permutation(len(train))
@@ -61,7 +80,7 @@ def fit_linear(
     best: tuple[float, float, LinearModel, Array] | None = None
     for c in sorted(grid):
         model = kind.fit_linear(train_NF, train.truth_N[order], c=c, seed=seed)
-        dev_prediction = model(dev_NF)
+        dev_prediction = kind.predict(torch.from_numpy(model(dev_NF)))
         score = kind.main_score(dev.truth_N, dev_prediction)
         if best is None or score > best[0]:
             best = (score, c, model, dev_prediction)
@@ -70,6 +89,7 @@ def fit_linear(
 
     def predict(split: Split) -> Array:
         features_NF = features(split)
-        return model(scaler.transform(features_NF) if scaler else features_NF)
+        output_NK = model(scaler.transform(features_NF) if scaler else features_NF)
+        return kind.predict(torch.from_numpy(output_NK))
 
     return FittedModel(predict, dev_prediction, {"C": c})

@@ -1,4 +1,5 @@
-"""The ways to predict a task: k-mer counts, the frozen backbone, the whole network, the same from scratch."""
+"""The ways to predict a task: k-mer counts, the letters by position, the frozen backbone, the whole network,
+the same from scratch."""
 
 import hashlib
 import json
@@ -18,12 +19,17 @@ from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.data import Split, TaskData
 from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
 from trainer.evaluation.tasks.kind import TaskKind
-from trainer.evaluation.tasks.linear import FittedModel, fit_linear, kmer_counts
+from trainer.evaluation.tasks.linear import FittedModel, fit_linear, kmer_counts, onehot_letters
 from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
 from trainer.models import pretrained
 from trainer.models.network import Network
 
-_SHAPING = ("kind", "labels", "finetune", "probe", "kmer")  # the keys of a task that shape its results
+# The keys of a task that shape its results.
+_SHAPING = ("kind", "labels", "class_weights", "finetune", "probe", "kmer", "onehot")
+# Keys that came later, with the values that mean what was done before: then they are left out of the digest,
+# so that earlier results still compare.
+_AS_BEFORE = {"class_weights": "none", "onehot": {"C": [0.001, 0.01, 0.1, 1.0]}}
+_FINETUNE_AS_BEFORE = {"patience": 0}
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class Precisions:
 class Features:
     """What modes read of a split; computed once for all modes and seeds."""
 
-    def __init__(self, network: Network, *, k: int, precision: Resolved) -> None:
-        self._network, self._k, self._precision = network, k, precision
+    def __init__(self, network: Network, *, k: int, positions: int, precision: Resolved) -> None:
+        self._network, self._k, self._positions, self._precision = network, k, positions, precision
         self._computed: dict[tuple[str, Split], Any] = {}
 
     def sequences(self, split: Split) -> EncodedSequences:
@@ -54,6 +60,10 @@ class Features:
     def kmers(self, split: Split) -> Any:
         """Sparse float64 [N, 4ᵏ]."""
         return self._once("kmers", split, lambda: kmer_counts(split.letters, k=self._k))
+
+    def onehot(self, split: Split) -> Any:
+        """Sparse float64 [N, 4·positions]."""
+        return self._once("onehot", split, lambda: onehot_letters(split.letters, length=self._positions))
 
     def embeddings(self, split: Split) -> Any:
         """float64 [N, 2·D]: mean and max over the letters, each averaged over both strands."""
@@ -79,7 +89,7 @@ class Features:
 class PreparedTask:
     """A network and a task, ready for every mode and seed.
 
-    ``export_config``: the network's config.json, from which new networks are made.
+    ``export_config``: the network's config.json, from which new networks are made. ``kind``: fitted to train.
     """
 
     network: Network
@@ -99,9 +109,15 @@ def settings_digest(task: TaskConfig, *, precisions: Precisions, data_sha256: st
     """12 hex digits of the rows and all that shapes a result but model, mode and seed: results that share
     them compare."""
     resolved = configs.dump(task)
-    shaping = {key: resolved[key] for key in _SHAPING}
+    shaping = _without({key: resolved[key] for key in _SHAPING}, _AS_BEFORE)
+    shaping["finetune"] = _without(shaping["finetune"], _FINETUNE_AS_BEFORE)
     text = json.dumps([shaping, vars(precisions), data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` without those that are as ``given``."""
+    return {key: value for key, value in values.items() if key not in given or value != given[key]}
 
 
 def prepare(
@@ -115,11 +131,13 @@ def prepare(
 ) -> PreparedTask:
     """``network``, moved to ``device``, and ``task`` with its ``data``.
 
-    ``precisions``: what all processes that compute units of the task agree on; None: what ``device`` is best at.
+    ``precisions``: what all processes that compute units of it agree on; None: what ``device`` is best at.
     """
     precisions = precisions or Precisions.of(task, device)
-    features = Features(network.to(device), k=task.kmer.k, precision=precisions.probe)
-    return PreparedTask(network, export_config, task, data, task.make_kind(), precisions, features)
+    positions = max(len(letters) for letters in data.train.letters)
+    features = Features(network.to(device), k=task.kmer.k, positions=positions, precision=precisions.probe)
+    kind = task.make_kind().fit(data.train.truth_N, balanced=task.class_weights == "balanced")
+    return PreparedTask(network, export_config, task, data, kind, precisions, features)
 
 
 def compute_unit(prepared: PreparedTask, unit: Unit) -> UnitOutcome:
@@ -153,6 +171,10 @@ def fit_mode(prepared: PreparedTask, mode: str, *, seed: int) -> FittedModel:
 
 def _kmer(prepared: PreparedTask, seed: int) -> FittedModel:
     return _linear(prepared, prepared.features.kmers, prepared.task.kmer.C, seed)
+
+
+def _onehot(prepared: PreparedTask, seed: int) -> FittedModel:
+    return _linear(prepared, prepared.features.onehot, prepared.task.onehot.C, seed)
 
 
 def _probe(prepared: PreparedTask, seed: int) -> FittedModel:
@@ -206,6 +228,7 @@ def _train(prepared: PreparedTask, start: Callable[[], Network], seed: int) -> F
 
 _MODES: dict[str, Callable[[PreparedTask, int], FittedModel]] = {
     "kmer": _kmer,
+    "onehot": _onehot,
     "probe": _probe,
     "finetune": _finetune,
     "scratch": _scratch,

@@ -2,6 +2,12 @@
 
 from trainer.evaluation.tasks.classification import Classification
 from trainer.evaluation.tasks.kind import TaskKind
+from trainer.evaluation.tasks.multilabel import MultiLabel
+from trainer.evaluation.tasks.regression import Regression
 
 DEFAULT_KIND = "classification"
-KINDS: dict[str, type[TaskKind]] = {DEFAULT_KIND: Classification}
+KINDS: dict[str, type[TaskKind]] = {
+    DEFAULT_KIND: Classification,
+    "regression": Regression,
+    "multilabel": MultiLabel,
+}

@@ -6,11 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.evaluation.tasks.config import MODES
+from trainer.evaluation.tasks.config import FLOORS, MODES
 from trainer.evaluation.tasks.kind import Metric
 from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
-
-FLOOR = "kmer"  # the mode that needs no network
 
 
 @dataclass(frozen=True)
@@ -82,17 +80,18 @@ class UnitOutcome:
 
 
 def summarise(results: Sequence[Result]) -> pd.DataFrame:
-    """A row for each (task, settings, kind, mode): train_rows, seeds, and of the main metric ``score`` and
-    ``score_sd`` (on test), ``dev_score``, and ``floor``, the k-mer model's score on the same rows.
+    """A row for each (task, train_rows, settings, kind, mode), in this order: seeds, and of the main metric
+    ``score`` and ``score_sd`` (on test), ``dev_score``, ``floor`` and ``floor_mode``.
 
-    Scores are means over seeds, ``_sd`` is the sample standard deviation. The other metrics follow by name,
-    each with its ``_sd``. NaN is what was not run, and the sd of one seed. Of several results of the same
-    (task, settings, mode, seed) the last one counts.
+    The floor is the score of the one of FLOORS that is better on dev, of the same task and settings; of
+    equals the first. Scores are means over seeds, ``_sd`` is the sample standard deviation. The other metrics
+    follow by name, each with its ``_sd``. NaN is what was not run, what another kind has, and the sd of one
+    seed. Of several results of the same (task, settings, mode, seed) the last one counts.
     """
     latest = {(r.unit.task, r.settings, r.unit.mode, r.unit.seed): r for r in results}
     if not latest:
         columns = ["task", "settings", "kind", "mode", "train_rows", "seeds"]
-        return pd.DataFrame(columns=[*columns, "score", "score_sd", "dev_score", "floor"])
+        return pd.DataFrame(columns=[*columns, "score", "score_sd", "dev_score", "floor", "floor_mode"])
     table = pd.DataFrame([_row(result) for result in latest.values()])
     aggregates: dict[str, Any] = {
         "train_rows": ("train_rows", "first"),
@@ -105,10 +104,16 @@ def summarise(results: Sequence[Result]) -> pd.DataFrame:
         aggregates |= {name: (f"test/{name}", "mean"), f"{name}_sd": (f"test/{name}", "std")}
     keys = ["task", "settings", "kind", "mode"]
     summary = table.groupby(keys, sort=False).agg(**aggregates).reset_index()
-    floor = summary[summary["mode"] == FLOOR].set_index(["task", "settings"])["score"].rename("floor")
-    summary = summary.join(floor, on=["task", "settings"])
     order = summary["mode"].map({mode: i for i, mode in enumerate(MODES)})
-    return summary.assign(order=order).sort_values(["task", "settings", "order"]).drop(columns="order")
+    summary = summary.assign(order=order).sort_values(["task", "train_rows", "settings", "order"])
+    return summary.drop(columns="order").join(_floors(summary), on=["task", "settings"])
+
+
+def _floors(summary: pd.DataFrame) -> pd.DataFrame:
+    """floor and floor_mode by (task, settings): the mode of FLOORS that is better on dev."""
+    rows = summary[summary["mode"].isin(FLOORS)].sort_values("dev_score", ascending=False, kind="stable")
+    best = rows.groupby(["task", "settings"], sort=False).first()
+    return best[["score", "mode"]].set_axis(["floor", "floor_mode"], axis=1)
 
 
 def _row(result: Result) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """Summaries of results as tables of text, one for each kind of task."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from trainer.evaluation.tasks.config import FLOORS
 from trainer.evaluation.tasks.kind import Metric
 from trainer.evaluation.tasks.registry import KINDS
-from trainer.evaluation.tasks.results import FLOOR
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _table(kind: str, summary: pd.DataFrame) -> ResultsTable:
         "train rows",
         "seeds",
         f"test {name}",
-        "k-mer floor",
+        "floor",
         "above floor",
         *(metric.heading for metric in others),
         f"dev {name}",
@@ -51,8 +51,8 @@ def _table(kind: str, summary: pd.DataFrame) -> ResultsTable:
             str(row["train_rows"]),
             str(row["seeds"]),
             _spread(main, row["score"], row["score_sd"]),
-            _number(main, row["floor"]),
-            "" if row["mode"] == FLOOR else _number(main, row["score"] - row["floor"], sign="+"),
+            _floor(main, row),
+            "" if row["mode"] in FLOORS else _number(main, row["score"] - row["floor"], sign="+"),
             *(_spread(metric, row[metric.name], row[f"{metric.name}_sd"]) for metric in others),
             _number(main, row["dev_score"]),
         )
@@ -65,6 +65,12 @@ def _number(metric: Metric, value: Any, *, sign: str = "") -> str:
     if pd.isna(value):
         return "not run"
     return format(100 * value, f"{sign}.1f") if metric.percent else format(value, f"{sign}.4g")
+
+
+def _floor(metric: Metric, row: Mapping[Hashable, Any]) -> str:
+    """The score of the better floor on dev, and which it is."""
+    floor = _number(metric, row["floor"])
+    return floor if pd.isna(row["floor"]) else f"{floor} ({row['floor_mode']})"
 
 
 def _spread(metric: Metric, mean: Any, sd: Any) -> str:

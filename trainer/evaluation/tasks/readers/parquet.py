@@ -85,7 +85,8 @@ def _batch(batch: pa.RecordBatch, wanted: Wanted, file: str, first: int) -> Batc
     ]
     others = None
     if wanted.others:
-        others = pa.Table.from_batches([batch]).drop_columns(list(wanted.columns))
+        table = pa.Table.from_batches([batch]).replace_schema_metadata()  # pandas' own no longer holds
+        others = table.drop_columns(list(wanted.columns))
     numbers = range(first, first + batch.num_rows)
     labels = list(zip(*cells[1:], strict=True)) if len(cells) > 1 else [()] * batch.num_rows
     return Batch(numbers, cells[0], labels, others)

@@ -3,7 +3,7 @@ strictly."""
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,19 +54,26 @@ def write(
     uri: str, network: Network, tensors: tuple[dict[str, Tensor], dict[str, Tensor]], *, card: str
 ) -> Exported:
     """Write the four files below ``uri``; model.safetensors' bytes depend on the weights alone."""
-    weights, heads = (
-        safetensors.torch.save({name: part[name] for name in sorted(part)}, metadata={"format": "pt"})
-        for part in tensors
-    )
-    content = {
-        CONFIG: json.dumps(_hf_config(network), indent=2, sort_keys=True).encode() + b"\n",
-        CARD: card.encode(),
-        HEADS: heads,
-        WEIGHTS: weights,
-    }
+    content = files(network, tensors, card=card)
     for name in FILES:
         store.write_bytes(store.join(uri, name), content[name])
-    return Exported(uri, hashlib.sha256(weights).hexdigest())
+    return Exported(uri, hashlib.sha256(content[WEIGHTS]).hexdigest())
+
+
+def files(
+    network: Network, tensors: tuple[dict[str, Tensor], dict[str, Tensor]], *, card: str
+) -> dict[str, bytes]:
+    """The content of the four files, by name; ``tensors`` as ``split_tensors`` gives them."""
+    weights, heads = (packed(part) for part in tensors)
+    config = json.dumps(_hf_config(network), indent=2, sort_keys=True).encode() + b"\n"
+    return {CONFIG: config, CARD: card.encode(), HEADS: heads, WEIGHTS: weights}
+
+
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file, whose bytes depend on names and values alone."""
+    return safetensors.torch.save(
+        {name: tensors[name] for name in sorted(tensors)}, metadata={"format": "pt"}
+    )
 
 
 def load(uri: str) -> Network:

@@ -54,9 +54,14 @@ class Pyfunc:
     example: Any
 
 
-def write_mlmodel(folder: Path, pyfunc: Pyfunc, *, needs: Sequence[str] = _NEEDS) -> None:
-    """Make ``folder``, which holds what the loader reads, an MLflow model; ``needs``: distributions that are
-    pinned to the installed version.
+def write_mlmodel(
+    folder: Path, pyfunc: Pyfunc, *, model_id: str | None = None, needs: Sequence[str] = _NEEDS
+) -> None:
+    """Make ``folder``, which holds what the loader reads, an MLflow model.
+
+    Args:
+        model_id: of the LoggedModel that it is uploaded to.
+        needs: distributions that are pinned to the installed version.
 
     Raises:
         TrackError: MLflow refuses, or a file cannot be written.
@@ -76,6 +81,7 @@ def write_mlmodel(folder: Path, pyfunc: Pyfunc, *, needs: Sequence[str] = _NEEDS
         for file in sorted(made.iterdir()):
             shutil.move(file, folder / file.name)
         model = mlflow.models.Model.load(str(folder))
+        model.model_id = model_id
         model.flavors["python_function"]["code"] = CODE
         model.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         model.save(str(folder / "MLmodel"))

@@ -28,7 +28,7 @@ class SharedNetwork:
 
 @dataclass(frozen=True)
 class EmbeddedSequences:
-    """The embeddings of a version of all sequences of a task: row i of ``vectors_ND`` is of ``letters[i]``."""
+    """A version's embeddings of all sequences of a task: row i of ``vectors_ND`` is of ``letters[i]``."""
 
     letters: tuple[str, ...]
     vectors_ND: Array
@@ -41,9 +41,7 @@ class EmbeddedSequences:
 
 def all_letters(data: Sequence[TaskData]) -> tuple[str, ...]:
     """Each sequence of some data once."""
-    return tuple(
-        dict.fromkeys(letters for one in data for split in one.splits for letters in split.letters)
-    )
+    return tuple(dict.fromkeys(letters for one in data for split in one.splits for letters in split.letters))
 
 
 def resolve_precisions(task: TaskConfig) -> Precisions:

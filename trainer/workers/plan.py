@@ -64,7 +64,8 @@ def read_configs(paths: Sequence[str], overrides: Sequence[str]) -> list[TaskCon
             faults[str(fault)] = None
     names = [task.name for task in found]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        faults[f"{names.count(name)} of the tasks have the name {name!r}; results are told apart by it"] = None
+        count = names.count(name)
+        faults[f"{count} of the tasks have the name {name!r}, by which results are told apart"] = None
     if faults:
         raise ConfigError("\n".join(faults))
     return found

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from trainer.core.console import say
 from trainer.evaluation.registered_model import RegisteredModel
@@ -10,7 +11,7 @@ from trainer.evaluation.tasks.champion import settle_champion
 from trainer.evaluation.tasks.downstream import describe, experiment_of, units
 from trainer.evaluation.tasks.kept_models import keep_best, store_model
 from trainer.evaluation.tasks.parent_story import update_parent
-from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
+from trainer.evaluation.tasks.results import Result, UnitOutcome
 from trainer.evaluation.tasks.results_log import ResultsLog, VersionLog, past_results, stored_results
 from trainer.evaluation.tasks.reuse import Content, KnownResults, as_result_of, content_of
 from trainer.tracking.registry import Registry
@@ -144,7 +145,7 @@ class VersionWork:
         """Do what follows once a task's units, or all of them, are there; True once nothing is left."""
         for task in self.tasks:
             if not task.settled and all(one in self.results or one in self.failures for one in task.units):
-                task.settled = self._once(task.claims, task.units, "kept", lambda: self._settle_task(task))
+                task.settled = self._once(task.claims, task.units, "kept", partial(self._settle_task, task))
         if not self.settled and all(task.settled for task in self.tasks):
             everything = [planned for task in self.tasks for planned in task.units]
             self.settled = self._once(self.tasks[0].claims, everything, "champion", self._settle_version)

@@ -14,6 +14,7 @@ from trainer.evaluation.registered_model import RegisteredModel, open_model
 from trainer.evaluation.tasks.champion import settle_champion
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.data import TaskData, load
+from trainer.evaluation.tasks.kept_models import keep_best, refuse_name, store_model
 from trainer.evaluation.tasks.modes import PreparedTask, compute_unit, prepare
 from trainer.evaluation.tasks.parent_story import update_parent
 from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
@@ -40,21 +41,28 @@ def finetune(
     model = open_model(registry, model_uri)
     experiment = experiment_of(registry, model, task)
     registry.usable(experiment)  # before the work
-    data = load(task)
-    for sentence in describe_rows(task, data):
-        say(sentence)
-    prepared = prepare(model.network, model.config, task=task, data=data, device=device or best_device())
-    known = KnownResults(stored_results(registry, model.name))
+    refuse_name(registry, model.name, task.name)
+    variants = [(variant, load(variant)) for variant in task.variants()]
     version = VersionLog.open(registry, model, experiment)
-    log = ResultsLog(version, task, prepared.settings, data.rows, data.sha256())
-    results = []
-    for unit in units(model, task):
-        results.append(_result_of(unit, prepared, log, known))
-        say(results[-1].sentence)
+    results: dict[tuple[Unit, str], Result] = {}
+    for variant, data in variants:
+        for sentence in describe_rows(variant, data):
+            say(sentence)
+        prepared = prepare(
+            model.network, model.config, task=variant, data=data, device=device or best_device()
+        )
+        log = ResultsLog(version, variant, prepared.settings, data.rows, data.sha256())
+        known = KnownResults(stored_results(registry, model.name))
+        for unit in units(model, variant):
+            result, sentence = _result_of(unit, prepared, log, known)
+            say(sentence)
+            results[unit, prepared.settings] = result
+        for sentence in keep_best(registry, model, variant, prepared.settings):
+            say(sentence)
     sentence = settle_champion(registry, model.name, model.version)
     say(sentence)
     update_parent(registry, version.parent, past_results(registry, model.name, model.version), [sentence])
-    return [one.result for one in results]
+    return list(results.values())
 
 
 class _Obtained(NamedTuple):
@@ -77,7 +85,7 @@ def _result_of(unit: Unit, prepared: PreparedTask, log: ResultsLog, known: Known
     except (RuntimeError, MemoryError) as fault:
         log.record_failure(unit, str(fault))
         raise
-    log.record(outcome)
+    log.record(outcome, store_model=store_model)
     return _Obtained(outcome.result, describe(outcome.result))
 
 

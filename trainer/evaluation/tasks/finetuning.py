@@ -69,6 +69,13 @@ class TaskNetwork(nn.Module):
         output_BK: Tensor = self.head(self.standardise(pooled_BD))
         return output_BK.float()
 
+    def read(self, sequences: EncodedSequences, *, precision: Resolved) -> Tensor:
+        """fp32 [N, K] on the CPU, in eval mode: the mean of what both strands of each sequence give."""
+        self.eval()
+        device = device_of(self)
+        with computing_in(precision, device):
+            return mean_over_strands(sequences, self, device=device)
+
 
 @dataclass(frozen=True)
 class TrainedNetwork:
@@ -149,10 +156,7 @@ def _best_epoch(
 
 
 def _predict(network: TaskNetwork, sequences: EncodedSequences, training: Training) -> Array:
-    network.eval()
-    device = device_of(network)
-    with computing_in(training.precision, device):
-        return training.kind.predict(mean_over_strands(sequences, network, device=device))
+    return training.kind.predict(network.read(sequences, precision=training.precision))
 
 
 class _Trainer:

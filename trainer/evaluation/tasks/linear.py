@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from data_prep import alphabet
 from trainer.evaluation.tasks.data import Split
+from trainer.evaluation.tasks.finetuning import TaskNetwork
 from trainer.evaluation.tasks.kind import Array, LinearModel, TaskKind
 
 
@@ -28,11 +29,26 @@ class FittedModel:
         predict: its predictions for any split.
         dev_prediction: those for dev, by which it was chosen.
         chosen: the settings that were chosen on dev.
+        reader: what makes numbers of sequences or of dense features, to be kept; None of sparse features.
     """
 
     predict: Callable[[Split], Array]
     dev_prediction: Array
     chosen: dict[str, Any]
+    reader: "TaskNetwork | StandardisedLinear | None" = None
+
+
+@dataclass(frozen=True)
+class StandardisedLinear:
+    """A linear model of dense features that are standardised first."""
+
+    mean_F: Array
+    scale_F: Array
+    linear: LinearModel
+
+    def __call__(self, features_NF: Array) -> Array:
+        """fp64 [N, K], as LinearModel gives them."""
+        return self.linear((features_NF - self.mean_F) / self.scale_F)
 
 
 def kmer_counts(letters: Sequence[str], *, k: int) -> Any:
@@ -74,12 +90,13 @@ def fit_linear(
     """
     order = np.random.default_rng(seed).permutation(len(train))
     train_NF, dev_NF = features(train)[order], features(dev)
-    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler()
+    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler().fit(train_NF)
     if scaler:
-        train_NF, dev_NF = scaler.fit_transform(train_NF), scaler.transform(dev_NF)
-    best: tuple[float, float, LinearModel, Array] | None = None
+        train_NF = scaler.transform(train_NF)
+    best: tuple[float, float, LinearModel | StandardisedLinear, Array] | None = None
     for c in sorted(grid):
-        model = kind.fit_linear(train_NF, train.truth_N[order], c=c, seed=seed)
+        linear = kind.fit_linear(train_NF, train.truth_N[order], c=c, seed=seed)
+        model = StandardisedLinear(scaler.mean_, scaler.scale_, linear) if scaler else linear
         dev_prediction = kind.predict(torch.from_numpy(model(dev_NF)))
         score = kind.main_score(dev.truth_N, dev_prediction)
         if best is None or score > best[0]:
@@ -88,8 +105,7 @@ def fit_linear(
     _, c, model, dev_prediction = best
 
     def predict(split: Split) -> Array:
-        features_NF = features(split)
-        output_NK = model(scaler.transform(features_NF) if scaler else features_NF)
-        return kind.predict(torch.from_numpy(output_NK))
+        return kind.predict(torch.from_numpy(model(features(split))))
 
-    return FittedModel(predict, dev_prediction, {"C": c})
+    kept = model if isinstance(model, StandardisedLinear) else None
+    return FittedModel(predict, dev_prediction, {"C": c}, kept)

@@ -15,7 +15,8 @@ import configs
 from trainer.evaluation.embedding import embed
 from trainer.evaluation.precision import Resolved, device_of, resolve_precision
 from trainer.evaluation.sequences import EncodedSequences
-from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks import task_card, task_model
+from trainer.evaluation.tasks.config import ENCODER_MODES, TaskConfig
 from trainer.evaluation.tasks.data import Split, TaskData
 from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
 from trainer.evaluation.tasks.kind import TaskKind
@@ -161,7 +162,18 @@ def compute_unit(prepared: PreparedTask, unit: Unit) -> UnitOutcome:
         chosen=", ".join(f"{name} {value:g}" for name, value in fitted.chosen.items()),
         seconds=time.monotonic() - started,
     )
-    return UnitOutcome(result)
+    return UnitOutcome(result, _kept(prepared, result, fitted) if unit.mode in ENCODER_MODES else {})
+
+
+def _kept(prepared: PreparedTask, result: Result, fitted: FittedModel) -> dict[str, bytes]:
+    """The files of the fitted model, of a mode that uses the encoder."""
+    mode = result.unit.mode
+    precision = prepared.precisions.probe if mode == "probe" else prepared.precisions.finetune
+    record = task_model.record_of(
+        result, task=prepared.task, kind=prepared.kind, precision=precision, dev=prepared.data.dev
+    )
+    model = task_model.of(fitted.reader, prepared.network, prepared.kind, record)
+    return task_model.pack(model, card=task_card.card(record, {}))
 
 
 def fit_mode(prepared: PreparedTask, mode: str, *, seed: int) -> FittedModel:
@@ -223,6 +235,7 @@ def _train(prepared: PreparedTask, start: Callable[[], Network], seed: int) -> F
         lambda split: trained.predict(prepared.features.sequences(split)),
         trained.dev_prediction,
         trained.chosen,
+        trained.network,
     )
 
 

@@ -1,0 +1,248 @@
+"""A fine-tuned model as files, and back, strictly: the encoder's four, the head, and task.json.
+
+Shapes: N sequences, K numbers that the model gives for a sequence, F features.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+import configs
+from cluster.storage import store
+from configs import Section
+from trainer.evaluation.embedding import embed
+from trainer.evaluation.precision import Resolved
+from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.data import Split
+from trainer.evaluation.tasks.finetuning import TaskNetwork
+from trainer.evaluation.tasks.kind import Array, LinearModel, TaskKind
+from trainer.evaluation.tasks.linear import StandardisedLinear
+from trainer.evaluation.tasks.registry import KINDS
+from trainer.evaluation.tasks.results import Result
+from trainer.models import pretrained
+from trainer.models.network import Network
+
+TASK, HEAD = "task.json", "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A frozen encoder, and a linear model on its standardised embeddings."""
+
+    network: Network
+    linear: StandardisedLinear
+
+    def read(self, sequences: EncodedSequences, *, precision: Resolved) -> Tensor:
+        """float64 [N, K] on the CPU; ``precision`` is that of the embeddings."""
+        features_NF = torch.cat(embed(self.network, sequences, precision=precision), 1).double().numpy()
+        return torch.from_numpy(self.linear(features_NF))
+
+
+class TaskRecord(Section):
+    """task.json: what a fine-tuned model is, where it comes from, and how well it did.
+
+    Attributes:
+        kind_state: what the kind took from the train split.
+        precision: in which it was trained and scored; that of its embeddings for a probe.
+        encoder, encoder_version: the registered model that it was made from.
+        settings: the digest of all that shapes its scores.
+        dev_sha256: of the dev rows; scores on the same rows compare.
+        preprocessing: what is done to a sequence, in words.
+        config: the task's config.
+    """
+
+    format_version: Literal[1] = 1
+    task: str
+    kind: str
+    labels: tuple[str, ...]
+    kind_state: dict[str, Any]
+    mode: Literal["probe", "finetune"]
+    seed: int
+    precision: Resolved
+    encoder: str
+    encoder_version: str
+    settings: str
+    rows: dict[str, int]
+    dev_sha256: str
+    chosen: str
+    scores: dict[str, float] = Field(min_length=1)
+    preprocessing: str = (
+        "letters A, C, G, T, N in either case; U is T; other IUPAC letters are N; no length is cut; what the "
+        "two strands give is averaged"
+    )
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A fine-tuned model that predicts."""
+
+    reader: TaskNetwork | Probe
+    kind: TaskKind
+    record: TaskRecord
+
+    def predict(self, sequences: Sequence[str], *, precision: Resolved = "fp32") -> pd.DataFrame:
+        """A row for each sequence: ``label`` and ``p_<label>`` of each label; of a regression ``value``.
+
+        Raises:
+            ValueError: there is no sequence, or one is none. MemoryError: one is too long for the device.
+        """
+        encoded = EncodedSequences.from_strings(sequences)
+        return pd.DataFrame(self.kind.table(self.predictions(encoded, precision=precision)))
+
+    def predictions(self, sequences: EncodedSequences, *, precision: Resolved = "fp32") -> Array:
+        """As TaskKind.predict gives them, whose scores are those that the record has if ``precision`` is."""
+        return self.kind.predict(self.reader.read(sequences, precision=precision))
+
+    def to(self, device: torch.device | str) -> "TaskModel":
+        """This model, whose network is moved to ``device``."""
+        (self.reader if isinstance(self.reader, TaskNetwork) else self.reader.network).to(device)
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What ``predict`` gives: the type, string or double, of each column by its name."""
+        nothing = self.kind.table(self.kind.predict(torch.zeros(0, self.kind.outputs)))
+        return {name: "string" if column.dtype == object else "double" for name, column in nothing.items()}
+
+
+def of(
+    reader: TaskNetwork | StandardisedLinear | None, network: Network, kind: TaskKind, record: TaskRecord
+) -> TaskModel:
+    """The model that a unit fitted; ``network`` is the encoder."""
+    assert reader is not None, f"mode {record.mode} gives a model that can be kept"
+    return TaskModel(reader if isinstance(reader, TaskNetwork) else Probe(network, reader), kind, record)
+
+
+def record_of(
+    result: Result, *, task: TaskConfig, kind: TaskKind, precision: Resolved, dev: Split
+) -> TaskRecord:
+    """task.json of the model that a unit fitted; ``precision`` is what it was scored in."""
+    unit = result.unit
+    return TaskRecord(
+        task=unit.task,
+        kind=result.kind,
+        labels=task.labels,
+        kind_state=dict(kind.state),
+        mode=unit.mode,
+        seed=unit.seed,
+        precision=precision,
+        encoder=unit.model,
+        encoder_version=str(unit.version),
+        settings=result.settings,
+        rows=result.rows,
+        dev_sha256=rows_sha256(dev),
+        chosen=result.chosen,
+        scores=result.scores(),
+        config=configs.dump(task),
+    )
+
+
+def pack(model: TaskModel, *, card: str) -> dict[str, bytes]:
+    """The files of ``model`` by name; ``card`` is README.md. Equal models have equal bytes."""
+    reader = model.reader
+    weights = pretrained.split_tensors(reader.network.state_dict().items(), keep=True)
+    return pretrained.files(reader.network, weights, card=card) | {
+        HEAD: pretrained.packed(_head(reader)),
+        TASK: model.record.model_dump_json(indent=2).encode() + b"\n",
+    }
+
+
+def _head(reader: TaskNetwork | Probe) -> dict[str, Tensor]:
+    if isinstance(reader, Probe):
+        arrays = {
+            "standardise.mean": reader.linear.mean_F,
+            "standardise.scale": reader.linear.scale_F,
+            "linear.weight": reader.linear.linear.weight_KF,
+            "linear.bias": reader.linear.linear.bias_K,
+        }
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    parts = {"standardise": reader.standardise, "head": reader.head}
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def load(uri: str) -> TaskModel:
+    """The fine-tuned model whose files lie at ``uri``, in eval mode on the CPU.
+
+    Raises:
+        StoreError: a file is missing or cannot be read. ValueError: another format, kind, model or set of
+            weights, by name; or it is an encoder, without a task.
+    """
+    record = read_record(uri)
+    kind = KINDS[record.kind](record.labels).with_state(record.kind_state)
+    network, path = pretrained.load(uri), store.join(uri, HEAD)
+    try:
+        tensors = safetensors.torch.load(store.read_bytes(path))
+        make = _probe if record.mode == "probe" else _network
+        reader = make(network, tensors, kind)
+    except (safetensors.SafetensorError, RuntimeError, ValueError) as fault:
+        reason = " ".join(str(fault).split())
+        raise ValueError(f"{path} does not fit {TASK}: {reason}") from fault
+    return TaskModel(reader, kind, record)
+
+
+def read_record(uri: str) -> TaskRecord:
+    """task.json at ``uri``. ValueError if there is none, or another format version, kind, or set of keys."""
+    path = store.join(uri, TASK)
+    if not store.exists(path):
+        if store.exists(store.join(uri, pretrained.CONFIG)):
+            raise ValueError(
+                f"{uri} is an encoder without a task: it has no {TASK}; fine-tune it (python -m "
+                "trainer.finetune) and name the model NAME-TASK that this registers"
+            )
+        raise ValueError(f"{uri} holds no model: it has no {TASK}")
+    content = store.read_bytes(path)
+    try:
+        record = TaskRecord.model_validate_json(content)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"{path} is no description of a fine-tuned model that this code reads: "
+            f"{where and where + ': '}{first['msg']}"
+        ) from fault
+    if record.kind not in KINDS:
+        raise ValueError(f"{path}: kind {record.kind!r} is not known, known are {', '.join(sorted(KINDS))}")
+    return record
+
+
+def _probe(network: Network, tensors: dict[str, Tensor], kind: TaskKind) -> Probe:
+    features, outputs = 2 * network.backbone.hidden_size, kind.outputs
+    shapes = {
+        "linear.bias": (outputs,),
+        "linear.weight": (outputs, features),
+        "standardise.mean": (features,),
+        "standardise.scale": (features,),
+    }
+    found = {name: tuple(tensors[name].shape) for name in sorted(tensors)}
+    if found != shapes:
+        raise ValueError(f"it holds {found} and should hold {shapes}")
+    bias_K, weight_KF, mean_F, scale_F = (tensors[name].numpy() for name in shapes)
+    return Probe(network, StandardisedLinear(mean_F, scale_F, LinearModel(weight_KF, bias_K)))
+
+
+def _network(network: Network, tensors: dict[str, Tensor], kind: TaskKind) -> TaskNetwork:
+    whole = TaskNetwork(network, kind.outputs, torch.Generator())
+    encoder = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    whole.load_state_dict(encoder | tensors, strict=True)
+    return whole.eval()
+
+
+def rows_sha256(split: Split) -> str:
+    """Of the sequences and the truth of a split, in their order."""
+    truth = np.ascontiguousarray(split.truth_N.astype(split.truth_N.dtype.newbyteorder("<")))
+    return hashlib.sha256("\n".join(split.letters).encode() + b"\n" + truth.tobytes()).hexdigest()

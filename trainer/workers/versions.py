@@ -21,7 +21,6 @@ class Versions:
     model_uri: str
     watch: bool
     _taken: set[int] = field(default_factory=set)
-    _began: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -34,23 +33,24 @@ class Versions:
                 f"write models:/{self.name}@{MARK}, or leave --watch out"
             )
 
-    def new(self) -> list[str]:
-        """The versions that have come since the last call, as models:/NAME/VERSION."""
+    def pending(self) -> list[str]:
+        """The versions that have come and were not taken yet, as models:/NAME/VERSION."""
         if not self.watch:
-            numbers = [] if self._began else [int(self.registry.version(self.model_uri).version)]
+            numbers = [int(self.registry.version(self.model_uri).version)]
         elif self._alias == MARK:
             numbers = self._candidates()
         else:
             found = alias_of(self.registry, self.name, self._alias)
             numbers = [] if found is None else [found]
-        self._began = self._began or bool(numbers)
-        fresh = [number for number in numbers if number not in self._taken]
-        self._taken |= set(numbers)
-        return [f"models:/{self.name}/{number}" for number in fresh]
+        return [f"models:/{self.name}/{number}" for number in numbers if number not in self._taken]
+
+    def take(self, uri: str) -> None:
+        """The version ``uri``, which was pending, is in work."""
+        self._taken.add(int(uri.rpartition("/")[2]))
 
     def _candidates(self) -> list[int]:
         found = candidates(self.registry, self.name)
-        if not self._began:
+        if not self._taken:
             found = at_first(found)
         else:
             found = [one for one in found if one.number > max(self._taken)]

@@ -167,8 +167,10 @@ class Pool:
         return self._refuse(unfit, now)
 
     def _launch(self, task: _Task) -> None:
-        options = {"num_cpus": task.needs.cpus, "num_gpus": task.needs.gpus, "max_retries": 0}
-        remote = ray.remote(**options, scheduling_strategy="SPREAD")(task.function)
+        needs = task.needs
+        remote = ray.remote(
+            num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=0, scheduling_strategy="SPREAD"
+        )(task.function)
         self._running[remote.remote(*task.arguments)] = task
 
     def _refuse(self, unfit: list[_Task], now: float) -> list[Ended]:

@@ -19,7 +19,7 @@ needs no clock.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
@@ -68,6 +68,8 @@ class Claims:
         self._seen: dict[str, tuple[str, float]] = {}  # driver -> its tag, and when we saw that first
         self._beaten: float | None = None
         self._void: set[str] = set()  # units whose result was deleted since
+        self._params: Mapping[str, str] = {}
+        self._looked = 0.0
         self.beat()
         self.refresh()
         self._old_failures = {key for key in self._params if key.startswith("failed.")}
@@ -81,7 +83,8 @@ class Claims:
 
     def refresh(self) -> None:
         """Read what the other drivers have written."""
-        self._take_in(self._shared.read(self._ledger))
+        asked = self._owner.clock()  # before the answer: a tag that is new in it may be older
+        self._take_in(self._shared.read(self._ledger), asked)
 
     def standing(self, unit: str) -> Standing:
         """How the unit with this digest stood at the last ``refresh``."""
@@ -132,23 +135,24 @@ class Claims:
         self._shared.tag(self._ledger, f"driver.{self._owner.id}", _FAREWELL)
 
     def is_gone(self, driver: str) -> bool:
-        """Whether a driver has ended, or has not beaten while we watched for the lease's time."""
+        """Whether a driver has ended, or has not beaten between two looks of ours that the lease's time, or
+        more, lies between."""
         if driver == self._owner.id:
             return False
         tag, since = self._seen.get(driver, ("", None))
         if since is None or tag == _FAREWELL:
             return True
-        return bool(_ended_here(tag)) or self._owner.clock() - since >= self._owner.lease_s
+        return _ended_here(tag) or self._looked - since >= self._owner.lease_s
 
     def is_gone_or_us(self, driver: str) -> bool:
         return driver == self._owner.id or self.is_gone(driver)
 
-    def _take_in(self, state: RunState) -> None:
-        self._params, now = state.params, self._owner.clock()
+    def _take_in(self, state: RunState, asked: float) -> None:
+        self._params, self._looked = state.params, asked
         for key, tag in state.tags.items():
             kind, _, driver = key.partition(".")
             if kind == "driver" and self._seen.get(driver, ("", 0.0))[0] != tag:
-                self._seen[driver] = (tag, now)
+                self._seen[driver] = (tag, asked)
 
     def _attempt(self, unit: str) -> int:
         """The number of the last attempt at a unit; 0 if there was none."""

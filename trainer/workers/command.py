@@ -106,7 +106,7 @@ def _work_tasks(found: Sequence[tuple[TaskConfig, TaskData]], pool: Pool) -> Ite
     for number, (task, _) in enumerate(found):
         pool.submit(number, resolve_precisions, task, needs=needs[id(task)], order=0)
     resolved: dict[object, Precisions] = {}
-    faults = []
+    faults: list[str] = []
     while len(resolved) + len(faults) < len(found):
         for ended in pool.wait(1.0):
             if ended.fault:

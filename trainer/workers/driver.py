@@ -1,5 +1,5 @@
-"""The driver: looks at what is missing, gives it to Ray, puts what comes back into MLflow; until all is there,
-or, watching, until it is told to stop."""
+"""The driver: looks at what is missing, gives it to Ray, puts what comes back into MLflow; until all is
+there, or, watching, until it is told to stop."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -53,7 +53,8 @@ class Refs:
 class Driver:
     """One driver. ``wait_s``: how long an MLflow or store that is away is waited for; None: for ever.
 
-    ``poll_s``: seconds between looks for new versions; ``bell``: waits so long, or until it is rung.
+    ``poll_s``: seconds between looks for new versions, unless ``rung`` says that there may be one now.
+    ``on_version``: called when a version is complete.
     """
 
     registry: Registry
@@ -181,11 +182,9 @@ class Driver:
 
     def _may_start(self, key: Any) -> bool:
         """Claim the unit, or all probe units that read an embedding."""
-        work, task = self._given[key]
-        if isinstance(key, PlannedUnit):
-            starts = task.claims.take(key.digest) is Standing.OURS
-        else:
-            starts = any([one.claims.take(unit.digest) is Standing.OURS for one, unit in self._readers(key)])
+        wanted = [(self._given[key][1], key)] if isinstance(key, PlannedUnit) else self._readers(key)
+        standings = {task.claims.take(unit.digest) for task, unit in wanted}
+        starts = Standing.OURS in standings
         if not starts:
             del self._given[key]
         return starts
@@ -201,20 +200,21 @@ class Driver:
 
     def _take_in(self, ended: Ended) -> None:
         """Put what a task gave into MLflow."""
-        work, task = self._given[ended.key]
-        if isinstance(ended.key, Embedding):
+        key: Any = ended.key
+        work, task = self._given[key]
+        if isinstance(key, Embedding):
             if ended.fault:
-                for reader, unit in self._readers(ended.key):
+                for reader, unit in self._readers(key):
                     if reader.claims.standing(unit.digest) is Standing.OURS:
-                        work.fail(reader, unit, str(ended.fault))
+                        work.fail(reader, unit, _reason(ended.fault))
             else:
                 assert isinstance(ended.result, EmbeddedSequences), "that is what embed_sequences returns"
-                self._refs[ended.key.version].embedded[ended.key.task] = self.pool.share(ended.result)
+                self._refs[key.version].embedded[key.task] = self.pool.share(ended.result)
         elif ended.fault:
-            work.fail(task, ended.key, _reason(ended.fault))
+            work.fail(task, key, _reason(ended.fault))
         else:
-            work.record(task, ended.key, ended.result)
-        del self._given[ended.key]
+            work.record(task, key, ended.result)
+        del self._given[key]
         self._looked = -_LOOK_S  # there may be more to give now
 
     def _is_same(self, key: Any, content: Any) -> bool:
@@ -262,17 +262,16 @@ class Driver:
         return sum(1 for work in self.open for _ in work.missing())
 
     def _all_weight(self) -> float:
-        return sum(
-            weight(unit.unit.mode, task.task)
-            for work in self.open
-            for task in work.tasks
-            for unit in task.units
-        )
+        return sum(_weight_of(task, task.units) for work in self.open for task in work.tasks)
 
     def _done_weight(self) -> float:
         return self._all_weight() - sum(
-            weight(unit.unit.mode, task.task) for work in self.open for task, unit in work.missing()
+            _weight_of(task, [unit]) for work in self.open for task, unit in work.missing()
         )
+
+
+def _weight_of(task: TaskWork, units: Sequence[PlannedUnit]) -> float:
+    return sum(weight(planned.unit.mode, task.task) for planned in units)
 
 
 def _reason(fault: Exception) -> str:

@@ -204,7 +204,8 @@ class VersionWork:
 
     def _accept(self, planned: PlannedUnit, result: Result, sentence: str) -> None:
         self.results[planned] = result
-        say(f"v{planned.unit.version} {sentence}")
+        rows = result.rows.get("train", 0)
+        say(f"v{planned.unit.version}, {rows:,} rows: {sentence}")
 
     def _claims(self) -> list[Claims]:
         return list({id(task.claims): task.claims for task in self.tasks}.values())

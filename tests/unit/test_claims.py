@@ -1,7 +1,8 @@
-"""Claims of units: one driver computes each, whatever the order of what they do; only our own clock counts."""
+"""Claims of units: one driver computes each, whatever the order of what they do, by our own clock alone."""
 
 import dataclasses
 import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,7 +148,7 @@ def test_whatever_the_order_no_two_living_drivers_compute_the_same_unit(
     memory, clock = Memory(), Clock()
     claims = [driver(memory, clock) for _ in range(3)]
     at_work: list[dict[str, bool]] = [{} for _ in claims]
-    finished: dict[str, int] = {unit: 0 for unit in UNITS}
+    finished: dict[str, int] = dict.fromkeys(UNITS, 0)
     for who, action, unit, seconds in actions:
         clock.now += seconds
         for each in claims:

@@ -1,4 +1,4 @@
-"""cluster.tasks.pool: heavy tasks first, within what a node has; dead workers replaced; what can never run."""
+"""cluster.tasks.pool: heavy tasks first, as nodes have room; dead workers replaced; what can never run."""
 
 import os
 import time

@@ -83,7 +83,7 @@ class Claims:
 
     def refresh(self) -> None:
         """Read what the other drivers have written."""
-        asked = self._owner.clock()  # before the answer: a tag that is new in it may be older
+        asked = self._owner.clock()
         self._take_in(self._shared.read(self._ledger), asked)
 
     def standing(self, unit: str) -> Standing:
@@ -148,11 +148,13 @@ class Claims:
         return driver == self._owner.id or self.is_gone(driver)
 
     def _take_in(self, state: RunState, asked: float) -> None:
-        self._params, self._looked = state.params, asked
+        """``state`` was read after ``asked`` and before now: a tag changed after the one, or stood till the
+        other, at the least."""
+        self._params, self._looked, now = state.params, asked, self._owner.clock()
         for key, tag in state.tags.items():
             kind, _, driver = key.partition(".")
             if kind == "driver" and self._seen.get(driver, ("", 0.0))[0] != tag:
-                self._seen[driver] = (tag, asked)
+                self._seen[driver] = (tag, now)
 
     def _attempt(self, unit: str) -> int:
         """The number of the last attempt at a unit; 0 if there was none."""

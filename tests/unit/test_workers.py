@@ -57,7 +57,9 @@ def units(where: Registered) -> Counter[tuple[str, ...]]:
     return Counter((run.data.tags["model.version"], *(run.data.params[key] for key in keys)) for run in runs)
 
 
-def test_two_tasks_then_a_rerun_then_another_version(where: Registered, capsys: Said) -> None:
+def test_two_tasks_then_a_rerun_then_another_version(
+    where: Registered, capsys: Said, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     rows = where.folder / "rows.json"
     given = command(where, str(where.folder / "two.yaml"), "--json", str(rows))
     assert main(given) == 0
@@ -94,7 +96,7 @@ def test_two_tasks_then_a_rerun_then_another_version(where: Registered, capsys: 
     assert again.out == out, "the whole table"
     assert again.err.count("already in run") == 19 and len(children(where)) == 19
 
-    register(where.folder, where.uri, seed=5, params={"train.steps": "7"})
+    register(registered(tmp_path_factory).folder, where.uri, seed=5, params={"train.steps": "7"})
     assert main(command(where, "seeds=[0,1]")) == 0
     said = capsys.readouterr().err
     assert said.count("computed for version 1, run ") == 3, "both floors, and from scratch of seed 0"
@@ -154,12 +156,13 @@ def test_a_result_is_put_into_mlflow_once_whoever_was_stopped_where(
         return stands
 
     honest = SharedRuns.settle
-    monkeypatch.setattr(SharedRuns, "settle", settle)
-    monkeypatch.setattr(VersionWork, "leave", lambda work: None)  # SIGKILL says no farewell
     given = command(where, "modes=[kmer,onehot]", "--lease-s", "0.1")
-    for _ in range(2):
-        with pytest.raises(Killed):
-            main(given)
+    with monkeypatch.context() as patch:
+        patch.setattr(SharedRuns, "settle", settle)
+        patch.setattr(VersionWork, "leave", lambda work: None)  # SIGKILL says no farewell
+        for _ in range(2):
+            with pytest.raises(Killed):
+                main(given)
     assert [run.info.status for run in children(where)].count("RUNNING") == 2
     assert main(given) == 0
     assert set(units(where).values()) == {1} and len(units(where)) == 2

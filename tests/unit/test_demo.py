@@ -58,7 +58,7 @@ def test_demo_goes_from_a_generated_genome_to_a_report(
     table = done.stdout[done.stdout.index("\ngenome  ") :]
     (majority,) = [line for line in table.splitlines() if "majority letter" in line]
     assert float(majority.split(":")[1].split()[0]) > 3  # standard errors above, after 60 steps
-    for mode in ("kmer", "probe", "finetune", "scratch"):
+    for mode in ("kmer", "onehot", "probe", "finetune", "scratch"):
         assert any(line.split()[:2] == ["synthetic", mode] for line in table.splitlines())
     report = (tmp_path / "demo" / "report" / "index.html").read_text()
     assert "data:image/png;base64," in report

@@ -60,9 +60,9 @@ def test_all_modes_end_to_end(
     )
     out, err = capsys.readouterr()
     assert code == 0, err
-    assert scored[TASK_ROWS["test"]] == 4, "test is scored once for each of four modes"
+    assert scored[TASK_ROWS["test"]] == 5, "test is scored once for each of five modes"
     rows = {row["mode"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
-    assert set(rows) == {"kmer", "probe", "finetune", "scratch"}
+    assert set(rows) == {"kmer", "onehot", "probe", "finetune", "scratch"}
     assert all(mode in out for mode in rows)
     assert rows["kmer"]["test/mcc"] == pytest.approx(
         _kmer_mcc(where, float(rows["kmer"]["chosen"].split()[1]))
@@ -102,7 +102,7 @@ def test_all_modes_end_to_end(
     assert [result.flat() for result in third] == [result.flat() for result in again]
     assert capsys.readouterr().err.count("; already in run ") == 4, "it is not computed again"
     assert len(reader.tagged("toys", {"finetune": "parent"})) == 1
-    assert len([result for result in past_results(reader, NAME, "1") if result.unit.task == "motif"]) == 8
+    assert len([result for result in past_results(reader, NAME, "1") if result.unit.task == "motif"]) == 10
 
 
 def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_before_the_work(

@@ -73,7 +73,7 @@ def _transfer(registry: Registry, run: Any) -> list[Section]:
         return [Section(title, [text])]
     text = (
         "Test scores × 100, mean ± standard deviation over seeds; chosen on dev alone. "
-        "Probe and k-mer models have one solution, so their seeds agree."
+        "The floor is the better of k-mers and letters by position on dev."
     )
     tables = results_tables(summary)
     sections = []

@@ -56,7 +56,7 @@ def prepared(where: Registered, kind: str = "classification") -> PreparedTask:
 def _prepared(where: Registered, kind: str) -> PreparedTask:
     task, network = task_of(where, kind), tiny_network()
     folder = where.folder / "config-only"
-    pretrained.write(str(folder), network, (dict(network.state_dict()), {}), card="")
+    pretrained.write(str(folder), network, dict(network.state_dict()), card="")
     config = pretrained.read_config(str(folder))
     return prepare(network, config, task=task, data=load(task), device=torch.device("cpu"))
 

@@ -323,7 +323,7 @@ def test_registering_with_lost_answers_makes_one_version(
     service: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The answer of every call that makes something is lost once; artifacts go by way of the server."""
+    """The answer of each call that makes something is lost once, also with artifacts by way of the server."""
 
     def fetch(step: int, folder: Path) -> bool:
         (folder / "weights").write_text("w")

@@ -31,6 +31,7 @@ TINY = [
     "val.windows=24",
     "val.every=4",
     "track.every=2",
+    "track.report_every=0",  # a process of its own, seconds of CPU; test_browser.py has one
 ]
 
 

@@ -4,7 +4,16 @@ import math
 
 import pytest
 
-from trainer.tracking.messages import Attachment, Export, Message, Metrics, Tags, from_line, to_line
+from trainer.tracking.messages import (
+    Attachment,
+    Export,
+    FileUpload,
+    Message,
+    Metrics,
+    Tags,
+    from_line,
+    to_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +28,7 @@ from trainer.tracking.messages import Attachment, Export, Message, Metrics, Tags
             Attachment(7, "config.yaml", {"a": {"b": [1, None]}}),
             '{"time": 7, "name": "config.yaml", "values": {"a": {"b": [1, null]}}}',
         ),
+        (FileUpload(8, "/run/track/log.txt"), '{"time": 8, "path": "/run/track/log.txt"}'),
         (Export(8, 6, 12_000), '{"time": 8, "step": 6, "export_bp": 12000}'),
     ],
 )

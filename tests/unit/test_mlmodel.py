@@ -30,7 +30,7 @@ LOADERS = [encoder_pyfunc.__name__, task_pyfunc.__name__]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("encoder")
     network = tiny_network()
-    pretrained.write(str(where), network, (dict(network.state_dict()), {}), card="a toy")
+    pretrained.write(str(where), network, dict(network.state_dict()), card="a toy")
     write_encoder_mlmodel(where)
     return where
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cluster.storage import store
@@ -20,6 +20,7 @@ from configs import load as load_config
 from data_prep import alphabet
 from tests.registered import write_task
 from tests.unit.test_reference import twobit
+from tests.unit.test_table import strike
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.data import load, read_files
 from trainer.evaluation.tasks.readers import labels
@@ -434,6 +435,7 @@ def test_a_bed_needs_a_reference_before_anything_is_read() -> None:
             r"record 2: its header 's2' has no label where the records before it have",
         ),
         (">s1 label=a\nACGT\n>s2 b\nACGT\n", r"record 2: its header 's2 b' has no label where the records"),
+        ("> \nACGT\n", r"record 1: its header '' has no label; write"),
         (">s1 a b\nACGT\n", r"record 1: label 'a b' is not among the task's labels"),
         (">s1 a\n\n>s2 b\nACGT\n", r"record 1: the sequence is empty"),
         (">s1 a\nACGT\n>s2 b\nAC!T\n", r"record 2: byte b'!' at position 2 is no nucleotide letter"),
@@ -509,6 +511,29 @@ def test_other_faults_of_a_parquet(tmp_path: Path) -> None:
     refused(tmp_path / "none.parquet", r"none.parquet: no such file")
 
 
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=3))
+@example([(40, 255), (41, 255)])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_parquet_with_other_bytes_is_refused_or_has_all_rows(
+    tmp_path: Path, flips: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"sequence": [row[0] for row in ROWS], "label": [row[1] for row in ROWS]})
+    pq.write_table(table, path, compression="none", write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    for at, byte in flips:
+        content[at % len(content)] = byte
+    path.write_bytes(content)
+    found, said = ROWS, f"{path}"
+    try:
+        found = rows(read(path))
+    except ValueError as fault:
+        said = str(fault)
+    assert found == ROWS
+    assert str(path) in said
+    assert "\n" not in said
+
+
 def test_a_fasta_or_a_parquet_under_another_name(tmp_path: Path) -> None:
     write_fasta(tmp_path / "t.csv", ROWS)
     refused(tmp_path / "t.csv", r"t.csv looks like a FASTA: name it .fa, or set format: fasta")
@@ -516,6 +541,32 @@ def test_a_fasta_or_a_parquet_under_another_name(tmp_path: Path) -> None:
     refused(tmp_path / "t.csv", r"t.csv is a Parquet file, not text")
     with pytest.raises(ConfigError, match=r"format: must be null .* or one of table, parquet, fasta, bed"):
         task(tmp_path / "t.csv", format="excel")
+
+
+@st.composite
+def mangled(draw: st.DrawFn, text: str, strokes: int) -> str:
+    for _ in range(strokes):
+        text = strike(draw, text)
+    return text
+
+
+@given(st.data(), st.sampled_from(["t.fa", "t.bed", "t.csv"]), st.integers(1, 3))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_mangled_file_has_the_same_rows_or_is_refused(
+    tmp_path: Path, data: st.DataObject, name: str, strokes: int
+) -> None:
+    path = tmp_path / name
+    keys = WRITERS[name](path, ROWS)
+    text = data.draw(mangled(path.read_text(), strokes))
+    path.write_text(text, newline="")
+    found, said = ROWS, f"{path}"
+    try:
+        found = rows(read(path, **keys))
+    except ValueError as fault:
+        said = str(fault)
+    assert found == ROWS, text
+    assert str(path) in said
+    assert "\n" not in said
 
 
 # Sequences without labels.

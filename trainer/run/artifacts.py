@@ -54,7 +54,7 @@ class Artifacts:
         self._take_up_exports(start)
         self._ended = False
         if self._uploader.id:
-            say(f"MLflow run {self._uploader.id}")
+            say(" ".join(filter(None, ["MLflow run", self._uploader.id, self._uploader.page])))
         self._story.begin(self._uploader)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -123,7 +123,7 @@ class Artifacts:
         )
         with heartbeat.inside("telling MLflow", phase=True, slow=True):
             self._uploader.drain(self._track.wait_s, status="FINISHED")
-        self._story.last_report()
+            self._story.last_report()
         run_status.write_finished(self._run_dir, steps=self._steps, delivered=True)
 
     def end(self, status: str, *, reason: str = "") -> None:

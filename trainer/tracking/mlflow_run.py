@@ -44,6 +44,7 @@ class RunSpec:
         registered_model: the name that its model will be registered under.
         inputs: the datasets that it reads.
         about: what the experiment is for, in markdown; stands where its description is still empty.
+        start_ms: when its work began, in ms since 1970; None: now.
     """
 
     uri: str
@@ -57,6 +58,7 @@ class RunSpec:
     registered_model: str | None = None
     inputs: Sequence[DatasetInput] = ()
     about: str = ""
+    start_ms: int | None = None
 
     @property
     def all_tags(self) -> dict[str, str]:
@@ -138,6 +140,17 @@ class ResumableRun(MlflowRun):
 
     experiment_id = ""
 
+    @property
+    def page(self) -> str:
+        """The address of the run in MLflow's UI, opened in Model training; "" where no server is known.
+
+        What kind of experiment it shows, MLflow 3.17's UI takes from the address, not from the experiment.
+        """
+        uri = str(redact(self.spec.uri)).rstrip("/").replace("***@", "")
+        if not (self.id and self.experiment_id and uri.startswith("http")):
+            return ""
+        return f"{uri}/#/experiments/{self.experiment_id}/runs/{self.id}?workflowType=machine_learning"
+
     def open(self) -> dict[str, int]:
         """The last step of each metric that MLflow has of this run. It is made if there is none, and RUNNING.
 
@@ -218,7 +231,7 @@ class Run(MlflowRun):
                 self._client = mlflow_client.connect(spec.uri)
                 with track_errors(self._place):
                     made = self._client.create_run(
-                        self._experiment_id(), run_name=spec.name, tags=spec.all_tags
+                        self._experiment_id(), spec.start_ms, run_name=spec.name, tags=spec.all_tags
                     )
                     self.id, self.artifact_uri = made.info.run_id, made.info.artifact_uri
                     self._send_params(spec.params)

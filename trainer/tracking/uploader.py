@@ -90,6 +90,11 @@ class Uploader:
         return self._run.id
 
     @property
+    def page(self) -> str:
+        """The address of the run in MLflow's UI; "" where no server is known."""
+        return self._run.page
+
+    @property
     def _place(self) -> str:
         return f"MLflow at {redact(self._spec.uri)}"
 

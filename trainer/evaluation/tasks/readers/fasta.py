@@ -109,5 +109,5 @@ def _after_bar(header: str) -> tuple[str] | None:
 
 
 def _after_name(header: str) -> tuple[str] | None:
-    _, *rest = header.split(maxsplit=1)
-    return (rest[0].strip(),) if rest else None
+    words = header.split(maxsplit=1)
+    return (words[1].strip(),) if len(words) > 1 else None

@@ -17,6 +17,7 @@ from trainer.tracking import uploader
 from trainer.tracking.mlflow_run import Run, RunSpec, TrackError
 from trainer.tracking.outbox import FILE, Outbox
 from trainer.tracking.uploader import Uploader
+from trainer.tracking.version_text import WINDOWS_TAG
 from trainer.tracking.versions import Registering
 
 LOST = [
@@ -344,7 +345,9 @@ def test_registering_with_lost_answers_makes_one_version(
         ):
             for method in ("POST", "PUT", "PATCH"):
                 proxy.fault(kind="lost", method=method, key=call, times=1)
-        run = begin(model, key=model, registered_model=model, registering=registering)
+        run = begin(
+            model, key=model, registered_model=model, registering=registering, tags={WINDOWS_TAG: "aa"}
+        )
         for step in (2, 4):
             run.log({"val/mlm_accuracy": 0.1 * step}, step=step)
             run.export(step, bp=step)

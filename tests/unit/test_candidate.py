@@ -39,8 +39,13 @@ REMEDY = "; to move it all the same, set the alias in MLflow, or train with trac
             + "(val.windows_sha256 aa and bb)"
             + REMEDY,
         ),
-        (NEW, HeldOut("version 3", 0.1), False, "(val.windows_sha256 aa and not noted)"),
-        (HeldOut("step 6", 0.5), HeldOut("version 3", 0.1), False, "different held-out windows"),
+        (
+            NEW,
+            HeldOut("version 3", 0.1),
+            False,
+            STAYS + "it is not noted on which held-out windows version 3 was",
+        ),
+        (HeldOut("step 6", 0.5), HeldOut("version 3", 0.1), False, "on which held-out windows step 6 was"),
         (
             NEW,
             HeldOut("version 3", None, "aa"),

@@ -53,7 +53,7 @@ from trainer.run.hooks import (
 from trainer.run.run_spec import Start
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
-from trainer.tracking.versions import WINDOWS_TAG
+from trainer.tracking.version_text import WINDOWS_TAG
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,12 @@ def _incomparable(new: HeldOut, standing: HeldOut) -> str:
             return f"{each.name} has no held-out accuracy to compare"
         if not math.isfinite(each.accuracy):
             return f"{each.name} has held-out accuracy {each.accuracy}"
-    if new.windows is None or new.windows != standing.windows:
-        ours, theirs = ((each.windows or "not noted")[:12] for each in (new, standing))
+        if each.windows is None:
+            return f"it is not noted on which held-out windows {each.name} was measured"
+    if new.windows != standing.windows:
+        digests = f"{str(new.windows)[:12]} and {str(standing.windows)[:12]}"
         return (
             f"{new.name} and {standing.name} were measured on different held-out windows (val.windows_sha256 "
-            f"{ours} and {theirs})"
+            f"{digests})"
         )
     return ""

@@ -14,7 +14,7 @@ COMMANDS = {  # name -> module with main(arguments) -> exit code, what it does
     "embed": ("trainer.embed", "embeddings of the records of a FASTA"),
     "report": ("trainer.report.__main__", "a run as one HTML page with pictures and tables"),
     "demo": ("trainer.demo", "the whole main job in minutes; from the root of the repository"),
-    "cluster": ("cluster.__main__", "train: supervised training; doctor: what a machine can do"),
+    "cluster": ("cluster.__main__", "train, finetune: on one machine or a cluster; doctor: what it can do"),
 }
 
 

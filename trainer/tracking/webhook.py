@@ -8,7 +8,7 @@ from configs import redact
 from trainer.tracking.mlflow_client import TrackError, track_errors
 from trainer.tracking.registry import Registry
 
-_NAME = "cluster finetune --watch"
+_NAME = "cluster-finetune-watch"
 _EVENTS = ("model_version_alias.created", "model_version_tag.set")
 
 

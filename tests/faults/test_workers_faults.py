@@ -109,7 +109,7 @@ def test_two_watchers_beside_pretraining_of_which_one_and_a_worker_are_killed(tm
     watch = ["--model", f"models:/{model}@candidate", "--watch", "--lease-s", "5"]
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(Supervised(tmp_path, "r", data, *track, *given)).start()
-        wait_for(lambda: bool(versions(uri, model)), f"a version; said {run.said}", seconds=180)
+        run.until(lambda: bool(versions(uri, model)), 180)
         watchers = [Watcher(tmp_path, *watch) for _ in range(2)]
         for watcher in watchers:
             stack.callback(watcher.end)

@@ -23,6 +23,7 @@ EXIT_USAGE = 2
         (["report"], ["RUN_ID", "--output"]),
         (["demo"], ["--generated", "--folder"]),
         (["cluster", "train"], ["--config"]),
+        (["cluster", "finetune"], ["--model", "--tasks", "--watch"]),
         (["cluster", "doctor"], ["--store"]),
     ],
     ids=" ".join,

@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="after so long without a sign another driver is gone",
     )
     parser.add_argument("--cpus", type=_count, help="of a local Ray; default: those of this process")
+    parser.add_argument("--webhook", metavar="URL", help="where MLflow's server can tell it of new versions")
     parser.add_argument("--track-uri", help="MLflow; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     parser.add_argument("--json", help="also write the rows there, one a unit")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             args.wait_s,
             args.lease_s,
             args.cpus,
+            args.webhook,
             args.track_uri,
             args.json,
         )

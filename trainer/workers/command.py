@@ -8,6 +8,7 @@ from cluster.process import paths
 from cluster.storage import store
 from cluster.tasks.pool import Needs, Pool
 from cluster.tasks.ray_session import session
+from configs import ConfigError
 from trainer.core.console import say
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.data import TaskData
@@ -21,6 +22,7 @@ from trainer.tracking.config import default_tracking_uri
 from trainer.tracking.registry import Registry
 from trainer.workers.claims import LEASE_S, Owner
 from trainer.workers.compute import resolve_precisions
+from trainer.workers.doorbell import doorbell
 from trainer.workers.driver import Driver
 from trainer.workers.plan import WorkTask, distinct, read_configs, read_data
 from trainer.workers.progress import UnitProgress
@@ -40,6 +42,7 @@ class WorkersRequest:
     wait_s: float = 60.0
     lease_s: float = LEASE_S
     cpus: int | None = None
+    webhook: str | None = None
     track_uri: str | None = None
     json: str | None = None
 
@@ -66,7 +69,12 @@ def finetune_on_workers(request: WorkersRequest) -> None:
     for task, data in found:
         for sentence in describe_rows(task, data):
             say(sentence)
-    with session(request.cpus), Pool() as pool, UnitProgress() as progress:
+    with (
+        doorbell(registry, request.webhook) as bell,
+        session(request.cpus),
+        Pool() as pool,
+        UnitProgress() as progress,
+    ):
         driver = Driver(
             registry,
             versions,
@@ -75,6 +83,7 @@ def finetune_on_workers(request: WorkersRequest) -> None:
             wait_s=None if request.watch else request.wait_s,
             poll_s=request.poll_s,
             owner=Owner(request.lease_s),
+            rung=bell.rung,
             on_version=lambda work: _tell(request, driver, work),
         )
         if request.watch:
@@ -94,6 +103,8 @@ def _check(request: WorkersRequest, tasks: Sequence[TaskConfig]) -> None:
         ],
     )
     refuse_json(request.json)
+    if request.webhook and not request.watch:
+        raise ConfigError("--webhook is for --watch, which waits for new versions")
 
 
 def _work_tasks(found: Sequence[tuple[TaskConfig, TaskData]], pool: Pool) -> Iterator[WorkTask]:

@@ -17,13 +17,13 @@ from trainer.models import pretrained
 KINDS = ("classification", "regression", "multilabel")
 
 
-def task_of(where: Registered, kind: str = "classification", *, name: str = "motif") -> TaskConfig:
+def task_of(files: Path, kind: str = "classification", *, name: str = "motif") -> TaskConfig:
     """A task on the sequences of the registered motif task, whose labels are made of them."""
-    folder = where.folder / f"of-{kind}"
+    folder = files / f"of-{kind}"
     if not folder.exists():
         folder.mkdir()
         for role in ("train", "dev", "test"):
-            lines = (where.folder / f"{role}.csv").read_text().splitlines()[1:]
+            lines = (files / f"{role}.csv").read_text().splitlines()[1:]
             rows = [line.split(",") for line in lines]
             text = "".join(f"{letters},{_label(kind, letters, label)}\n" for letters, label in rows)
             (folder / f"{role}.csv").write_text("sequence,label\n" + text)
@@ -49,23 +49,27 @@ def _label(kind: str, letters: str, label: str) -> str:
 
 
 def prepared(where: Registered, kind: str = "classification") -> PreparedTask:
-    return _prepared(where, kind)
+    return _prepared(where.folder, kind)
 
 
 @functools.cache
-def _prepared(where: Registered, kind: str) -> PreparedTask:
-    task, network = task_of(where, kind), tiny_network()
-    folder = where.folder / "config-only"
+def _prepared(files: Path, kind: str) -> PreparedTask:
+    task, network = task_of(files, kind), tiny_network()
+    folder = files / "config-only"
     pretrained.write(str(folder), network, dict(network.state_dict()), card="")
     config = pretrained.read_config(str(folder))
     return prepare(network, config, task=task, data=load(task), device=torch.device("cpu"))
 
 
-@functools.cache
-def outcome(where: Registered, kind: str, mode: str, seed: int = 0) -> UnitOutcome:
+def outcome(where: Registered, kind: str, mode: str) -> UnitOutcome:
     """Of a unit; computed once for all tests."""
-    made = prepared(where, kind)
-    return compute_unit(made, Unit(NAME, "1", made.task.name, mode, seed))
+    return _outcome(where.folder, kind, mode)
+
+
+@functools.cache
+def _outcome(files: Path, kind: str, mode: str) -> UnitOutcome:
+    made = _prepared(files, kind)
+    return compute_unit(made, Unit(NAME, "1", made.task.name, mode, 0))
 
 
 def written(folder: Path, files: Mapping[str, bytes]) -> str:

@@ -33,7 +33,13 @@ SETTINGS = "0123456789ab"
 
 @pytest.fixture(scope="module")
 def where(tmp_path_factory: pytest.TempPathFactory) -> Registered:
-    return registered(tmp_path_factory)
+    """The registered network in an MLflow of its own, since others count the runs of theirs."""
+    shared = registered(tmp_path_factory)
+    copied = tmp_path_factory.mktemp("kept") / "mlflow.db"
+    shutil.copy(shared.uri.removeprefix("sqlite:///"), copied)
+    uri = f"sqlite:///{copied}"
+    Registry(uri).client.create_experiment("kept", str(copied.parent / "art"))
+    return replace(shared, uri=uri)
 
 
 def of_task(where: Registered, task: str, mode: str, *, dev: float, seed: int = 0) -> UnitOutcome:
@@ -63,7 +69,7 @@ def log(where: Registered, outcome: UnitOutcome) -> str:
 
 def keep(where: Registered, task: str) -> list[str]:
     reader = registry(where)
-    config = kept.task_of(where, name=task)
+    config = kept.task_of(where.folder, name=task)
     return keep_best(reader, reader.version(f"models:/{NAME}/1"), config, SETTINGS)
 
 
@@ -74,13 +80,6 @@ def versions(reader: Registry, name: str) -> list[Any]:
 
 def stored(where: Registered, reader: Registry, run_id: str) -> bool:
     return bool(reader.client.list_artifacts(run_id, "task_model"))
-
-
-@pytest.fixture(autouse=True)
-def artifacts(where: Registered) -> None:
-    reader = registry(where)
-    if reader.client.get_experiment_by_name("kept") is None:
-        reader.client.create_experiment("kept", str(where.folder / "kept"))
 
 
 def test_fine_tuning_keeps_the_best_and_a_user_can_predict_with_it(
@@ -172,7 +171,7 @@ def test_killed_before_any_call_and_repeated_it_is_registered_once(
         best = log(where, of_task(where, task, "finetune", dev=0.7))
         worse = log(where, of_task(where, task, "probe", dev=0.5))
         reader = registry(where)
-        version, config = reader.version(f"models:/{NAME}/1"), kept.task_of(where, name=task)
+        version, config = reader.version(f"models:/{NAME}/1"), kept.task_of(where.folder, name=task)
         reader.client = Doomed(reader.client, at)
         try:
             keep_best(reader, version, config, SETTINGS)
@@ -201,7 +200,7 @@ def test_two_that_register_at_the_same_time_make_one_version(
     """The second does all of its work between the first one's look for a version and its making one."""
     log(where, of_task(where, "both", "finetune", dev=0.7))
     reader = registry(where)
-    version, config = reader.version(f"models:/{NAME}/1"), kept.task_of(where, name="both")
+    version, config = reader.version(f"models:/{NAME}/1"), kept.task_of(where.folder, name="both")
     make, other = reader.client.create_model_version, [registry(where)]
 
     def interrupted(*given: Any, **more: Any) -> Any:

@@ -35,8 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         run,
         debug=args.debug,
         resumable=True,
-        interrupted="finished results are in MLflow; the same command computes all of them again "
-        "(modes=... and seeds=... choose)",
+        interrupted="finished results are in MLflow; the same command computes what is missing",
     )
 
 

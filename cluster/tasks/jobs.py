@@ -70,8 +70,8 @@ def run(
                 for reference in ray.wait(list(running), num_returns=1, timeout=slots.limit(pause))[0]:
                     index = running.pop(reference)
                     try:
-                        results[index] = _get(reference)
-                    except (_WorkerLostError, store.TransientError) as fault:
+                        results[index] = result_of(reference)
+                    except (WorkerLostError, store.TransientError) as fault:
                         if not queue.put_back(index):
                             raise
                         if on_retry:
@@ -80,7 +80,7 @@ def run(
                         if on_result:
                             on_result(index, results[index])
         finally:
-            _end(list(running))
+            end_all(list(running))
     return [results[index] for index in range(len(tasks))]
 
 
@@ -102,6 +102,11 @@ def run_here_or_there(
     return results
 
 
+def pause_after(failures: int) -> float | None:
+    """Seconds until a task that has failed so often is tried again; None if it has failed too often."""
+    return None if failures > _RETRIES else _BACKOFF_S * 2 ** (failures - 1) * random.uniform(0.8, 1.2)
+
+
 class _Queue:
     """Which task to start next, by index: one that has failed, once its pause is over, before a fresh one."""
 
@@ -118,9 +123,9 @@ class _Queue:
     def put_back(self, index: int) -> bool:
         """Start the task again after a pause; False if it has failed too often."""
         self._failures[index] += 1
-        if self._failures[index] > _RETRIES:
+        pause = pause_after(self._failures[index])
+        if pause is None:
             return False
-        pause = _BACKOFF_S * 2 ** (self._failures[index] - 1) * random.uniform(0.8, 1.2)
         heapq.heappush(self._again, (time.monotonic() + pause, index))
         return True
 
@@ -156,11 +161,16 @@ class _Slots:
         return True
 
 
-class _WorkerLostError(RuntimeError):
+class WorkerLostError(RuntimeError):
     """A task ended without a result or an exception of its own: its worker, node or cluster is gone."""
 
 
-def _get(reference: Any) -> Any:
+def result_of(reference: Any) -> Any:
+    """What a task of Ray returned; what it raised is raised as itself.
+
+    Raises:
+        WorkerLostError: its worker, node or cluster is gone.
+    """
     try:
         return ray.get(reference)
     except RayTaskError as fault:
@@ -168,15 +178,16 @@ def _get(reference: Any) -> Any:
         raise cause or RuntimeError(f"a task failed: {fault}") from fault
     except RayError as fault:
         reason = " ".join(str(fault).split())[:200] or type(fault).__name__
-        raise _WorkerLostError(f"a worker was lost ({type(fault).__name__}): {reason}") from fault
+        raise WorkerLostError(f"a worker was lost ({type(fault).__name__}): {reason}") from fault
 
 
-def _end(running: list[Any]) -> None:
-    """Wait for the tasks of ``running`` to end; after _PATIENCE_S kill the workers of the others."""
+def end_all(running: list[Any], *, patience_s: float | None = None) -> None:
+    """Wait for the tasks of ``running`` to end; after ``patience_s`` kill the workers of the others."""
     if not running:
         return
+    patience_s = _PATIENCE_S if patience_s is None else patience_s
     # Ray 2.60 aborts the whole driver if a task is cancelled just as it ends. Most end by themselves.
-    _, late = ray.wait(running, num_returns=len(running), timeout=_PATIENCE_S)
+    _, late = ray.wait(running, num_returns=len(running), timeout=patience_s)
     for reference in late:
         ray.cancel(reference, force=True)
     for reference in late:

@@ -27,7 +27,7 @@ FATES = [
     ("registration", 2, 0),
     ("alias", 1, 0),
     ("publication", 4, 0),
-    ("backward", 5, 1),
+    ("forward", 5, 1),
     ("told to stop", 4, 0),
 ]
 
@@ -74,7 +74,7 @@ def test_mlflow_is_away_while_it_trains_and_is_killed(dataset: str, tmp_path: Pa
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         away = settings(dataset, tmp_path)
         track = away["track"] | {"uri": f"http://127.0.0.1:{nobody.getsockname()[1]}", "wait_s": 0}
-        for fate in (("backward", 5, 0), ("delivery", 0, 0)):
+        for fate in (("forward", 5, 0), ("delivery", 0, 0)):
             ending = endings(2, doomed.run, away | {"track": track}, [fate])[0]
             assert ending.code == -signal.SIGKILL
     assert export.waiting(str(tmp_path / "run")) == [2, 4, 6]

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cluster.storage import store
@@ -511,6 +511,29 @@ def test_other_faults_of_a_parquet(tmp_path: Path) -> None:
     refused(tmp_path / "none.parquet", r"none.parquet: no such file")
 
 
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=3))
+@example([(40, 255), (41, 255)])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_parquet_with_other_bytes_is_refused_or_has_all_rows(
+    tmp_path: Path, flips: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"sequence": [row[0] for row in ROWS], "label": [row[1] for row in ROWS]})
+    pq.write_table(table, path, compression="none", write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    for at, byte in flips:
+        content[at % len(content)] = byte
+    path.write_bytes(content)
+    found, said = ROWS, f"{path}"
+    try:
+        found = rows(read(path))
+    except ValueError as fault:
+        said = str(fault)
+    assert found == ROWS
+    assert str(path) in said
+    assert "\n" not in said
+
+
 def test_a_fasta_or_a_parquet_under_another_name(tmp_path: Path) -> None:
     write_fasta(tmp_path / "t.csv", ROWS)
     refused(tmp_path / "t.csv", r"t.csv looks like a FASTA: name it .fa, or set format: fasta")
@@ -520,6 +543,13 @@ def test_a_fasta_or_a_parquet_under_another_name(tmp_path: Path) -> None:
         task(tmp_path / "t.csv", format="excel")
 
 
+@st.composite
+def mangled(draw: st.DrawFn, text: str, strokes: int) -> str:
+    for _ in range(strokes):
+        text = strike(draw, text)
+    return text
+
+
 @given(st.data(), st.sampled_from(["t.fa", "t.bed", "t.csv"]), st.integers(1, 3))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mangled_file_has_the_same_rows_or_is_refused(
@@ -527,9 +557,7 @@ def test_a_mangled_file_has_the_same_rows_or_is_refused(
 ) -> None:
     path = tmp_path / name
     keys = WRITERS[name](path, ROWS)
-    text = path.read_text()
-    for _ in range(strokes):
-        text = strike(data.draw, text)
+    text = data.draw(mangled(path.read_text(), strokes))
     path.write_text(text, newline="")
     found, said = ROWS, f"{path}"
     try:

@@ -162,5 +162,8 @@ def test_mlflow_gives_the_same_numbers(
         name: f"DataType.{kind}" for name, kind in model.columns.items()
     }
     assert len(loaded.predict(loaded.input_example)) == 2
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    names = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
+    assert [name for name in names if f"`{name}`" not in page] == [], "docs/models.md lists the files"
     with pytest.raises(ValueError, match="sequence 1: byte b'!'"):
         loaded.predict(pd.DataFrame({"sequence": ["!"]}))

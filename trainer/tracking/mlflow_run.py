@@ -44,6 +44,7 @@ class RunSpec:
         registered_model: the name that its model will be registered under.
         inputs: the datasets that it reads.
         about: what the experiment is for, in markdown; stands where its description is still empty.
+        start_ms: when its work began, in ms since 1970; None: now.
     """
 
     uri: str
@@ -57,6 +58,7 @@ class RunSpec:
     registered_model: str | None = None
     inputs: Sequence[DatasetInput] = ()
     about: str = ""
+    start_ms: int | None = None
 
     @property
     def all_tags(self) -> dict[str, str]:
@@ -229,7 +231,7 @@ class Run(MlflowRun):
                 self._client = mlflow_client.connect(spec.uri)
                 with track_errors(self._place):
                     made = self._client.create_run(
-                        self._experiment_id(), run_name=spec.name, tags=spec.all_tags
+                        self._experiment_id(), spec.start_ms, run_name=spec.name, tags=spec.all_tags
                     )
                     self.id, self.artifact_uri = made.info.run_id, made.info.artifact_uri
                     self._send_params(spec.params)

@@ -3,6 +3,7 @@
 Each call may be made again after a kill: what is there is used, and of two made at once the first stays.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainer.tracking.registry import Registry
 _FOLDER = "task_model"  # of the run's artifacts
 _STATE = "task_model"  # tag of a run: _STORED, "not the best", or _VERSION and which
 _STORED, _VERSION = "stored", "version "
+_MISSING = "RESOURCE_DOES_NOT_EXIST"
 _TASK = "task"  # tag of a registered model that holds fine-tuned ones
 
 
@@ -53,8 +55,13 @@ class TaskModels:
         with track_errors(f"registered model {name} at {redact(self._registry.uri)}"):
             if self._client.get_prompt(name) is not None:
                 raise ConfigError(f"{what}, which is the name of a prompt; give the task another name")
-            found = self._client.search_registered_models(f"name = '{name}'") if "'" not in name else []
-            if [model for model in found if model.latest_versions and _TASK not in model.tags]:
+            try:
+                found = self._client.get_registered_model(name)
+            except library().exceptions.MlflowException as fault:
+                if fault.error_code != _MISSING:
+                    raise
+                return
+            if found.latest_versions and _TASK not in found.tags:
                 raise ConfigError(
                     f"{what}, which is the name of a model that is not fine-tuned on a task; give the task "
                     "another name"
@@ -67,6 +74,11 @@ class TaskModels:
     def is_registered(self, run: Any) -> bool:
         """Whether a version was made of the run's model."""
         return str(run.data.tags.get(_STATE, "")).startswith(_VERSION)
+
+    def version_of(self, run: Any) -> tuple[str, str] | None:
+        """The name and number of the version that was made of the run's model, if one was."""
+        number, _, name = str(run.data.tags.get(_STATE, "")).removeprefix(_VERSION).partition(" of ")
+        return (name, number) if self.is_registered(run) else None
 
     def fetch(self, run: Any, into: Path) -> Path:
         """The files of a run's model, in a local folder below ``into``."""
@@ -130,7 +142,7 @@ class TaskModels:
         if not found:
             self._client.create_logged_model(
                 new.run.info.experiment_id,
-                name=names.model(new.name),
+                name=re.sub(r"[/:.%\"']", "_", new.name),  # it takes fewer characters than a registered one
                 source_run_id=new.run.info.run_id,
                 tags=dict(new.tags),
             )
@@ -158,7 +170,7 @@ class TaskModels:
             self._client.log_outputs(run.info.run_id, [entities.LoggedModelOutput(model_id, 0)])
 
     def _version(self, new: TaskVersion, model: Any) -> str:
-        client, missing = self._client, "RESOURCE_DOES_NOT_EXIST"
+        client = self._client
         mlflow_client.refuse_prompt(client, new.name, uri=self._registry.uri)
         try:
             client.create_registered_model(
@@ -181,7 +193,7 @@ class TaskModels:
                 try:
                     client.delete_model_version(new.name, duplicate)
                 except library().exceptions.MlflowException as fault:
-                    if fault.error_code != missing:
+                    if fault.error_code != _MISSING:
                         raise
         return self._versions(new)[0]
 

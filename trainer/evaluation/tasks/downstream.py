@@ -4,6 +4,7 @@ Everything that is chosen is chosen on dev; test is scored once for each unit, i
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -14,13 +15,18 @@ from trainer.evaluation.tasks.champion import settle_champion
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.data import TaskData, load
 from trainer.evaluation.tasks.kept_models import keep_best, refuse_name, store_model
-from trainer.evaluation.tasks.modes import compute_unit, prepare
+from trainer.evaluation.tasks.modes import PreparedTask, compute_unit, prepare
 from trainer.evaluation.tasks.parent_story import update_parent
-from trainer.evaluation.tasks.results import Result, Unit
-from trainer.evaluation.tasks.results_log import ResultsLog, log_result, parent_run, past_results
+from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
+from trainer.evaluation.tasks.results_log import (
+    FINETUNE_EXPERIMENT,
+    ResultsLog,
+    VersionLog,
+    past_results,
+    stored_results,
+)
+from trainer.evaluation.tasks.reuse import KnownResults, as_result_of
 from trainer.tracking.registry import Registry
-
-_EXPERIMENT = "finetune"  # for models that no run of ours made
 
 
 def finetune(
@@ -28,39 +34,68 @@ def finetune(
 ) -> list[Result]:
     """One result for each mode and seed of the task, each in a child run; then the champion is settled.
 
+    What MLflow has already is not computed again.
+
     Raises: StoreError, ValueError, TrackError, RuntimeError, MemoryError, each one sentence.
     """
     model = open_model(registry, model_uri)
-    experiment = task.track.experiment or registry.experiment_of(model.run_id) or _EXPERIMENT
+    experiment = experiment_of(registry, model, task)
     registry.usable(experiment)  # before the work
     refuse_name(registry, model.name, task.name)
-    data = load(task)
-    for sentence in describe_rows(task, data):
-        say(sentence)
-    prepared = prepare(model.network, model.config, task=task, data=data, device=device or best_device())
-    log = ResultsLog(
-        registry.uri,
-        experiment,
-        parent=parent_run(registry, model, experiment),
-        task=task,
-        settings=prepared.settings,
-        rows=data.rows,
-        data_sha256=data.sha256(),
-    )
-    results = []
-    for unit in units(model, task):
-        with log.open(unit) as run:
-            outcome = compute_unit(prepared, unit)
-            log_result(run, outcome.result)
-            store_model(run, outcome)
-        say(describe(outcome.result))
-        results.append(outcome.result)
-    sentences = keep_best(registry, model, task, prepared.settings)
-    sentences.append(settle_champion(registry, model.name, model.version))
-    for sentence in sentences:
-        say(sentence)
-    update_parent(registry, log.parent, past_results(registry, model.name, model.version), sentences)
-    return results
+    variants = [(variant, load(variant)) for variant in task.variants()]
+    version = VersionLog.open(registry, model, experiment)
+    results: dict[tuple[Unit, str], Result] = {}
+    sentences: list[str] = []
+    for variant, data in variants:
+        for sentence in describe_rows(variant, data):
+            say(sentence)
+        prepared = prepare(
+            model.network, model.config, task=variant, data=data, device=device or best_device()
+        )
+        log = ResultsLog(version, variant, prepared.settings, data.rows, data.sha256())
+        known = KnownResults(stored_results(registry, model.name))
+        for unit in units(model, variant):
+            result, sentence = _result_of(unit, prepared, log, known)
+            say(sentence)
+            results[unit, prepared.settings] = result
+        kept = keep_best(registry, model, variant, prepared.settings)
+        for sentence in kept:
+            say(sentence)
+        sentences += kept
+    champion = settle_champion(registry, model.name, model.version)
+    say(champion)
+    past = past_results(registry, model.name, model.version)
+    update_parent(registry, version.parent, past, [*sentences, champion])
+    return list(results.values())
+
+
+class _Obtained(NamedTuple):
+    result: Result
+    sentence: str
+
+
+def _result_of(unit: Unit, prepared: PreparedTask, log: ResultsLog, known: KnownResults) -> _Obtained:
+    """The result of a unit: the one that MLflow has, a copy of another version's, or a new one."""
+    stored = known.of(unit, log.settings)
+    if stored:
+        return _Obtained(stored.result, describe(stored.result, from_run=stored.run_id))
+    same = known.elsewhere(unit, log.settings, log.version.architecture)
+    if same:
+        copied = as_result_of(unit, same)
+        log.record(UnitOutcome(copied), computed_by=same.run_id)
+        return _Obtained(copied, describe(copied, from_run=same.run_id, version=same.result.unit.version))
+    try:
+        outcome = compute_unit(prepared, unit)
+    except (RuntimeError, MemoryError) as fault:
+        log.record_failure(unit, str(fault))
+        raise
+    log.record(outcome, store_model=store_model)
+    return _Obtained(outcome.result, describe(outcome.result))
+
+
+def experiment_of(registry: Registry, model: RegisteredModel, task: TaskConfig) -> str:
+    """Where the results of ``task`` go: its own experiment, else that of the run that made the model."""
+    return task.track.experiment or registry.experiment_of(model.run_id) or FINETUNE_EXPERIMENT
 
 
 def units(model: RegisteredModel, task: TaskConfig) -> list[Unit]:
@@ -72,12 +107,15 @@ def units(model: RegisteredModel, task: TaskConfig) -> list[Unit]:
     ]
 
 
-def describe(result: Result) -> str:
-    """A result in one sentence."""
+def describe(result: Result, *, from_run: str = "", version: str = "") -> str:
+    """A result in one sentence. ``from_run``: the run that has it already, of another ``version``."""
     unit, metric = result.unit, result.metric
+    how = f"{result.seconds:.1f} s"
+    if from_run:
+        how = f"computed for version {version}, run {from_run}" if version else f"already in run {from_run}"
     return (
         f"{unit.task} {unit.mode} seed {unit.seed}: dev {metric.heading} {result.val[metric.name]:.3f}, "
-        f"test {metric.heading} {result.test[metric.name]:.3f} ({result.chosen}; {result.seconds:.1f} s)"
+        f"test {metric.heading} {result.test[metric.name]:.3f} ({result.chosen}; {how})"
     )
 
 

@@ -48,11 +48,15 @@ def _check(request: FinetuneRequest, task: TaskConfig) -> None:
         outputs={"--json": request.json, "--track-uri": tracking},
         inputs=[(role, uri) for role in ROLES if (uri := getattr(task, role))],
     )
-    if request.json is None:
+    refuse_json(request.json)
+
+
+def refuse_json(uri: str | None) -> None:
+    """ConfigError if the option --json names no file that JSON can be written to."""
+    if uri is None:
         return
-    embedding_table.refuse_folder(request.json, "rows.json")
-    if request.json.lower().endswith(tuple(embedding_table.FORMATS)):
+    embedding_table.refuse_folder(uri, "rows.json")
+    if uri.lower().endswith(tuple(embedding_table.FORMATS)):
         raise ConfigError(
-            f"--json {configs.redact(request.json)} says another format; JSON is written, to a name that "
-            "ends in .json"
+            f"--json {configs.redact(uri)} says another format; JSON is written, to a name that ends in .json"
         )

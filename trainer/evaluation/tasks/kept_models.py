@@ -97,10 +97,34 @@ def keep_best(registry: Registry, version: EncoderVersion, task: TaskConfig, set
     return sentences
 
 
+@dataclass(frozen=True)
+class KeptVersion:
+    """A version of a fine-tuned model, and the run that made it, MLflow's."""
+
+    name: str
+    version: str
+    run: Any
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def kept_versions(registry: Registry, version: EncoderVersion) -> list[KeptVersion]:
+    """The fine-tuned models that were made of an encoder's version, oldest first."""
+    models = TaskModels(registry)
+    runs = registry.tagged(None, _child(version), finished=True)
+    return [KeptVersion(*found, run) for run in runs if (found := models.version_of(run))]
+
+
+def _child(version: EncoderVersion) -> dict[str, str]:
+    """The tags of the runs that hold results of an encoder's version."""
+    return {"model.name": version.name, "model.version": str(version.version), "finetune": "child"}
+
+
 def _runs(registry: Registry, version: EncoderVersion, task: str, settings: str) -> list[Any]:
     """The finished runs of an encoder's version, task and settings, oldest first."""
-    tags = {"model.name": version.name, "model.version": str(version.version), "finetune": "child"}
-    found = registry.tagged(None, tags, finished=True)
+    found = registry.tagged(None, _child(version), finished=True)
     wanted = {"task": task, "settings": settings}
     return [run for run in found if wanted.items() <= run.data.params.items()]
 

@@ -75,6 +75,10 @@ class Features:
 
         return self._once("embeddings", split, compute)
 
+    def give_embeddings(self, computed: Mapping[Split, Any]) -> None:
+        """Embeddings of splits that were computed elsewhere, as ``embeddings`` gives them."""
+        self._computed |= {("embeddings", split): vectors for split, vectors in computed.items()}
+
     def _once(self, what: str, split: Split, compute: Callable[[], Any]) -> Any:
         key = (what, split)
         if key not in self._computed:
@@ -118,10 +122,19 @@ def _without(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 
 def prepare(
-    network: Network, export_config: dict[str, Any], *, task: TaskConfig, data: TaskData, device: torch.device
+    network: Network,
+    export_config: dict[str, Any],
+    *,
+    task: TaskConfig,
+    data: TaskData,
+    device: torch.device,
+    precisions: Precisions | None = None,
 ) -> PreparedTask:
-    """``network``, moved to ``device``, and ``task`` with its ``data``."""
-    precisions = Precisions.of(task, device)
+    """``network``, moved to ``device``, and ``task`` with its ``data``.
+
+    ``precisions``: what all processes that compute units of it agree on; None: what ``device`` is best at.
+    """
+    precisions = precisions or Precisions.of(task, device)
     positions = max(len(letters) for letters in data.train.letters)
     features = Features(network.to(device), k=task.kmer.k, positions=positions, precision=precisions.probe)
     kind = task.make_kind().fit(data.train.truth_N, balanced=task.class_weights == "balanced")

@@ -1,0 +1,69 @@
+"""Downstream scores as curves on the pretraining run: ``downstream/TASK/MODE_METRIC`` at a version's step."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from trainer.evaluation.registered_model import RegisteredModel
+from trainer.evaluation.tasks.config import SEEDLESS
+from trainer.evaluation.tasks.results_log import StoredResult, stored_results
+from trainer.tracking.registry import Registry
+from trainer.tracking.shared_run import SharedRuns
+from trainer.workers.plan import WorkTask, largest
+
+_NO_METRIC_NAME = re.compile(r"[^\w\-. ]", re.ASCII)  # what MLflow takes in no part of a name
+
+
+class CurvePoint(NamedTuple):
+    """``time_ms``: the same whoever computes it, so that MLflow takes the same point twice as one."""
+
+    name: str
+    value: float
+    time_ms: int
+
+
+def add_points(
+    registry: Registry, model: RegisteredModel, shared: SharedRuns, *, tasks: Sequence[WorkTask]
+) -> None:
+    """Log the points of the version, where its pretraining run and its step are known. None is logged
+    twice."""
+    step = _step(registry, model)
+    if step is None or model.run_id is None or not shared.read(model.run_id).active:
+        return
+    stored = stored_results(registry, model.name, model.version)
+    for point in points(stored, largest(tasks).values()):
+        shared.add_point(model.run_id, point.name, point.value, step=step, time_ms=point.time_ms)
+
+
+def points(stored: Iterable[StoredResult], tasks: Iterable[WorkTask]) -> Iterator[CurvePoint]:
+    """For each task and mode the means over its seeds: on test (``MODE_METRIC``) and on dev
+    (``MODE_dev_METRIC``); none while a seed is missing."""
+    by_mode: dict[tuple[str, str, str], dict[int, StoredResult]] = defaultdict(dict)
+    for one in stored:
+        unit = one.result.unit
+        by_mode[unit.task, one.result.settings, unit.mode][unit.seed] = one
+    for task in tasks:
+        for mode in task.config.modes:
+            seeds = (0,) if mode in SEEDLESS else task.config.seeds
+            found = by_mode[task.name, task.settings, mode]
+            if not set(seeds) <= set(found):
+                continue
+            ours = [found[seed] for seed in seeds]
+            metric = ours[0].result.metric.name
+            start, prefix = max(one.start_ms for one in ours), f"downstream/{_plain(task.name)}/{mode}"
+            yield CurvePoint(f"{prefix}_{metric}", fmean(one.result.test[metric] for one in ours), start)
+            yield CurvePoint(f"{prefix}_dev_{metric}", fmean(one.result.val[metric] for one in ours), start)
+
+
+def _step(registry: Registry, model: RegisteredModel) -> int | None:
+    """The step at which the version was exported; of versions without that tag, that of the run's end."""
+    found = registry.version(f"models:/{model.name}/{model.version}").tags.get("step")
+    if found is None and model.run_id:
+        found = registry.run(model.run_id).data.params.get("train.steps")
+    return int(found) if found and str(found).isdigit() else None
+
+
+def _plain(name: str) -> str:
+    return _NO_METRIC_NAME.sub("_", name)

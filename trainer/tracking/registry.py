@@ -59,7 +59,8 @@ class Registry:
         """The versions that a run registered, oldest first, with their tags and aliases."""
         with track_errors(f"versions of run {run_id} at {redact(self.uri)}"):
             search = partial(self.client.search_model_versions, f"run_id = '{run_id}'")
-            found = sorted(all_pages(search), key=lambda version: (version.name, int(version.version)))
+            found = mlflow_client.all_pages(search)
+            found.sort(key=lambda version: (version.name, int(version.version)))
             # A search leaves the aliases out.
             return [self.client.get_model_version(one.name, one.version) for one in found]
 

@@ -55,6 +55,15 @@ class Registry:
             )
             return Path(found)
 
+    def versions_of(self, run_id: str) -> list[Any]:
+        """The versions that a run registered, oldest first, with their tags and aliases."""
+        with track_errors(f"versions of run {run_id} at {redact(self.uri)}"):
+            search = partial(self.client.search_model_versions, f"run_id = '{run_id}'")
+            found = mlflow_client.all_pages(search)
+            found.sort(key=lambda version: (version.name, int(version.version)))
+            # A search leaves the aliases out.
+            return [self.client.get_model_version(one.name, one.version) for one in found]
+
     def set_alias(self, name: str, alias: str, version: str) -> None:
         with track_errors(f"registered model {name}"):
             self.client.set_registered_model_alias(name, alias, version)

@@ -88,7 +88,7 @@ def test_a_run_tells_what_it_is_from_what_and_by_whom(reviewed: Reviewed) -> Non
 
 def test_charts_stand_in_groups(reviewed: Reviewed) -> None:
     page = f"{reviewed.experiment}/runs/{reviewed.run.info.run_id}/model-metrics"
-    reviewed.window.open(page, shows=["batch_health", "loss", "optim", "val"])
+    reviewed.window.open(page, shows=["health", "loss", "optim", "val"])
 
 
 def test_the_use_of_the_machine_has_a_page(reviewed: Reviewed) -> None:

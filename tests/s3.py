@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._forward(rule)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _serve
 
     def finish(self) -> None:
         if self._service:

@@ -5,7 +5,7 @@ Shapes: N sequences, D features.
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ import torch
 from trainer.evaluation import embedding
 from trainer.models import pretrained
 from trainer.models.network import Network
+
+if TYPE_CHECKING:
+    from trainer.evaluation.tasks.task_model import TaskModel
 
 
 def load_model(uri: str, *, device: str | torch.device = "cpu", track_uri: str | None = None) -> Network:
@@ -33,6 +36,26 @@ def load_model(uri: str, *, device: str | torch.device = "cpu", track_uri: str |
     opened = import_module("trainer.evaluation.registered_model").open_model(registry, uri)
     network: Network = opened.network
     return network.to(device)
+
+
+def load_task_model(
+    uri: str, *, device: str | torch.device = "cpu", track_uri: str | None = None
+) -> "TaskModel":
+    """The fine-tuned model at ``uri``; its ``predict`` takes a list of sequences and gives a table.
+
+    Args:
+        uri: models:/NAME-TASK@ALIAS, models:/NAME-TASK/VERSION, or a folder that holds its files.
+        track_uri: MLflow for models:/; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.
+
+    Raises:
+        ValueError: it is an encoder, or of another format, kind, or set of weights. StoreError: a file is
+            missing or cannot be read. TrackError: MLflow has no such model.
+    """
+    # Only who asks for a fine-tuned model needs scikit-learn, pandas and what MLflow brings.
+    opened: TaskModel = import_module("trainer.evaluation.tasks.registered_task").open_task_model(
+        uri, track_uri=track_uri
+    )
+    return opened.to(device)
 
 
 def embed_sequences(

@@ -1,4 +1,4 @@
-"""A registered model on a labelled task: k-mer floor, frozen probe, fine-tuning, and the same from scratch.
+"""A registered model on a labelled task: floors, frozen probe, fine-tuning, and the same from scratch.
 
 ``python -m trainer.finetune --model models:/findna@candidate --task configs/tasks/NAME.yaml [key=value ...]``
 """

@@ -131,6 +131,24 @@ def open_bar(**options: Any) -> tqdm:
     return tqdm(**options, ncols=shutil.get_terminal_size().columns)
 
 
+_listeners: list[Callable[[str], None]] = []
+
+
 def say(text: str) -> None:
     """Writes a line to stderr, past any bar, without passwords of URIs."""
-    tqdm.write(redact(text), file=sys.stderr)
+    line = redact(text)
+    tqdm.write(line, file=sys.stderr)
+    for listener in tuple(_listeners):
+        listener(line)
+
+
+def listen(listener: Callable[[str], None]) -> Callable[[], None]:
+    """From now on ``listener`` gets every line that ``say`` writes, in the thread that says it. Returns what
+    ends that; it may be called twice."""
+    _listeners.append(listener)
+
+    def end() -> None:
+        if listener in _listeners:
+            _listeners.remove(listener)
+
+    return end

@@ -9,6 +9,7 @@ import copy
 import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from trainer.distill.step import train_step
 from trainer.engine.optimizer_state import KINDS
 from trainer.run import train, train_state
 from trainer.run.checkpoint.save import Saver
+from trainer.run.export import Exporter
+from trainer.run.train_state import TrainState
 
 WORLD, TURNS = 2, 9
 
@@ -63,6 +66,24 @@ def rows() -> list[Row]:
             "ms",
             "–",
             "the same step",
+        ),
+        Row(
+            "track.register_every: stall of the step by an export",
+            1e3 * slower["export"],
+            1e3 * slower["copy of the teacher"],
+            slower["export"] / slower["copy of the teacher"],
+            "ms",
+            "≤ 2",
+            "one copy of the teacher in memory",
+        ),
+        Row(
+            "track.register_every: the step while an export is written and sent",
+            1e3 * slower["beside an export"],
+            quiet,
+            1e3 * slower["beside an export"] / quiet,
+            "ms",
+            "–",
+            "the same step without",
         ),
     ]
 
@@ -106,6 +127,7 @@ def seconds(uri: str, environment: dict[str, str]) -> dict[str, float]:
         if turn:
             for name, value in (("stall", stalled), ("copy", copied), ("save", time.perf_counter() - start)):
                 times[name].append(value)
+    times |= exports(Exporter(config, engine), now, step)
     quiet = [step() for _ in range(3)]
     beside = []
     for _ in range(3):
@@ -114,6 +136,31 @@ def seconds(uri: str, environment: dict[str, str]) -> dict[str, float]:
         saver.wait()
     found = {name: statistics.median(values) for name, values in times.items()}
     return found | {"step": statistics.median(quiet), "beside": statistics.median(beside)}
+
+
+def exports(exporter: Exporter, now: TrainState, step: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each turn: the stall, a copy of the teacher in memory, and a step beside an export."""
+    shards = now.teacher.shards
+    buffers = copy.deepcopy(shards)
+    times: dict[str, list[float]] = {
+        name: [] for name in ("export", "copy of the teacher", "beside an export")
+    }
+    for turn in range(TURNS + 1):
+        dist.barrier()
+        start = time.perf_counter()
+        for buffer, shard in zip(buffers, shards, strict=True):
+            buffer.copy_(shard)
+        copied = time.perf_counter() - start
+        dist.barrier()
+        now.step += 1
+        stalled = exporter.begin(now)
+        if turn > TURNS - 3:
+            times["beside an export"].append(step())
+        exporter.wait()
+        if turn:  # the first one makes its buffers and its group
+            times["export"].append(stalled)
+            times["copy of the teacher"].append(copied)
+    return times
 
 
 def parts(engine: Any, kind: str) -> list[torch.Tensor]:

@@ -25,6 +25,7 @@ def small_config(uri: str, **changes: Any) -> dict[str, Any]:
     keys, "." as "__"."""
     values: dict[str, Any] = {
         "run": {"dir": "unused", "seed": 5},
+        "track": {"report_every": 0},
         "data": {"uri": uri, "length": 48, "lanes": 12},
         "model": {
             "num_layers": 2,

@@ -29,9 +29,9 @@ VAL = {  # windows, rows of a batch; of (9, 4) one of two ranks has a batch more
 }
 
 
-def measured(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """What validation says of the first weights, of each case at each stage."""
-    device, found = torch.device("cpu"), {}
+def measured(cases: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """What validation says of the first weights, of each case at each stage; what it scores, by case."""
+    device, found, digests = torch.device("cpu"), dict[str, dict[str, float]](), dict[str, str]()
     init_distributed(device)
     group = Group.of()
     for stage in STAGES:
@@ -45,13 +45,14 @@ def measured(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
             config = TrainConfig.model_validate(values)
             validator = Validator(config.data, config.val, config.views, device=device, group=group)
             datasets = list(open_datasets(config.data, "train").values())
+            digests[name] = validator.windows_sha256
             found[f"{name}, ZeRO-{stage}"] = (
                 validator.masked(teacher.module)
                 | validator.masked(engine.network, "val/student_")
                 | validator.health(teacher.module, readings)
                 | validator.baselines(datasets)
             )
-    return found
+    return found, digests
 
 
 @pytest.mark.timeout(600)
@@ -77,11 +78,13 @@ def test_every_rank_calls_the_network_equally_often_and_the_numbers_stay(tmp_pat
     mixture = [{"uri": one, "weight": 3.0}, {"uri": two, "weight": 1.0}]
     cases["a mixture"] = small_config(one, data__uri=mixture, val={"windows": 3, "batch": 2})
     by_world = {world: on_ranks(world, measured, cases, timeout_s=300) for world in (1, 2, 4)}
-    alone = by_world[1][0]
+    alone, windows = by_world[1][0]
+    assert len(set(windows.values())) == len(cases)  # each case scores others
     for name in cases:
         assert alone[f"{name}, ZeRO-0"]["val/mlm_loss"] > 0.5
     for world, ranks in by_world.items():
-        for rank, found in enumerate(ranks):
+        for rank, (found, digests) in enumerate(ranks):
+            assert digests == windows, f"rank {rank} of {world}"
             for name, values in found.items():
                 expected = alone[f"{name.rpartition(',')[0]}, ZeRO-0"]
                 assert values == pytest.approx(expected, rel=1e-4, abs=1e-5), (

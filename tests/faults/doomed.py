@@ -3,6 +3,7 @@ faults."""
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from mlflow import MlflowClient
 
 from cluster.process.command import exit_code
 from cluster.process.heartbeat import heartbeat
@@ -20,6 +22,7 @@ from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.engine.engine import Engine
 from trainer.engine.process_group import init_distributed
+from trainer.models import pretrained
 from trainer.run import train as training
 from trainer.run.checkpoint import save
 from trainer.run.config import TrainConfig
@@ -103,6 +106,38 @@ def _saving(owner: Any, name: str, step: int, *, half: bool = False) -> Iterator
 
 
 @contextlib.contextmanager
+def _exporting(step: int) -> Iterator[None]:
+    """Die when half of the weights of the export of ``step`` are written."""
+    publish = store.publish
+
+    @contextlib.contextmanager
+    def instead(uri: str) -> Iterator[Any]:
+        with publish(uri) as file:
+            if f"step-{step:08d}/{pretrained.WEIGHTS}" in uri:
+                file.write(b"half of it")
+                file.flush()
+                die()
+            yield file
+
+    with mock.patch.object(store, "publish", instead):
+        yield
+
+
+@contextlib.contextmanager
+def _of_mlflow(name: str, number: int) -> Iterator[None]:
+    """Die before the ``number``-th call of this method of MLflow's client."""
+    original, calls = getattr(MlflowClient, name), itertools.count(1)
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            die()
+        return original(*args, **kwargs)
+
+    with mock.patch.object(MlflowClient, name, instead):
+        yield
+
+
+@contextlib.contextmanager
 def _clock_jumps(step: int) -> Iterator[None]:
     """The wall's clock is an hour late from ``step`` on, and then a day early."""
     real = time.time
@@ -122,6 +157,11 @@ FATES: dict[str, Callable[[int], Any]] = {
     "checkpoint": lambda step: _saving(save, "_put", step, half=True),
     "publication": lambda step: _saving(save.Saver, "_publish", step),
     "upload": lambda step: _saving(remote, "upload", step),
+    "half an export": lambda step: _exporting(step),
+    "export": lambda step: _saving(pretrained, "write_stream", step),
+    "attach": lambda number: _of_mlflow("log_model_artifacts", number),  # of the number-th version
+    "registration": lambda number: _of_mlflow("create_model_version", number),
+    "alias": lambda number: _of_mlflow("set_registered_model_alias", number),
     "delivery": lambda step: _before(training, "publish", None, die),  # the run is marked as finished
     "clock": _clock_jumps,
     "told to stop": lambda step: _before(

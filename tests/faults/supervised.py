@@ -31,6 +31,7 @@ TRAIN = [
     "val.every=100000",
     "track.registered_model=null",
     "track.every=1000",
+    "track.report_every=0",
 ]
 CLUSTER = ["launch.ranks_per_node=2", "survivor_s=3", "grace_s=60", "restart_pause_s=0.2"]
 

@@ -17,6 +17,8 @@ from trainer.tracking import uploader
 from trainer.tracking.mlflow_run import Run, RunSpec, TrackError
 from trainer.tracking.outbox import FILE, Outbox
 from trainer.tracking.uploader import Uploader
+from trainer.tracking.version_text import WINDOWS_TAG
+from trainer.tracking.versions import Registering
 
 LOST = [
     "experiments/create",
@@ -122,8 +124,9 @@ def begin(proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest) -> Calla
     def make(
         folder: str = "outbox", *, after: int | None = None, uri: str = "", experiment: str = "", **more: Any
     ) -> Uploader:
+        registering = more.pop("registering", None)
         spec = RunSpec(uri or proxy.url, experiment or name, "n", **{"key": name} | more)
-        return Uploader(spec, tmp_path / folder, after=after)
+        return Uploader(spec, tmp_path / folder, after=after, registering=registering)
 
     return make
 
@@ -318,28 +321,51 @@ def test_registering_with_lost_answers_makes_one_version(
     begin: Callable[..., Uploader],
     proxy: Proxy,
     service: str,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "weights").write_text("w")
-    client = MlflowClient(service, service)
+    """The answer of each call that makes something is lost once, also with artifacts by way of the server."""
+
+    def fetch(step: int, folder: Path) -> bool:
+        (folder / "weights").write_text("w")
+        return True
+
+    client, removed = MlflowClient(service, service), list[int]()
+    registering = Registering(fetch=fetch, remove=removed.append, candidate="better", keep=1)
     for retries, model in (("0", "lost0"), ("2", "lost2")):
+        removed.clear()
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
-        run = begin(model, key=model, registered_model=model)
-        run.drain(60)
-        for call in ("registered-models/create", "model-versions/create", "registered-models/alias"):
-            proxy.fault(kind="lost", method="POST", key=call, times=1)
-        for _ in range(4):
-            try:
-                assert run.publish(tmp_path / "export") == "1"
-            except TrackError:
-                assert retries == "0"
-        assert [str(version.version) for version in client.search_model_versions(f"name = '{model}'")] == [
-            "1"
-        ]
-        assert client.get_model_version_by_alias(model, "candidate").run_id == run.id
-        assert client.get_run(run.id).info.status == "FINISHED"
+        for call in (
+            "logged-models",
+            "mlflow-artifacts",
+            "runs/outputs",
+            "registered-models/create",
+            "model-versions/create",
+            "model-versions/update",
+            "registered-models/alias",
+        ):
+            for method in ("POST", "PUT", "PATCH"):
+                proxy.fault(kind="lost", method=method, key=call, times=1)
+        run = begin(
+            model, key=model, registered_model=model, registering=registering, tags={WINDOWS_TAG: "aa"}
+        )
+        for step in (2, 4):
+            run.log({"val/mlm_accuracy": 0.1 * step}, step=step)
+            run.export(step, bp=step)
+        run.drain(60, status="FINISHED")
+        (version,) = client.search_model_versions(f"name = '{model}'")  # one is kept
+        assert version.tags["step"] == "4"
+        assert client.get_model_version_by_alias(model, "candidate").version == version.version
+        assert removed == [2, 4]
+        found = client.get_run(run.id)
+        assert found.info.status == "FINISHED"
+        (logged,) = (
+            each
+            for each in client.search_logged_models([found.info.experiment_id])
+            if each.source_run_id == run.id
+        )
+        assert (str(logged.status), logged.model_id) == ("READY", version.tags["model.id"])
+        assert [metric.value for metric in logged.metrics] == [0.4]
+        assert [path.path for path in client.list_logged_model_artifacts(logged.model_id)] == ["weights"]
 
 
 def test_a_password_is_in_no_sentence(proxy: Proxy, begin: Callable[..., Uploader], tmp_path: Path) -> None:

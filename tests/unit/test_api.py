@@ -54,7 +54,7 @@ HEAVY = [
 
 def test_all_of_it_imports_and_works_without_the_heavy_libraries(tmp_path: Path) -> None:
     network = tiny_network()
-    pretrained.write(str(tmp_path / "model"), network, (dict(network.state_dict()), {}), card="a toy")
+    pretrained.write(str(tmp_path / "model"), network, dict(network.state_dict()), card="a toy")
     code = f"""
 import sys
 for name in {HEAVY!r}:
@@ -83,7 +83,7 @@ import sys
 for name in {[*HEAVY, "safetensors", "fsspec"]!r}:
     sys.modules[name] = None
 import trainer
-for name in set(trainer.__all__) - {{"load_model", "embed_sequences"}}:
+for name in set(trainer.__all__) - {{"load_model", "load_task_model", "embed_sequences"}}:
     getattr(trainer, name)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -108,7 +108,7 @@ def test_a_model_loads_from_a_folder_a_uri_and_the_registry(
 ) -> None:
     network = tiny_network()
     for uri in (str(tmp_path / "model"), "memory://api-model"):
-        pretrained.write(uri, network, (dict(network.state_dict()), {}), card="a toy")
+        pretrained.write(uri, network, dict(network.state_dict()), card="a toy")
         loaded = load_model(uri)
         assert same_weights(loaded, network)
         assert not loaded.training

@@ -8,16 +8,21 @@ import pytest
 import torch
 
 import trainer
-from tests.registered import tiny_network
+from tests import kept
+from tests.registered import registered, tiny_network
 from trainer.models import pretrained
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_runs(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = kept.outcome(registered(tmp_path_factory), "classification", "probe")
+    kept.written(tmp_path / "task_model", fitted.model)
     network = tiny_network()
-    pretrained.write(str(tmp_path / "model"), network, (dict(network.state_dict()), {}), card="a toy")
+    pretrained.write(str(tmp_path / "model"), network, dict(network.state_dict()), card="a toy")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     assert len(BLOCKS) >= 8

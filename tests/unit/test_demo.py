@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from trainer.demo import main
@@ -57,10 +58,14 @@ def test_demo_goes_from_a_generated_genome_to_a_report(
     table = done.stdout[done.stdout.index("\ngenome  ") :]
     (majority,) = [line for line in table.splitlines() if "majority letter" in line]
     assert float(majority.split(":")[1].split()[0]) > 3  # standard errors above, after 60 steps
-    for mode in ("kmer", "probe", "finetune", "scratch"):
+    for mode in ("kmer", "onehot", "probe", "finetune", "scratch"):
         assert any(line.split()[:2] == ["synthetic", mode] for line in table.splitlines())
     report = (tmp_path / "demo" / "report" / "index.html").read_text()
     assert "data:image/png;base64," in report
+    assert "is kept as models:/bob's model-synthetic/1. To use it on sequences of your own:" in done.stdout
+    predictions = pd.read_csv(tmp_path / "demo" / "predictions.csv", dtype=str)
+    assert list(predictions.columns) == ["input_label", "label", "p_0", "p_1"] and len(predictions) == 5
+    assert (tmp_path / "demo" / "predictions.csv").read_text() in done.stdout
     assert "Runs: mlflow ui --backend-store-uri sqlite:///me@work.db" in done.stdout
     assert not (tmp_path / "mlflow.db").exists()
     assert (tmp_path / "mine" / "model.safetensors").is_file()

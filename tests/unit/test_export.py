@@ -26,9 +26,7 @@ def network(seed: int = 0) -> Network:
 
 
 def write(folder: Path, model: Network) -> pretrained.Exported:
-    return pretrained.write(
-        str(folder), model, pretrained.split_tensors(model.state_dict().items(), keep=True), card="card"
-    )
+    return pretrained.write(str(folder), model, model.state_dict(), card="card")
 
 
 def test_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
@@ -48,6 +46,26 @@ def test_bytes_depend_on_the_weights_alone(tmp_path: Path) -> None:
     assert (tmp_path / "a" / pretrained.WEIGHTS).read_bytes() == (
         tmp_path / "b" / pretrained.WEIGHTS
     ).read_bytes()
+
+
+def test_bytes_are_those_that_the_library_writes(tmp_path: Path) -> None:
+    odd = {'é."weight': torch.arange(3.0), "none": torch.empty(0, 2), "zero": torch.tensor(-0.0)}
+    with open(tmp_path / "odd", "wb") as file:
+        shapes = {name: tensor.shape for name, tensor in sorted(odd.items())}
+        pretrained._write_safetensors(file, shapes, iter(sorted(odd.items())))
+    assert (tmp_path / "odd").read_bytes() == safetensors.torch.save(odd, metadata={"format": "pt"})
+    model = network()
+    write(tmp_path, model)
+    for name, in_heads in ((pretrained.HEADS, True), (pretrained.WEIGHTS, False)):
+        part = {n: t for n, t in model.state_dict().items() if n.startswith("heads.") == in_heads}
+        assert (tmp_path / name).read_bytes() == safetensors.torch.save(part, metadata={"format": "pt"})
+
+
+def test_a_copy_has_the_same_four_files(tmp_path: Path) -> None:
+    write(tmp_path / "a", network())
+    pretrained.copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    for name in pretrained.FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def change(folder: Path, **values: object) -> None:

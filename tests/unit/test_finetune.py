@@ -60,9 +60,9 @@ def test_all_modes_end_to_end(
     )
     out, err = capsys.readouterr()
     assert code == 0, err
-    assert scored[TASK_ROWS["test"]] == 4, "test is scored once for each of four modes"
+    assert scored[TASK_ROWS["test"]] == 5, "test is scored once for each of five modes"
     rows = {row["mode"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
-    assert set(rows) == {"kmer", "probe", "finetune", "scratch"}
+    assert set(rows) == {"kmer", "onehot", "probe", "finetune", "scratch"}
     assert all(mode in out for mode in rows)
     assert rows["kmer"]["test/mcc"] == pytest.approx(
         _kmer_mcc(where, float(rows["kmer"]["chosen"].split()[1]))
@@ -100,9 +100,9 @@ def test_all_modes_end_to_end(
     capsys.readouterr()
     third = finetune(reader, CANDIDATE, load_task(where, f"test={tmp_path / 'rolled.csv'}"))
     assert [result.flat() for result in third] == [result.flat() for result in again]
-    assert capsys.readouterr().err.count("; already in run ") == 4, "it is not computed again"
+    assert capsys.readouterr().err.count("; already in run ") == len(again) == 5, "it is not computed again"
     assert len(reader.tagged("toys", {"finetune": "parent"})) == 1
-    assert len([result for result in past_results(reader, NAME, "1") if result.unit.task == "motif"]) == 8
+    assert len([result for result in past_results(reader, NAME, "1") if result.unit.task == "motif"]) == 10
 
 
 def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_before_the_work(
@@ -275,6 +275,14 @@ def test_a_long_row_among_short_ones_needs_its_own_memory_alone(where: Registere
         ),
         (["--model", CANDIDATE, "finetune.epoch=3"], 2, "did you mean 'epochs'"),
         (["--model", CANDIDATE, "label_column=class"], 1, "train.csv has no column 'class'"),
+        (["--model", CANDIDATE, "test=x.bed"], 2, "reference: x.bed is a BED and needs the genome"),
+        (["--model", CANDIDATE, "test=/nowhere/x.pq"], 1, "/nowhere/x.pq: no such file"),
+        (["--model", CANDIDATE, "format=fasta"], 1, "train.csv is not a FASTA"),
+        (
+            ["--model", CANDIDATE, "label_column=[a, b]"],
+            2,
+            "label_column: kind classification reads one column",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -252,3 +252,34 @@ def test_the_first_rank_says_that_the_run_was_told_to_stop(capsys: pytest.Captur
     assert capsys.readouterr().err == (
         "told to stop: step 3 is saved, and the same command goes on from there; a note\n"
     )
+
+
+def test_exports_begin_at_their_steps_but_the_last_and_are_validated() -> None:
+    exporter, artifacts = Stub(begin=0.002), Stub()
+    track = Track(register_every=2)
+    begin = hooks.BeginExports(track, exporter=exporter, artifacts=artifacts)  # type: ignore[arg-type]
+    validate = hooks.Validate(
+        Validation(every=5),
+        exports_every=track.register_every,
+        validator=Stub(masked={"val/mlm_accuracy": 0.5}, health={}),  # type: ignore[arg-type]
+        student="student",  # type: ignore[arg-type]
+        readings=lambda now: None,  # type: ignore[arg-type, return-value]
+        baselines={},
+        artifacts=None,
+    )
+    paused = {"export": list[bool](), "validation": list[bool]()}
+    for number in range(1, 7):
+        for name, hook in (("validation", validate), ("export", begin)):
+            step = outcome(is_last=number == 6)
+            hook.after_step(state(number), step)
+            paused[name].append(step.paused)
+    begin.at_end(state(6), 0)
+    assert paused["export"] == [False, True, False, True, False, False]
+    assert paused["validation"] == [False, True, False, True, True, True]
+    assert [call[0] for call in exporter.asked] == ["begin", "begin", "wait"]
+    assert artifacts.asked == [("log", {"export/stall_ms": 2.0}, step) for step in (2, 4)]
+
+
+def test_versions_while_training_need_a_name() -> None:
+    with pytest.raises(ValueError, match="register_every needs the name of a model in registered_model, or"):
+        Track(register_every=2, registered_model=None)

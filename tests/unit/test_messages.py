@@ -4,7 +4,16 @@ import math
 
 import pytest
 
-from trainer.tracking.messages import Attachment, Message, Metrics, Tags, from_line, to_line
+from trainer.tracking.messages import (
+    Attachment,
+    Export,
+    FileUpload,
+    Message,
+    Metrics,
+    Tags,
+    from_line,
+    to_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +28,8 @@ from trainer.tracking.messages import Attachment, Message, Metrics, Tags, from_l
             Attachment(7, "config.yaml", {"a": {"b": [1, None]}}),
             '{"time": 7, "name": "config.yaml", "values": {"a": {"b": [1, null]}}}',
         ),
+        (FileUpload(8, "/run/track/log.txt"), '{"time": 8, "path": "/run/track/log.txt"}'),
+        (Export(8, 6, 12_000), '{"time": 8, "step": 6, "export_bp": 12000}'),
     ],
 )
 def test_lines_are_those_of_the_versions_before(message: Message, line: str) -> None:
@@ -45,6 +56,7 @@ def test_values_that_are_no_numbers() -> None:
         b'{"time": 1}',
         b'{"time": 1, "metrics": {}}',
         b'{"time": 1, "step": 1, "metrics": 3}',
+        b'{"time": 1, "export_bp": 3}',
         b'{"step": 1, "metrics": {}}',
         b'{"time": 1, "step": 1, "met',
     ],

@@ -236,8 +236,6 @@ def test_a_name_that_a_prompt_has_is_no_models(database: Path, tmp_path: Path) -
     message = f"^words is the name of a prompt at {uri}; give another track.registered_model$"
     with pytest.raises(TrackError, match=message):
         start(uri, tmp_path, registered_model="words")()
-    with Run(RunSpec(uri, "e", "n")) as run, pytest.raises(TrackError, match=message):
-        run.register("words", "model")
     with sqlite3.connect(database) as connection:
         assert connection.execute("SELECT version FROM model_versions WHERE name = 'words'").fetchall() == [
             (1,)

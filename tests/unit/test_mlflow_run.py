@@ -9,6 +9,7 @@ import pytest
 
 from cluster.process.command import exit_code
 from cluster.process.signals import Preempted
+from tests.registered import registered_before
 from trainer.tracking.mlflow_run import Run, RunSpec, TrackError
 from trainer.tracking.registry import Registry
 
@@ -92,12 +93,12 @@ def test_a_run_whose_params_are_refused_does_not_stay_running(uri: str, artifact
     assert run.info.status == "FAILED"
 
 
-def test_candidate_moves_to_the_newest_version(uri: str, artifacts: Path, tmp_path: Path) -> None:
+def test_versions_of_releases_before_are_still_read(uri: str, artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("w")
     for number in ("1", "2"):
         with new_run(uri, artifacts) as run:
             run.attach(tmp_path, "model")
-            assert run.register("m", "model") == number
+            assert registered_before(run, "m") == number
     registry = Registry(uri)
     assert registry.version("models:/m@candidate").version == registry.version("models:/m/2").version
     assert (

@@ -18,23 +18,27 @@ from tests.unit.test_house import FLOORS, IMPORTS, module_of
 from trainer import embed_sequences
 from trainer.evaluation import encoder_pyfunc
 from trainer.evaluation.encoder_pyfunc import write_encoder_mlmodel
+from trainer.evaluation.tasks import task_pyfunc
 from trainer.models import pretrained
 from trainer.tracking import mlmodel
 
 SEQUENCES = ["ACGTTGCA", "gattacaN"]
-LOADERS = [encoder_pyfunc.__name__]
+LOADERS = [encoder_pyfunc.__name__, task_pyfunc.__name__]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("encoder")
     network = tiny_network()
-    pretrained.write(str(where), network, (dict(network.state_dict()), {}), card="a toy")
+    pretrained.write(str(where), network, dict(network.state_dict()), card="a toy")
     write_encoder_mlmodel(where)
     return where
 
 
-def test_the_four_files_stay_and_mlflow_finds_all_that_it_looks_for(folder: Path) -> None:
+def test_the_four_files_stay_and_mlflow_finds_all_that_it_looks_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow puts the model's code there
     network = tiny_network()
     assert pretrained.load(str(folder)).state_dict().keys() == network.state_dict().keys()
     model = mlflow.pyfunc.load_model(str(folder))

@@ -15,8 +15,15 @@ from trainer.evaluation.tasks.classification import Classification
 from trainer.evaluation.tasks.config import MODES, Finetune, TaskConfig
 from trainer.evaluation.tasks.data import Split, TaskData
 from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
-from trainer.evaluation.tasks.linear import fit_linear, kmer_counts
-from trainer.evaluation.tasks.modes import PreparedTask, compute_unit, fit_mode, prepare
+from trainer.evaluation.tasks.linear import fit_linear, kmer_counts, onehot_letters
+from trainer.evaluation.tasks.modes import (
+    Precisions,
+    PreparedTask,
+    compute_unit,
+    fit_mode,
+    prepare,
+    settings_digest,
+)
 from trainer.evaluation.tasks.results import Unit
 
 ROWS = {"train": 41, "dev": 30, "test": 25}
@@ -61,11 +68,10 @@ def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
     np.testing.assert_allclose(fitted.predict(dev), fitted.dev_prediction)
 
 
-def prepared_task(*, lr: tuple[float, ...] = (3e-3,)) -> PreparedTask:
+def prepared_task(*, lr: tuple[float, ...] = (3e-3,), **values: object) -> PreparedTask:
     train, dev, test = (make_split(role, rows, seed=i) for i, (role, rows) in enumerate(ROWS.items()))
-    config = task(
-        test="x", labels=["0", "1"], finetune={"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"}
-    )
+    finetune = {"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"}
+    config = task(**{"test": "x", "labels": ["0", "1"], "finetune": finetune} | values)
     network = tiny_network()
     export_config = {"model_type": "findna", **network.backbone.export_config()}
     data = TaskData(train, dev, test, {})
@@ -121,6 +127,82 @@ def test_the_grid_and_the_epoch_are_chosen_on_dev(monkeypatch: pytest.MonkeyPatc
     chosen, _ = fit(0, lr=(1e-3, 2e-3))
     assert chosen == {"lr": 2e-3, "epoch": 1}
     assert len(scores) == 4
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "chosen"),
+    [
+        (0, [0.5, 0.1, 0.2, 0.3, 0.6], {"lr": 1e-3, "epoch": 5}),
+        (2, [0.5, 0.1, 0.2], {"lr": 1e-3, "epoch": 1, "epochs_run": 3}),
+        (2, [0.5, 0.1, 0.6, 0.2, 0.2], {"lr": 1e-3, "epoch": 3, "epochs_run": 5}),
+        (1, [0.5, 0.5], {"lr": 1e-3, "epoch": 1, "epochs_run": 2}),
+        (1, [0.5, 0.1, 0.6, 0.1], {"lr": 2e-3, "epoch": 1, "epochs_run": 2}),
+    ],
+)
+def test_patience_ends_the_training_of_one_learning_rate(
+    monkeypatch: pytest.MonkeyPatch, patience: int, scores: list[float], chosen: dict[str, float]
+) -> None:
+    wanted = iter(scores)
+    monkeypatch.setattr(Classification, "score", lambda *_: {"mcc": next(wanted)})
+    rates = [1e-3, 2e-3] if chosen["lr"] == 2e-3 else [1e-3]
+    finetune = {"epochs": 5, "batch": 20, "lr": rates, "precision": "fp32", "patience": patience}
+    assert fit_mode(prepared_task(finetune=finetune), "finetune", seed=0).chosen == chosen
+    assert next(wanted, None) is None, "dev was not scored as often as it should be"
+
+
+def test_letters_by_position_are_the_naive_ones() -> None:
+    found = onehot_letters(["ACNT", "T", "GGGGGG"], length=5).toarray()
+    naive = np.zeros((3, 5, 4))
+    for row, letters in enumerate(["ACNT", "T", "GGGGG"]):
+        for place, letter in enumerate(letters):
+            if letter != "N":
+                naive[row, place, "ACGT".index(letter)] = 1
+    np.testing.assert_array_equal(found, naive.reshape(3, 20))
+
+
+def test_where_position_decides_onehot_is_above_kmers() -> None:
+    def planted(role: str, rows: int, *, seed: int) -> Split:
+        """Both classes have AC and CA; which of them stands at 10 is the class."""
+        pairs = (("AC", "CA"), ("CA", "AC"))
+        letters = tuple(
+            s[:10] + pairs[i % 2][0] + s[12:20] + pairs[i % 2][1] + s[22:]
+            for i, s in enumerate(random_letters(rows, seed=seed, length=30))
+        )
+        return Split(role, letters, np.arange(rows) % 2)
+
+    train, dev = planted("train", 400, seed=0), planted("dev", 200, seed=1)
+    kind, scores = Classification(("0", "1")), {}
+    for name, features in {
+        "kmer": lambda split: kmer_counts(split.letters, k=2),
+        "onehot": lambda split: onehot_letters(split.letters, length=30),
+    }.items():
+        fitted = fit_linear(train, dev, features=features, kind=kind, grid=(0.01, 1), seed=0)
+        scores[name] = kind.main_score(dev.truth_N, fitted.dev_prediction)
+    assert scores["onehot"] == 1
+    assert abs(scores["kmer"]) < 0.3
+
+
+def test_class_weights_change_every_mode() -> None:
+    even, balanced = prepared_task(), prepared_task(class_weights="balanced")
+    truth = even.data.train.truth_N
+    weights = [len(truth) / (2 * (truth == number).sum()) for number in (0, 1)]
+    assert balanced.kind.state["class_weights"] == pytest.approx(weights)
+    for mode in MODES:
+        ours, theirs = (fit_mode(prepared, mode, seed=0).dev_prediction for prepared in (even, balanced))
+        assert not np.allclose(ours, theirs), mode
+
+
+def test_settings_of_before_have_the_digest_of_before() -> None:
+    """So results that MLflow has from before are compared with those of now."""
+
+    def digest(**more: object) -> str:
+        config = task(test="x", labels=["0", "1"], **more)
+        return settings_digest(config, precisions=Precisions("fp32", "fp32"), data_sha256="d")
+
+    assert digest() == "ce63abbcc722"
+    assert digest(max_train_rows=5, modes=["kmer"], seeds=[3]) == digest(), "the rows are in data_sha256"
+    changed = [{"class_weights": "balanced"}, {"onehot": {"C": [1]}}, {"finetune": {"patience": 1}}]
+    assert len({digest(**values) for values in changed} | {digest()}) == 4
 
 
 def test_divergence_is_one_sentence() -> None:

@@ -95,6 +95,7 @@ def small(name: str, run: str, folder: Path, *overrides: str) -> TrainConfig:
         f"run.dir={folder / run}",
         f"run.name={run}",
         f"track.uri=sqlite:///{folder}/mlflow.db",
+        "track.report_every=0",
         *overrides,
     )
 

@@ -268,3 +268,11 @@ def test_many_readings_stand_in_a_grid_and_a_flag_keeps_its_scale() -> None:
 )
 def test_trouble(found: dict[str, pd.DataFrame], status: str, expected: list[str]) -> None:
     assert trouble(found, status) == expected
+
+
+def test_scores_of_versions_are_curves_by_task_without_those_on_dev() -> None:
+    points = pd.DataFrame({"step": [10, 20], "value": [0.1, 0.2]})
+    names = ["downstream/tf/probe_mcc", "downstream/tf/kmer_mcc", "downstream/tf/probe_dev_mcc", "loss/total"]
+    panels = figures.downstream_panels(dict.fromkeys(names, points))
+    assert panels == [("tf: test mcc", ["downstream/tf/kmer_mcc", "downstream/tf/probe_mcc"])]
+    assert figures.downstream_panels({"loss/total": points}) == []

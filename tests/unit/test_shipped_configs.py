@@ -1,5 +1,6 @@
 """Every shipped config is read by its own model, and says what it promises."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import configs
 from cluster.launch.config import ClusterConfig
 from data_prep.config import DataConfig
 from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.data import load
 from trainer.run import world_size
 from trainer.run.config import TrainConfig
 
@@ -97,3 +99,39 @@ def test_bf16_accumulation_at_stage_0_is_refused() -> None:
         "train.zero_stage: DeepSpeed accumulates bf16 gradients in bf16 at stage 0; use stage 1 or 2, "
         "or train.micro_batch 24"
     )
+
+
+DATA = Path(os.environ.get("DNA_DATA", "../shared/data")).absolute()
+ROWS = {  # of train, dev and test, before rows that a later split has are left out
+    "4mC_S.cerevisiae": (1_782, 198, 1_978),
+    "6mA_D.melanogaster": (10_072, 1_120, 11_190),
+    "6mA_S.cerevisiae": (3_408, 378, 3_786),
+    "H3K4me1": (2_851, 317, 3_168),
+    "H3K4me2": (2_762, 307, 3_069),
+    "H4": (1_315, 146, 1_461),
+    "cohn": (5_540, 696, 712),
+    "mouse_0": (6_478, 810, 810),
+    "mouse_4": (15_064, 1_883, 1_883),
+    "prom_300_tata": (4_904, 613, 613),
+    "prom_core_all": (47_356, 5_920, 5_920),
+    "prom_core_notata": (42_452, 5_307, 5_307),
+    "prom_core_tata": (4_904, 613, 613),
+    "splice": (4_087, 475, 4_562),
+    "tf_0": (32_378, 1_000, 1_000),
+    "tf_3": (27_294, 1_000, 1_000),
+}
+
+
+def test_every_task_is_listed_here_and_in_the_docs() -> None:
+    shipped = {path.stem for path in FILES if path.parent.name == "tasks"} - {"synthetic"}
+    assert shipped == ROWS.keys()
+    page = (FOLDER.parent / "docs" / "tasks.md").read_text()
+    assert [name for name in shipped if f"`{name}`" not in page] == []
+
+
+@pytest.mark.skipif(not (DATA / "downstream").is_dir(), reason=f"no data in {DATA} (DNA_DATA)")
+@pytest.mark.parametrize("name", ROWS)
+def test_a_task_has_its_rows(name: str) -> None:
+    data = load(configs.load(TaskConfig, FOLDER / "tasks" / f"{name}.yaml"))
+    found = [len(split) + data.dropped.get(split.role, 0) for split in data.splits]
+    assert tuple(found) == ROWS[name]

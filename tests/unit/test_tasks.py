@@ -1,5 +1,6 @@
 """trainer.evaluation.tasks: configs and files of labelled tasks, and splits that share nothing."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,6 @@ def test_shipped_tasks_hold_the_rows_they_say(dna_data: Path, monkeypatch: pytes
         (
             {"test": "x", "label_column": ["a", "b"]},
             r"kind classification reads one column, not \['a', 'b'\]",
-        ),
-        (
-            {"test": "x", "kind": "regression", "labels": (), "class_weights": "balanced"},
-            "at least one is needed",
         ),
         ({"test": "x", "finetune": {"patience": -1}}, "greater than or equal to 0"),
         ({"test": "x", "finetune": {"lr": []}}, "at least 1 item"),
@@ -232,3 +229,63 @@ def test_missing_file_names_it(tmp_path: Path) -> None:
 def test_the_toy_task_is_whole(tmp_path: Path) -> None:
     data = load_data(load(TaskConfig, write_task(tmp_path)))
     assert (len(data.train), len(data.dev), len(data.test)) == (200, 60, 50)
+
+
+def test_class_weights_need_classes() -> None:
+    values = {"name": "t", "kind": "regression", "test": "x", "class_weights": "balanced"}
+    with pytest.raises(ConfigError, match="class_weights: kind regression has no classes to weigh"):
+        validate(TaskConfig, values, source="test")
+
+
+def test_a_task_has_a_variant_for_each_number_of_rows() -> None:
+    rows = [None, 500, 100]
+    assert [each.max_train_rows for each in task(test="x", max_train_rows=rows).variants()] == [
+        100,
+        500,
+        None,
+    ]
+    one = task(test="x", max_train_rows=7)
+    assert one.variants() == (one,)
+    assert task(test="x").variants() == (task(test="x"),)
+
+
+def test_subsets_are_nested_and_have_every_class(tmp_path: Path) -> None:
+    letters = random_letters(600, length=30)
+    labels = ["c" if i in (7, 301) else "ab"[i % 2] for i in range(600)]
+    whole = write_csv(tmp_path / "train.csv", letters, labels)
+    other = write_csv(tmp_path / "other.csv", random_letters(30, seed=1, length=30), list("abc") * 10)
+    held = write_csv(tmp_path / "held.csv", random_letters(30, seed=2, length=30), list("abc") * 10)
+    config = task(train=whole, dev=other, test=held, labels=["a", "b", "c"], max_train_rows=[400, 3, 40, 599])
+    before: set[str] = set()
+    for variant in config.variants():
+        train = load_data(variant).train
+        assert len(train) == variant.max_train_rows
+        assert set(train.truth_N) == {0, 1, 2}
+        assert before < set(train.letters)
+        assert list(train.letters) == [each for each in letters if each in set(train.letters)]
+        before = set(train.letters)
+    with pytest.raises(ValueError, match="its train split of 2 rows has none with label"):
+        load_data(config.model_copy(update={"max_train_rows": 2}))
+
+
+def test_a_subset_that_has_every_class_is_chosen_by_hash_alone(tmp_path: Path) -> None:
+    """As it was chosen before there were groups, so that earlier results stand."""
+    letters = random_letters(200, length=30)
+    uris = {
+        role: write_csv(tmp_path / role, random_letters(30, seed=i, length=30))
+        for i, role in enumerate(("dev", "test"), 1)
+    }
+    config = task(train=write_csv(tmp_path / "train", letters), **uris, max_train_rows=50)
+    hashes = {each: hashlib.sha256(f"1:{each}".encode()).digest()[:8] for each in letters}
+    assert set(load_data(config).train.letters) == set(sorted(letters, key=hashes.__getitem__)[:50])
+
+
+def test_several_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:
+    letters, path = random_letters(400, length=30), tmp_path / "t.csv"
+    rows = "".join(f"{each},{i % 2},{i // 2 % 2}\n" for i, each in enumerate(letters))
+    path.write_text(f"sequence,left,right\n{rows}")
+    values = {"name": "t", "kind": "multilabel", "label_column": ["left", "right"], "test": str(path)}
+    data = load_data(validate(TaskConfig, values, source="test"))
+    truth = {each: [i % 2, i // 2 % 2] for i, each in enumerate(letters)}
+    for split in data.splits:
+        assert split.truth_N.tolist() == [truth[each] for each in split.letters]

@@ -115,6 +115,8 @@ def test_an_applied_step_moves_optimiser_and_teacher_and_takes_the_losses_states
             "lr": rate,
             "ema/momentum": momentum,
             "grad_norm": 2.0,
+            "optim/lr": rate,
+            "optim/grad_norm": 2.0,
         }
         assert now.step == step
         assert torch.equal(now.centres["distill"], centre_PK)

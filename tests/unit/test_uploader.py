@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.storage.store import StoreError
-from trainer.tracking import uploader
+from trainer.tracking import delivery, uploader
 from trainer.tracking.messages import Metrics
 from trainer.tracking.mlflow_run import Point, RunSpec, TrackError
 from trainer.tracking.outbox import FILE, Outbox
@@ -72,6 +72,9 @@ class FakeRun:
     def attach_dict(self, values: dict[str, Any], name: str) -> None:
         self.tag({name: json.dumps(values)})
 
+    def attach(self, local: Path) -> None:
+        self.tag({local.name: local.read_text()})
+
     def end(self, status: str) -> None:
         self._answer()
         self.server.ended.append(status)
@@ -82,6 +85,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
     monkeypatch.setattr(uploader, "ResumableRun", lambda spec: FakeRun(made, spec))
     monkeypatch.setattr(uploader, "MAX_POINTS", MAX_POINTS)
+    monkeypatch.setattr(delivery, "MAX_POINTS", MAX_POINTS)
     monkeypatch.setattr(uploader, "_PAUSE_S", 0.02)
     return made
 
@@ -437,3 +441,18 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_file_is_sent_as_it_is_then_and_one_of_another_machine_not_at_all(
+    server: Server, begin: Callable[..., Uploader], tmp_path: Path
+) -> None:
+    server.away = True
+    run = begin()
+    log_file = tmp_path / "log.txt"
+    log_file.write_text("old")
+    run.upload(log_file)
+    run.upload(tmp_path / "elsewhere.txt")
+    log_file.write_text("new")
+    server.away = False
+    run.drain(30)
+    assert server.tags == {"log.txt": "new"}

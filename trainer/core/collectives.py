@@ -37,6 +37,15 @@ class Group:
         return cls(dist.get_rank(handle), dist.get_world_size(handle), handle)
 
 
+def background_group(group: Group) -> Group:
+    """A gloo group of the same processes for threads alone, so that their collectives cannot be mixed with
+    those of the steps; a collective."""
+    if group.size == 1:
+        return group
+    ranks = dist.get_process_group_ranks(group.handle or dist.group.WORLD)
+    return Group.of(dist.new_group(ranks, backend="gloo", use_local_synchronization=True))
+
+
 def gather_packed(group: Group, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor of every rank, stacked to [W, ...], in one all-gather of bytes; any dtypes, bit for bit.
 

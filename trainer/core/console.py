@@ -5,9 +5,9 @@ from collections import deque
 
 from tqdm import tqdm
 
-from cluster.process.progress import Lines, on_terminal, open_bar, say
+from cluster.process.progress import Lines, listen, on_terminal, open_bar, say
 
-__all__ = ["Progress", "say"]
+__all__ = ["Progress", "listen", "say"]
 
 _RECENT_S = 60.0
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's own rate counts validation as steps

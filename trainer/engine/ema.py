@@ -170,16 +170,7 @@ class ShardedEMA(Generic[M]):
         A collective: all ranks must exhaust it.
         """
         self._pending.wait()
-        for shard, flat_group in zip(self.shards, self.groups, strict=True):
-            mine = {piece.name: piece for piece in flat_group.pieces(self.group)}
-            for name, (_, shape) in flat_group.slots.items():
-                # Bits are summed as integers: of each, all ranks but one have zeros, so that the sum is
-                # exact, signed zeros too.
-                bits = torch.zeros(shape.numel(), dtype=torch.int32, device=shard.device)
-                if piece := mine.get(name):
-                    part = shard[piece.offset : piece.offset + piece.length]
-                    bits[piece.at : piece.at + piece.length] = part.view(torch.int32)
-                yield name, collectives.sum_over_ranks(self.group, bits).view(torch.float32).view(shape)
+        return partition.whole_tensors(self.shards, self.groups, self.group)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The module's state_dict on every rank, its parameters as fp32 averages; a collective."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.core import collectives
 from trainer.core.collectives import Group
 
 
@@ -77,6 +78,39 @@ def even_partition(masters: Mapping[str, Tensor], group: Group) -> FlatGroup:
             pieces.append((low - start, master.view(-1)[low - offset : high - offset]))
         offset += master.numel()
     return FlatGroup(size * group.size, slots, pieces)
+
+
+def shapes_of(groups: Sequence[FlatGroup]) -> dict[str, torch.Size]:
+    """The shape of every parameter."""
+    return {name: shape for flat_group in groups for name, (_, shape) in flat_group.slots.items()}
+
+
+def whole_tensors(
+    shards: Sequence[Tensor],
+    groups: Sequence[FlatGroup],
+    group: Group,
+    *,
+    names: Sequence[str] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every parameter, one whole fp32 tensor at a time, on every rank.
+
+    A collective: all ranks must exhaust it. ``names``: all parameters in the order to take, by default that
+    of the groups.
+    """
+    mine = {
+        piece.name: shard[piece.offset : piece.offset + piece.length].view(torch.int32)
+        for shard, flat_group in zip(shards, groups, strict=True)
+        for piece in flat_group.pieces(group)
+    }
+    begins = {piece.name: piece.at for flat_group in groups for piece in flat_group.pieces(group)}
+    shapes, device = shapes_of(groups), shards[0].device
+    for name in shapes if names is None else names:
+        # Bits are summed as integers: of each, all ranks but one have zeros, so that the sum is exact, signed
+        # zeros too.
+        bits = torch.zeros(shapes[name].numel(), dtype=torch.int32, device=device)
+        if name in mine:
+            bits[begins[name] : begins[name] + len(mine[name])] = mine[name]
+        yield name, collectives.sum_over_ranks(group, bits).view(torch.float32).view(shapes[name])
 
 
 def fragments_of(

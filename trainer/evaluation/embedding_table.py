@@ -1,5 +1,6 @@
 """A table of embeddings as a file of the format that its name says."""
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import IO
 
@@ -20,20 +21,22 @@ FORMATS = {
 }
 
 
-def format_of(uri: str) -> str:
-    """A key of FORMATS by the end of the name, in upper or lower case; Parquet for a name without one.
+def format_of(uri: str, formats: Mapping[str, str] = FORMATS, *, example: str = "embeddings.parquet") -> str:
+    """A key of ``formats`` by the end of the name, in upper or lower case; Parquet for a name without one.
+
+    ``example``: the name of a file of this kind.
 
     Raises:
         ConfigError: the name ends otherwise, or is that of a folder.
     """
-    refuse_folder(uri, "embeddings.parquet")
+    refuse_folder(uri, example)
     name = uri if store.is_local(uri) else redact(uri).partition("?")[0]
     ends = [end.lower() for end in PurePosixPath(store.basename(name)).suffixes]
     end = "".join(ends[-2:] if ends[-1:] == [".gz"] else ends[-1:]) or ".parquet"
-    if end not in FORMATS:
+    if end not in formats:
         raise ConfigError(
             f"output {redact(uri)} ends in {end}, which is no format here; the end of the name says the "
-            f"format: {', '.join(FORMATS)}"
+            f"format: {', '.join(formats)}"
         )
     return end
 

@@ -21,7 +21,7 @@ from trainer.data.dataset import Dataset, open_datasets
 from trainer.distill import representation_metrics
 from trainer.evaluation import markov
 from trainer.evaluation.config import Validation
-from trainer.evaluation.held_out_windows import rank_batches
+from trainer.evaluation.held_out_windows import digest_of_all, rank_batches
 from trainer.evaluation.markov import Counts
 from trainer.models.network import Network, Outputs
 from trainer.views.config import Views
@@ -36,7 +36,8 @@ class Validator:
 
     Of a mixture, each dataset gives windows by its weight; ``left_out`` are the URIs of those without a val
     split. Windows have the length that the run ends with. A damaged block in a val split is an error whatever
-    data.on_corrupt says, so that all runs are measured on the same windows.
+    data.on_corrupt says, so that all runs are measured on the same windows. ``windows_sha256`` is of these
+    and of the letters that are hidden in them: where it is equal, accuracies compare.
 
     Every rank has as many batches as the others, because under ZeRO-3 each forward gathers the weights from
     all ranks: a rank without windows for a batch calls the network with one that does not count.
@@ -57,6 +58,10 @@ class Validator:
             if not self.scored:
                 uris = ", ".join(dataset.uri for dataset in datasets.values())
                 raise ValueError(f"the val split of {uris} has no letter A, C, G or T to score")
+        own = [digest for batch in self._batches for digest in batch.digests()]
+        self.windows_sha256 = digest_of_all(
+            part for ranks in collectives.gather_objects(group, own) for part in ranks
+        )
 
     def baselines(self, train: Sequence[Dataset]) -> dict[str, float]:
         """``val/mlm_accuracy_majority|markov`` and ``val/scored_positions``.

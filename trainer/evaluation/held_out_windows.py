@@ -3,7 +3,8 @@
 Shapes: B windows, L letters, 8 visible neighbours of a letter.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -51,6 +52,19 @@ class HeldOutBatch:
     def to(self, device: torch.device) -> "HeldOutBatch":
         moved: Any = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)}
         return replace(self, windows=self.windows.to(device), **moved)
+
+    def digests(self) -> list[bytes]:
+        """A sha256 of each real row: its letters, and which of them are scored."""
+        rows = zip(self.codes_BL[: self.real].cpu(), self.scored_BL[: self.real].cpu(), strict=True)
+        return [
+            hashlib.sha256(codes_L.numpy().tobytes() + scored_L.numpy().tobytes()).digest()
+            for codes_L, scored_L in rows
+        ]
+
+
+def digest_of_all(digests: Iterable[bytes]) -> str:
+    """A sha256 of windows by their own, in any order, so that it is the same on any number of ranks."""
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def rank_batches(

@@ -3,9 +3,9 @@ strictly."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -36,41 +36,92 @@ class Exported:
     sha256: str
 
 
-def split_tensors(
-    tensors: Iterable[tuple[str, Tensor]], *, keep: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(backbone and nucleotide head, projection heads), fp32 on CPU. ``keep`` False only drains the
-    collective."""
-    model: dict[str, Tensor] = {}
-    heads: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if keep:
-            part = heads if name.startswith("heads.") else model
-            part[name] = tensor.detach().to("cpu", torch.float32).contiguous()
-    return model, heads
+def write(uri: str, network: Network, tensors: Mapping[str, Tensor], *, card: str) -> Exported:
+    """Write the four files below ``uri``; the bytes of model.safetensors depend on the weights alone."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    ordered = ((name, tensors[name]) for name in in_order(tensors))
+    return write_stream(uri, network, shapes, ordered, card=card)
 
 
-def write(
-    uri: str, network: Network, tensors: tuple[dict[str, Tensor], dict[str, Tensor]], *, card: str
+def in_order(names: Iterable[str]) -> list[str]:
+    """Parameters in the order that the files have them in: projection heads, then what users of the model
+    need."""
+    return sorted(names, key=lambda name: (not _is_head(name), name))
+
+
+def write_stream(
+    uri: str,
+    network: Network,
+    shapes: Mapping[str, torch.Size],
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    card: str,
 ) -> Exported:
-    """Write the four files below ``uri``; model.safetensors' bytes depend on the weights alone."""
-    content = files(network, tensors, card=card)
+    """``write`` with one tensor in memory at a time: ``tensors`` come ``in_order`` and are written as they
+    come. ``network`` is asked for its sizes only."""
+    store.write_bytes(store.join(uri, CONFIG), _config_bytes(network))
+    store.write_bytes(store.join(uri, CARD), card.encode())
+    coming = iter(tensors)
+    digest = ""
+    for file_name, in_heads in ((HEADS, True), (WEIGHTS, False)):
+        part = {name: shapes[name] for name in in_order(shapes) if _is_head(name) == in_heads}
+        with store.publish(store.join(uri, file_name)) as file:
+            digest = _write_safetensors(file, part, coming)
+    return Exported(uri, digest)
+
+
+def copy(source: str, target: str) -> None:
+    """The four files of the export at ``source`` below ``target``, each as a whole, the weights last."""
     for name in FILES:
-        store.write_bytes(store.join(uri, name), content[name])
-    return Exported(uri, hashlib.sha256(content[WEIGHTS]).hexdigest())
+        with store.publish(store.join(target, name)) as file:
+            for piece in store.chunks(store.join(source, name)):
+                file.write(piece)
 
 
-def files(
-    network: Network, tensors: tuple[dict[str, Tensor], dict[str, Tensor]], *, card: str
-) -> dict[str, bytes]:
-    """The content of the four files, by name; ``tensors`` as ``split_tensors`` gives them."""
-    weights, heads = (packed(part) for part in tensors)
-    config = json.dumps(_hf_config(network), indent=2, sort_keys=True).encode() + b"\n"
-    return {CONFIG: config, CARD: card.encode(), HEADS: heads, WEIGHTS: weights}
+def _is_head(name: str) -> bool:
+    return name.startswith("heads.")
+
+
+def _write_safetensors(
+    file: IO[bytes], shapes: Mapping[str, torch.Size], tensors: Iterator[tuple[str, Tensor]]
+) -> str:
+    """The sha256 of what was written: the next tensors as fp32, byte for byte as the library writes them.
+
+    The library takes all tensors at once, and holds three copies of them.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * shape.numel()
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    for part in (len(text).to_bytes(8, "little"), text):
+        digest.update(part)
+        file.write(part)
+    for wanted in shapes:
+        name, tensor = next(tensors)
+        assert name == wanted and tensor.shape == shapes[name], f"{name} came, {wanted} was expected"
+        if tensor.numel():
+            flat = tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1)
+            data = flat.view(torch.uint8).numpy().data
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def files(network: Network, tensors: Mapping[str, Tensor], *, card: str) -> dict[str, bytes]:
+    """The content of the four files by name, as ``write`` writes them."""
+    heads, weights = (
+        packed({name: tensor for name, tensor in tensors.items() if _is_head(name) == in_heads})
+        for in_heads in (True, False)
+    )
+    return {CONFIG: _config_bytes(network), CARD: card.encode(), HEADS: heads, WEIGHTS: weights}
 
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file, whose bytes depend on names and values alone."""
+    """A safetensors file of ``tensors`` as they are; its bytes depend on names and values alone."""
     return safetensors.torch.save(
         {name: tensors[name] for name in sorted(tensors)}, metadata={"format": "pt"}
     )
@@ -131,6 +182,10 @@ def fresh(config: dict[str, Any]) -> Network:
 def parameter_count(module: nn.Module) -> int:
     """Entries of all parameters; of whole ones under ZeRO-3, where a rank holds a part of each."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+
+
+def _config_bytes(network: Network) -> bytes:
+    return json.dumps(_hf_config(network), indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _hf_config(network: Network) -> dict[str, Any]:

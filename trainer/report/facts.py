@@ -151,6 +151,21 @@ def model_uri(run: Any) -> str | None:
     return f"models:/{name}/{version}" if name and name != "None" and version else None
 
 
+def version_rows(versions: Sequence[Any]) -> list[tuple[str, ...]]:
+    """Model, version, step, held-out accuracy, aliases, and why it is candidate or not, of each version."""
+    return [
+        (
+            str(version.name),
+            str(version.version),
+            version.tags.get("step", ""),
+            version.tags.get("val.mlm_accuracy", ""),
+            ", ".join(version.aliases),
+            version.tags.get("candidate.reason", ""),
+        )
+        for version in versions
+    ]
+
+
 def transfer_summary(registry: Registry, run: Any) -> pd.DataFrame:
     """The fine-tuning results of the run's model version, summarised; empty if there are none."""
     if model_uri(run) is None:

@@ -33,6 +33,18 @@ def health_panels(histories: Histories) -> Panels:
     return [(name, [f"health/{name}", f"batch_health/{name}"]) for name in names]
 
 
+def downstream_panels(histories: Histories) -> Panels:
+    """A panel for each task and metric that versions were scored by while the run trained: a curve a mode, on
+    test."""
+    panels: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(_names(histories, "downstream/")):
+        task, _, score = name.rpartition("/")
+        metric = score.partition("_")[2]
+        if not metric.startswith("dev_"):
+            panels.setdefault((task, metric), []).append(f"downstream/{name}")
+    return [(f"{task}: test {metric}", names) for (task, metric), names in panels.items()]
+
+
 def _names(histories: Histories, prefix: str) -> set[str]:
     return {name.removeprefix(prefix) for name in histories if name.startswith(prefix)}
 

@@ -34,6 +34,8 @@ def all_sections(registry: Registry, run: Any) -> list[Section]:
     return [
         *_trouble(found, run.info.status),
         _accuracy(found),
+        *_versions(registry, run),
+        *_downstream(found),
         *_transfer(registry, run),
         _losses(found),
         _health(found),
@@ -65,6 +67,21 @@ def _accuracy(found: Histories) -> Section:
     return Section("Was anything learned?", facts.verdict(found), pictures=pictures)
 
 
+def _versions(registry: Registry, run: Any) -> list[Section]:
+    """No section if the run registered nothing."""
+    rows = facts.version_rows(registry.versions_of(run.info.run_id))
+    headings = ("model", "version", "step", "held-out accuracy", "aliases", "candidate")
+    return [Section("Versions", (), headings, rows)] if rows else []
+
+
+def _downstream(found: Histories) -> list[Section]:
+    """The scores of the run's versions on labelled tasks, by step; no section if there are none."""
+    figure = figures.curves(found, figures.downstream_panels(found))
+    text = "Each point is a version, scored on test; the floors, which need no network, are kmer and onehot."
+    pictures = _picture("downstream", "Scores of the versions by step", figure)
+    return [Section("Labelled tasks while it trained", [text], pictures=pictures)] if pictures else []
+
+
 def _transfer(registry: Registry, run: Any) -> list[Section]:
     """One section for each kind of task."""
     title, summary = "On labelled tasks", facts.transfer_summary(registry, run)
@@ -73,7 +90,7 @@ def _transfer(registry: Registry, run: Any) -> list[Section]:
         return [Section(title, [text])]
     text = (
         "Test scores × 100, mean ± standard deviation over seeds; chosen on dev alone. "
-        "Probe and k-mer models have one solution, so their seeds agree."
+        "The floor is the better of k-mers and letters by position on dev."
     )
     tables = results_tables(summary)
     sections = []

@@ -1,10 +1,8 @@
 """What rank 0 leaves of a run in MLflow: points, tags and files, and the registered model."""
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import configs
@@ -14,12 +12,14 @@ from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.core.console import say
 from trainer.models import pretrained
-from trainer.run import run_spec, run_status
+from trainer.run import export, run_spec, run_status
 from trainer.run.checkpoint.save import SaveCallbacks
 from trainer.run.config import TrainConfig
 from trainer.run.run_spec import Start
+from trainer.run.run_story import RunStory
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.uploader import Uploader
+from trainer.tracking.versions import Registering
 
 _STOPPED_S = 5.0  # that a run which is told to stop waits for MLflow
 
@@ -34,31 +34,61 @@ class Artifacts:
         Raises:
             TrackError, ValueError: MLflow refuses. StoreError: run.dir does not take the key.
         """
-        self._run_dir, self._track = config.run.dir, config.track
+        self._config, self._run_dir, self._track = config, config.run.dir, config.track
         self._steps = config.train.steps
         key = run_spec.key_of(config.run.dir, same_run=same_run)
-        spec = run_spec.build(config, key, start)
-        self._uploader = Uploader(
-            spec,
-            run_spec.outbox_folder(config.run.dir, key),
-            after=start.step if start else None,
-            tail=start.waiting if start else b"",
-        )
+        spec, folder = run_spec.build(config, key, start), run_spec.outbox_folder(config.run.dir, key)
+        self._story = RunStory(config, start, folder)
+        try:
+            self._uploader = Uploader(
+                spec,
+                folder,
+                after=start.step if start else None,
+                tail=start.waiting if start else b"",
+                registering=_registering_of(config),
+            )
+        except BaseException:
+            self._story.close()
+            raise
         self._uploader.attach_dict(configs.dump(config), "config.yaml")
+        self._take_up_exports(start)
         self._ended = False
         if self._uploader.id:
-            say(f"MLflow run {self._uploader.id}")
+            say(" ".join(filter(None, ["MLflow run", self._uploader.id, self._uploader.page])))
+        self._story.begin(self._uploader)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Metrics of ``step`` go to MLflow; what it does not take yet waits."""
         self._uploader.log(metrics, step=step)
+        self._story.after(metrics, step=step)
 
-    def save_callbacks(self, check_lock: Callable[[], None]) -> SaveCallbacks:
-        """What is done around a checkpoint; ``check_lock`` raises if run.dir is no longer this run's."""
+    def exported(self, step: int) -> None:
+        """The export of ``step`` is whole, and becomes a version as soon as MLflow takes it."""
+        self._uploader.export(step, bp=self._config.bp(0, step))
+
+    def _take_up_exports(self, start: Start | None) -> None:
+        """Exports of steps that are behind the run wait in run.dir also if the outbox was lost. One of a
+        finished run is made again of its files, in case it is not delivered."""
+        if start is None and self._steps not in export.waiting(self._run_dir):
+            pretrained.copy(self._run_dir, export.place(self._run_dir, self._steps))
+        for step in export.waiting(self._run_dir):
+            if start is None or step <= start.step:
+                self.exported(step)
+
+    def save_callbacks(
+        self, check_lock: Callable[[], None], *, exports_written: Callable[[], None]
+    ) -> SaveCallbacks:
+        """What is done around a checkpoint; ``check_lock`` raises if run.dir is no longer this run's.
+
+        ``exports_written`` returns when no export is being written: that of a step before a checkpoint is
+        not written again by a run that goes on from there.
+        """
 
         def before() -> None:
             check_lock()
+            exports_written()
             self._uploader.sync()
+            self._story.log.keep()
 
         def after(uri: str, sha256: str) -> None:
             self._uploader.tag({"checkpoint.uri": store.absolute(uri), "checkpoint.sha256": sha256})
@@ -76,30 +106,31 @@ class Artifacts:
             self._uploader.sync()
 
     def publish(self) -> None:
-        """Register the export in run.dir, once all else is delivered.
+        """Return when MLflow has everything, the version of the last step too.
 
         Raises:
             TrackError: MLflow does not take it; the run is finished all the same, and the same command tries
             again.
         """
-        run_dir, model = self._run_dir, self._track.registered_model
         self._ended = True
-        weights = store.join(run_dir, pretrained.WEIGHTS)
-        digest = hashlib.sha256(store.read_bytes(weights)).hexdigest()
-        self._uploader.tag({"checkpoint.uri": store.absolute(weights), "checkpoint.sha256": digest})
+        self._story.end()
+        weights = store.join(self._run_dir, pretrained.WEIGHTS)
+        digest = hashlib.sha256()
+        for piece in store.chunks(weights):
+            digest.update(piece)
+        self._uploader.tag(
+            {"checkpoint.uri": store.absolute(weights), "checkpoint.sha256": digest.hexdigest()}
+        )
         with heartbeat.inside("telling MLflow", phase=True, slow=True):
-            self._uploader.drain(self._track.wait_s)
-            with tempfile.TemporaryDirectory() as folder:
-                for name in pretrained.FILES:
-                    Path(folder, name).write_bytes(store.read_bytes(store.join(run_dir, name)))
-                version = self._uploader.publish(Path(folder))
-        if version:
-            say(f"registered {model} version {version} as candidate (run {self._uploader.id})")
-        run_status.write_finished(run_dir, steps=self._steps, delivered=True)
+            self._uploader.drain(self._track.wait_s, status="FINISHED")
+            self._story.last_report()
+        run_status.write_finished(self._run_dir, steps=self._steps, delivered=True)
 
-    def end(self, status: str) -> None:
-        """The run ends early; what MLflow has not got within a few seconds waits for the next start."""
+    def end(self, status: str, *, reason: str = "") -> None:
+        """The run ends early, because of ``reason``; what MLflow has not got within a few seconds waits for
+        the next start."""
         self._ended = True
+        self._story.end(reason)
         self._uploader.end(status, wait_s=_STOPPED_S)
 
     def __enter__(self) -> "Artifacts":
@@ -107,7 +138,19 @@ class Artifacts:
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
         if fault and not self._ended:
-            self.end("FAILED" if isinstance(fault, Exception) else "KILLED")
+            failed = isinstance(fault, Exception)
+            self.end("FAILED" if failed else "KILLED", reason=str(fault) if failed else "")
+        self._story.close()
+
+
+def _registering_of(config: TrainConfig) -> Registering:
+    run_dir, track = config.run.dir, config.track
+    return Registering(
+        fetch=lambda step, folder: export.fetch(run_dir, step, folder),
+        remove=lambda step: store.remove(export.place(run_dir, step)),
+        candidate=track.candidate,
+        keep=track.register_keep,
+    )
 
 
 @contextmanager
@@ -138,7 +181,8 @@ def deliver(config: TrainConfig, group: Group) -> None:
     """``publish`` of a run that was finished before, of which MLflow does not have all."""
     with _registering(group):
         if group.rank == 0:
-            Artifacts(config, same_run=True).publish()
+            with Artifacts(config, same_run=True) as artifacts:
+                artifacts.publish()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from cluster.storage import store
 from configs import ConfigError, redact
 from data_prep import shards
 from trainer.evaluation.statistics import standard_error
+from trainer.evaluation.tasks.kept_models import kept_versions
 from trainer.evaluation.tasks.results import summarise
 from trainer.evaluation.tasks.results_log import past_results
 from trainer.evaluation.tasks.results_table import as_text
@@ -31,6 +32,7 @@ _TRACKING = "sqlite:///mlflow.db"  # also if the environment names a server: the
 _TRAIN_CONFIG = "configs/train/demo.yaml"
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = (sys.executable, "-m")
+_ROWS_SHOWN = 5  # predictions at the end
 
 Command = Sequence[str]
 
@@ -77,6 +79,7 @@ def run_demo(options: DemoOptions) -> int:
         f"run.dir={folder / 'pretrain'}",
         f"run.name={folder.name}",
         f"track.uri={_TRACKING}",
+        "track.report_every=0",  # the demo makes one itself, once there are results on the task
         *options.overrides,
     ]
     if options.rows < 1:
@@ -94,10 +97,19 @@ def run_demo(options: DemoOptions) -> int:
     after = _evaluation(version, genome.task, config.track.uri, rows=options.rows, report=folder / "report")
     if code := _run_all(after, genome.environment):
         return code
+    (kept,) = kept_versions(registry, version)
+    few = folder / "sequences.csv"
+    few.write_text(_first_rows(kept.run.data.params["test_uri"]))
+    predict = _prediction(kept.uri, few, folder / "predictions.csv", config.track.uri)
+    if code := _run_all([predict], genome.environment):
+        return code
+    print((folder / "predictions.csv").read_text(), end="")
     print(_table(registry, dataset, version))
     uri = redact(config.track.uri)
     runs = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     print(f"\nReport: {folder / 'report'}/index.html   Runs: {runs}")
+    print(f"The fine-tuned model is kept as {kept.uri}. To use it on sequences of your own:")
+    print(f"  {_shown(_prediction(kept.uri, Path('FILE.fa'), Path('PREDICTIONS.csv'), config.track.uri))}")
     print(f"The whole job took {time.monotonic() - start:.0f} s.")
     return exits.EXIT_OK
 
@@ -134,6 +146,23 @@ def _evaluation(version: Any, task: str, track_uri: str, *, rows: int, report: P
         (*_PYTHON, *finetune, *settings),
         (*_PYTHON, "trainer.report", version.run_id, *tracking, "--output", str(report)),
     ]
+
+
+def _first_rows(uri: str) -> str:
+    """Some rows of a labelled file, as CSV."""
+    with store.open_read(uri) as file:
+        return "".join(file.readline().decode() for _ in range(1 + _ROWS_SHOWN))
+
+
+def _prediction(model: str, source: Path, output: Path, track_uri: str) -> Command:
+    """The command that predicts with a fine-tuned model."""
+    files = ("--input", str(source), "--output", str(output))
+    return (*_PYTHON, "trainer.predict", "--model", model, *files, "--track-uri", track_uri)
+
+
+def _shown(command: Command) -> str:
+    """As a user would type it."""
+    return str(redact(shlex.join([Path(command[0]).name, *command[1:]])))
 
 
 def _checked_config(overrides: Sequence[str], *, dataset: Path, processes: int) -> TrainConfig:
@@ -179,7 +208,7 @@ def _run_all(commands: Sequence[Command], environment: Mapping[str, str]) -> int
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     everything = {**os.environ, **environment, "PYTHONPATH": path}
     for command in commands:
-        print(f"\n$ {redact(shlex.join([Path(command[0]).name, *command[1:]]))}", flush=True)
+        print(f"\n$ {_shown(command)}", flush=True)
         if code := subprocess.run(command, env=everything, check=False).returncode:
             return code
     return 0

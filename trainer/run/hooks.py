@@ -26,6 +26,7 @@ from trainer.models.network import Network, Outputs
 from trainer.run.artifacts import Artifacts
 from trainer.run.checkpoint.config import Checkpoint
 from trainer.run.checkpoint.save import Saver
+from trainer.run.export import Exporter
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, check_collapse, count_skipped_blocks, end_if_stuck
 from trainer.tracking.config import Track
@@ -149,27 +150,29 @@ class OnCollapse(Hook):
 
 
 class Validate(Hook):
-    """Teacher and student on the held-out windows, every ``val.every`` steps and after the last.
+    """Teacher and student on the held-out windows, every ``val.every`` steps, with each export, and after the
+    last step.
 
-    ``readings``: what the losses read of the teacher's outputs. ``baselines``: metrics of the same windows
-    that need no network.
+    ``exports_every``: steps between two exports. ``readings``: what the losses read of the teacher's outputs.
+    ``baselines``: metrics of the same windows that need no network.
     """
 
     def __init__(
         self,
         val: Validation,
         *,
+        exports_every: int = 0,
         validator: Validator,
         student: Network,
         readings: Callable[[TrainState], RowReadings],
         baselines: dict[str, float],
         artifacts: Artifacts | None,
     ) -> None:
-        self._every, self._validator, self._student = val.every, validator, student
+        self._every, self._validator, self._student = (val.every, exports_every), validator, student
         self._readings, self._baselines, self._artifacts = readings, baselines, artifacts
 
     def after_step(self, state: TrainState, step: StepOutcome) -> None:
-        if is_due(state.step, self._every) or step.is_last:
+        if any(is_due(state.step, every) for every in self._every) or step.is_last:
             self.run(state)
             step.paused = True
 
@@ -190,6 +193,24 @@ class Validate(Hook):
                 f"Markov {baselines['val/mlm_accuracy_markov']:.4f}), "
                 f"effective rank {metrics['health/effective_rank']:.1f}"
             )
+
+
+class BeginExports(Hook):
+    """The teacher is exported every ``track.register_every`` steps, off the step's path, to become a version
+    of the registered model; after the last step the run's own end does it."""
+
+    def __init__(self, track: Track, *, exporter: Exporter, artifacts: Artifacts | None) -> None:
+        self._every, self._exporter, self._artifacts = track.register_every, exporter, artifacts
+
+    def after_step(self, state: TrainState, step: StepOutcome) -> None:
+        if is_due(state.step, self._every) and not step.is_last:
+            stalled_s = self._exporter.begin(state)
+            if self._artifacts:
+                self._artifacts.log({"export/stall_ms": stalled_s * 1e3}, step=state.step)
+            step.paused = True
+
+    def at_end(self, state: TrainState, stop_code: int) -> None:
+        self._exporter.wait()
 
 
 class SaveCheckpoints(Hook):

@@ -2,7 +2,7 @@
 
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import configs
 from cluster.process.host import cache_root
 from cluster.storage import store
-from trainer.run import run_status
+from trainer.run import run_status, story
 from trainer.run.config import TrainConfig
+from trainer.tracking.inputs import DatasetInput
 from trainer.tracking.mlflow_run import RunSpec
 from trainer.tracking.provenance import source_tags
 
@@ -23,13 +24,14 @@ class Start:
     """Where this process takes the training up, and what MLflow shows of it.
 
     ``step``: that it goes on after. ``waiting``: the points of the steps before that MLflow had not got yet.
-    ``parameters``: of the network.
+    ``parameters``: of the network. ``inputs``: the datasets.
     """
 
     parameters: int
     tags: Mapping[str, str]
     step: int = 0
     waiting: bytes = b""
+    inputs: Sequence[DatasetInput] = ()
 
 
 def build(config: TrainConfig, key: str, start: Start | None) -> RunSpec:
@@ -38,12 +40,14 @@ def build(config: TrainConfig, key: str, start: Start | None) -> RunSpec:
     return RunSpec(
         config.track.uri,
         config.track.experiment,
-        config.run.name,
+        story.run_name(config),
         artifact_uri=config.track.artifact_uri,
         key=key,
         params=_params(config, resolved) | {"parameters": start.parameters} if start else {},
         tags={**start.tags, **source_tags(_COMMAND)} if start else {},
         registered_model=config.track.registered_model,
+        inputs=start.inputs if start else (),
+        about=story.ABOUT,
     )
 
 
@@ -51,6 +55,7 @@ def key_of(run_dir: str, *, same_run: bool) -> str:
     """The key by which the MLflow run of this run is found again; a new one unless it is the ``same_run``."""
     key = run_status.read_key(run_dir) if same_run else None
     if key is None:
+        store.remove(store.join(run_dir, run_status.EXPORTS))
         if store.is_local(run_dir):  # the outbox of another run, which left nothing else here
             shutil.rmtree(store.local_path(run_dir) / run_status.TRACK, ignore_errors=True)
         key = uuid.uuid4().hex

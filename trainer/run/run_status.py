@@ -20,8 +20,9 @@ from trainer.run.train_state import NOT_FINITE
 
 RESOLVED = "train_config.json"
 FINISHED, LOCK, TRACK = "finished.json", "run.lock", "track"
+EXPORTS = "exports"  # on their way to MLflow
 _KEY = f"{TRACK}/key.json"  # which MLflow run is this run's
-_OURS = (RESOLVED, FINISHED, LOCK, f"{TRACK}/", NOT_FINITE, f"{manifests.FOLDER}/")
+_OURS = (RESOLVED, FINISHED, LOCK, f"{TRACK}/", NOT_FINITE, f"{manifests.FOLDER}/", f"{EXPORTS}/")
 
 # What may differ from the config that the run began with: keys, and whole sections.
 _MAY_DIFFER = (

@@ -28,14 +28,15 @@ from trainer.losses.config import projection_heads
 from trainer.models import pretrained
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
-from trainer.run import run_dir, run_status, world_size
+from trainer.run import run_dir, run_status, story, world_size
 from trainer.run.artifacts import Artifacts, begin_artifacts, publish
 from trainer.run.checkpoint.resume import Resumed, resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
-from trainer.run.export import export_to_run_dir
+from trainer.run.export import Exporter
 from trainer.run.flops import step_flops
 from trainer.run.hooks import (
+    BeginExports,
     CheckHealth,
     CountSkippedBlocks,
     EndIfStuck,
@@ -52,6 +53,7 @@ from trainer.run.hooks import (
 from trainer.run.run_spec import Start
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
+from trainer.tracking.version_text import WINDOWS_TAG
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class TrainingRun:
     reader: Reader
     validator: Validator
     saver: Saver
+    exporter: Exporter
     artifacts: Artifacts | None  # on rank 0
     stops: StopSignals | None
 
@@ -111,16 +114,19 @@ def train(
         with closing(_open_reader(config, datasets, engine, resumed)) as reader:
             if group.rank == 0:
                 _say_beginning(validator, resumed)
-            start = _start(engine, datasets, resumed)
+            start = _start(engine, datasets, validator, resumed)
             with begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts:
-                callbacks = None
+                exported = artifacts.exported if artifacts else None
+                exporter, callbacks = Exporter(config, engine, exported=exported), None
                 if artifacts:
                     assert lock, "rank 0 holds it"
                     run_status.write_config(config)
-                    callbacks = artifacts.save_callbacks(lock.check)
+                    callbacks = artifacts.save_callbacks(lock.check, exports_written=exporter.written)
                 saver = Saver(config, engine, datasets=digests, callbacks=callbacks)
                 method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
-                run = TrainingRun(config, method, engine, reader, validator, saver, artifacts, stops)
+                run = TrainingRun(
+                    config, method, engine, reader, validator, saver, exporter, artifacts, stops
+                )
                 return _train(run, state, hooks)
 
 
@@ -170,16 +176,20 @@ def _say_beginning(validator: Validator, resumed: Resumed | None) -> None:
         say(f"going on after step {resumed.step}, from {resumed.uri}")
 
 
-def _start(engine: Engine, datasets: Sequence[Dataset], resumed: Resumed | None) -> Start:
+def _start(
+    engine: Engine, datasets: Sequence[Dataset], validator: Validator, resumed: Resumed | None
+) -> Start:
     tags = {
         "dataset.manifest_sha256": ",".join(dataset.digest for dataset in datasets),
         "world_size": str(engine.group.size),
         "zero_stage": str(engine.settings.zero_stage),
+        WINDOWS_TAG: validator.windows_sha256,
     }
     parameters = pretrained.parameter_count(engine.network)
+    inputs = story.dataset_inputs(datasets)
     if resumed is None:
-        return Start(parameters, tags)
-    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics)
+        return Start(parameters, tags, inputs=inputs)
+    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics, inputs=inputs)
 
 
 def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> int:
@@ -189,6 +199,7 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
     baselines = run.validator.baselines(run.reader.datasets) if state.step < config.train.steps else {}
     validation = Validate(
         config.val,
+        exports_every=config.track.register_every,
         validator=run.validator,
         student=run.engine.network,
         readings=lambda now: held_out_readings(terms, now.centres),
@@ -208,7 +219,7 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
         return code
     if run.artifacts:
         run.artifacts.sync()
-    export_to_run_dir(config, state, group)
+    run.exporter.finish(state)
     publish(run.artifacts, group)
     return EXIT_OK
 
@@ -230,6 +241,7 @@ def _all_hooks(
         EndIfStuck(run_dir=config.run.dir, max_skipped=config.train.max_skipped, group=group),
         OnCollapse(config.health, group=group),
         validation,
+        BeginExports(config.track, exporter=run.exporter, artifacts=run.artifacts),
         SaveCheckpoints(
             config.checkpoint, saver=run.saver, position=run.reader.position, artifacts=run.artifacts
         ),

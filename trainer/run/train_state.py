@@ -114,7 +114,11 @@ def apply(
     state.centres |= result.states
     state.skipped_ids.clear()
     losses = {f"loss/{name}": value for name, value in result.losses.items()}
-    return losses | {"lr": rate, "ema/momentum": momentum, "grad_norm": norm}
+    optimiser = {"lr": rate, "grad_norm": norm}  # by these names since the first version
+    grouped = {
+        f"optim/{name}": value for name, value in optimiser.items()
+    }  # a section of their own in the UI
+    return losses | optimiser | grouped | {"ema/momentum": momentum}
 
 
 def count_skipped_blocks(state: TrainState, group: Group, *, device: torch.device) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""What a training run sends to MLflow: metrics of a step, tags, small files; each as a line of JSON.
+"""What a training run sends to MLflow: metrics of a step, tags, small files, and that an
+export is to become a version; each as a line of JSON.
 
 The same lines stand in the outbox, in ``metrics.jsonl`` of a checkpoint, and in the queue.jsonl of versions
 without an outbox.
@@ -34,7 +35,24 @@ class Attachment:
     values: Mapping[str, Any]
 
 
-Message = Metrics | Tags | Attachment
+@dataclass(frozen=True)
+class FileUpload:
+    """The local file ``path`` as an artifact of the same name, as it is when MLflow takes it."""
+
+    time: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Export:
+    """The export of ``step`` is whole, and is to become a version. ``bp``: that were read up to it."""
+
+    time: int
+    step: int
+    bp: int
+
+
+Message = Metrics | Tags | Attachment | FileUpload | Export
 
 
 def to_line(message: Message) -> str:
@@ -47,6 +65,10 @@ def to_line(message: Message) -> str:
             content = {"time": time, "tags": dict(values)}
         case Attachment(time, name, values):
             content = {"time": time, "name": name, "values": dict(values)}
+        case FileUpload(time, path):
+            content = {"time": time, "path": path}
+        case Export(time, step, bp):
+            content = {"time": time, "step": step, "export_bp": bp}
     return json.dumps(content)
 
 
@@ -59,6 +81,10 @@ def from_line(line: str | bytes) -> Message | None:
             return Metrics(time, int(content["step"]), dict(content["metrics"]))
         if "tags" in content:
             return Tags(time, dict(content["tags"]))
+        if "path" in content:
+            return FileUpload(time, str(content["path"]))
+        if "export_bp" in content:
+            return Export(time, int(content["step"]), int(content["export_bp"]))
         return Attachment(time, str(content["name"]), dict(content["values"]))
     except (ValueError, KeyError, TypeError):
         return None

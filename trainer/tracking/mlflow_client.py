@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,22 @@ def library() -> Any:
     # It prints tracebacks of what it raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
+
+
+def system_monitors() -> list[Any]:
+    """MLflow's monitors of this machine: of GPUs too where there are some and nvidia-ml-py is installed."""
+    library()
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    found: list[Any] = []
+    for monitor in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+        with suppress(Exception):  # what this machine has not, or does not show
+            found.append(monitor())
+    return found
 
 
 def connect(uri: str, *, writes: bool = True) -> Any:
@@ -206,6 +222,17 @@ def refuse_prompt(client: Any, model: str, *, uri: str) -> None:
         raise TrackError(
             f"{model} is the name of a prompt at {redact(uri)}; give another track.registered_model"
         )
+
+
+def all_pages(search: Callable[..., Any]) -> list[Any]:
+    """All that a search of MLflow, which answers in pages, finds."""
+    found, token = [], None
+    while True:
+        page = search(page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
 
 
 @contextmanager

@@ -76,6 +76,11 @@ class MlflowRun:
         self._client: Any = None
 
     @property
+    def client(self) -> Any:
+        """MLflow's own, once it has answered."""
+        return self._client
+
+    @property
     def _place(self) -> str:
         return f"MLflow at {redact(self.spec.uri)}"
 
@@ -117,36 +122,6 @@ class MlflowRun:
         with track_errors(f"MLflow artifacts at {redact(self.artifact_uri)}"):
             self._client.log_dict(self.id, dict(values), name)
 
-    def register(self, model: str, folder: str) -> str:
-        """The version of ``model`` made of the run's artifact ``folder``, with alias candidate: its number.
-
-        A version that an earlier call made of this run is used again.
-        """
-        with track_errors(f"registered model {model}"):
-            mlflow_client.refuse_prompt(self._client, model, uri=self.spec.uri)
-            try:
-                self._client.create_registered_model(model)
-            except library().exceptions.MlflowException as fault:
-                if fault.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            source = f"{self.artifact_uri}/{folder}"
-            if not self._versions(model, source):
-                self._client.create_model_version(model, source, self.id)
-                # MLflow's client calls again if an answer is lost: then there are several.
-                for duplicate in self._versions(model, source)[1:]:
-                    self._client.delete_model_version(model, duplicate)
-            version = self._versions(model, source)[0]
-            self._client.set_registered_model_alias(model, "candidate", version)
-            return version
-
-    def _versions(self, model: str, source: str) -> list[str]:
-        """The versions of ``model`` that were made of ``source``, a folder of this run's, oldest first."""
-        found = self._client.search_model_versions(f"run_id = '{self.id}'")
-        numbers = [
-            int(version.version) for version in found if version.name == model and version.source == source
-        ]
-        return [str(number) for number in sorted(numbers)]
-
     def _send_params(self, params: Mapping[str, Any]) -> None:
         entries = [library().entities.Param(key, str(value)[:6000]) for key, value in params.items()]
         for start in range(0, len(entries), _PARAMS):
@@ -158,7 +133,23 @@ class MlflowRun:
 
 
 class ResumableRun(MlflowRun):
-    """The MLflow run of a training run, which is found again by its key."""
+    """The MLflow run of a training run, which is found again by its key.
+
+    ``experiment_id`` is empty until MLflow has answered.
+    """
+
+    experiment_id = ""
+
+    @property
+    def page(self) -> str:
+        """The address of the run in MLflow's UI, opened in Model training; "" where no server is known.
+
+        What kind of experiment it shows, MLflow 3.17's UI takes from the address, not from the experiment.
+        """
+        uri = str(redact(self.spec.uri)).rstrip("/").replace("***@", "")
+        if not (self.id and self.experiment_id and uri.startswith("http")):
+            return ""
+        return f"{uri}/#/experiments/{self.experiment_id}/runs/{self.id}?workflowType=machine_learning"
 
     def open(self) -> dict[str, int]:
         """The last step of each metric that MLflow has of this run. It is made if there is none, and RUNNING.
@@ -182,6 +173,7 @@ class ResumableRun(MlflowRun):
                 run = self._find_or_create()
             self._client.update_run(run.info.run_id, status="RUNNING")
             self.id, self.artifact_uri = run.info.run_id, run.info.artifact_uri
+            self.experiment_id = run.info.experiment_id
             self.tag(spec.tags)
             # A parameter keeps its first value when a run resumes with another one: MLflow takes no second.
             there = run.data.params
@@ -189,6 +181,12 @@ class ResumableRun(MlflowRun):
             self._send_inputs()
             found = self._client.get_run(self.id).data.to_proto().metrics
             return {metric.key: metric.step for metric in found}
+
+    def points_of(self, step: int, *, prefix: str) -> dict[str, Any]:
+        """MLflow's Metric of each key with this ``prefix`` that has a point at ``step``."""
+        keys = [key for key in self._client.get_run(self.id).data.metrics if key.startswith(prefix)]
+        histories = {key: self._client.get_metric_history(self.id, key) for key in sorted(keys)}
+        return {key: point for key, points in histories.items() for point in points if point.step == step}
 
     def _find_or_create(self) -> Any:
         experiment = self._experiment_id()

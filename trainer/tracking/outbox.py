@@ -19,11 +19,11 @@ from urllib.parse import quote
 from cluster.storage.retry import StoreError, named
 from trainer.core.console import say
 from trainer.tracking import messages, old_queue
-from trainer.tracking.messages import Message, Metrics
+from trainer.tracking.messages import Export, Message, Metrics
 
 FILE = "outbox.sqlite"
 _FORMAT_VERSION = 1
-# id: in the order of appending; step: of metrics; line: see messages.py
+# id: in the order of appending; step: of metrics and exports; line: see messages.py
 _TABLE = """CREATE TABLE IF NOT EXISTS messages
     (id INTEGER PRIMARY KEY AUTOINCREMENT, step INTEGER, line TEXT NOT NULL)"""
 _INSERT = "INSERT INTO messages (step, line) VALUES (?, ?)"
@@ -68,7 +68,7 @@ class Outbox:
         old_queue.remove(folder)
 
     def resume(self, *, after: int | None, tail: bytes = b"") -> None:
-        """Drop metrics of steps beyond ``after``, which are run and logged again; add what ``tail`` has more.
+        """Drop what is of steps beyond ``after``, which are run and logged again; add what ``tail`` has more.
 
         ``tail`` is what waited elsewhere when the checkpoint was saved, while other messages may have waited
         here: all of them are put in order, metrics by their steps and before them the rest by time.
@@ -144,11 +144,16 @@ class Outbox:
 
 
 def _row(line: str, message: Message) -> tuple[int | None, str]:
-    return (message.step if isinstance(message, Metrics) else None), line
+    return (message.step if isinstance(message, Metrics | Export) else None), line
 
 
 def _order(message: Message) -> tuple[int, int]:
-    return (message.step, 0) if isinstance(message, Metrics) else (-1, message.time)
+    match message:
+        case Metrics(step=step):
+            return step, 0
+        case Export(step=step):  # its validation comes first
+            return step, 1
+    return -1, message.time
 
 
 def _open(path: Path) -> sqlite3.Connection:

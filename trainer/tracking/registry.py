@@ -1,6 +1,6 @@
 """The reading side of MLflow: registered models, their files, runs and what they logged."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,15 @@ class Registry:
             )
             return Path(found)
 
+    def versions_of(self, run_id: str) -> list[Any]:
+        """The versions that a run registered, oldest first, with their tags and aliases."""
+        with track_errors(f"versions of run {run_id} at {redact(self.uri)}"):
+            search = partial(self.client.search_model_versions, f"run_id = '{run_id}'")
+            found = mlflow_client.all_pages(search)
+            found.sort(key=lambda version: (version.name, int(version.version)))
+            # A search leaves the aliases out.
+            return [self.client.get_model_version(one.name, one.version) for one in found]
+
     def set_alias(self, name: str, alias: str, version: str) -> None:
         with track_errors(f"registered model {name}"):
             self.client.set_registered_model_alias(name, alias, version)
@@ -105,7 +114,7 @@ class Registry:
         """The id of the experiment with this name, or the ids of all."""
         with track_errors(f"MLflow at {redact(self.uri)}"):
             if name is None:
-                found = _all_pages(self.client.search_experiments)
+                found = mlflow_client.all_pages(self.client.search_experiments)
             else:
                 found = [one for one in [self.client.get_experiment_by_name(name)] if one]
             return [experiment.experiment_id for experiment in found]
@@ -117,18 +126,7 @@ class Registry:
             return []
         search = partial(self.client.search_runs, ids, where, order_by=["start_time ASC"])
         with track_errors(f"MLflow at {redact(self.uri)}"):
-            return _all_pages(search)
-
-
-def _all_pages(search: Callable[..., Any]) -> list[Any]:
-    """What a search of MLflow finds, which comes in pages."""
-    found, token = [], None
-    while True:
-        page = search(page_token=token)
-        found += list(page)
-        token = page.token
-        if not token:
-            return found
+            return mlflow_client.all_pages(search)
 
 
 def _quoted(value: str) -> str:

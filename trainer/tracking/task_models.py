@@ -3,6 +3,7 @@
 Each call may be made again after a kill: what is there is used, and of two made at once the first stays.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,17 @@ from trainer.tracking.mlflow_client import library, track_errors
 from trainer.tracking.mlflow_run import Run
 from trainer.tracking.registry import Registry
 
-STORED = "stored"
 _FOLDER = "task_model"  # of the run's artifacts
-_STATE = "task_model"  # tag of a run: STORED, "not the best", or "version V of NAME"
+_STATE = "task_model"  # tag of a run: _STORED, "not the best", or _VERSION and which
+_STORED, _VERSION = "stored", "version "
+_MISSING = "RESOURCE_DOES_NOT_EXIST"
 _TASK = "task"  # tag of a registered model that holds fine-tuned ones
 
 
 def store(run: Run, folder: Path) -> None:
     """Upload the files of a fine-tuned model to the run that made it, which then says so."""
     run.attach(folder, _FOLDER)
-    run.tag({_STATE: STORED})
+    run.tag({_STATE: _STORED})
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,30 @@ class TaskModels:
         with track_errors(f"registered model {name} at {redact(self._registry.uri)}"):
             if self._client.get_prompt(name) is not None:
                 raise ConfigError(f"{what}, which is the name of a prompt; give the task another name")
-            found = self._client.search_registered_models(f"name = '{name}'") if "'" not in name else []
-            if [model for model in found if model.latest_versions and _TASK not in model.tags]:
+            try:
+                found = self._client.get_registered_model(name)
+            except library().exceptions.MlflowException as fault:
+                if fault.error_code != _MISSING:
+                    raise
+                return
+            if found.latest_versions and _TASK not in found.tags:
                 raise ConfigError(
                     f"{what}, which is the name of a model that is not fine-tuned on a task; give the task "
                     "another name"
                 )
 
-    def state(self, run: Any) -> str:
-        """STORED: its files are there; "": it never had any."""
-        return str(run.data.tags.get(_STATE, ""))
+    def is_stored(self, run: Any) -> bool:
+        """Whether the files of a fine-tuned model lie at the run."""
+        return bool(run.data.tags.get(_STATE) == _STORED)
+
+    def is_registered(self, run: Any) -> bool:
+        """Whether a version was made of the run's model."""
+        return str(run.data.tags.get(_STATE, "")).startswith(_VERSION)
+
+    def version_of(self, run: Any) -> tuple[str, str] | None:
+        """The name and number of the version that was made of the run's model, if one was."""
+        number, _, name = str(run.data.tags.get(_STATE, "")).removeprefix(_VERSION).partition(" of ")
+        return (name, number) if self.is_registered(run) else None
 
     def fetch(self, run: Any, into: Path) -> Path:
         """The files of a run's model, in a local folder below ``into``."""
@@ -73,13 +89,28 @@ class TaskModels:
             )
             return Path(found)
 
-    def remove(self, run: Any, *, state: str = "not the best") -> None:
-        """Delete the files of a run's model; the run says why."""
+    def remove(self, run: Any) -> None:
+        """Delete the files of a run's model, which is not the best; the run says so."""
+        self.remove_files(run)
+        self._set_state(run, "not the best")
+
+    def close(self, run: Any, *, name: str, version: str) -> None:
+        """The files of a run's model lie at a version now, and no more at the run, which says so."""
+        self._set_state(
+            run, f"{_VERSION}{version} of {name}"
+        )  # first, since without files none is registered
+        self.remove_files(run)
+
+    def remove_files(self, run: Any) -> None:
+        """Delete the files of a run's model, if there are any."""
         with track_errors(f"files of the fine-tuned model of run {run.info.run_id}"):
             place = library().artifacts.get_artifact_repository(
                 run.info.artifact_uri, tracking_uri=self._registry.uri
             )
             place.delete_artifacts(_FOLDER)
+
+    def _set_state(self, run: Any, state: str) -> None:
+        with track_errors(f"run {run.info.run_id}"):
             self._client.set_tag(run.info.run_id, _STATE, state)
 
     def register(self, new: TaskVersion, make: Callable[[str], Path]) -> str:
@@ -111,7 +142,7 @@ class TaskModels:
         if not found:
             self._client.create_logged_model(
                 new.run.info.experiment_id,
-                name=names.model(new.name),
+                name=re.sub(r"[/:.%\"']", "_", new.name),  # it takes fewer characters than a registered one
                 source_run_id=new.run.info.run_id,
                 tags=dict(new.tags),
             )
@@ -139,7 +170,7 @@ class TaskModels:
             self._client.log_outputs(run.info.run_id, [entities.LoggedModelOutput(model_id, 0)])
 
     def _version(self, new: TaskVersion, model: Any) -> str:
-        client, missing = self._client, "RESOURCE_DOES_NOT_EXIST"
+        client = self._client
         mlflow_client.refuse_prompt(client, new.name, uri=self._registry.uri)
         try:
             client.create_registered_model(
@@ -162,7 +193,7 @@ class TaskModels:
                 try:
                     client.delete_model_version(new.name, duplicate)
                 except library().exceptions.MlflowException as fault:
-                    if fault.error_code != missing:
+                    if fault.error_code != _MISSING:
                         raise
         return self._versions(new)[0]
 

@@ -11,7 +11,7 @@ that the run resumes from, since ``sync`` is called before a checkpoint counts: 
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +20,12 @@ from typing import Any
 from cluster.storage.store import StoreError
 from configs import redact
 from trainer.core.console import say
-from trainer.tracking.messages import Attachment, Metrics, Tags
+from trainer.tracking.delivery import Delivery
+from trainer.tracking.messages import Attachment, Export, FileUpload, Metrics, Tags
 from trainer.tracking.mlflow_client import TrackError
-from trainer.tracking.mlflow_run import MAX_POINTS, Point, ResumableRun, RunSpec
-from trainer.tracking.outbox import Entry, Outbox
+from trainer.tracking.mlflow_run import MAX_POINTS, ResumableRun, RunSpec
+from trainer.tracking.outbox import Outbox
+from trainer.tracking.versions import Registering
 
 _EVERY_S = 5.0  # between two calls, unless much waits
 _MANY = 100  # messages that are sent before that time
@@ -37,14 +39,23 @@ _LAST_CALL_S = 2.0  # for a call that is under way when the time is over
 class Uploader:
     """The MLflow run of a training run. What it is given arrives as soon as MLflow takes it."""
 
-    def __init__(self, spec: RunSpec, folder: Path, *, after: int | None = None, tail: bytes = b"") -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        folder: Path,
+        *,
+        after: int | None = None,
+        tail: bytes = b"",
+        registering: Registering | None = None,
+    ) -> None:
         """Opens the MLflow run, and goes on without it if MLflow does not answer.
 
         Args:
             folder: local, keeps the outbox.
-            after: the step that training goes on after; metrics of later steps that still wait are dropped,
-                since those steps are run again.
+            after: the step that training goes on after; what waits of later steps is dropped, since those
+                are run again.
             tail: what waited on the machine where the run was before; see ``tail``.
+            registering: what becomes of exports; None if there are none.
 
         Raises:
             TrackError, ValueError: MLflow refuses, and will go on to. StoreError: the outbox cannot be used.
@@ -52,8 +63,8 @@ class Uploader:
         self._spec, self._run = spec, ResumableRun(spec)
         self._outbox = Outbox(folder)
         self._outbox.resume(after=after, tail=tail)
-        self._last_steps: dict[str, int] = {}  # the last step that MLflow has of each metric
-        self._current = False  # whether the run is open and _last_steps is what MLflow has
+        self._delivery = Delivery(self._run, registering, outbox=self._outbox.path)
+        self._current = False  # whether the run is open, and the delivery knows what MLflow has
         self._error: TrackError | ValueError | None = None
         self._warned = ""  # of what, since the last success
         self._started: Future[None] = Future()
@@ -79,6 +90,11 @@ class Uploader:
         return self._run.id
 
     @property
+    def page(self) -> str:
+        """The address of the run in MLflow's UI; "" where no server is known."""
+        return self._run.page
+
+    @property
     def _place(self) -> str:
         return f"MLflow at {redact(self._spec.uri)}"
 
@@ -94,6 +110,14 @@ class Uploader:
         """``values`` as the artifact ``name``, a YAML or JSON file by its ending."""
         self._outbox.append(Attachment(_now_ms(), name, values))
 
+    def upload(self, path: Path) -> None:
+        """A local file, as it is when MLflow takes it, as the artifact of the same name."""
+        self._outbox.append(FileUpload(_now_ms(), str(path)))
+
+    def export(self, step: int, *, bp: int) -> None:
+        """The export of ``step`` is whole; ``bp`` were read up to it."""
+        self._outbox.append(Export(_now_ms(), step, bp))
+
     def sync(self) -> None:
         """What was given up to now outlives a crash of the machine. StoreError: the disk does not take it."""
         self._outbox.flush()
@@ -105,6 +129,8 @@ class Uploader:
     def drain(self, wait_s: float, *, status: str = "") -> None:
         """Return when everything is delivered, and the MLflow run has ``status`` if that is given.
 
+        A model that is on its way when the time is over is waited for, unless the run ends early.
+
         Raises:
             TrackError: that takes longer than ``wait_s``; what remains is in the outbox, which is named.
         """
@@ -113,6 +139,8 @@ class Uploader:
             self._outbox.flush()
         self._drain_begun.set()
         self._thread.join(wait_s + _LAST_CALL_S)
+        while self._delivery.registers and status in ("", "FINISHED") and self._thread.is_alive():
+            self._thread.join(_LAST_CALL_S)
         outbox = self._outbox
         if outbox.unwritten:
             raise TrackError(
@@ -126,20 +154,6 @@ class Uploader:
                 else f"all points are delivered, but not that the run is {status or 'over'}"
             )
             raise TrackError(f"{reason}; {remains}")
-
-    def publish(self, local: Path) -> str | None:
-        """Attach a folder of files as the artifact ``model``, register it, FINISHED; to be called after
-        ``drain``.
-
-        Returns the registered version, None if the run registers no model. TrackError if MLflow refuses.
-        """
-        name = self._spec.registered_model
-        self._run.attach(local, "model")
-        version = self._run.register(name, "model") if name else None
-        if version:
-            self._run.tag({"model.version": version})
-        self._run.end("FINISHED")
-        return version
 
     def end(self, status: str, *, wait_s: float) -> None:
         """End the run early. What is not delivered within ``wait_s`` waits for the next start."""
@@ -225,7 +239,7 @@ class Uploader:
         return error
 
     def _open(self) -> None:
-        self._last_steps = self._run.open()
+        self._delivery.last_steps = self._run.open()
         self._current = True
 
     def _send_all(self) -> None:
@@ -235,7 +249,7 @@ class Uploader:
         with suppress(StoreError):
             self._outbox.flush()
         while entries := self._outbox.first(MAX_POINTS):
-            self._outbox.confirm(self._send(entries))
+            self._outbox.confirm(self._delivery.send(entries))
         if self._warned:
             say(f"{self._place} answers again; everything that waited is delivered")
         self._error, self._warned = None, ""
@@ -244,44 +258,6 @@ class Uploader:
         self._send_all()
         if self._final_status:
             self._run.end(self._final_status)
-
-    def _send(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """One call: the metrics that ``entries`` begin with, or their first message of another kind.
-
-        Returns the entries that are done.
-        """
-        points: list[Point] = []
-        last_steps = dict(self._last_steps)
-        done = 0
-        for _, message in entries:
-            if not isinstance(message, Metrics):
-                break
-            fresh = [
-                Point(key, value, message.time, message.step)
-                for key, value in message.values.items()
-                if message.step > last_steps.get(key, -1)
-            ]
-            if len(points) + len(fresh) > MAX_POINTS:
-                break
-            points += fresh
-            last_steps |= {point.key: point.step for point in fresh}
-            done += 1
-        if points:
-            self._run.send(points)
-            self._last_steps = last_steps
-        return entries[:done] or self._send_other(entries[0])
-
-    def _send_other(self, entry: Entry) -> Sequence[Entry]:
-        match entry.message:
-            case Tags(values=values):
-                self._run.tag(values)
-            case Attachment(name=name, values=values):
-                self._run.attach_dict(values, name)
-            case Metrics():
-                raise AssertionError("a step has at most as many metrics as a call takes")
-            case None:
-                say(f"warning: message {entry.id} in {self._outbox.path} is damaged, and left out")
-        return [entry]
 
     def _warn(self, error: TrackError | ValueError) -> None:
         self._error = error

@@ -209,11 +209,21 @@ class TaskConfig(Section):
             )
         if not (self.train or self.dev or self.test):
             raise ValueError("train, dev, test: at least one of them must name a file")
-        groups = re.compile(self.label_pattern or "").groups
-        columns = 1 if isinstance(self.label_column, str) else len(self.label_column)
-        if self.label_pattern and groups != columns:
+        return self
+
+    @model_validator(mode="after")
+    def _files_can_be_read(self) -> "TaskConfig":
+        columns = (self.label_column,) if isinstance(self.label_column, str) else self.label_column
+        if columns is self.label_column and set(columns) != set(self.labels):
             raise ValueError(
-                f"label_pattern: needs one group in brackets for each label column, {columns}, not {groups}"
+                f"label_column: several columns are the labels themselves; {list(columns)} and "
+                f"{list(self.labels)} differ, so leave labels out"
+            )
+        groups = re.compile(self.label_pattern or "").groups
+        if self.label_pattern and groups != len(columns):
+            raise ValueError(
+                f"label_pattern: needs one group in brackets for each label column, {len(columns)}, "
+                f"not {groups}"
             )
         uris = [uri for role in ROLES if (uri := getattr(self, role))]
         beds = [uri for uri in uris if format_of(uri, self.format) == "bed"]

@@ -85,19 +85,7 @@ def load(config: TaskConfig) -> TaskData:
     split that cannot be used.
     """
     kind = config.make_kind()
-    columns = config.label_column
-    wanted = Wanted(
-        sequence_column=config.sequence_column,
-        label_columns=(columns,) if isinstance(columns, str) else columns,
-        reference=config.reference,
-        label_pattern=config.label_pattern or "",
-    )
-    label_reader = LabelReader(config.labels, kind.parse, () if isinstance(columns, str) else columns)
-    tables = {
-        role: table.read(uri, wanted=wanted, label_reader=label_reader, form=config.format)
-        for role in ROLES
-        if (uri := getattr(config, role))
-    }
+    tables = read_files(config, kind)
     given = {role: Split(role, rows.letters, kind.truth(rows.labels)) for role, rows in tables.items()}
     found = _fill(given, config.split)
     data = _without_leaks(found, remarks=tuple(_remarks(list(tables.values()), kind)))
@@ -107,6 +95,23 @@ def load(config: TaskConfig) -> TaskData:
         data = replace(data, train=_subsample(data.train, rows, kind))
     _refuse_unusable(config.name, data, kind)
     return data
+
+
+def read_files(config: TaskConfig, kind: TaskKind) -> dict[str, Table]:
+    """The rows of each file of the task, by role. Raises as ``load``."""
+    columns = config.label_column
+    wanted = Wanted(
+        sequence_column=config.sequence_column,
+        label_columns=(columns,) if isinstance(columns, str) else columns,
+        reference=config.reference,
+        label_pattern=config.label_pattern or "",
+    )
+    label_reader = LabelReader(config.labels, kind.parse, () if isinstance(columns, str) else columns)
+    return {
+        role: table.read(uri, wanted=wanted, label_reader=label_reader, form=config.format)
+        for role in ROLES
+        if (uri := getattr(config, role))
+    }
 
 
 def _without_leaks(found: Mapping[str, Split], *, remarks: tuple[str, ...]) -> TaskData:

@@ -45,6 +45,7 @@ def finetune(
     variants = [(variant, load(variant)) for variant in task.variants()]
     version = VersionLog.open(registry, model, experiment)
     results: dict[tuple[Unit, str], Result] = {}
+    sentences: list[str] = []
     for variant, data in variants:
         for sentence in describe_rows(variant, data):
             say(sentence)
@@ -57,11 +58,14 @@ def finetune(
             result, sentence = _result_of(unit, prepared, log, known)
             say(sentence)
             results[unit, prepared.settings] = result
-        for sentence in keep_best(registry, model, variant, prepared.settings):
+        kept = keep_best(registry, model, variant, prepared.settings)
+        for sentence in kept:
             say(sentence)
-    sentence = settle_champion(registry, model.name, model.version)
-    say(sentence)
-    update_parent(registry, version.parent, past_results(registry, model.name, model.version), [sentence])
+        sentences += kept
+    champion = settle_champion(registry, model.name, model.version)
+    say(champion)
+    past = past_results(registry, model.name, model.version)
+    update_parent(registry, version.parent, past, [*sentences, champion])
     return list(results.values())
 
 

@@ -1,7 +1,7 @@
 """Fine-tuned models are kept: of an encoder's version, task and settings the best on dev.
 
-Each fine-tuned model is stored with the run that made it. When all runs are done the best is registered, under
-a name of its own, and the files of the others are removed. Every call may be repeated after a kill.
+Each fine-tuned model is stored with the run that made it. When all runs are done the best is registered,
+under a name of its own, and the files of the others are removed. Every call may be repeated after a kill.
 """
 
 import tempfile
@@ -62,13 +62,13 @@ def keep_best(registry: Registry, version: EncoderVersion, task: TaskConfig, set
     """
     models, name = TaskModels(registry), name_of(version.name, task.name)
     runs = _runs(registry, version, task.name, settings)
-    held = [run for run in runs if models.state(run).startswith((task_models.STORED, "version "))]
+    held = [run for run in runs if models.is_stored(run) or models.is_registered(run)]
     if not held:
         return []
     metric = KINDS[task.kind].metrics[0]
     best = max(held, key=lambda run: _rank(run, metric.name))
     sentences = []
-    if models.state(best) == task_models.STORED:
+    if models.is_stored(best):
         with tempfile.TemporaryDirectory() as scratch:
             folder = models.fetch(best, Path(scratch))
             record = task_model.read_record(str(folder))
@@ -88,17 +88,43 @@ def keep_best(registry: Registry, version: EncoderVersion, task: TaskConfig, set
             f"{record.scores[f'val/{metric.name}']:.3f}), is kept as {name} version {number}",
             _settle_alias(registry, models, name, number),
         ]
-        models.remove(best, state=f"version {number} of {name}")
+        models.close(best, name=name, version=number)
     for run in held:
-        if run is not best and models.state(run) == task_models.STORED:
+        if models.is_registered(run):
+            models.remove_files(run)  # a kill may have left them
+        elif run is not best:
             models.remove(run)
     return sentences
 
 
+@dataclass(frozen=True)
+class KeptVersion:
+    """A version of a fine-tuned model, and the run that made it, MLflow's."""
+
+    name: str
+    version: str
+    run: Any
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def kept_versions(registry: Registry, version: EncoderVersion) -> list[KeptVersion]:
+    """The fine-tuned models that were made of an encoder's version, oldest first."""
+    models = TaskModels(registry)
+    runs = registry.tagged(None, _child(version), finished=True)
+    return [KeptVersion(*found, run) for run in runs if (found := models.version_of(run))]
+
+
+def _child(version: EncoderVersion) -> dict[str, str]:
+    """The tags of the runs that hold results of an encoder's version."""
+    return {"model.name": version.name, "model.version": str(version.version), "finetune": "child"}
+
+
 def _runs(registry: Registry, version: EncoderVersion, task: str, settings: str) -> list[Any]:
     """The finished runs of an encoder's version, task and settings, oldest first."""
-    tags = {"model.name": version.name, "model.version": str(version.version), "finetune": "child"}
-    found = registry.tagged(None, tags, finished=True)
+    found = registry.tagged(None, _child(version), finished=True)
     wanted = {"task": task, "settings": settings}
     return [run for run in found if wanted.items() <= run.data.params.items()]
 

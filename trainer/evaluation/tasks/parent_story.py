@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -47,6 +48,7 @@ def update_parent(
             (Path(folder) / name).write_bytes(content)
         run.attach(Path(folder), FOLDER)
     run.tag({NOTE: description(results, lines)})
+    run.end("FINISHED")  # so that its duration is that of the work, not of its making
 
 
 def description(results: Sequence[Result], lines: Sequence[str]) -> str:
@@ -56,6 +58,7 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
     parts = [
         f"**{unit.model} version {unit.version} on labelled tasks:** {', '.join(tasks)}; "
         f"{len(results)} results, each a child run.",
+        *_headlines(summarise(results)),
         *(_markdown(table) for table in tables),
         _READING,
         *(["\n".join(f"- {line}" for line in lines)] if lines else []),
@@ -67,17 +70,33 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
+def _headlines(summary: pd.DataFrame) -> list[str]:
+    """The best mode of each task in a sentence, where a folded description shows it."""
+    lines = []
+    for task, best in _best_by_dev(summary).items():
+        metric = KINDS[best["kind"]].metrics[0]
+        floor = "no floor was run" if pd.isna(best["floor"]) else f"the floor {best['floor']:.3f}"
+        lines.append(f"- **{task}**: {best['mode']}, test {metric.heading} {best['score']:.3f}; {floor}")
+    return ["Best on dev of the modes that use the encoder:\n\n" + "\n".join(lines)] if lines else []
+
+
+def _best_by_dev(summary: pd.DataFrame) -> dict[str, "pd.Series[Any]"]:
+    """Task -> the row of its best mode on dev among those that use the encoder, of the most training rows."""
+    found = {}
+    for task, rows in summary.groupby("task", sort=False):
+        ours = rows[rows["mode"].isin(ENCODER_MODES)]
+        if not ours.empty:
+            most = ours[ours["train_rows"] == ours["train_rows"].max()]
+            found[str(task)] = most.loc[most["dev_score"].idxmax()]
+    return found
+
+
 def best_figures(summary: pd.DataFrame) -> dict[str, float]:
     """Metric -> value: of each task the scores of the mode that is best on dev among those that use the
     encoder, and the floor. Of a task with several numbers of training rows, those with most."""
     figures: dict[str, float] = {}
-    for task, rows in summary.groupby("task", sort=False):
-        ours = rows[rows["mode"].isin(ENCODER_MODES)]
-        if ours.empty:
-            continue
-        most = ours[ours["train_rows"] == ours["train_rows"].max()]
-        best = most.loc[most["dev_score"].idxmax()]
-        metric, prefix = KINDS[best["kind"]].metrics[0].name, f"best/{_NO_METRIC_NAME.sub('_', str(task))}"
+    for task, best in _best_by_dev(summary).items():
+        metric, prefix = KINDS[best["kind"]].metrics[0].name, f"best/{_NO_METRIC_NAME.sub('_', task)}"
         figures |= {
             f"{prefix}/dev_{metric}": float(best["dev_score"]),
             f"{prefix}/test_{metric}": float(best["score"]),

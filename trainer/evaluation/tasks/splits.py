@@ -60,9 +60,9 @@ def stratified(
         total = sum(len(rows_of[key]) for key in keys)
         for role, share in shares.items():
             wanted, taken = max(round(share * total), int(len(keys) > len(shares))), 0
-            while taken < wanted and (rows := rows_of.get(next(ranked, ""))):
-                found[role] += rows
-                taken += len(rows)
+            while taken < wanted and (chosen := rows_of.get(next(ranked, ""))):
+                found[role] += chosen
+                taken += len(chosen)
         found[rest] += [row for key in ranked for row in rows_of[key]]
     return {role: sorted(rows) for role, rows in found.items()}
 

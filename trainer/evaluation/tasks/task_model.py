@@ -151,7 +151,10 @@ def record_of(
 def pack(model: TaskModel, *, card: str) -> dict[str, bytes]:
     """The files of ``model`` by name; ``card`` is README.md. Equal models have equal bytes."""
     reader = model.reader
-    weights = pretrained.split_tensors(reader.network.state_dict().items(), keep=True)
+    weights = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in reader.network.state_dict().items()
+    }
     return pretrained.files(reader.network, weights, card=card) | {
         HEAD: pretrained.packed(_head(reader)),
         TASK: model.record.model_dump_json(indent=2).encode() + b"\n",

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-import torch.distributed as dist
 from torch import Tensor
 
 import configs
@@ -67,7 +66,7 @@ class Saver:
         """``datasets``: URI -> sha256 of its manifest. ``callbacks``: on rank 0."""
         self._config, self._engine, self._callbacks = config, engine, callbacks or SaveCallbacks()
         self._datasets = manifests.redact_keys(datasets)
-        self._group = _own_group(engine.group)
+        self._group = collectives.background_group(engine.group)
         self._snapshot: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
@@ -254,14 +253,6 @@ def _on_all(group: Group, work: Callable[[], T], *, step: int) -> list[T]:
             reason = fault or f"rank {rank} could not write its part"
             raise _NotSavedError(f"the checkpoint of step {step} is not saved: {reason}")
     return [cast(T, report.value) for report in reports]
-
-
-def _own_group(group: Group) -> Group:
-    """A gloo group of the same processes for the threads alone."""
-    if group.size == 1:
-        return group
-    ranks = dist.get_process_group_ranks(group.handle or dist.group.WORLD)
-    return Group.of(dist.new_group(ranks, backend="gloo", use_local_synchronization=True))
 
 
 def _put(uri: str, tensors: Mapping[str, Tensor]) -> File:

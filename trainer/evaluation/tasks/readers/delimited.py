@@ -19,7 +19,7 @@ _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 @dataclass(frozen=True)
 class _Header:
-    """The line that names the columns: its number, and where the columns stand that are asked for, and the
+    """The line that names the columns: all names, and the places of those that are asked for and of the
     others."""
 
     separator: str

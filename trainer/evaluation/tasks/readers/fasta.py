@@ -21,7 +21,8 @@ Labels = Callable[[str], tuple[str, ...] | None]  # of a header; None: they are 
 
 
 def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
-    """The records of the FASTA at ``uri``, plain or compressed; the one other column is ``name``.
+    """The records of the FASTA at ``uri``, plain or compressed. The one other column is ``name``; where it is
+    wanted, no two records may share one.
 
     Raises:
         StoreError: it cannot be read.
@@ -30,12 +31,13 @@ def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
     """
     file = redact(uri)
     gather = Gather(["name"] if wanted.others else None)
+    numbers: dict[str, int] = {}
     find: Labels | None = None if wanted.label_columns else lambda _: ()
     for number, header, letters in fasta.headed_records(uri):
         where = f"{file}, record {number}"
         name = (header.split() or [""])[0]
-        if not name and wanted.others:
-            raise ValueError(f"{where} has no name after its '>'")
+        if wanted.others:
+            _check_name(name, number, numbers, file)
         find = find or _rule(header, wanted, where)
         labels = find(header)
         if labels is None:
@@ -43,6 +45,17 @@ def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
         if gather.add(number, letters, labels, (name,)):
             yield gather.take()
     yield gather.take()
+
+
+def _check_name(name: str, number: int, numbers: dict[str, int], file: str) -> None:
+    """ValueError if there is no name, or it is among ``numbers``, where it is put."""
+    if not name:
+        raise ValueError(f"{file}, record {number} has no name after its '>'")
+    if (first := numbers.setdefault(name, number)) != number:
+        raise ValueError(
+            f"{file}: {short(name)} is the name of records {first} and {number}; a name is the first word "
+            "after '>', and each record needs its own: rename or remove one"
+        )
 
 
 def _others_have(number: int) -> str:
@@ -96,5 +109,5 @@ def _after_bar(header: str) -> tuple[str] | None:
 
 
 def _after_name(header: str) -> tuple[str] | None:
-    _, *rest = header.split(maxsplit=1)
-    return (rest[0].strip(),) if rest else None
+    words = header.split(maxsplit=1)
+    return (words[1].strip(),) if len(words) > 1 else None

@@ -24,9 +24,8 @@ def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
     """
     file = redact(uri)
     with store.open_read(uri) as opened:
-        parquet = _opened(opened, file)
-        schema = parquet.schema_arrow
-        _check(schema, wanted, file)
+        parquet, names = _opened(opened, file)
+        _check(parquet.schema_arrow, names, wanted, file)
         if not parquet.metadata.num_rows:
             raise ValueError(f"{file} has columns and no rows")
         columns = None if wanted.others else list(wanted.columns)
@@ -34,17 +33,21 @@ def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
         for batch in _batches(parquet, columns, file):
             yield _batch(batch, wanted, file, number)
             number += batch.num_rows
+        if number - 1 != parquet.metadata.num_rows:
+            raise _damaged(file, f"{number - 1:,} of {parquet.metadata.num_rows:,} rows are in it")
 
 
-def _opened(opened: Any, file: str) -> pq.ParquetFile:
+def _opened(opened: Any, file: str) -> tuple[pq.ParquetFile, list[str]]:
+    """The file, and the names of its columns."""
     start = opened.read(4)
     if start != b"PAR1":
         what = "is empty" if not start else "does not begin as one (PAR1)"
         raise ValueError(f"{file} is not a Parquet file: it {what}; set format if its name misleads")
     opened.seek(0)
     try:
-        return pq.ParquetFile(opened)
-    except (pa.ArrowException, OSError) as fault:
+        parquet = pq.ParquetFile(opened, page_checksum_verification=True)  # where the writer left sums
+        return parquet, parquet.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
         raise _damaged(file, fault) from fault
 
 
@@ -57,15 +60,14 @@ def _batches(parquet: pq.ParquetFile, columns: list[str] | None, file: str) -> I
         raise _damaged(file, fault) from fault
 
 
-def _damaged(file: str, fault: Exception) -> Exception:
+def _damaged(file: str, fault: object) -> Exception:
     if isinstance(fault, store.StoreError):
         return fault
     why = " ".join(str(fault).split())
     return ValueError(f"{file} is a damaged Parquet file ({why[:120]}); get it again")
 
 
-def _check(schema: pa.Schema, wanted: Wanted, file: str) -> None:
-    names = schema.names
+def _check(schema: pa.Schema, names: list[str], wanted: Wanted, file: str) -> None:
     if not set(wanted.columns) <= set(names):
         raise ValueError(f"{file} {rows.missing_column(names, wanted)}")
     for column in names if wanted.others else wanted.columns:
@@ -94,13 +96,20 @@ def _batch(batch: pa.RecordBatch, wanted: Wanted, file: str, first: int) -> Batc
 
 def _texts(column: pa.Array, name: str, file: str, first: int) -> list[str]:
     kind = _values(column.type)
-    values = column.to_pylist()
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError as fault:
+        last = first + len(column) - 1
+        raise ValueError(
+            f"{file}, rows {first} to {last}: column {name!r} has text that is not in UTF-8 ({fault.reason})"
+        ) from fault
     convert: Callable[[Any], str] = _to_text(kind) or (",".join if _is_list_of_text(kind) else str.strip)
     texts = []
     for number, value in enumerate(values, first):
         if value is None or (isinstance(value, float) and math.isnan(value)) or _has_null(value):
+            shown = "null" if value is None else value
             raise ValueError(
-                f"{file}, row {number}: column {name!r} has no value ({value}); remove the row or fill it in"
+                f"{file}, row {number}: column {name!r} has no value ({shown}); remove the row or fill it in"
             )
         texts.append(convert(value))
     return texts

@@ -39,12 +39,12 @@ def read_sequences(
         StoreError: it cannot be read.
         ValueError: one sentence that names the file, the line, row or record, and what is wrong there.
     """
-    found = FORMATS[format_of(uri, form)]
+    found, file = FORMATS[format_of(uri, form)], redact(uri)
     wanted = Wanted(sequence_column=sequence_column, reference=reference, others=True)
     for batch in found.read(uri, wanted):
         letters, ambiguous = list[str](), 0
         for number, sequence in zip(batch.numbers, batch.sequences, strict=True):
-            text, became_n = checked(sequence, f"{redact(uri)}, {found.unit} {number}")
+            text, became_n = checked(sequence, f"{file}, {found.unit} {number}")
             letters.append(text)
             ambiguous += became_n
         yield SequenceChunk(letters, batch.others, list(batch.numbers), ambiguous, batch.cut)

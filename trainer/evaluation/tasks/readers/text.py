@@ -23,34 +23,25 @@ class Line(NamedTuple):
 
 
 def lines(uri: str) -> Iterator[Line]:
-    """The lines of the file at ``uri`` that are not blank.
+    """The lines of the file at ``uri`` that are not blank; a last one without an end is given as "" if it is.
 
     Raises:
         StoreError: it cannot be read.
         ValueError: it is damaged, no text, or text in another encoding; one sentence with the file and line.
     """
-    number = 0
-    for number, text in _numbered(uri):
-        if text.strip():
-            yield Line(number, text.removesuffix("\n"), text.endswith("\n"))
-        elif text and not text.endswith("\n"):
-            yield Line(number, "", False)
-
-
-def _numbered(uri: str) -> Iterator[tuple[int, str]]:
-    """Every line with its number and, but for the last, its end as a line feed."""
-    number, rest = 1, ""
+    before, rest = 0, ""
     for text in _decoded(uri):
         *whole, rest = (rest + text).split("\n")
-        for line in whole:
+        for number, line in enumerate(whole, before + 1):
             if "\0" in line:
                 raise _nul(uri, number)
-            yield number, line + "\n"
-            number += 1
+            if line and not line.isspace():
+                yield Line(number, line, True)
+        before += len(whole)
     if "\0" in rest:
-        raise _nul(uri, number)
+        raise _nul(uri, before + 1)
     if rest:
-        yield number, rest
+        yield Line(before + 1, "" if rest.isspace() else rest, False)
 
 
 def _decoded(uri: str) -> Iterator[str]:

@@ -1,0 +1,47 @@
+"""What the parent run of a fine-tuning shows: text, figures, files."""
+
+import json
+
+from tests.unit.test_results import result
+from trainer.evaluation.tasks.parent_story import best_figures, description, files
+from trainer.evaluation.tasks.results import Result, Unit, summarise
+
+RESULTS = [
+    result("kmer", 0, 0.4),
+    result("probe", 0, 0.3),
+    result("probe", 1, 0.5),
+    result("scratch", 0, 0.9),
+]
+
+
+def odd(task: str) -> Result:
+    scores = dict.fromkeys(("mcc", "accuracy", "f1_macro", "auroc"), 0.5)
+    return Result(Unit("m", "1", task, "probe", 0), scores, scores, settings="s", rows={"train": 10})
+
+
+def test_the_best_mode_on_dev_stands_first_then_the_table_and_the_sentences() -> None:
+    text = description(RESULTS, ["champion of m: version 1"])
+    assert text.index("- **t**: probe, test MCC 0.400; the floor 0.400") < text.index("| t | kmer |")
+    assert "\n- champion of m: version 1" in text
+    assert "4 results" in text
+    assert "--model models:/m/1 " in text
+
+
+def test_best_figures_have_names_that_mlflow_takes() -> None:
+    assert best_figures(summarise(RESULTS)) == {
+        "best/t/dev_mcc": 0.2,
+        "best/t/test_mcc": 0.4,
+        "best/t/floor_mcc": 0.4,
+        "best/t/above_floor": 0.0,
+    }
+    assert set(best_figures(summarise([odd("a/b<é>")]))) == {"best/a_b___/dev_mcc", "best/a_b___/test_mcc"}
+    assert best_figures(summarise([result("scratch", 0, 0.9)])) == {}
+
+
+def test_files_hold_the_table_in_each_form_and_escape_names() -> None:
+    found = files(summarise([odd("<script>")]), [odd("<script>")])
+    assert set(found) == {"summary.csv", "summary.html", "results.json", "scores.png"}
+    assert b"<script>" not in found["summary.html"]
+    assert json.loads(found["results.json"])[0]["task"] == "<script>"
+    assert found["scores.png"].startswith(b"\x89PNG")
+    assert "&lt;script>" in description([odd("<script>")], [])

@@ -29,7 +29,7 @@ def port() -> int:
 
 
 def test_a_call_rings_it_once_and_mlflow_knows_of_it_meanwhile(registry: Registry, port: int) -> None:
-    url = f"https://watcher.example:{port}/"
+    url = f"https://8.8.8.8:{port}/"
     with doorbell(registry, url):
         (before,) = registry.client.list_webhooks()
         assert (before.url, before.name) == (url, "cluster-finetune-watch")

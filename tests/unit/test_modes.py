@@ -1,6 +1,7 @@
 """trainer.evaluation.tasks.modes, linear and finetuning: what is chosen is chosen on dev."""
 
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -180,6 +181,46 @@ def test_where_position_decides_onehot_is_above_kmers() -> None:
         scores[name] = kind.main_score(dev.truth_N, fitted.dev_prediction)
     assert scores["onehot"] == 1
     assert abs(scores["kmer"]) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "truth"),
+    [
+        ("regression", (), lambda letters: float(letters.count("G"))),
+        ("multilabel", ("g", "c"), lambda letters: [letters.count(each) > 7 for each in "GC"]),
+    ],
+)
+def test_every_mode_fits_every_kind(
+    kind: str, labels: tuple[str, ...], truth: Callable[[str], object]
+) -> None:
+    splits = []
+    for seed, role in enumerate(ROWS):
+        letters = random_letters(80, seed=seed, length=30)
+        splits.append(Split(role, tuple(letters), np.array([truth(each) for each in letters], np.float32)))
+    network = tiny_network()
+    prepared = prepare(
+        network,
+        {"model_type": "findna", **network.backbone.export_config()},
+        task=task(
+            test="x",
+            kind=kind,
+            finetune={"epochs": 1, "precision": "fp32"},
+            kmer={"k": 1},
+            **labels_of(labels),
+        ),
+        data=TaskData(*splits, {}),
+        device=torch.device("cpu"),
+    )
+    for mode in MODES:
+        result = compute_unit(prepared, Unit("m", "1", "t", mode, 0)).result
+        assert result.test.keys() == result.val.keys() == {each.name for each in prepared.kind.metrics}
+        assert np.isfinite(list(result.test.values())).all()
+        if mode == "kmer":
+            assert result.test[prepared.kind.metrics[0].name] > 0.8, "letters that are counted are in k-mers"
+
+
+def labels_of(labels: tuple[str, ...]) -> dict[str, object]:
+    return {"labels": labels} if labels else {}
 
 
 def test_class_weights_change_every_mode() -> None:

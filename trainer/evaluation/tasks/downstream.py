@@ -1,4 +1,4 @@
-"""A registered model on a labelled task: k-mer floor, frozen probe, fine-tuning, and the same from scratch.
+"""A registered model on a labelled task: floors, frozen probe, fine-tuning, and the same from scratch.
 
 Everything that is chosen is chosen on dev; test is scored once for each unit, in ``compute_unit``.
 """

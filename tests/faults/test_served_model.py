@@ -103,7 +103,7 @@ def test_http_gives_the_numbers_of_the_model(where: Registered, tmp_path: Path, 
 def test_an_encoder_is_served_too(tmp_path: Path) -> None:
     network = tiny_network()
     folder = tmp_path / "encoder"
-    pretrained.write(str(folder), network, (dict(network.state_dict()), {}), card="a toy")
+    pretrained.write(str(folder), network, dict(network.state_dict()), card="a toy")
     write_encoder_mlmodel(folder)
     with served(str(folder), tmp_path) as address:
         status, answer = asked(address, SEQUENCES)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,23 @@ def server(uri: str, folder: Path) -> Iterator[str]:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
-        try:
+        with _ended_at_last(process.pid):  # its workers too
             address = f"http://127.0.0.1:{port}"
             _until(lambda: _answers(address, process), what="MLflow's server answers")
             yield address
-        finally:
-            os.killpg(process.pid, 9)  # its workers too
-            process.wait()
+    process.wait()
+
+
+@contextmanager
+def _ended_at_last(group: int) -> Iterator[None]:
+    """The process group is killed at the end of the block, or when this process ends, by SIGKILL too: then
+    the pipe closes that the watching shell reads."""
+    watch = ["sh", "-c", 'read -r _; kill -KILL -- "-$0"', str(group)]
+    watcher = subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        watcher.communicate()
 
 
 def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
@@ -96,7 +106,12 @@ class Browser:
         for argument in _ARGUMENTS:
             options.add_argument(argument)
         self._address = address
-        self._driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        # Chromium is in the process group of the driver.
+        service = Service(shutil.which("chromedriver"), popen_kw={"start_new_session": True})
+        self._driver = webdriver.Chrome(options=options, service=service)
+        self._end = ExitStack()
+        self._end.enter_context(_ended_at_last(service.process.pid))
+        self._end.callback(self._driver.quit)
         # The panel of the assistant would cover what is to be read; a user closes it once.
         self._driver.get(address)
 
@@ -104,11 +119,12 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._driver.quit()
+        self._end.close()
 
     def open(self, path: str, *, shows: Sequence[str] = ()) -> str:
         """The text of a page, once all of ``shows`` stands on it, frames included."""
         joint = "&" if "?" in path else "?"
+        self._driver.get("about:blank")  # between two addresses of one page, the UI keeps what was chosen
         self._driver.get(f"{self._address}/{path}{joint}{TRAINING}")
         text = ""
 

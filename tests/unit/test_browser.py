@@ -1,4 +1,7 @@
-"""What a reviewer sees of a run in MLflow's UI, read in a real browser."""
+"""What a reviewer sees of a run in MLflow's UI, read in a real browser.
+
+It trains by command, makes a report and fine-tunes first, and takes about a minute: see `make faults`.
+"""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +20,11 @@ from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
 from trainer.tracking.registry import Registry
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(browser.missing()), reason=browser.missing()),
+]
 
 
 @dataclass(frozen=True)
@@ -109,4 +116,19 @@ def test_the_parent_of_the_fine_tuning_has_table_and_figures(reviewed: Reviewed)
 
 
 def test_the_version_has_a_page(reviewed: Reviewed) -> None:
-    reviewed.window.open("#/models/findna/versions/1", shows=["Version 1", "seen"])
+    reviewed.window.open(
+        "#/models/findna/versions/1",
+        shows=["Version 1", "seen", "Step 6, accuracy 0.", "this version", "candidate.reason", "sequence"],
+    )
+
+
+def test_the_registered_model_says_what_its_aliases_promise(reviewed: Reviewed) -> None:
+    reviewed.window.open(
+        "#/models/findna", shows=["DNA encoders pretrained", "@ candidate", "Step 6, accuracy 0."]
+    )
+
+
+def test_a_logged_model_has_its_version_and_metrics(reviewed: Reviewed) -> None:
+    (output,) = reviewed.run.outputs.model_outputs
+    shown = ["findna-step-6", "Step 6, accuracy 0.", "val/mlm_accuracy", "Model versions", "v1"]
+    reviewed.window.open(f"{reviewed.experiment}/models/{output.model_id}", shows=shown)

@@ -71,7 +71,7 @@ def server(uri: str, folder: Path) -> Iterator[str]:
 def _ended_at_last(group: int) -> Iterator[None]:
     """The process group is killed at the end of the block, or when this process ends, by SIGKILL too: then
     the pipe closes that the watching shell reads."""
-    watch = ["sh", "-c", 'read -r _; kill -KILL -- "-$0"', str(group)]
+    watch = ["sh", "-c", 'read -r _; kill -s KILL -- "-$0" 2>/dev/null', str(group)]
     watcher = subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield

@@ -60,15 +60,15 @@ def server(uri: str, folder: Path) -> Iterator[str]:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
-        with _ended_at_last(process.pid):  # its workers too
+        with ended_at_last(process.pid):  # its workers too
             address = f"http://127.0.0.1:{port}"
-            _until(lambda: _answers(address, process), what="MLflow's server answers")
+            until(lambda: _answers(address, process), what="MLflow's server answers")
             yield address
     process.wait()
 
 
 @contextmanager
-def _ended_at_last(group: int) -> Iterator[None]:
+def ended_at_last(group: int) -> Iterator[None]:
     """The process group is killed at the end of the block, or when this process ends, by SIGKILL too: then
     the pipe closes that the watching shell reads."""
     watch = ["sh", "-c", 'read -r _; kill -s KILL -- "-$0" 2>/dev/null', str(group)]
@@ -87,7 +87,7 @@ def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
         return False
 
 
-def _until(condition: Callable[[], Any], *, what: str, limit_s: float = 60.0) -> None:
+def until(condition: Callable[[], Any], *, what: str, limit_s: float = 60.0) -> None:
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, f"not within {limit_s:g} s: {what}"
@@ -110,7 +110,7 @@ class Browser:
         service = Service(shutil.which("chromedriver"), popen_kw={"start_new_session": True})
         self._driver = webdriver.Chrome(options=options, service=service)
         self._end = ExitStack()
-        self._end.enter_context(_ended_at_last(service.process.pid))
+        self._end.enter_context(ended_at_last(service.process.pid))
         self._end.callback(self._driver.quit)
         # The panel of the assistant would cover what is to be read; a user closes it once.
         self._driver.get(address)
@@ -134,7 +134,7 @@ class Browser:
             return all(each in text for each in shows)
 
         try:
-            _until(found, what=str(shows), limit_s=30)
+            until(found, what=str(shows), limit_s=30)
         except AssertionError as fault:
             lacks = [each for each in shows if each not in text]
             raise AssertionError(f"{path} does not show {lacks}, but: {text}") from fault
@@ -151,7 +151,7 @@ class Browser:
                 parts.append(type(fault).__name__)
             finally:
                 self._driver.switch_to.default_content()
-        return "\n".join(parts)
+        return "\n".join(parts).replace("\xa0", " ")
 
     def close_assistant(self) -> None:
         """The panel at the right goes, as it does where a user closes it."""

@@ -17,7 +17,7 @@ from trainer.evaluation import drawing
 from trainer.evaluation.tasks.config import ENCODER_MODES
 from trainer.evaluation.tasks.registry import KINDS
 from trainer.evaluation.tasks.results import Result, summarise
-from trainer.evaluation.tasks.results_picture import scores
+from trainer.evaluation.tasks.results_picture import by_training_rows, scores
 from trainer.evaluation.tasks.results_table import ResultsTable, results_tables
 from trainer.tracking import markdown
 from trainer.tracking.known_run import KnownRun
@@ -117,8 +117,8 @@ def files(summary: pd.DataFrame, results: Sequence[Result]) -> Mapping[str, byte
         "summary.html": _page(results_tables(summary)).encode(),
         "results.json": json.dumps([result.flat() for result in results], indent=1).encode() + b"\n",
     }
-    picture = scores(summary)
-    return found if picture is None else found | {"scores.png": drawing.png(picture)}
+    pictures = {"scores.png": scores(summary), "by_training_rows.png": by_training_rows(summary)}
+    return found | {name: drawing.png(figure) for name, figure in pictures.items() if figure is not None}
 
 
 def _page(tables: Sequence[ResultsTable]) -> str:

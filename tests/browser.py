@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,23 @@ def server(uri: str, folder: Path) -> Iterator[str]:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
-        try:
+        with ended_at_last(process.pid):  # its workers too
             address = f"http://127.0.0.1:{port}"
-            _until(lambda: _answers(address, process), what="MLflow's server answers")
+            until(lambda: _answers(address, process), what="MLflow's server answers")
             yield address
-        finally:
-            os.killpg(process.pid, 9)  # its workers too
-            process.wait()
+    process.wait()
+
+
+@contextmanager
+def ended_at_last(group: int) -> Iterator[None]:
+    """The process group is killed at the end of the block, or when this process ends, by SIGKILL too: then
+    the pipe closes that the watching shell reads."""
+    watch = ["sh", "-c", 'read -r _; kill -s KILL -- "-$0" 2>/dev/null', str(group)]
+    watcher = subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        watcher.communicate()
 
 
 def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
@@ -77,7 +87,7 @@ def _answers(address: str, process: "subprocess.Popen[bytes]") -> bool:
         return False
 
 
-def _until(condition: Callable[[], Any], *, what: str, limit_s: float = 60.0) -> None:
+def until(condition: Callable[[], Any], *, what: str, limit_s: float = 60.0) -> None:
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, f"not within {limit_s:g} s: {what}"
@@ -96,7 +106,12 @@ class Browser:
         for argument in _ARGUMENTS:
             options.add_argument(argument)
         self._address = address
-        self._driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        # Chromium is in the process group of the driver.
+        service = Service(shutil.which("chromedriver"), popen_kw={"start_new_session": True})
+        self._driver = webdriver.Chrome(options=options, service=service)
+        self._end = ExitStack()
+        self._end.enter_context(ended_at_last(service.process.pid))
+        self._end.callback(self._driver.quit)
         # The panel of the assistant would cover what is to be read; a user closes it once.
         self._driver.get(address)
 
@@ -104,11 +119,12 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._driver.quit()
+        self._end.close()
 
     def open(self, path: str, *, shows: Sequence[str] = ()) -> str:
         """The text of a page, once all of ``shows`` stands on it, frames included."""
         joint = "&" if "?" in path else "?"
+        self._driver.get("about:blank")  # between two addresses of one page, the UI keeps what was chosen
         self._driver.get(f"{self._address}/{path}{joint}{TRAINING}")
         text = ""
 
@@ -118,7 +134,7 @@ class Browser:
             return all(each in text for each in shows)
 
         try:
-            _until(found, what=str(shows), limit_s=30)
+            until(found, what=str(shows), limit_s=30)
         except AssertionError as fault:
             lacks = [each for each in shows if each not in text]
             raise AssertionError(f"{path} does not show {lacks}, but: {text}") from fault
@@ -135,7 +151,7 @@ class Browser:
                 parts.append(type(fault).__name__)
             finally:
                 self._driver.switch_to.default_content()
-        return "\n".join(parts)
+        return "\n".join(parts).replace("\xa0", " ")
 
     def close_assistant(self) -> None:
         """The panel at the right goes, as it does where a user closes it."""

@@ -1,8 +1,14 @@
-"""What a reviewer sees of a run in MLflow's UI, read in a real browser."""
+"""What a reviewer sees of a run in MLflow's UI, read in a real browser.
+
+It trains by command, makes a report and fine-tunes first, and takes about a minute: see `make faults`.
+"""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +23,11 @@ from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
 from trainer.tracking.registry import Registry
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(browser.missing()), reason=browser.missing()),
+]
 
 
 @dataclass(frozen=True)
@@ -109,4 +119,43 @@ def test_the_parent_of_the_fine_tuning_has_table_and_figures(reviewed: Reviewed)
 
 
 def test_the_version_has_a_page(reviewed: Reviewed) -> None:
-    reviewed.window.open("#/models/findna/versions/1", shows=["Version 1", "seen"])
+    reviewed.window.open(
+        "#/models/findna/versions/1",
+        shows=["Version 1", "seen", "Step 6, accuracy 0.", "this version", "candidate.reason", "Inputs (1)"],
+    )
+
+
+def test_the_registered_model_says_what_its_aliases_promise(reviewed: Reviewed) -> None:
+    reviewed.window.open(
+        "#/models/findna", shows=["DNA encoders pretrained", "@ candidate", "Step 6, accuracy 0."]
+    )
+
+
+def test_what_is_started_ends_also_when_its_starter_is_killed() -> None:
+    code = (
+        "import subprocess, sys, time\nfrom tests import browser\n"
+        "started = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "with browser.ended_at_last(started.pid):\n    print(started.pid, flush=True)\n    time.sleep(600)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    assert starter.stdout is not None
+    pid = int(starter.stdout.readline())
+    os.kill(pid, 0)
+    starter.kill()
+    starter.communicate()
+    browser.until(lambda: _is_gone(pid), what="the process that was started has ended")
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether no such process is left, or only what nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_logged_model_has_its_version_and_metrics(reviewed: Reviewed) -> None:
+    (output,) = reviewed.run.outputs.model_outputs
+    shown = ["findna-step-6", "Step 6, accuracy 0.", "val/mlm_accuracy", "Model versions", "v1"]
+    reviewed.window.open(f"{reviewed.experiment}/models/{output.model_id}", shows=shown)

@@ -1,6 +1,7 @@
 """Of an encoder's version, task and settings the best fine-tuned model is registered: once, despite kills."""
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_fine_tuning_keeps_the_best_and_a_user_can_predict_with_it(
     assert version.tags["encoder.run"] == where.run_id
     kmer = next(r for r in results if r.unit.mode == "kmer")
     (row,) = [line for line in version.description.splitlines() if line.startswith("| kmer")]
-    assert f"{kmer.val['mcc']:.4f} | {kmer.test['mcc']:.4f}" in row
+    assert f"{kmer.val['mcc']:.4f}&emsp; | {kmer.test['mcc']:.4f}" in row
     assert "python -m trainer.predict --model models:/toy-whole/1 --input" in version.description
     err = capsys.readouterr().err
     assert (
@@ -108,6 +109,10 @@ def test_fine_tuning_keeps_the_best_and_a_user_can_predict_with_it(
     (output,) = run.outputs.model_outputs
     model = reader.client.get_logged_model(output.model_id)
     assert str(model.status) == "READY"
+    assert model.tags["mlflow.note.content"] == version.description
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "toy-whole", "version": "1"}]
+    about = reader.client.get_registered_model("toy-whole").description
+    assert "fine-tuned on the task whole" in about and "--model models:/toy-whole@champion" in about
     assert {m.key: m.value for m in model.metrics} == run.data.metrics
     opened = open_task_model("models:/toy-whole@champion", track_uri=where.uri)
     assert opened.record.scores["test/mcc"] == best.test["mcc"]
@@ -129,7 +134,7 @@ def test_the_best_on_dev_is_registered_once_and_the_others_are_removed(where: Re
     assert not [run for run in (low, high, even) if stored(where, reader, run)]
     source = {p.name: p.read_bytes() for p in Path(version.source).rglob("*") if p.is_file()}
     assert {"MLmodel", "task.json", "head.safetensors", "requirements.txt"} <= source.keys()
-    assert b"| finetune, mean of 2 | 0.6000" in source["README.md"]
+    assert b"| finetune, mean of 2&emsp; | 0.6000" in source["README.md"]
 
     assert keep(where, "once") == []
     log(where, of_task(where, "once", "finetune", dev=0.6, seed=2))

@@ -48,7 +48,7 @@ def test_the_result_stands_first_and_is_judged_by_standard_errors(accuracy: floa
     text = story.description(config(), inputs(), 1234, validated(accuracy))
     assert text.index("**Result after step 50") < text.index("### Data") < text.index("### How to go on")
     assert f"Result after step 50: {verdict}**" in text
-    assert f"| the teacher | {accuracy:.4f} ± 0.00" in text
+    assert f"| the teacher&emsp; | {accuracy:.4f} ± 0.00" in text
     assert "Result after step 50 of 100" in text
 
 
@@ -56,7 +56,7 @@ def test_a_run_that_was_not_validated_says_so() -> None:
     text = story.description(config(), inputs(), 1234, None)
     assert "**Result:** not validated yet." in text
     assert "1,234 parameters; 100 steps" in text
-    assert "| yeast train (training) | 12,000,000 | 15 | `dddddddddddd` |" in text
+    assert "| yeast train (training)&emsp; | 12,000,000&emsp; | 15&emsp; | `dddddddddddd`&emsp; |" in text
 
 
 def test_no_secret_reaches_a_description_or_an_input() -> None:

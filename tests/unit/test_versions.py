@@ -1,6 +1,7 @@
 """Exports become versions of a registered model: once each, also when any call to MLflow is the last one of
 a process; none ever changes; old ones go, unless something points to them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,10 @@ def test_a_version_with_its_facts_and_a_logged_model_with_metrics(
     assert training.candidate.version == version.version
     assert f"registered {MODEL} version 1 as candidate (run {run_id})\n" in capsys.readouterr().err
     for part in (
-        f"after step **6** of run `run a` ({run_id})",
+        "Step 6, accuracy 0.4100.\n",
+        f"the teacher of run `run a` ({run_id})",
         "9.0 Mbp on data with manifest `dddddddddddd`",
-        "| this version | 0.4100 |\n| Markov | 0.3600 |\n",
+        "| this version&emsp; | 0.4100 |\n| Markov&emsp; | 0.3600 |\n",
         "When it was registered: step 6 becomes candidate",
         f"python -m cluster finetune --model models:/{MODEL}/1 --tasks",
     ):
@@ -141,6 +143,10 @@ def test_a_version_with_its_facts_and_a_logged_model_with_metrics(
     (model,) = training.models().values()
     assert (str(model.status), model.name, model.model_type) == ("READY", "bob_s_model-step-6", "encoder")
     assert model.params == {"model.name": "findna", "run.seed": "1"}
+    assert model.tags["mlflow.note.content"] == version.description
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": MODEL, "version": "1"}]
+    about = training.registry.client.get_registered_model(MODEL).description
+    assert about.startswith("DNA encoders pretrained by self-distillation") and "- `champion`:" in about
     assert {metric.key: (metric.value, metric.step) for metric in model.metrics} == {
         "val/mlm_accuracy": (0.41, 6),
         "val/mlm_accuracy_markov": (0.36, 6),

@@ -96,8 +96,12 @@ def _transfer(registry: Registry, run: Any) -> list[Section]:
     sections = []
     for table in tables:
         name, kind = ("transfer", "") if len(tables) == 1 else (f"transfer_{table.kind}", f": {table.kind}")
-        figure = results_picture.scores(summary[summary["kind"] == table.kind])
-        pictures = _picture(name, f"Test scores by mode{kind}", figure)
+        rows = summary[summary["kind"] == table.kind]
+        curve = results_picture.by_training_rows(rows)
+        pictures = [
+            *_picture(name, f"Test scores by mode{kind}", results_picture.scores(rows)),
+            *_picture(f"{name}_by_rows", f"Test scores by training rows{kind}", curve),
+        ]
         sections.append(Section(f"{title}{kind}", [text], table.headings, table.rows, pictures))
     return sections
 

@@ -9,6 +9,7 @@ from configs import redact
 from trainer.data.dataset import Dataset
 from trainer.evaluation.statistics import standard_error
 from trainer.run.config import TrainConfig
+from trainer.tracking import markdown
 from trainer.tracking.inputs import DatasetInput
 
 ABOUT = (
@@ -70,7 +71,8 @@ def description(
         [
             _what(config, parameters),
             _headline(latest),
-            "### Data\n" + _table(("split", "bp", "contigs", "digest", "lies at"), _data_rows(datasets)),
+            "### Data\n"
+            + markdown.table(("split", "bp", "contigs", "digest", "lies at"), _data_rows(datasets)),
             _result(latest, config.train.steps),
             _how_to_go_on(config),
         ]
@@ -136,7 +138,7 @@ def _result(latest: Validated | None, steps: int) -> str:
     return (
         f"### Result after step {latest.step:,} of {steps:,}\n"
         f"Of {latest.metrics['val/scored_positions']:,.0f} hidden letters of held-out contigs.\n\n"
-        + _table(("who predicts", "right", "the teacher is"), rows)
+        + markdown.table(("who predicts", "right", "the teacher is"), rows)
     )
 
 
@@ -166,11 +168,6 @@ def _how_to_go_on(config: TrainConfig) -> str:
         "- Artifacts: `report/index.html` (curves and tables), `log.txt` (what the run said), `config.yaml`."
     )
     return "\n".join(lines)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _sources(dataset: Dataset) -> str:

@@ -13,7 +13,9 @@ from configs import ConfigError, redact
 from trainer.tracking import mlflow_client, names
 from trainer.tracking.mlflow_client import library, track_errors
 from trainer.tracking.mlflow_run import Run
+from trainer.tracking.provenance import NOTE
 from trainer.tracking.registry import Registry
+from trainer.tracking.version_text import MODEL_VERSIONS, versions_text
 
 _FOLDER = "task_model"  # of the run's artifacts
 _STATE = "task_model"  # tag of a run: _STORED, "not the best", or _VERSION and which
@@ -128,9 +130,13 @@ class TaskModels:
             return self._version(new, model)
 
     def describe(self, name: str, version: str, description: str) -> None:
-        """The description of a version, in markdown."""
+        """The description of a version and of its logged model, in markdown."""
         with track_errors(f"registered model {name}"):
             self._client.update_model_version(name, version, description)
+            run = self._client.get_run(self._client.get_model_version(name, version).run_id)
+            told = {MODEL_VERSIONS: versions_text(name, version), NOTE: description}
+            for model in self._logged_models(run)[:1]:
+                self._client.set_logged_model_tags(model.model_id, told)
 
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         with track_errors(f"registered model {name}"):
@@ -176,7 +182,11 @@ class TaskModels:
             client.create_registered_model(
                 new.name,
                 {_TASK: new.task},
-                f"Models of {new.name.removesuffix('-' + new.task)} fine-tuned on the task {new.task}.",
+                f"Encoders of {new.name.removesuffix('-' + new.task)} fine-tuned on the task {new.task}: of "
+                "each version of the encoder, the model that is best on dev. `champion` is the best of them, "
+                "on the same dev rows.\n\n"
+                f"```\npython -m trainer.predict --model models:/{new.name}@champion --input sequences.fa "
+                "--output predictions.parquet\n```",
             )
         except library().exceptions.MlflowException as fault:
             if fault.error_code != "RESOURCE_ALREADY_EXISTS":

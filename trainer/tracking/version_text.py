@@ -1,13 +1,30 @@
 """What a registered version says of itself: its tags, and its description in markdown."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trainer.tracking import markdown
 from trainer.tracking.candidate import Decision
 
 ACCURACY, MAJORITY, MARKOV = "val/mlm_accuracy", "val/mlm_accuracy_majority", "val/mlm_accuracy_markov"
 WINDOWS_TAG = "val.windows_sha256"  # of the run and of its versions
 DATASET_TAG = "dataset.manifest_sha256"
+MODEL_VERSIONS = "mlflow.modelVersions"  # of a logged model: what its page calls Model versions
+MODEL_DESCRIPTION = (
+    "DNA encoders pretrained by self-distillation, one version for each registered step of a run; a version "
+    "never changes.\n\n"
+    "- `candidate`: what fine-tuning takes. No version that was measured on the same held-out windows before "
+    "it had a higher accuracy at masked letters.\n"
+    "- `champion`: the best on labelled tasks, by their dev splits. There is none until a version is better "
+    "there than without pretraining, or than a model without a network.\n\n"
+    "The tags of a version say how far it was trained, on what, and why it holds an alias or not."
+)
+
+
+def versions_text(name: str, version: str) -> str:
+    """The value of ``MODEL_VERSIONS`` for the one version that a logged model has."""
+    return json.dumps([{"name": name, "version": version}])
 
 
 @dataclass(frozen=True)
@@ -49,10 +66,12 @@ class Facts:
         data = f" on data with manifest `{digests[:12]}`" if digests else ""
         return "\n".join(
             [
-                f"DNA encoder after step **{self.step}** of run `{self.run_name}` ({self.run_id}): the "
-                f"teacher, a moving average, after {_bp(self.bp)}{data}.",
+                f"Step {self.step:,}, {self._accuracy()}.",  # the model's page shows only some 30 letters
                 "",
-                *self._scores(),
+                f"A DNA encoder: the teacher of run `{self.run_name}` ({self.run_id}), a moving average, "
+                f"after {_bp(self.bp)}{data}.",
+                "",
+                self._scores(),
                 "",
                 f"When it was registered: {reason}.",
                 "",
@@ -64,13 +83,16 @@ class Facts:
             ]
         )
 
-    def _scores(self) -> list[str]:
+    def _accuracy(self) -> str:
+        return f"accuracy {self.metrics[ACCURACY]:.4f}" if ACCURACY in self.metrics else "not validated"
+
+    def _scores(self) -> str:
         rows = [(ACCURACY, "this version"), (MARKOV, "Markov"), (MAJORITY, "majority")]
         found = [(label, self.metrics[key]) for key, label in rows if key in self.metrics]
         if not found:
-            return ["It was not validated at this step."]
-        lines = [f"| {label} | {value:.4f} |" for label, value in found]
-        return ["| masked letters, held-out windows | accuracy |", "|---|---|", *lines]
+            return "It was not validated at this step."
+        headings = ("masked letters, held-out windows", "accuracy")
+        return markdown.table(headings, [(label, f"{value:.4f}") for label, value in found])
 
 
 def _bp(count: int) -> str:

@@ -4,7 +4,6 @@ A version is known by its run and its step. Steps come in order, so one that is 
 was registered before, even if it was pruned since.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,16 @@ from trainer.tracking.logged_models import LoggedModels, step_of
 from trainer.tracking.messages import Export
 from trainer.tracking.mlflow_client import all_pages, library, track_errors
 from trainer.tracking.mlflow_run import ResumableRun
+from trainer.tracking.provenance import NOTE
 from trainer.tracking.registry import Registry
-from trainer.tracking.version_text import ACCURACY, WINDOWS_TAG, Facts
+from trainer.tracking.version_text import (
+    ACCURACY,
+    MODEL_DESCRIPTION,
+    MODEL_VERSIONS,
+    WINDOWS_TAG,
+    Facts,
+    versions_text,
+)
 
 ALIAS = "candidate"
 _MODEL_ID = "model.id"  # tag of a version: its logged model
@@ -118,7 +125,7 @@ class Versions:
         """The new version, with all its tags from its first moment on, so that nobody sees it without."""
         client = self._run.client
         try:
-            client.create_registered_model(facts.model)
+            client.create_registered_model(facts.model, description=MODEL_DESCRIPTION)
         except library().exceptions.MlflowException as fault:
             if fault.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -161,8 +168,11 @@ class Versions:
             standing = self._standing(name)
             if standing is None or int(standing.version) < int(number):
                 client.set_registered_model_alias(name, ALIAS, number)
-        listed = json.dumps([{"name": name, "version": number}])
-        client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": listed})
+        told = {
+            MODEL_VERSIONS: versions_text(name, number),
+            NOTE: facts.description(number, version.tags["candidate.reason"]),
+        }
+        client.set_logged_model_tags(logged.model_id, told)
         self._run.tag({"model.version": number})
         if made:
             as_what = " as candidate" if is_candidate else ""

@@ -17,8 +17,9 @@ from trainer.evaluation import drawing
 from trainer.evaluation.tasks.config import ENCODER_MODES
 from trainer.evaluation.tasks.registry import KINDS
 from trainer.evaluation.tasks.results import Result, summarise
-from trainer.evaluation.tasks.results_picture import scores
+from trainer.evaluation.tasks.results_picture import by_training_rows, scores
 from trainer.evaluation.tasks.results_table import ResultsTable, results_tables
+from trainer.tracking import markdown
 from trainer.tracking.known_run import KnownRun
 from trainer.tracking.provenance import NOTE
 from trainer.tracking.registry import Registry
@@ -59,7 +60,7 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
         f"**{unit.model} version {unit.version} on labelled tasks:** {', '.join(tasks)}; "
         f"{len(results)} results, each a child run.",
         *_headlines(summarise(results)),
-        *(_markdown(table) for table in tables),
+        *(markdown.table(table.headings, table.rows) for table in tables),
         _READING,
         *(["\n".join(f"- {line}" for line in lines)] if lines else []),
         "**Files:** the same table as CSV, JSON and HTML, and a picture, in the artifacts, folder "
@@ -116,17 +117,8 @@ def files(summary: pd.DataFrame, results: Sequence[Result]) -> Mapping[str, byte
         "summary.html": _page(results_tables(summary)).encode(),
         "results.json": json.dumps([result.flat() for result in results], indent=1).encode() + b"\n",
     }
-    picture = scores(summary)
-    return found if picture is None else found | {"scores.png": drawing.png(picture)}
-
-
-def _markdown(table: ResultsTable) -> str:
-    rows = [table.headings, ["---"] * len(table.headings), *table.rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    pictures = {"scores.png": scores(summary), "by_training_rows.png": by_training_rows(summary)}
+    return found | {name: drawing.png(figure) for name, figure in pictures.items() if figure is not None}
 
 
 def _page(tables: Sequence[ResultsTable]) -> str:

@@ -7,13 +7,17 @@ from typing import Any
 from trainer.evaluation.tasks.config import ROLES
 from trainer.evaluation.tasks.registry import KINDS
 from trainer.evaluation.tasks.task_model import TaskRecord
+from trainer.tracking import markdown
 
 Scores = Mapping[str, float]  # val/NAME and test/NAME
 
 
 def card(record: TaskRecord, baselines: Mapping[str, Sequence[Scores]]) -> str:
     """README.md; ``baselines``: by mode, the scores of each seed on the same rows."""
-    head = "---\nlibrary_name: dna-distill\ntags: [dna, fine-tuned]\n---\n"
+    head = (
+        "---\nlibrary_name: dna-distill\ntags: [dna, fine-tuned]\n---\n"
+        f"# {record.task}, from {record.encoder} version {record.encoder_version}\n\n"
+    )
     return head + describe(record, baselines, uri="models:/NAME@champion")
 
 
@@ -27,12 +31,11 @@ def describe(record: TaskRecord, baselines: Mapping[str, Sequence[Scores]], *, u
         else "a linear model on the frozen encoder"
     )
     lines = [
-        f"# {record.task}, from {record.encoder} version {record.encoder_version}",
+        f"Predicts {record.task} ({kind}) from DNA sequences. It comes from {record.encoder} version "
+        f"{record.encoder_version} and is {how}, of seed {record.seed}: the best on dev of all seeds and "
+        "modes of this encoder.",
         "",
-        f"Predicts the task {record.task} ({kind}) from DNA sequences. It is {how}, of seed {record.seed}: "
-        "the best on dev of all seeds and modes of this encoder.",
-        "",
-        *_table(record, baselines),
+        _table(record, baselines),
         "",
         _data(record),
         "",
@@ -47,7 +50,7 @@ def describe(record: TaskRecord, baselines: Mapping[str, Sequence[Scores]], *, u
     return "\n".join(lines) + "\n"
 
 
-def _table(record: TaskRecord, baselines: Mapping[str, Sequence[Scores]]) -> list[str]:
+def _table(record: TaskRecord, baselines: Mapping[str, Sequence[Scores]]) -> str:
     """Of every metric the score on dev and test: this model, then means over the seeds of each mode."""
     metrics = KINDS[record.kind].metrics
     columns = [
@@ -60,11 +63,13 @@ def _table(record: TaskRecord, baselines: Mapping[str, Sequence[Scores]]) -> lis
         (f"{mode}, mean of {len(found)}" if len(found) > 1 else mode, found)
         for mode, found in baselines.items()
     ]
-    lines = ["| | " + " | ".join(heading for _, heading in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, scores in rows:
-        cells = [f"{sum(each[key] for each in scores) / len(scores):.4f}" for key, _ in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+    return markdown.table(
+        ["", *(heading for _, heading in columns)],
+        [
+            [name, *(f"{sum(each[key] for each in scores) / len(scores):.4f}" for key, _ in columns)]
+            for name, scores in rows
+        ],
+    )
 
 
 def _data(record: TaskRecord) -> str:

@@ -126,8 +126,9 @@ class Exporter:
         if engine.device.type == "cuda":
             torch.cuda.synchronize(engine.device)
         arguments = (state.step, teacher.groups, self._group, done)
-        self._thread = threading.Thread(target=self._run, args=arguments, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=arguments, daemon=True)
+        thread.start()
+        self._thread = thread  # only now: another thread may join it
 
     def _join(self) -> None:
         if self._thread is None:

@@ -154,7 +154,7 @@ def test_watching_takes_each_candidate_and_leaves_out_what_was_pruned(
     assert main(command(where, "modes=[kmer,probe]", "--watch", "--poll-s", "0.1")) == 75
     err = capsys.readouterr().err
     assert done == ["2", "4"]
-    assert err.count("left out: registered model models:/toy/3: ") == 1 and "Traceback" not in err
+    assert err.count("left out: registered model models:/toy/3 at ") == 1 and "Traceback" not in err
     assert {unit[0] for unit in units(where)} == {"2", "4"} and set(units(where).values()) == {1}
     for number in (2, 4):
         run_id = registry.version(f"models:/{NAME}/{number}").run_id

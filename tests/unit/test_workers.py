@@ -14,9 +14,14 @@ import pytest
 from cluster import __main__ as cluster
 from cluster.tasks.pool import Ended, Pool
 from tests.registered import CANDIDATE, NAME, Registered, register, registered
+from trainer.evaluation.registered_model import RegisteredModel, open_model
 from trainer.tracking.registry import Registry
 from trainer.tracking.shared_run import SharedRuns
+from trainer.workers import command as workers_command
+from trainer.workers import driver as driver_module
 from trainer.workers.__main__ import main
+from trainer.workers.command import WorkersRequest
+from trainer.workers.driver import Driver
 from trainer.workers.version_work import VersionWork
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -113,6 +118,50 @@ def test_two_tasks_then_a_rerun_then_another_version(
     assert list(history["step"]) == [7]
 
 
+def test_watching_takes_each_candidate_and_leaves_out_what_was_pruned(
+    where: Registered,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    signal_handlers: None,
+) -> None:
+    registry, done = Registry(where.uri), []
+    folder = registered(tmp_path_factory).folder  # of the experiment's artifacts
+
+    def candidate(number: int) -> None:
+        register(folder, where.uri, seed=number, params={"train.steps": str(number)})
+        registry.client.set_model_version_tag(NAME, str(number), "candidate", "yes")
+
+    def told(request: WorkersRequest, driver: Driver, work: VersionWork) -> None:
+        tell(request, driver, work)
+        done.append(work.model.version)
+        if done == ["2"]:
+            candidate(3)
+            candidate(4)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def opened(registry: Registry, uri: str) -> RegisteredModel:
+        if uri.endswith("/3"):  # pretraining removes it between our look and our work
+            registry.client.delete_model_version(NAME, "3")
+        return open_model(registry, uri)
+
+    tell = workers_command._tell
+    monkeypatch.setattr(workers_command, "_tell", told)
+    monkeypatch.setattr(driver_module, "open_model", opened)
+    candidate(2)
+    registry.client.delete_model_version(NAME, "1")  # before the watcher begins
+    assert main(command(where, "modes=[kmer,probe]", "--watch", "--poll-s", "0.1")) == 75
+    err = capsys.readouterr().err
+    assert done == ["2", "4"]
+    assert err.count("left out: registered model models:/toy/3 at ") == 1 and "Traceback" not in err
+    assert {unit[0] for unit in units(where)} == {"2", "4"} and set(units(where).values()) == {1}
+    for number in (2, 4):
+        run_id = registry.version(f"models:/{NAME}/{number}").run_id
+        for name in ("kmer_mcc", "probe_mcc", "probe_dev_mcc"):
+            assert list(registry.history(run_id, f"downstream/one/{name}")["step"]) == [number]
+
+
 def test_told_to_stop_it_leaves_nothing_half_done_and_goes_on(
     where: Registered, capsys: Said, monkeypatch: pytest.MonkeyPatch, signal_handlers: None
 ) -> None:
@@ -193,6 +242,21 @@ def test_a_unit_that_fails_stops_no_other(where: Registered, capsys: Said) -> No
         (["--model", f"models:/{NAME}@best"], 1, f"models:/{NAME}@best"),
         (["--model", "runs/x"], 2, "runs/x is no registered model; write models:/NAME@ALIAS"),
         (["--watch", "--model", f"models:/{NAME}/1"], 2, "--watch takes each version that gets an alias"),
+        (
+            ["--webhook", "https://w.example:8443/"],
+            2,
+            "--webhook is for --watch, which waits for new versions",
+        ),
+        (
+            ["--watch", "--webhook", "https://w.example/"],
+            2,
+            "--webhook https://w.example/: a URL with a port",
+        ),
+        (
+            ["--watch", "--webhook", "ftp://w.example:21/"],
+            2,
+            "--webhook ftp://w.example:21/: a URL with a port",
+        ),
         (
             ["workers.gpus=1"],
             1,

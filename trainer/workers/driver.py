@@ -115,11 +115,12 @@ class Driver:
                 self._looked = -_LOOK_S
 
     def _open(self, uri: str) -> VersionWork | None:
-        """The version in work; None if it was removed since it was seen."""
+        """The version in work; None, watching, if it was removed since it was seen, or its files do not
+        fit this code: it stops no other."""
         try:
             model = open_model(self.registry, uri)
-        except TrackError as fault:
-            if fault.transient or not self.versions.watch:
+        except (TrackError, ValueError) as fault:
+            if getattr(fault, "transient", False) or not self.versions.watch:
                 raise
             say(f"left out: {fault}")
             return None

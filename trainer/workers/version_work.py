@@ -8,6 +8,7 @@ from functools import partial
 from trainer.core.console import say
 from trainer.evaluation.registered_model import RegisteredModel
 from trainer.evaluation.tasks.champion import settle_champion
+from trainer.evaluation.tasks.curves import CurveTask, add_points
 from trainer.evaluation.tasks.downstream import describe, experiment_of, units
 from trainer.evaluation.tasks.kept_models import keep_best, store_model
 from trainer.evaluation.tasks.parent_story import update_parent
@@ -16,8 +17,7 @@ from trainer.evaluation.tasks.results_log import ResultsLog, VersionLog, past_re
 from trainer.evaluation.tasks.reuse import Content, KnownResults, as_result_of, content_of
 from trainer.tracking.registry import Registry
 from trainer.workers.claims import Claims, Owner, Standing
-from trainer.workers.curves import add_points
-from trainer.workers.plan import PlannedUnit, WorkTask
+from trainer.workers.plan import PlannedUnit, WorkTask, largest
 
 COMMAND = "trainer/workers"
 
@@ -156,7 +156,9 @@ class VersionWork:
             return
         for sentence in keep_best(self.registry, self.model, task.task.config, task.task.settings):
             say(sentence)
-        add_points(self.registry, self.model, task.log.version.shared, tasks=[one.task for one in self.tasks])
+        most = largest(one.task for one in self.tasks).values()
+        curves = [CurveTask(one.config, one.settings) for one in most]
+        add_points(self.registry, self.model, task.log.version.shared, tasks=curves)
         self._tell([])
 
     def _settle_version(self) -> None:

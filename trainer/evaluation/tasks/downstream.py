@@ -13,6 +13,7 @@ from trainer.evaluation.precision import best_device
 from trainer.evaluation.registered_model import RegisteredModel, open_model
 from trainer.evaluation.tasks.champion import settle_champion
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
+from trainer.evaluation.tasks.curves import CurveTask, add_points
 from trainer.evaluation.tasks.data import TaskData, load
 from trainer.evaluation.tasks.kept_models import keep_best, refuse_name, store_model
 from trainer.evaluation.tasks.modes import PreparedTask, compute_unit, prepare
@@ -46,6 +47,7 @@ def finetune(
     version = VersionLog.open(registry, model, experiment)
     results: dict[tuple[Unit, str], Result] = {}
     sentences: list[str] = []
+    most, curve = -1, []  # the curves show the most train rows
     for variant, data in variants:
         for sentence in describe_rows(variant, data):
             say(sentence)
@@ -58,10 +60,13 @@ def finetune(
             result, sentence = _result_of(unit, prepared, log, known)
             say(sentence)
             results[unit, prepared.settings] = result
+        if data.rows["train"] > most:
+            most, curve = data.rows["train"], [CurveTask(variant, prepared.settings)]
         kept = keep_best(registry, model, variant, prepared.settings)
         for sentence in kept:
             say(sentence)
         sentences += kept
+    add_points(registry, model, version.shared, tasks=curve)
     champion = settle_champion(registry, model.name, model.version)
     say(champion)
     past = past_results(registry, model.name, model.version)

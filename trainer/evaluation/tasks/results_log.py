@@ -173,6 +173,7 @@ class ResultsLog:
             "seed": unit.seed,
             "mode": unit.mode,
             "settings": self.settings,
+            "class_weights": self.task.class_weights,
             **{f"{role}_rows": count for role, count in self.rows.items()},
             **{f"{role}_uri": resolved[role] for role in ROLES if resolved[role]},
             **(configs.flatten({section: resolved[section]}) if section in resolved else {}),

@@ -7,13 +7,19 @@ from statistics import fmean
 from typing import NamedTuple
 
 from trainer.evaluation.registered_model import RegisteredModel
-from trainer.evaluation.tasks.config import SEEDLESS
+from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.results_log import StoredResult, stored_results
 from trainer.tracking.registry import Registry
 from trainer.tracking.shared_run import SharedRuns
-from trainer.workers.plan import WorkTask, largest
 
 _NO_METRIC_NAME = re.compile(r"[^\w\-. ]", re.ASCII)  # what MLflow takes in no part of a name
+
+
+class CurveTask(NamedTuple):
+    """A task with a single number of train rows, and the digest of its settings."""
+
+    config: TaskConfig
+    settings: str
 
 
 class CurvePoint(NamedTuple):
@@ -25,19 +31,19 @@ class CurvePoint(NamedTuple):
 
 
 def add_points(
-    registry: Registry, model: RegisteredModel, shared: SharedRuns, *, tasks: Sequence[WorkTask]
+    registry: Registry, model: RegisteredModel, shared: SharedRuns, *, tasks: Sequence[CurveTask]
 ) -> None:
     """Log the points of the version, where its pretraining run and its step are known. None is logged
-    twice."""
+    twice. ``tasks``: each task once, with the most train rows."""
     step = _step(registry, model)
     if step is None or model.run_id is None or not shared.read(model.run_id).active:
         return
     stored = stored_results(registry, model.name, model.version)
-    for point in points(stored, largest(tasks).values()):
+    for point in points(stored, tasks):
         shared.add_point(model.run_id, point.name, point.value, step=step, time_ms=point.time_ms)
 
 
-def points(stored: Iterable[StoredResult], tasks: Iterable[WorkTask]) -> Iterator[CurvePoint]:
+def points(stored: Iterable[StoredResult], tasks: Iterable[CurveTask]) -> Iterator[CurvePoint]:
     """For each task and mode the means over its seeds: on test (``MODE_METRIC``) and on dev
     (``MODE_dev_METRIC``); none while a seed is missing."""
     by_mode: dict[tuple[str, str, str], dict[int, StoredResult]] = defaultdict(dict)
@@ -47,12 +53,12 @@ def points(stored: Iterable[StoredResult], tasks: Iterable[WorkTask]) -> Iterato
     for task in tasks:
         for mode in task.config.modes:
             seeds = (0,) if mode in SEEDLESS else task.config.seeds
-            found = by_mode[task.name, task.settings, mode]
+            found = by_mode[task.config.name, task.settings, mode]
             if not set(seeds) <= set(found):
                 continue
             ours = [found[seed] for seed in seeds]
             metric = ours[0].result.metric.name
-            start, prefix = max(one.start_ms for one in ours), f"downstream/{_plain(task.name)}/{mode}"
+            start, prefix = max(one.start_ms for one in ours), f"downstream/{_plain(task.config.name)}/{mode}"
             yield CurvePoint(f"{prefix}_{metric}", fmean(one.result.test[metric] for one in ours), start)
             yield CurvePoint(f"{prefix}_dev_{metric}", fmean(one.result.val[metric] for one in ours), start)
 

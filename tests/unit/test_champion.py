@@ -1,10 +1,12 @@
 """trainer.evaluation.tasks.champion: which version becomes champion, as a table."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from trainer.evaluation.tasks import champion as rule
 from trainer.evaluation.tasks.champion import Decision, decide, difference
 from trainer.evaluation.tasks.results import Result, Unit
 
@@ -139,3 +141,28 @@ def test_the_interval_covers_the_true_difference_about_as_often_as_it_says() -> 
     width = 2 * 1.96 * 0.1 / np.sqrt(40)
     assert found.high - found.low == pytest.approx(width, rel=0.3)
     assert found.low < found.mean < found.high
+
+
+def test_a_champion_that_another_process_made_meanwhile_is_compared_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    standing = ["1"]
+    stored = {"1": [result("1", "probe", 0.1)], "2": [result("2", "probe", 0.5)]}
+    stored["3"] = [result("3", "probe", 0.9)]
+
+    def past(registry: object, model: str, version: str) -> list[Result]:
+        if version == "1":
+            standing[0] = "3"  # while version 2 is compared with version 1
+        return stored[version]
+
+    class Reading:
+        def champion(self, model: str) -> object:
+            return SimpleNamespace(version=standing[0])
+
+        def set_alias(self, name: str, alias: str, version: str) -> None:
+            standing[0] = version
+
+    monkeypatch.setattr(rule, "past_results", past)
+    monkeypatch.setattr(rule, "annotate", lambda *_, **__: None)
+    reason = rule.settle_champion(Reading(), "m", "2")  # type: ignore[arg-type]
+    assert standing == ["3"] and "version 3 stays" in reason

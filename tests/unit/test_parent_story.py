@@ -71,3 +71,15 @@ def test_files_hold_the_table_in_each_form_and_escape_names() -> None:
     assert json.loads(found["results.json"])[0]["task"] == "<script>"
     assert found["scores.png"].startswith(b"\x89PNG")
     assert "&lt;script>" in description([odd("<script>")], [])
+
+
+def test_a_table_that_mlflow_would_cut_off_is_left_to_the_artifacts() -> None:
+    scores = {"mcc": 0.5, "accuracy": 0.5, "f1_macro": 0.5, "auroc": 0.5}
+    many = [
+        Result(Unit("m", "1", f"task {n}", mode, 0), scores, scores, settings="s", rows={"train": 9})
+        for n in range(50)
+        for mode in ("kmer", "probe", "finetune", "scratch")
+    ]
+    text = description(many, ["the champion stays"])
+    assert len(text) <= 8000 and "summary/summary.html" in text
+    assert "- the champion stays" in text and "**Go on:**" in text

@@ -193,6 +193,28 @@ def test_the_candidate_stays_where_the_new_version_is_worse(
     assert month.candidate.tags["val.mlm_accuracy"] == "0.1"
 
 
+def test_a_better_candidate_of_another_run_that_came_in_between_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Training(tmp_path, "a"), Training(tmp_path, "b")
+    ours.export(3, 0.4)
+    honest, calls = MlflowClient.create_model_version, []
+
+    def create(client: MlflowClient, *args: Any, **more: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:  # both have been compared with the same standing one
+            theirs.export(6, 0.6)
+        return honest(client, *args, **more)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", create)
+    ours.export(6, 0.5)
+    assert ours.candidate.run_id == theirs.run.id
+    late = ours.own()[6]
+    assert late.tags["candidate"] == "no"
+    assert "0.5000 of step 6 is below its 0.6000" in late.tags["candidate.reason"]
+    assert late.tags["candidate.reason"] in late.description
+
+
 def test_a_version_never_changes_and_steps_come_once(tmp_path: Path) -> None:
     training = Training(tmp_path, "a")
     training.export(2, 0.3)

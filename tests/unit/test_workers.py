@@ -15,10 +15,12 @@ from cluster import __main__ as cluster
 from cluster.tasks.pool import Ended, Pool
 from tests.registered import CANDIDATE, NAME, Registered, register, registered
 from trainer.evaluation.registered_model import RegisteredModel, open_model
+from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.registry import Registry
 from trainer.tracking.shared_run import SharedRuns
 from trainer.workers import command as workers_command
 from trainer.workers import driver as driver_module
+from trainer.workers import version_work
 from trainer.workers.__main__ import main
 from trainer.workers.command import WorkersRequest
 from trainer.workers.driver import Driver
@@ -216,6 +218,51 @@ def test_a_result_is_put_into_mlflow_once_whoever_was_stopped_where(
     assert main(given) == 0
     assert set(units(where).values()) == {1} and len(units(where)) == 2
     assert died[1] in {run.info.run_id for run in children(where)}
+
+
+def test_an_mlflow_that_goes_away_while_a_version_is_opened_or_closed_is_waited_for(
+    where: Registered, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away: list[str] = []
+    opened, left = VersionWork.open, VersionWork.leave
+
+    def once(what: str) -> None:
+        if what not in away:
+            away.append(what)
+            raise TrackError(f"MLflow is away at {what}", transient=True)
+
+    def opens(*given: Any) -> VersionWork:
+        once("open")
+        return opened(*given)
+
+    def leaves(work: VersionWork) -> None:
+        once("leave")
+        left(work)
+
+    monkeypatch.setattr(VersionWork, "open", opens)
+    monkeypatch.setattr(VersionWork, "leave", leaves)
+    assert main(command(where, "modes=[kmer]")) == 0
+    out, err = capsys.readouterr()
+    assert away == ["open", "leave"] and "kmer" in out and "Traceback" not in err
+    assert len(units(where)) == 1
+
+
+def test_what_follows_on_the_results_is_tried_again_by_the_same_command(
+    where: Registered, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> list[str]:
+        raise OSError("no space left, sqlite://user:secret@host/db")
+
+    given = command(where, "modes=[kmer,probe]")
+    with monkeypatch.context() as patch:
+        patch.setattr(version_work, "keep_best", full)
+        assert main(given) == 1
+    assert "no space left" in capsys.readouterr().err
+    (ledger,) = Registry(where.uri).tagged(None, {"finetune": "ledger"})
+    failed = [value for key, value in ledger.data.params.items() if key.startswith("failed.")]
+    assert len(failed) == 1 and "secret" not in failed[0]
+    assert main(given) == 0
+    assert str(Registry(where.uri).version(f"models:/{NAME}-one@champion").version) == "1"
 
 
 def test_a_unit_that_fails_stops_no_other(where: Registered, capsys: Said) -> None:

@@ -160,24 +160,27 @@ class Versions:
     def _complete(self, version: Any, facts: Facts, logged: Any, *, made: bool) -> None:
         """Description, alias, and what run and logged model say of the version, where they are missing."""
         client, name, number = self._run.client, version.name, str(version.version)
-        if not version.description:
-            text = facts.description(number, version.tags["candidate.reason"])
-            client.update_model_version(name, number, text)
-        is_candidate = version.tags["candidate"] == "yes"
-        if is_candidate:
-            standing = self._standing(name)
-            if standing is None or int(standing.version) < int(number):
+        is_candidate, reason = version.tags["candidate"] == "yes", version.tags["candidate.reason"]
+        standing = self._standing(name) if is_candidate else None
+        if is_candidate and (standing is None or made or int(standing.version) < int(number)):
+            decision = self._decide(facts)  # again: another run may have moved the alias since
+            if decision.moves:
                 client.set_registered_model_alias(name, ALIAS, number)
-        told = {
-            MODEL_VERSIONS: versions_text(name, number),
-            NOTE: facts.description(number, version.tags["candidate.reason"]),
-        }
-        client.set_logged_model_tags(logged.model_id, told)
+            else:
+                is_candidate, reason = False, decision.reason
+                client.set_model_version_tag(name, number, "candidate.reason", reason)
+                client.set_model_version_tag(name, number, "candidate", "no")
+        text = facts.description(number, reason)
+        if not version.description:
+            client.update_model_version(name, number, text)
+        client.set_logged_model_tags(
+            logged.model_id, {MODEL_VERSIONS: versions_text(name, number), NOTE: text}
+        )
         self._run.tag({"model.version": number})
         if made:
             as_what = " as candidate" if is_candidate else ""
-            reason = "" if is_candidate else f"; {version.tags['candidate.reason']}"
-            say(f"registered {name} version {number}{as_what} (run {self._run.id}){reason}")
+            why = "" if is_candidate else f"; {reason}"
+            say(f"registered {name} version {number}{as_what} (run {self._run.id}){why}")
 
     def _prune(self, model: str) -> None:
         """Remove the versions that are not kept, and the logged models whose versions are gone."""

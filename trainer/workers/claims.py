@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
 from cluster.storage.lease import Lease
+from configs import redact
 from trainer.tracking.shared_run import RunState, SharedRuns
 
 LEASE_S = 120.0
@@ -123,7 +124,7 @@ class Claims:
     def fail(self, unit: str, reason: str) -> None:
         """The unit failed for its own reason, and would again."""
         attempt = self._attempt(unit)
-        stands = self._shared.settle(self._ledger, f"failed.{unit}.{attempt}", reason[:1000])
+        stands = self._shared.settle(self._ledger, f"failed.{unit}.{attempt}", redact(reason)[:1000])
         self._params = {**self._params, f"failed.{unit}.{attempt}": stands}
 
     def reason(self, unit: str) -> str:

@@ -67,8 +67,8 @@ class Driver:
     on_version: Callable[[VersionWork], object] = lambda work: None
     rung: Callable[[], bool] = lambda: False
     open: list[VersionWork] = field(default_factory=list)
-    done: list[VersionWork] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # of versions that are complete
+    _results: list[Result] = field(default_factory=list)  # the same
     _given: dict[Any, tuple[VersionWork, TaskWork]] = field(default_factory=dict)  # to the pool
     _refs: dict[str, Refs] = field(default_factory=dict)  # by version
     _data: dict[WorkTask, Any] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Driver:
         if not due or self.pool.waiting or (self._polled is not None and not self.versions.watch):
             return
         pending = self.versions.pending()
-        if not pending or not self.versions.watch:
+        if not pending:
             self._polled = now
         for uri in pending[:1]:
             work = self._open(uri)
@@ -113,6 +113,8 @@ class Driver:
                 self.open.append(work)
                 self._refs[work.model.version] = Refs()
                 self._looked = -_LOOK_S
+        if not self.versions.watch:  # only now: opening may fail, and is tried again
+            self._polled = now
 
     def _open(self, uri: str) -> VersionWork | None:
         """The version in work; None, watching, if it was removed since it was seen, or its files do not
@@ -134,11 +136,12 @@ class Driver:
             if planned not in self._given and not work.copy(task, planned):
                 self._give(work, task, planned)
         if work.settle():
-            self.open.remove(work)
-            self.done.append(work)
-            self.problems += work.problems
-            self._refs.pop(work.model.version)
             work.leave()
+            self.open.remove(work)
+            self._refs.pop(work.model.version)
+            # Not the work itself: it holds the version's network.
+            self._results += work.results.values()
+            self.problems += [*_failures(work), *work.problems]
             self.on_version(work)
 
     def _give(self, work: VersionWork, task: TaskWork, planned: PlannedUnit) -> None:
@@ -250,14 +253,11 @@ class Driver:
                 say(f"warning: {fault}")
 
     def results(self) -> list[Result]:
-        return [result for work in [*self.done, *self.open] for result in work.results.values()]
+        return self._results + [result for work in self.open for result in work.results.values()]
 
     def failures(self) -> list[str]:
         """What failed, in sentences."""
-        failed = [
-            f"{unit}: {why}" for work in [*self.done, *self.open] for unit, why in work.failures.items()
-        ]
-        return failed + self.problems
+        return self.problems + [sentence for work in self.open for sentence in _failures(work)]
 
     def _left(self) -> int:
         return sum(1 for work in self.open for _ in work.missing())
@@ -269,6 +269,10 @@ class Driver:
         return self._all_weight() - sum(
             _weight_of(task, [unit]) for work in self.open for task, unit in work.missing()
         )
+
+
+def _failures(work: VersionWork) -> list[str]:
+    return [f"{unit}: {why}" for unit, why in work.failures.items()]
 
 
 def _weight_of(task: TaskWork, units: Sequence[PlannedUnit]) -> float:

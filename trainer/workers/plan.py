@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import configs
 from configs import ConfigError
@@ -91,6 +92,7 @@ def distinct(tasks: Iterable[WorkTask]) -> list[WorkTask]:
     return list({(task.name, task.settings): task for task in reversed(list(tasks))}.values())[::-1]
 
 
+@cache  # asked at every turn of the driver, and the rows of all tasks are many
 def weight(mode: str, task: WorkTask) -> float:
     """About how much there is to compute, in letters read by a network."""
     letters = {split.role: sum(map(len, split.letters)) for split in task.data.splits}

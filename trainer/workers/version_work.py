@@ -101,7 +101,9 @@ class VersionWork:
             claims.refresh()
         standing = {planned: task.claims.standing(planned.digest) for task, planned in self.missing()}
         if Standing.DONE in standing.values():
-            self.known = KnownResults(stored_results(self.registry, self.model.name))
+            # Those of this version alone: all versions together may have very many.
+            for stored in stored_results(self.registry, self.model.name, self.model.version):
+                self.known.add(stored)
             self._find_known(of_others=True)
         for task, planned in list(self.missing()):
             now = standing[planned]
@@ -156,8 +158,8 @@ class VersionWork:
             return
         for sentence in keep_best(self.registry, self.model, task.task.config, task.task.settings):
             say(sentence)
-        most = largest(one.task for one in self.tasks).values()
-        curves = [CurveTask(one.config, one.settings) for one in most]
+        same = [one.task for one in self.tasks if one.task.name == task.task.name]
+        curves = [CurveTask(one.config, one.settings) for one in largest(same).values()]
         add_points(self.registry, self.model, task.log.version.shared, tasks=curves)
         self._tell([])
 
@@ -188,8 +190,12 @@ class VersionWork:
                 if getattr(fault, "transient", False):
                     raise
                 self.problems.append(f"{self.name}: {fault}")
-            claims.finish(key)
-        return standing in (Standing.OURS, Standing.DONE)
+                claims.fail(key, str(fault))  # so that the same command tries it again
+            else:
+                claims.finish(key)
+        elif standing is Standing.FAILED:
+            self.problems.append(f"{self.name}: {claims.reason(key)} (at another driver)")
+        return standing is not Standing.THEIRS
 
     def leave(self) -> None:
         """Give up what is not finished."""

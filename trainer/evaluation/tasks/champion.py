@@ -124,17 +124,26 @@ def settle_champion(registry: Registry, model: str, version: str) -> str:
 
     The reason and its numbers also go into the tags and the description of the version.
     """
-    found = registry.champion(model)
-    champion = None if found is None else str(found.version)
-    others = champion is not None and champion != version
-    earlier = past_results(registry, model, champion) if champion is not None and others else []
-    decision = decide(past_results(registry, model, version), champion=champion, earlier=earlier)
+    results = past_results(registry, model, version)
+    champion = _champion(registry, model)
+    while True:
+        others = champion is not None and champion != version
+        earlier = past_results(registry, model, champion) if champion is not None and others else []
+        decision = decide(results, champion=champion, earlier=earlier)
+        before, champion = champion, _champion(registry, model)
+        if champion == before:  # else another process has moved the alias meanwhile
+            break
     tags = {f"champion.{key}": f"{value:.6g}" for key, value in decision.compared.items()}
     tags["champion.reason"] = decision.reason
     annotate(registry, model, version, tags=tags, heading="Champion", text=decision.reason)
     if decision.version is not None:
         registry.set_alias(model, "champion", decision.version)
     return decision.reason
+
+
+def _champion(registry: Registry, model: str) -> str | None:
+    found = registry.champion(model)
+    return None if found is None else str(found.version)
 
 
 def _decide_first(results: Sequence[Result], name: str) -> Decision:

@@ -26,6 +26,7 @@ from trainer.tracking.registry import Registry
 
 FOLDER = "summary"  # of the run's artifacts
 _NO_METRIC_NAME = re.compile(r"[^\w\-. ]", re.ASCII)  # what MLflow takes in no part of a name
+_LONGEST = 8000  # that MLflow takes; it would cut the rest off
 _READING = (
     "Means ± sample standard deviation over the seeds. Everything that is chosen is chosen on dev; test is "
     "scored once. The floor is a model of the letters alone, without a network."
@@ -60,7 +61,7 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
         f"**{unit.model} version {unit.version} on labelled tasks:** {', '.join(tasks)}; "
         f"{len(results)} results, each a child run.",
         *_headlines(summarise(results)),
-        *(markdown.table(table.headings, table.rows) for table in tables),
+        "{tables}",
         _READING,
         *(["\n".join(f"- {line}" for line in lines)] if lines else []),
         "**Files:** the same table as CSV, JSON and HTML, and a picture, in the artifacts, folder "
@@ -68,7 +69,10 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
         f"**Go on:**\n```\npython -m trainer.finetune --model {model} --task configs/tasks/NAME.yaml\n"
         f"python -m cluster finetune --model {model} --tasks configs/tasks/*.yaml\n```",
     ]
-    return "\n\n".join(parts)
+    text, shown = "\n\n".join(parts), "\n\n".join(markdown.table(one.headings, one.rows) for one in tables)
+    if len(text) + len(shown) > _LONGEST:
+        shown = f"The table is too long for a description; it is `{FOLDER}/summary.html` of the artifacts."
+    return text.replace("{tables}", shown, 1)
 
 
 def _headlines(summary: pd.DataFrame) -> list[str]:

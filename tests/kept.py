@@ -9,9 +9,9 @@ import torch
 
 from tests.registered import NAME, Registered, tiny_network
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import load
-from trainer.evaluation.tasks.modes import PreparedTask, compute_unit, prepare
-from trainer.evaluation.tasks.results import Unit, UnitOutcome
+from trainer.evaluation.tasks.fitting.modes import PreparedTask, compute_unit, prepare
+from trainer.evaluation.tasks.results.results import Unit, UnitOutcome
+from trainer.evaluation.tasks.rows.data import load
 from trainer.models import pretrained
 
 KINDS = ("classification", "regression", "multilabel")

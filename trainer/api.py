@@ -15,7 +15,7 @@ from trainer.models import pretrained
 from trainer.models.network import Network
 
 if TYPE_CHECKING:
-    from trainer.evaluation.tasks.task_model import TaskModel
+    from trainer.evaluation.tasks.kept.task_model import TaskModel
 
 
 def load_model(uri: str, *, device: str | torch.device = "cpu", track_uri: str | None = None) -> Network:
@@ -52,7 +52,7 @@ def load_task_model(
             missing or cannot be read. TrackError: MLflow has no such model.
     """
     # Only who asks for a fine-tuned model needs scikit-learn, pandas and what MLflow brings.
-    opened: TaskModel = import_module("trainer.evaluation.tasks.registered_task").open_task_model(
+    opened: TaskModel = import_module("trainer.evaluation.tasks.kept.registered_task").open_task_model(
         uri, track_uri=track_uri
     )
     return opened.to(device)

@@ -11,7 +11,7 @@ from cluster.process import exits, host
 from cluster.process.command import exit_code
 from trainer.evaluation import table_writer
 from trainer.evaluation.precision import Precision
-from trainer.evaluation.tasks.predict_command import PredictRequest, predict_file
+from trainer.evaluation.tasks.kept.predict_command import PredictRequest, predict_file
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,9 +15,10 @@ from tests.examples.agreement import Agreement
 from tests.examples.tiny_conv import TinyConv, TinyConvConfig
 from tests.ranks import on_ranks
 from trainer.distill.step import train_step
-from trainer.evaluation.tasks import data, modes
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.results import Unit
+from trainer.evaluation.tasks.fitting import modes
+from trainer.evaluation.tasks.results.results import Unit
+from trainer.evaluation.tasks.rows import data
 from trainer.losses.registry import LOSSES
 from trainer.models import pretrained
 from trainer.models.registry import MODELS

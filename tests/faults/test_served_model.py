@@ -22,7 +22,7 @@ from tests import kept
 from tests.registered import Registered, registered, tiny_network
 from trainer import embed_sequences, load_task_model
 from trainer.evaluation.encoder_pyfunc import write_encoder_mlmodel
-from trainer.evaluation.tasks.task_pyfunc import write_task_mlmodel
+from trainer.evaluation.tasks.kept.task_pyfunc import write_task_mlmodel
 from trainer.models import pretrained
 
 pytestmark = pytest.mark.faults

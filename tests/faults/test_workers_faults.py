@@ -20,7 +20,7 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.faults.supervised import Supervised
 from tests.faults.test_cluster_build import RAY, ROOT, answers, free_port, kill, node, wait_for
 from tests.registered import register, write_task
-from trainer.evaluation.tasks.results_log import past_results
+from trainer.evaluation.tasks.results.results_log import past_results
 from trainer.tracking.registry import Registry
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]

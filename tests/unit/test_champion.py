@@ -1,4 +1,4 @@
-"""trainer.evaluation.tasks.champion: which version becomes champion, as a table."""
+"""trainer.evaluation.tasks.results.champion: which version becomes champion, as a table."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from trainer.evaluation.tasks import champion as rule
-from trainer.evaluation.tasks.champion import Decision, decide, difference
-from trainer.evaluation.tasks.results import Result, Unit
+from trainer.evaluation.tasks.results import champion as rule
+from trainer.evaluation.tasks.results.champion import Decision, decide, difference
+from trainer.evaluation.tasks.results.results import Result, Unit
 
 
 def result(

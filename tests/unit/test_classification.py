@@ -1,4 +1,4 @@
-"""trainer.evaluation.tasks.classification: its scores and linear models are sklearn's, class weights too."""
+"""tasks.kinds.classification: its scores and linear models are sklearn's, class weights too."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
 
-from trainer.evaluation.tasks.classification import Classification
+from trainer.evaluation.tasks.kinds.classification import Classification
 
 
 @pytest.mark.parametrize("classes", [2, 3])

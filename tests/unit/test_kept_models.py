@@ -12,10 +12,10 @@ import pytest
 import configs
 from tests import kept
 from tests.registered import CANDIDATE, NAME, Registered, registered, registry
-from trainer.evaluation.tasks import kept_models, task_model
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
-from trainer.evaluation.tasks.kept_models import (
+from trainer.evaluation.tasks.kept import kept_models, task_model
+from trainer.evaluation.tasks.kept.kept_models import (
     Decision,
     Kept,
     decide,
@@ -24,8 +24,8 @@ from trainer.evaluation.tasks.kept_models import (
     refuse_name,
     store_model,
 )
-from trainer.evaluation.tasks.registered_task import open_task_model
-from trainer.evaluation.tasks.results import UnitOutcome
+from trainer.evaluation.tasks.kept.registered_task import open_task_model
+from trainer.evaluation.tasks.results.results import UnitOutcome
 from trainer.tracking.mlflow_run import Run, RunSpec
 from trainer.tracking.registry import Registry
 

@@ -18,7 +18,7 @@ from tests.unit.test_house import FLOORS, IMPORTS, module_of
 from trainer import embed_sequences
 from trainer.evaluation import encoder_pyfunc
 from trainer.evaluation.encoder_pyfunc import write_encoder_mlmodel
-from trainer.evaluation.tasks import task_pyfunc
+from trainer.evaluation.tasks.kept import task_pyfunc
 from trainer.models import pretrained
 from trainer.tracking import mlmodel
 

@@ -1,4 +1,4 @@
-"""trainer.evaluation.tasks.modes, linear and finetuning: what is chosen is chosen on dev."""
+"""trainer.evaluation.tasks.fitting.modes, linear and finetuning: what is chosen is chosen on dev."""
 
 import pickle
 from collections.abc import Callable
@@ -11,13 +11,11 @@ from configs import validate
 from data_prep import alphabet
 from tests.registered import tiny_network
 from trainer.evaluation.sequences import EncodedSequences
-from trainer.evaluation.tasks import modes
-from trainer.evaluation.tasks.classification import Classification
 from trainer.evaluation.tasks.config import MODES, Finetune, TaskConfig
-from trainer.evaluation.tasks.data import Split, TaskData
-from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
-from trainer.evaluation.tasks.linear import fit_linear, kmer_counts, onehot_letters
-from trainer.evaluation.tasks.modes import (
+from trainer.evaluation.tasks.fitting import modes
+from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
+from trainer.evaluation.tasks.fitting.linear import fit_linear, kmer_counts, onehot_letters
+from trainer.evaluation.tasks.fitting.modes import (
     Precisions,
     PreparedTask,
     compute_unit,
@@ -25,7 +23,9 @@ from trainer.evaluation.tasks.modes import (
     prepare,
     settings_digest,
 )
-from trainer.evaluation.tasks.results import Unit
+from trainer.evaluation.tasks.kinds.classification import Classification
+from trainer.evaluation.tasks.results.results import Unit
+from trainer.evaluation.tasks.rows.data import Split, TaskData
 
 ROWS = {"train": 41, "dev": 30, "test": 25}
 

@@ -1,4 +1,4 @@
-"""trainer.evaluation.tasks.multilabel: scores and linear models are sklearn's, label by label."""
+"""trainer.evaluation.tasks.kinds.multilabel: scores and linear models are sklearn's, label by label."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from trainer.evaluation.tasks.multilabel import MultiLabel
+from trainer.evaluation.tasks.kinds.multilabel import MultiLabel
 
 LABELS = ("promoter", "enhancer", "CTCF site")
 RNG = np.random.default_rng(0)

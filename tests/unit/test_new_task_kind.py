@@ -19,10 +19,10 @@ from torch import Tensor
 import configs
 from tests.registered import CANDIDATE, NAME, Registered, registered, registry
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import load
-from trainer.evaluation.tasks.kind import Array, LinearModel, Metric, TaskKind
-from trainer.evaluation.tasks.registry import KINDS
-from trainer.evaluation.tasks.results_log import past_results
+from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, Metric, TaskKind
+from trainer.evaluation.tasks.kinds.registry import KINDS
+from trainer.evaluation.tasks.results.results_log import past_results
+from trainer.evaluation.tasks.rows.data import load
 from trainer.finetune import main
 from trainer.report.report import write_report
 

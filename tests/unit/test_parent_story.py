@@ -3,9 +3,9 @@
 import json
 
 from tests.unit.test_results import result
-from trainer.evaluation.tasks.parent_story import best_figures, description, files
-from trainer.evaluation.tasks.results import Result, Unit, summarise
-from trainer.evaluation.tasks.results_picture import by_training_rows
+from trainer.evaluation.tasks.results.parent_story import best_figures, description, files
+from trainer.evaluation.tasks.results.results import Result, Unit, summarise
+from trainer.evaluation.tasks.results.results_picture import by_training_rows
 
 RESULTS = [
     result("kmer", 0, 0.4),

@@ -22,11 +22,11 @@ from tests.registered import write_task
 from tests.unit.test_reference import twobit
 from tests.unit.test_table import strike
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import load, read_files
 from trainer.evaluation.tasks.readers import labels
 from trainer.evaluation.tasks.readers.formats import format_of
 from trainer.evaluation.tasks.readers.stream import SequenceChunk, read_sequences
-from trainer.evaluation.tasks.table import Table
+from trainer.evaluation.tasks.rows.data import load, read_files
+from trainer.evaluation.tasks.rows.table import Table
 
 Rows = list[tuple[str, str]]
 ROWS = [("ACGTACGTAC", "a"), ("GGGTTTACGN", "b"), ("TTTTACG", "a"), ("CACACACAC", "b")]

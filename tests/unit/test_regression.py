@@ -1,4 +1,4 @@
-"""trainer.evaluation.tasks.regression: scores are scipy's and sklearn's; units do not matter."""
+"""trainer.evaluation.tasks.kinds.regression: scores are scipy's and sklearn's; units do not matter."""
 
 import json
 import pickle
@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from trainer.evaluation.tasks.regression import Regression
+from trainer.evaluation.tasks.kinds.regression import Regression
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.normal(3, 2, 50)

@@ -1,11 +1,11 @@
-"""trainer.evaluation.tasks.results and results_table: means and spreads, with the floor beside."""
+"""trainer.evaluation.tasks.results.results and results_table: means and spreads, with the floor beside."""
 
 import numpy as np
 import pytest
 
-from trainer.evaluation.tasks.registry import KINDS
-from trainer.evaluation.tasks.results import Result, Unit, summarise
-from trainer.evaluation.tasks.results_table import as_text, results_tables
+from trainer.evaluation.tasks.kinds.registry import KINDS
+from trainer.evaluation.tasks.results.results import Result, Unit, summarise
+from trainer.evaluation.tasks.results.results_table import as_text, results_tables
 
 
 def result(

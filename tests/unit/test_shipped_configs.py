@@ -9,7 +9,7 @@ import configs
 from cluster.launch.config import ClusterConfig
 from data_prep.config import DataConfig
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import load
+from trainer.evaluation.tasks.rows.data import load
 from trainer.run import world_size
 from trainer.run.config import TrainConfig
 

@@ -1,4 +1,4 @@
-"""trainer.evaluation.tasks.splits: which rows become which split where a task has no file for it."""
+"""trainer.evaluation.tasks.rows.splits: which rows become which split where a task has no file for it."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from configs import ConfigError, validate
 from tests.unit.test_tasks import random_letters, write_csv
-from trainer.evaluation.tasks import splits
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import TaskData, load
+from trainer.evaluation.tasks.rows import splits
+from trainer.evaluation.tasks.rows.data import TaskData, load
 
 SHARES = {"test": 0.1, "dev": 0.1}
 

@@ -1,4 +1,4 @@
-"""trainer.evaluation.tasks.table: the rows of a right file however it is written; any other is refused by
+"""tasks.rows.table: the rows of a right file however it is written; any other is refused by
 line."""
 
 import gzip
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from cluster.storage import store
 from tests.s3 import S3
 from tests.unit.test_compression import PACKERS
-from trainer.evaluation.tasks import table
-from trainer.evaluation.tasks.classification import Classification
+from trainer.evaluation.tasks.kinds.classification import Classification
 from trainer.evaluation.tasks.readers.rows import Wanted
-from trainer.evaluation.tasks.table import LabelReader, Table
+from trainer.evaluation.tasks.rows import table
+from trainer.evaluation.tasks.rows.table import LabelReader, Table
 
 ROWS = [("ACGTACGTAC", "a"), ("GGGTTTACGN", "b"), ("TTTTACGTCC", "a")]
 PLAIN = "sequence,label\n" + "".join(f"{letters},{label}\n" for letters, label in ROWS)

@@ -14,9 +14,10 @@ import torch
 from tests import kept
 from tests.registered import NAME, Registered, registered
 from trainer import load_model, load_task_model
-from trainer.evaluation.tasks import modes, task_model, task_pyfunc
-from trainer.evaluation.tasks.results import Unit
-from trainer.evaluation.tasks.task_model import TaskModel
+from trainer.evaluation.tasks.fitting import modes
+from trainer.evaluation.tasks.kept import task_model, task_pyfunc
+from trainer.evaluation.tasks.kept.task_model import TaskModel
+from trainer.evaluation.tasks.results.results import Unit
 from trainer.models import pretrained
 
 MODES = ("probe", "finetune")

@@ -11,7 +11,7 @@ from configs import ConfigError, load, validate
 from data_prep import alphabet
 from tests.registered import write_task
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import load as load_data
+from trainer.evaluation.tasks.rows.data import load as load_data
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
 

@@ -11,8 +11,8 @@ import yaml
 from cluster.storage import store
 from data_prep import shards
 from trainer.evaluation.statistics import standard_error
-from trainer.evaluation.tasks.results import summarise
-from trainer.evaluation.tasks.results_log import past_results
+from trainer.evaluation.tasks.results.results import summarise
+from trainer.evaluation.tasks.results.results_log import past_results
 from trainer.report.figures import Histories
 from trainer.tracking.registry import Registry
 

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from trainer.evaluation import drawing
 from trainer.evaluation.embedding_plane import embedding_plane
-from trainer.evaluation.tasks import results_picture
-from trainer.evaluation.tasks.results_table import results_tables
+from trainer.evaluation.tasks.results import results_picture
+from trainer.evaluation.tasks.results.results_table import results_tables
 from trainer.report import facts, figures
 from trainer.report.figures import Histories
 from trainer.report.page import Picture, Section

@@ -19,10 +19,10 @@ from cluster.storage import store
 from configs import ConfigError, redact
 from data_prep import shards
 from trainer.evaluation.statistics import standard_error
-from trainer.evaluation.tasks.kept_models import kept_versions
-from trainer.evaluation.tasks.results import summarise
-from trainer.evaluation.tasks.results_log import past_results
-from trainer.evaluation.tasks.results_table import as_text
+from trainer.evaluation.tasks.kept.kept_models import kept_versions
+from trainer.evaluation.tasks.results.results import summarise
+from trainer.evaluation.tasks.results.results_log import past_results
+from trainer.evaluation.tasks.results.results_table import as_text
 from trainer.run import run_status, world_size
 from trainer.run.config import TrainConfig
 from trainer.tracking import names

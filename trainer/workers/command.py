@@ -11,13 +11,13 @@ from cluster.tasks.ray_session import session
 from configs import ConfigError
 from trainer.core.console import say
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
-from trainer.evaluation.tasks.data import TaskData
 from trainer.evaluation.tasks.downstream import describe_rows
 from trainer.evaluation.tasks.finetune_command import refuse_json
-from trainer.evaluation.tasks.kept_models import refuse_name
-from trainer.evaluation.tasks.modes import Precisions
-from trainer.evaluation.tasks.results import summarise
-from trainer.evaluation.tasks.results_table import as_text
+from trainer.evaluation.tasks.fitting.modes import Precisions
+from trainer.evaluation.tasks.kept.kept_models import refuse_name
+from trainer.evaluation.tasks.results.results import summarise
+from trainer.evaluation.tasks.results.results_table import as_text
+from trainer.evaluation.tasks.rows.data import TaskData
 from trainer.tracking.config import default_tracking_uri
 from trainer.tracking.registry import Registry
 from trainer.workers.claims import LEASE_S, Owner

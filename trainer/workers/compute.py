@@ -11,10 +11,10 @@ from trainer.evaluation.embedding import embed
 from trainer.evaluation.precision import best_device
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import Split, TaskData
-from trainer.evaluation.tasks.kind import Array
-from trainer.evaluation.tasks.modes import Precisions, compute_unit, prepare
-from trainer.evaluation.tasks.results import Unit, UnitOutcome
+from trainer.evaluation.tasks.fitting.modes import Precisions, compute_unit, prepare
+from trainer.evaluation.tasks.kinds.kind import Array
+from trainer.evaluation.tasks.results.results import Unit, UnitOutcome
+from trainer.evaluation.tasks.rows.data import Split, TaskData
 from trainer.models.network import Network
 
 

@@ -7,10 +7,10 @@ from functools import cache
 import configs
 from configs import ConfigError
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import TaskData, load
-from trainer.evaluation.tasks.modes import Precisions, settings_digest
-from trainer.evaluation.tasks.results import Unit
-from trainer.evaluation.tasks.results_log import unit_digest
+from trainer.evaluation.tasks.fitting.modes import Precisions, settings_digest
+from trainer.evaluation.tasks.results.results import Unit
+from trainer.evaluation.tasks.results.results_log import unit_digest
+from trainer.evaluation.tasks.rows.data import TaskData, load
 
 EMBEDDING_MODE = "probe"  # reads the embeddings of frozen weights, which are computed once
 _TRAINING = ("finetune", "scratch")

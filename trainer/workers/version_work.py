@@ -7,14 +7,14 @@ from functools import partial
 
 from trainer.core.console import say
 from trainer.evaluation.registered_model import RegisteredModel
-from trainer.evaluation.tasks.champion import settle_champion
-from trainer.evaluation.tasks.curves import CurveTask, add_points
 from trainer.evaluation.tasks.downstream import describe, experiment_of, units
-from trainer.evaluation.tasks.kept_models import keep_best, store_model
-from trainer.evaluation.tasks.parent_story import update_parent
-from trainer.evaluation.tasks.results import Result, UnitOutcome
-from trainer.evaluation.tasks.results_log import ResultsLog, VersionLog, past_results, stored_results
-from trainer.evaluation.tasks.reuse import Content, KnownResults, as_result_of, content_of
+from trainer.evaluation.tasks.kept.kept_models import keep_best, store_model
+from trainer.evaluation.tasks.results.champion import settle_champion
+from trainer.evaluation.tasks.results.curves import CurveTask, add_points
+from trainer.evaluation.tasks.results.parent_story import update_parent
+from trainer.evaluation.tasks.results.results import Result, UnitOutcome
+from trainer.evaluation.tasks.results.results_log import ResultsLog, VersionLog, past_results, stored_results
+from trainer.evaluation.tasks.results.reuse import Content, KnownResults, as_result_of, content_of
 from trainer.tracking.registry import Registry
 from trainer.workers.claims import Claims, Owner, Standing
 from trainer.workers.plan import PlannedUnit, WorkTask, largest

@@ -8,9 +8,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from configs import Section, redact
 from trainer.evaluation.precision import Precision
-from trainer.evaluation.tasks.kind import TaskKind
+from trainer.evaluation.tasks.kinds.kind import TaskKind
+from trainer.evaluation.tasks.kinds.registry import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.readers.formats import FORMATS, format_of
-from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
 from trainer.tracking import names
 
 Mode = Literal["kmer", "onehot", "probe", "finetune", "scratch"]

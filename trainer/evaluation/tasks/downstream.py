@@ -11,22 +11,22 @@ import torch
 from trainer.core.console import say
 from trainer.evaluation.precision import best_device
 from trainer.evaluation.registered_model import RegisteredModel, open_model
-from trainer.evaluation.tasks.champion import settle_champion
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
-from trainer.evaluation.tasks.curves import CurveTask, add_points
-from trainer.evaluation.tasks.data import TaskData, load
-from trainer.evaluation.tasks.kept_models import keep_best, refuse_name, store_model
-from trainer.evaluation.tasks.modes import PreparedTask, compute_unit, prepare
-from trainer.evaluation.tasks.parent_story import update_parent
-from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
-from trainer.evaluation.tasks.results_log import (
+from trainer.evaluation.tasks.fitting.modes import PreparedTask, compute_unit, prepare
+from trainer.evaluation.tasks.kept.kept_models import keep_best, refuse_name, store_model
+from trainer.evaluation.tasks.results.champion import settle_champion
+from trainer.evaluation.tasks.results.curves import CurveTask, add_points
+from trainer.evaluation.tasks.results.parent_story import update_parent
+from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
+from trainer.evaluation.tasks.results.results_log import (
     FINETUNE_EXPERIMENT,
     ResultsLog,
     VersionLog,
     past_results,
     stored_results,
 )
-from trainer.evaluation.tasks.reuse import KnownResults, as_result_of
+from trainer.evaluation.tasks.results.reuse import KnownResults, as_result_of
+from trainer.evaluation.tasks.rows.data import TaskData, load
 from trainer.tracking.registry import Registry
 
 

@@ -10,8 +10,8 @@ from configs import ConfigError
 from trainer.evaluation import embedding_table
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
-from trainer.evaluation.tasks.results import summarise
-from trainer.evaluation.tasks.results_table import as_text
+from trainer.evaluation.tasks.results.results import summarise
+from trainer.evaluation.tasks.results.results_table import as_text
 from trainer.tracking.config import default_tracking_uri
 from trainer.tracking.registry import Registry
 

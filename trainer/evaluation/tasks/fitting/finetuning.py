@@ -19,7 +19,7 @@ from trainer.evaluation.embedding import mean_over_strands
 from trainer.evaluation.precision import Resolved, computing_in, device_of
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import Finetune
-from trainer.evaluation.tasks.kind import Array, TaskKind
+from trainer.evaluation.tasks.kinds.kind import Array, TaskKind
 from trainer.models.network import Network
 
 

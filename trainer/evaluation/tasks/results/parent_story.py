@@ -15,10 +15,10 @@ import pandas as pd
 
 from trainer.evaluation import drawing
 from trainer.evaluation.tasks.config import ENCODER_MODES
-from trainer.evaluation.tasks.registry import KINDS
-from trainer.evaluation.tasks.results import Result, summarise
-from trainer.evaluation.tasks.results_picture import by_training_rows, scores
-from trainer.evaluation.tasks.results_table import ResultsTable, results_tables
+from trainer.evaluation.tasks.kinds.registry import KINDS
+from trainer.evaluation.tasks.results.results import Result, summarise
+from trainer.evaluation.tasks.results.results_picture import by_training_rows, scores
+from trainer.evaluation.tasks.results.results_table import ResultsTable, results_tables
 from trainer.tracking import markdown
 from trainer.tracking.known_run import KnownRun
 from trainer.tracking.provenance import NOTE

@@ -15,13 +15,13 @@ import configs
 from trainer.evaluation.embedding import embed
 from trainer.evaluation.precision import Resolved, device_of, resolve_precision
 from trainer.evaluation.sequences import EncodedSequences
-from trainer.evaluation.tasks import task_card, task_model
 from trainer.evaluation.tasks.config import ENCODER_MODES, TaskConfig
-from trainer.evaluation.tasks.data import Split, TaskData
-from trainer.evaluation.tasks.finetuning import Examples, Training, train_network
-from trainer.evaluation.tasks.kind import TaskKind
-from trainer.evaluation.tasks.linear import FittedModel, fit_linear, kmer_counts, onehot_letters
-from trainer.evaluation.tasks.results import Result, Unit, UnitOutcome
+from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
+from trainer.evaluation.tasks.fitting.linear import FittedModel, fit_linear, kmer_counts, onehot_letters
+from trainer.evaluation.tasks.kept import task_card, task_model
+from trainer.evaluation.tasks.kinds.kind import TaskKind
+from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
+from trainer.evaluation.tasks.rows.data import Split, TaskData
 from trainer.models import pretrained
 from trainer.models.network import Network
 

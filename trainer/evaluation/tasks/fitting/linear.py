@@ -16,9 +16,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from data_prep import alphabet
-from trainer.evaluation.tasks.data import Split
-from trainer.evaluation.tasks.finetuning import TaskNetwork
-from trainer.evaluation.tasks.kind import Array, LinearModel, TaskKind
+from trainer.evaluation.tasks.fitting.finetuning import TaskNetwork
+from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, TaskKind
+from trainer.evaluation.tasks.rows.data import Split
 
 
 @dataclass(frozen=True)

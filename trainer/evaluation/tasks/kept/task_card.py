@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.evaluation.tasks.config import ROLES
-from trainer.evaluation.tasks.registry import KINDS
-from trainer.evaluation.tasks.task_model import TaskRecord
+from trainer.evaluation.tasks.kept.task_model import TaskRecord
+from trainer.evaluation.tasks.kinds.registry import KINDS
 from trainer.tracking import markdown
 
 Scores = Mapping[str, float]  # val/NAME and test/NAME

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
-from trainer.evaluation.tasks.results import Unit
+from trainer.evaluation.tasks.results.results import Unit
 from trainer.tracking.inputs import DatasetInput
 
 _WAYS = {

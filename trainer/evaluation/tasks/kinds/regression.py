@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from torch import Tensor
 
-from trainer.evaluation.tasks.kind import Array, LinearModel, Metric, TaskKind
+from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, Metric, TaskKind
 
 
 class Regression(TaskKind):

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from trainer.evaluation.tasks.config import ENCODER_MODES
-from trainer.evaluation.tasks.results import Result, Unit
-from trainer.evaluation.tasks.results_log import StoredResult
+from trainer.evaluation.tasks.results.results import Result, Unit
+from trainer.evaluation.tasks.results.results_log import StoredResult
 
 _SCRATCH = "scratch"  # depends on the network's sizes, and not on its weights
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from trainer.evaluation.registered_model import RegisteredModel
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
-from trainer.evaluation.tasks.results_log import StoredResult, stored_results
+from trainer.evaluation.tasks.results.results_log import StoredResult, stored_results
 from trainer.tracking.registry import Registry
 from trainer.tracking.shared_run import SharedRuns
 

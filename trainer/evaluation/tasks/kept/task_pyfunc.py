@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from trainer.evaluation.precision import best_device
-from trainer.evaluation.tasks import task_model
-from trainer.evaluation.tasks.task_model import TaskModel
+from trainer.evaluation.tasks.kept import task_model
+from trainer.evaluation.tasks.kept.task_model import TaskModel
 from trainer.tracking.mlmodel import Pyfunc, write_mlmodel
 
 INPUT = "sequence"

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from trainer.evaluation.tasks import task_model
-from trainer.evaluation.tasks.task_model import TaskModel
+from trainer.evaluation.tasks.kept import task_model
+from trainer.evaluation.tasks.kept.task_model import TaskModel
 from trainer.tracking.registry import Registry
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from trainer.evaluation import drawing
 from trainer.evaluation.drawing import COLOURS
 from trainer.evaluation.tasks.config import FLOORS, MODES
-from trainer.evaluation.tasks.registry import KINDS
+from trainer.evaluation.tasks.kinds.registry import KINDS
 
 
 def by_training_rows(summary: pd.DataFrame) -> Figure | None:

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from trainer.evaluation.tasks.config import FLOORS
-from trainer.evaluation.tasks.kind import Metric
-from trainer.evaluation.tasks.registry import KINDS
+from trainer.evaluation.tasks.kinds.kind import Metric
+from trainer.evaluation.tasks.kinds.registry import KINDS
 
 
 @dataclass(frozen=True)

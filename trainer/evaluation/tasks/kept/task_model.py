@@ -23,12 +23,12 @@ from trainer.evaluation.embedding import embed
 from trainer.evaluation.precision import Resolved
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.data import Split
-from trainer.evaluation.tasks.finetuning import TaskNetwork
-from trainer.evaluation.tasks.kind import Array, LinearModel, TaskKind
-from trainer.evaluation.tasks.linear import StandardisedLinear
-from trainer.evaluation.tasks.registry import KINDS
-from trainer.evaluation.tasks.results import Result
+from trainer.evaluation.tasks.fitting.finetuning import TaskNetwork
+from trainer.evaluation.tasks.fitting.linear import StandardisedLinear
+from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, TaskKind
+from trainer.evaluation.tasks.kinds.registry import KINDS
+from trainer.evaluation.tasks.results.results import Result
+from trainer.evaluation.tasks.rows.data import Split
 from trainer.models import pretrained
 from trainer.models.network import Network
 

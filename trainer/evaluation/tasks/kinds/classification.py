@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
 from torch import Tensor
 
-from trainer.evaluation.tasks.kind import Array, LinearModel, Metric, TaskKind
+from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, Metric, TaskKind
 
 
 class Classification(TaskKind):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.evaluation.tasks.kind import Array
+from trainer.evaluation.tasks.kinds.kind import Array
 
 SPLIT_SALT, SUBSAMPLE_SALT = 0, 1
 _BINS = 10  # of equal numbers of rows, for a truth that is a real number

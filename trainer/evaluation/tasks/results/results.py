@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from trainer.evaluation.tasks.config import FLOORS, MODES
-from trainer.evaluation.tasks.kind import Metric
-from trainer.evaluation.tasks.registry import DEFAULT_KIND, KINDS
+from trainer.evaluation.tasks.kinds.kind import Metric
+from trainer.evaluation.tasks.kinds.registry import DEFAULT_KIND, KINDS
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from cluster.storage.uri import identity
 from configs import ConfigError, redact
 from trainer.evaluation import embedding_table, table_writer
 from trainer.evaluation.precision import Precision, Resolved, best_device, resolve_precision
+from trainer.evaluation.tasks.kept.registered_task import open_task_model
+from trainer.evaluation.tasks.kept.task_model import TaskModel
 from trainer.evaluation.tasks.readers.formats import format_of
 from trainer.evaluation.tasks.readers.stream import SequenceChunk, read_sequences
-from trainer.evaluation.tasks.registered_task import open_task_model
-from trainer.evaluation.tasks.task_model import TaskModel
 
 _RENAMED = "input_"  # goes before the name of an input's column that a prediction has, too
 

@@ -15,8 +15,8 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from trainer.evaluation.tasks.classification import logistic_regression
-from trainer.evaluation.tasks.kind import Array, LinearModel, Metric, TaskKind
+from trainer.evaluation.tasks.kinds.classification import logistic_regression
+from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, Metric, TaskKind
 
 _SEPARATOR = re.compile("[,;|]")
 

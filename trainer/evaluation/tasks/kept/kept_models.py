@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.evaluation.tasks import task_card, task_model
 from trainer.evaluation.tasks.config import ENCODER_MODES, MODES, TaskConfig
-from trainer.evaluation.tasks.registry import KINDS
-from trainer.evaluation.tasks.results import UnitOutcome
-from trainer.evaluation.tasks.task_model import TaskRecord
-from trainer.evaluation.tasks.task_pyfunc import write_task_mlmodel
+from trainer.evaluation.tasks.kept import task_card, task_model
+from trainer.evaluation.tasks.kept.task_model import TaskRecord
+from trainer.evaluation.tasks.kept.task_pyfunc import write_task_mlmodel
+from trainer.evaluation.tasks.kinds.registry import KINDS
+from trainer.evaluation.tasks.results.results import UnitOutcome
 from trainer.models import pretrained
 from trainer.tracking import task_models
 from trainer.tracking.mlflow_run import Run

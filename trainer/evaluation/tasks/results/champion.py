@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainer.evaluation.tasks.config import ENCODER_MODES
-from trainer.evaluation.tasks.kind import Array
-from trainer.evaluation.tasks.results import Result
-from trainer.evaluation.tasks.results_log import past_results
+from trainer.evaluation.tasks.kinds.kind import Array
+from trainer.evaluation.tasks.results.results import Result
+from trainer.evaluation.tasks.results.results_log import past_results
 from trainer.tracking.registry import Registry
 from trainer.tracking.version_notes import annotate
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_prep import alphabet
-from trainer.evaluation.tasks import splits, table
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
-from trainer.evaluation.tasks.kind import Array, TaskKind
+from trainer.evaluation.tasks.kinds.kind import Array, TaskKind
 from trainer.evaluation.tasks.readers.rows import Wanted
-from trainer.evaluation.tasks.table import LabelReader, Table
+from trainer.evaluation.tasks.rows import splits, table
+from trainer.evaluation.tasks.rows.table import LabelReader, Table
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Fine-tuned models: as files, in the registry, in use."""

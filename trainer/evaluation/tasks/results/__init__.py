@@ -1,0 +1,1 @@
+"""What was scored: in MLflow, in tables, compared; and who is champion."""

@@ -126,6 +126,10 @@ class _Loader(_Base):
 
 
 def _construct_word(loader: Any, node: yaml.ScalarNode) -> Any:
+    """A plain word. YAML would join it with indented lines below it, which are rarely meant."""
+    if node.end_mark.line > node.start_mark.line:
+        fault = "the value goes on in the next line, which is indented; put it in quotes"
+        raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark)
     return scalar(str(loader.construct_scalar(node)))
 
 

@@ -61,6 +61,7 @@ def test_all_faults_at_once_with_a_suggestion(path: Path) -> None:
         ("- 1", [], "a mapping of keys is needed, not list"),
         ("7", [], "a mapping of keys is needed, not a number"),
         ("name: x\nname: y\n", [], "line 2, column 1: key name is given twice"),
+        ('name: x\n  "out:" y\n', [], "line 1, column 7: the value goes on in the next line"),
         ("name: x\ntrain: {steps: 1, steps: 2}\n", [], "line 2, column 19: key steps is given twice"),
         ("name: x\n---\nname: y\n", [], "line 2, column 1: expected a single document"),
         ("name: x\n...\nname: y\n", [], "line 3, column 1: did not find expected <document start>"),

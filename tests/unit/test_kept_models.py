@@ -114,6 +114,10 @@ def test_fine_tuning_keeps_the_best_and_a_user_can_predict_with_it(
     about = reader.client.get_registered_model("toy-whole").description
     assert "fine-tuned on the task whole" in about and "--model models:/toy-whole@champion" in about
     assert {m.key: m.value for m in model.metrics} == run.data.metrics
+    with pytest.raises(
+        configs.ConfigError, match="toy-whole is a model that was fine-tuned on the task whole, n"
+    ):
+        finetune(reader, "models:/toy-whole@champion", task)
     opened = open_task_model("models:/toy-whole@champion", track_uri=where.uri)
     assert opened.record.scores["test/mcc"] == best.test["mcc"]
     assert set(opened.predict(["ACGTACGT"]).columns) == {"label", "p_a", "p_b"}

@@ -115,9 +115,13 @@ def test_versions_of_releases_before_are_still_read(uri: str, artifacts: Path, t
         (
             "models:/nobody@candidate",
             TrackError,
-            r"registered model models:/nobody@candidate at sqlite:///.*not found",
+            r"registered model models:/nobody@candidate at sqlite:///.*not found; its models are m",
         ),
-        ("models:/m/99", TrackError, r"registered model models:/m/99 at "),
+        (
+            "models:/m/99",
+            TrackError,
+            r"registered model models:/m/99 at .*; its aliases are (none|@.*), its versions 1",
+        ),
         (
             "nobody",
             ValueError,

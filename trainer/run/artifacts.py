@@ -124,6 +124,7 @@ class Artifacts:
         with heartbeat.inside("telling MLflow", phase=True, slow=True):
             self._uploader.drain(self._track.wait_s, status="FINISHED")
             self._story.last_report()
+        export.remove_empty(self._run_dir)
         run_status.write_finished(self._run_dir, steps=self._steps, delivered=True)
 
     def end(self, status: str, *, reason: str = "") -> None:

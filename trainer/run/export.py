@@ -49,6 +49,13 @@ def waiting(run_dir: str) -> list[int]:
     )
 
 
+def remove_empty(run_dir: str) -> None:
+    """Remove the folder of exports once nothing waits there; only when no export is being written."""
+    if store.is_local(run_dir):
+        with suppress(OSError):  # something waits
+            (store.local_path(run_dir) / run_status.EXPORTS).rmdir()
+
+
 def fetch(run_dir: str, step: int, folder: Path) -> bool:
     """The export of ``step`` that waits for MLflow as an MLflow model in a local ``folder``; False if there
     is none."""

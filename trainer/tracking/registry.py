@@ -1,6 +1,7 @@
 """The reading side of MLflow: registered models, their files, runs and what they logged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,31 @@ class Registry:
             name, alias, number = names.model_reference(model_uri)
         except ValueError as fault:
             raise ConfigError(str(fault)) from fault
-        with track_errors(f"registered model {model_uri} at {redact(self.uri)}"):
-            if alias:
-                return self.client.get_model_version_by_alias(name, alias)
-            return self.client.get_model_version(name, number)
+        try:
+            with track_errors(f"registered model {model_uri} at {redact(self.uri)}"):
+                if alias:
+                    return self.client.get_model_version_by_alias(name, alias)
+                return self.client.get_model_version(name, number)
+        except TrackError as fault:
+            if fault.transient or not (there := self._what_there_is(name)):
+                raise
+            raise TrackError(f"{fault}; {there}") from fault
+
+    def _what_there_is(self, name: str) -> str:
+        """The aliases and versions of a model, or else the models; "" where MLflow does not say."""
+        with suppress(Exception):
+            models = {
+                model.name: model for model in mlflow_client.all_pages(self.client.search_registered_models)
+            }
+            if name not in models:
+                return f"its models are {_listed(models) or 'none'}"
+            aliases = _listed(f"@{alias}" for alias in models[name].aliases) or "none"
+            found = mlflow_client.all_pages(
+                partial(self.client.search_model_versions, f"name={_quoted(name)}")
+            )
+            versions = sorted((str(version.version) for version in found), key=int)
+            return f"its aliases are {aliases}, its versions {_listed(versions) or 'none'}"
+        return ""
 
     def download(self, version: Any, into: Path) -> Path:
         """The version's files in a local folder below ``into``."""
@@ -132,3 +154,10 @@ class Registry:
 def _quoted(value: str) -> str:
     """``value`` for an MLflow filter, which knows two quotes and no way to escape them; "" if it has both."""
     return next((f"{quote}{value}{quote}" for quote in "'\"" if quote not in value), "")
+
+
+def _listed(names: Iterable[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    shown = list(names)
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more

@@ -69,6 +69,21 @@ class TaskModels:
                     "another name"
                 )
 
+    def refuse_as_encoder(self, name: str) -> None:
+        """ConfigError if ``name`` is that of fine-tuned models: they are used, and not fine-tuned again."""
+        with track_errors(f"registered model {name} at {redact(self._registry.uri)}"):
+            try:
+                tags = self._client.get_registered_model(name).tags
+            except library().exceptions.MlflowException as fault:
+                if fault.error_code != _MISSING:
+                    raise
+                return  # who opens it says so
+        if _TASK in tags:
+            raise ConfigError(
+                f"{name} is a model that was fine-tuned on the task {tags[_TASK]}, not an encoder; give the "
+                "encoder that it was made of, or use it with python -m trainer.predict"
+            )
+
     def is_stored(self, run: Any) -> bool:
         """Whether the files of a fine-tuned model lie at the run."""
         return bool(run.data.tags.get(_STATE) == _STORED)

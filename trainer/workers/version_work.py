@@ -13,7 +13,13 @@ from trainer.evaluation.tasks.results.champion import settle_champion
 from trainer.evaluation.tasks.results.curves import CurveTask, add_points
 from trainer.evaluation.tasks.results.parent_story import update_parent
 from trainer.evaluation.tasks.results.results import Result, UnitOutcome
-from trainer.evaluation.tasks.results.results_log import ResultsLog, VersionLog, past_results, stored_results
+from trainer.evaluation.tasks.results.results_log import (
+    ResultsLog,
+    VersionLog,
+    past_results,
+    store_nothing,
+    stored_results,
+)
 from trainer.evaluation.tasks.results.reuse import Content, KnownResults, as_result_of, content_of
 from trainer.tracking.registry import Registry
 from trainer.workers.claims import Claims, Owner, Standing
@@ -133,7 +139,7 @@ class VersionWork:
         return True
 
     def record(self, task: TaskWork, planned: PlannedUnit, outcome: UnitOutcome) -> None:
-        task.log.record(outcome, store_model=store_model)
+        task.log.record(outcome, store_model=store_model if self._is_fullest(task) else store_nothing)
         self._accept(planned, outcome.result, describe(outcome.result))
 
     def fail(self, task: TaskWork, planned: PlannedUnit, reason: str) -> None:
@@ -156,12 +162,18 @@ class VersionWork:
     def _settle_task(self, task: TaskWork) -> None:
         if not any(planned in self.results for planned in task.units):
             return
-        for sentence in keep_best(self.registry, self.model, task.task.config, task.task.settings):
-            say(sentence)
-        same = [one.task for one in self.tasks if one.task.name == task.task.name]
-        curves = [CurveTask(one.config, one.settings) for one in largest(same).values()]
-        add_points(self.registry, self.model, task.log.version.shared, tasks=curves)
+        if self._is_fullest(task):
+            config, settings = task.task.config, task.task.settings
+            for sentence in keep_best(self.registry, self.model, config, settings):
+                say(sentence)
+            curve = [CurveTask(config, settings)]
+            add_points(self.registry, self.model, task.log.version.shared, tasks=curve)
         self._tell([])
+
+    def _is_fullest(self, task: TaskWork) -> bool:
+        """Whether ``task`` has the most train rows of its name: of these alone models are kept and curves
+        drawn."""
+        return largest(one.task for one in self.tasks)[task.task.name] is task.task
 
     def _settle_version(self) -> None:
         if self.results:

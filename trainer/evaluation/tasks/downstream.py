@@ -23,6 +23,7 @@ from trainer.evaluation.tasks.results.results_log import (
     ResultsLog,
     VersionLog,
     past_results,
+    store_nothing,
     stored_results,
 )
 from trainer.evaluation.tasks.results.reuse import KnownResults, as_result_of
@@ -35,7 +36,8 @@ def finetune(
 ) -> list[Result]:
     """One result for each mode and seed of the task, each in a child run; then the champion is settled.
 
-    What MLflow has already is not computed again.
+    What MLflow has already is not computed again. Of several numbers of train rows, models are kept and
+    curves drawn of the largest alone.
 
     Raises: StoreError, ValueError, TrackError, RuntimeError, MemoryError, each one sentence.
     """
@@ -47,8 +49,8 @@ def finetune(
     version = VersionLog.open(registry, model, experiment)
     results: dict[tuple[Unit, str], Result] = {}
     sentences: list[str] = []
-    most, curve = -1, []  # the curves show the most train rows
-    for variant, data in variants:
+    fullest = max(range(len(variants)), key=lambda number: len(variants[number][1].train))
+    for number, (variant, data) in enumerate(variants):
         for sentence in describe_rows(variant, data):
             say(sentence)
         prepared = prepare(
@@ -57,16 +59,14 @@ def finetune(
         log = ResultsLog(version, variant, prepared.settings, data.rows, data.sha256())
         known = KnownResults(stored_results(registry, model.name))
         for unit in units(model, variant):
-            result, sentence = _result_of(unit, prepared, log, known)
+            result, sentence = _result_of(unit, prepared, log, known, keeps=number == fullest)
             say(sentence)
             results[unit, prepared.settings] = result
-        if data.rows["train"] > most:
-            most, curve = data.rows["train"], [CurveTask(variant, prepared.settings)]
-        kept = keep_best(registry, model, variant, prepared.settings)
-        for sentence in kept:
-            say(sentence)
-        sentences += kept
-    add_points(registry, model, version.shared, tasks=curve)
+        if number == fullest:
+            sentences += keep_best(registry, model, variant, prepared.settings)
+            add_points(registry, model, version.shared, tasks=[CurveTask(variant, prepared.settings)])
+    for sentence in sentences:
+        say(sentence)
     champion = settle_champion(registry, model.name, model.version)
     say(champion)
     past = past_results(registry, model.name, model.version)
@@ -79,8 +79,13 @@ class _Obtained(NamedTuple):
     sentence: str
 
 
-def _result_of(unit: Unit, prepared: PreparedTask, log: ResultsLog, known: KnownResults) -> _Obtained:
-    """The result of a unit: the one that MLflow has, a copy of another version's, or a new one."""
+def _result_of(
+    unit: Unit, prepared: PreparedTask, log: ResultsLog, known: KnownResults, *, keeps: bool
+) -> _Obtained:
+    """The result of a unit: the one that MLflow has, a copy of another version's, or a new one.
+
+    ``keeps``: whether its model may be kept.
+    """
     stored = known.of(unit, log.settings)
     if stored:
         return _Obtained(stored.result, describe(stored.result, from_run=stored.run_id))
@@ -94,7 +99,7 @@ def _result_of(unit: Unit, prepared: PreparedTask, log: ResultsLog, known: Known
     except (RuntimeError, MemoryError) as fault:
         log.record_failure(unit, str(fault))
         raise
-    log.record(outcome, store_model=store_model)
+    log.record(outcome, store_model=store_model if keeps else store_nothing)
     return _Obtained(outcome.result, describe(outcome.result))
 
 

@@ -40,8 +40,11 @@ def name_of(encoder: str, task: str) -> str:
 
 
 def refuse_name(registry: Registry, encoder: str, task: str) -> None:
-    """ConfigError, before any work, if the models of the task cannot be registered under their name."""
-    TaskModels(registry).refuse_name(name_of(encoder, task), task=task)
+    """ConfigError, before any work, if the models of the task cannot be registered under their name, or
+    ``encoder`` names fine-tuned models."""
+    models = TaskModels(registry)
+    models.refuse_as_encoder(encoder)
+    models.refuse_name(name_of(encoder, task), task=task)
 
 
 def store_model(run: Run, outcome: UnitOutcome) -> None:

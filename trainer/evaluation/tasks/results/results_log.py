@@ -32,6 +32,10 @@ FINETUNE_EXPERIMENT = "finetune"  # for models that no run of ours made
 _LEDGER_NOTE = "Which process computed which unit, and which run holds its result. Nothing to review here."
 
 
+def store_nothing(run: Run, outcome: UnitOutcome) -> None:
+    """What a result without a model to keep stores."""
+
+
 @dataclass(frozen=True)
 class VersionLog:
     """Where the results of one model version go: the ids of the parent run and of the ledger.
@@ -102,7 +106,7 @@ class ResultsLog:
         outcome: UnitOutcome,
         *,
         computed_by: str = "",
-        store_model: Callable[[Run, UnitOutcome], None] = lambda run, outcome: None,
+        store_model: Callable[[Run, UnitOutcome], None] = store_nothing,
     ) -> bool:
         """Put a result into MLflow; False if another run holds a result of this unit already.
 

@@ -86,7 +86,8 @@ def test_a_split_needs_rows_with_and_without_each_label() -> None:
     none, all_ = TRUTH.copy(), TRUTH.copy()
     none[:, 1], all_[:, 2] = 0, 1
     assert KIND.fault_of_split(none) == (
-        "has no rows with label 'enhancer'; every split needs some with and some without"
+        "has no rows with label 'enhancer'; every split needs some with and some without: leave the label "
+        "out, or give more rows"
     )
     assert "has only rows with label 'CTCF site'" in KIND.fault_of_split(all_)
 

@@ -464,7 +464,10 @@ def test_a_pattern_that_fits_no_header_or_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"sequence": ["ACGT"]}, r"t.parquet has no column 'label', its columns are 'sequence'$"),
+        (
+            {"sequence": ["ACGT"]},
+            r"no column 'label', its columns are 'sequence'; give the right name as label_column$",
+        ),
         ({"sequence": [1], "label": ["a"]}, r"column 'sequence' holds int64, and text is needed"),
         (
             {"sequence": ["ACGT"], "label": [{"x": 1}]},

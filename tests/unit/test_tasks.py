@@ -171,10 +171,13 @@ def test_subsample_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seq,label\nACGT,a\n", r"bad.csv has no column 'sequence', its columns are 'seq', 'label'"),
+        (
+            "seq,label\nACGT,a\n",
+            r"no column 'sequence', its columns are 'seq', 'label'; give the right name as sequence_column$",
+        ),
         (
             "sequence,label\nACGT,a\nACGA,c\n",
-            r"bad.csv, line 3: label 'c' is not among the task's labels \['a', 'b'\]",
+            r"bad.csv, line 3: label 'c' is not among the task's labels \['a', 'b'\]; add it to labels, or",
         ),
         (
             "sequence,label\nACGT,a\nAC!T,b\n",
@@ -264,7 +267,9 @@ def test_subsets_are_nested_and_have_every_class(tmp_path: Path) -> None:
         assert before < set(train.letters)
         assert list(train.letters) == [each for each in letters if each in set(train.letters)]
         before = set(train.letters)
-    with pytest.raises(ValueError, match="its train split of 2 rows has none with label"):
+    with pytest.raises(
+        ValueError, match=r"its train split of 2 rows \(max_train_rows=2\) has none with label"
+    ):
         load_data(config.model_copy(update={"max_train_rows": 2}))
 
 

@@ -36,7 +36,8 @@ class Classification(TaskKind):
 
     def parse(self, text: str) -> int:
         if text not in self._number:
-            raise ValueError(f"is not among the task's labels {list(self.labels)}")
+            known = list(self.labels)
+            raise ValueError(f"is not among the task's labels {known}; add it to labels, or remove the row")
         return self._number[text]
 
     def fault_of_split(self, truth_N: Array) -> str:

@@ -50,7 +50,10 @@ class MultiLabel(TaskKind):
         for label, truth in zip(self.labels, truth_N.T, strict=True):
             if not truth.any() or truth.all():
                 which = "only" if truth.any() else "no"
-                return f"has {which} rows with label {label!r}; every split needs some with and some without"
+                return (
+                    f"has {which} rows with label {label!r}; every split needs some with and some without: "
+                    "leave the label out, or give more rows"
+                )
         return ""
 
     def groups(self, truth_N: Array) -> Array:

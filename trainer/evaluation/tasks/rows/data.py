@@ -93,7 +93,7 @@ def load(config: TaskConfig) -> TaskData:
     assert not isinstance(rows, tuple), "a list is for TaskConfig.variants"
     if rows and len(data.train) > rows:
         data = replace(data, train=_subsample(data.train, rows, kind))
-    _refuse_unusable(config.name, data, kind)
+    _refuse_unusable(config.name, data, kind, most=config.max_train_rows)
     return data
 
 
@@ -138,7 +138,8 @@ def _subsample(train: Split, rows: int, kind: TaskKind) -> Split:
     return train.take(lambda i, _: i in chosen)
 
 
-def _refuse_unusable(task: str, data: TaskData, kind: TaskKind) -> None:
+def _refuse_unusable(task: str, data: TaskData, kind: TaskKind, *, most: object) -> None:
+    """``most``: the number of train rows that were asked for, if any."""
     for split in data.splits:
         fault = kind.fault_of_split(split.truth_N)
         if fault:
@@ -148,6 +149,8 @@ def _refuse_unusable(task: str, data: TaskData, kind: TaskKind) -> None:
                 if left_out
                 else ""
             )
+            if split.role == "train" and most:
+                why += f" (max_train_rows={most})"
             raise ValueError(f"task {task}: its {split.role} split of {len(split)} rows{why} {fault}")
 
 

@@ -21,6 +21,7 @@ from trainer.evaluation.encoder_pyfunc import write_encoder_mlmodel
 from trainer.evaluation.tasks.kept import task_pyfunc
 from trainer.models import pretrained
 from trainer.tracking import mlmodel
+from trainer.tracking.mlflow_client import TrackError
 
 SEQUENCES = ["ACGTTGCA", "gattacaN"]
 LOADERS = [encoder_pyfunc.__name__, task_pyfunc.__name__]
@@ -96,3 +97,21 @@ def test_what_a_loader_imports_is_pinned(loader: str) -> None:
     needed = {DISTRIBUTIONS.get(library, library) for library in libraries - sys.stdlib_module_names}
     optional = {"mlflow", "deepspeed", "aiohttp", "ray"}  # mlflow pins itself; others are imported if wanted
     assert {name.replace("_", "-") for name in needed} - optional <= set(mlmodel._NEEDS)
+
+
+def test_a_working_folder_that_was_removed_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, (place, lost) = tiny_network(), (tmp_path / "model", tmp_path / "lost")
+    pretrained.write(str(place), network, dict(network.state_dict()), card="a toy")
+    lost.mkdir()
+    monkeypatch.chdir(lost)
+    lost.rmdir()
+    write_encoder_mlmodel(place)
+    assert (place / "MLmodel").is_file()
+
+
+def test_code_that_was_removed_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mlmodel, "_ROOT", tmp_path)
+    with pytest.raises(TrackError, match=f"the code in {tmp_path}, which a model brings"):
+        mlmodel.packed_code.__wrapped__()

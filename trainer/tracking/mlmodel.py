@@ -6,6 +6,7 @@ the package is on no index that a server could install it from.
 
 import functools
 import io
+import os
 import shutil
 import tempfile
 import zipfile
@@ -15,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trainer.tracking.mlflow_client import library, track_errors
+from trainer.tracking.mlflow_client import TrackError, library, track_errors
 
 CODE = "code/dna_distill.zip"
 _ROOT = Path(__file__).resolve().parents[2]  # of the packages
@@ -72,6 +73,7 @@ def write_mlmodel(
     mlflow = library()
     with track_errors(f"MLflow model in {folder}"), tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch, "model")
+        _enter_if_lost(scratch)
         mlflow.pyfunc.save_model(
             path=str(made),
             loader_module=pyfunc.loader,
@@ -90,6 +92,15 @@ def write_mlmodel(
         model.save(str(folder / "MLmodel"))
 
 
+def _enter_if_lost(folder: str) -> None:
+    """Make ``folder`` the working folder if that was removed, as Ray may do with a job's: MLflow asks for
+    it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir(Path(folder).parent)
+
+
 def _schema(columns: Mapping[str, str]) -> Any:
     types = library().types
     return types.Schema([types.ColSpec(kind, name) for name, kind in columns.items()])
@@ -102,10 +113,18 @@ def pins(distributions: Sequence[str]) -> list[str]:
 
 @functools.cache
 def packed_code() -> bytes:
-    """The modules of all packages as one zip, which Python imports from; the same code has the same bytes."""
+    """The modules of all packages as one zip, which Python imports from; the same code has the same bytes.
+
+    It is read once in a process: one whose code may be removed while it works calls this first.
+
+    Raises:
+        TrackError: the code is not there any more.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
         files = [path for package in _PACKAGES for path in (_ROOT / package).rglob("*.py")]
+        if not files:
+            raise TrackError(f"the code in {_ROOT}, which a model brings with it, was removed meanwhile")
         for path in sorted(files):
             name = zipfile.ZipInfo(path.relative_to(_ROOT).as_posix())  # of 1980, whenever the file is of
             packed.writestr(name, path.read_bytes(), zipfile.ZIP_DEFLATED)

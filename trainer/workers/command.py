@@ -19,6 +19,7 @@ from trainer.evaluation.tasks.results.results import summarise
 from trainer.evaluation.tasks.results.results_table import as_text
 from trainer.evaluation.tasks.rows.data import TaskData
 from trainer.tracking.config import default_tracking_uri
+from trainer.tracking.mlmodel import packed_code
 from trainer.tracking.registry import Registry
 from trainer.workers.claims import LEASE_S, Owner
 from trainer.workers.compute import resolve_precisions
@@ -57,6 +58,7 @@ def finetune_on_workers(request: WorkersRequest) -> None:
     """
     tasks = read_configs(request.tasks, request.overrides)
     _check(request, tasks)
+    packed_code()  # while the working folder of a Ray job is surely there
     registry = Registry(request.track_uri)
     versions = Versions(registry, request.model, request.watch)
     if not request.watch:

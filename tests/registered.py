@@ -1,6 +1,7 @@
 """A tiny network as a registered model of a SQLite MLflow, and a learnable task: made once for all tests."""
 
 import functools
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from trainer.tracking.mlflow_run import Run, RunSpec
 from trainer.tracking.registry import Registry
 
 NAME = "toy"
+_UNTOUCHED = "untouched.db"
 CANDIDATE = f"models:/{NAME}@candidate"
 MOTIF = "GATTACAGATTACA"
 TASK_ROWS = {"train": 200, "dev": 60, "test": 50}
@@ -130,7 +132,14 @@ def _make(folder: Path) -> Registered:
         "track.registered_model": NAME,
         "note": "<script>alert(1)</script>",
     }
-    return Registered(folder, uri, register(folder, uri, seed=0, params=params), write_task(folder))
+    run_id = register(folder, uri, seed=0, params=params)
+    shutil.copy(folder / "mlflow.db", folder / _UNTOUCHED)
+    return Registered(folder, uri, run_id, write_task(folder))
+
+
+def own_database(shared: Registered, folder: Path) -> str:
+    """The URI of a copy in ``folder`` of the database as it was before any test wrote to it."""
+    return f"sqlite:///{shutil.copy(shared.folder / _UNTOUCHED, folder / 'mlflow.db')}"
 
 
 def registry(where: Registered) -> Registry:

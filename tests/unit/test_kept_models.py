@@ -11,7 +11,7 @@ import pytest
 
 import configs
 from tests import kept
-from tests.registered import CANDIDATE, NAME, Registered, registered, registry
+from tests.registered import CANDIDATE, NAME, Registered, own_database, registered, registry
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
 from trainer.evaluation.tasks.kept import kept_models, task_model
@@ -36,10 +36,9 @@ SETTINGS = "0123456789ab"
 def where(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     """The registered network in an MLflow of its own, since others count the runs of theirs."""
     shared = registered(tmp_path_factory)
-    copied = tmp_path_factory.mktemp("kept") / "mlflow.db"
-    shutil.copy(shared.uri.removeprefix("sqlite:///"), copied)
-    uri = f"sqlite:///{copied}"
-    Registry(uri).client.create_experiment("kept", str(copied.parent / "art"))
+    folder = tmp_path_factory.mktemp("kept")
+    uri = own_database(shared, folder)
+    Registry(uri).client.create_experiment("kept", str(folder / "art"))
     return replace(shared, uri=uri)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from cluster import __main__ as cluster
 from cluster.tasks.pool import Ended, Pool
-from tests.registered import CANDIDATE, NAME, Registered, register, registered
+from tests.registered import CANDIDATE, NAME, Registered, own_database, register, registered
 from trainer.evaluation.registered_model import RegisteredModel, open_model
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.registry import Registry
@@ -36,13 +35,13 @@ Said = pytest.CaptureFixture[str]
 def where(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Registered:
     """The registered toy, in an MLflow of this test's own, and two tasks: one has several numbers of rows."""
     shared = registered(tmp_path_factory)
-    copy = shutil.copy(shared.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    uri = own_database(shared, tmp_path)
     text = shared.task.read_text()
     tasks = {"one": "", "two": "max_train_rows: [60, null, 999]\nseeds: [0, 1]\n"}
     for name, more in tasks.items():
         own = text.replace("seeds: [0]\n", "") if "seeds" in more else text
         (tmp_path / f"{name}.yaml").write_text(own.replace("name: motif", f"name: {name}") + more)
-    found = Registered(tmp_path, f"sqlite:///{copy}", shared.run_id, tmp_path / "one.yaml")
+    found = Registered(tmp_path, uri, shared.run_id, tmp_path / "one.yaml")
     Registry(found.uri).client.set_model_version_tag(NAME, "1", "step", "5")  # as versions are registered
     return found
 

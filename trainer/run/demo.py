@@ -48,7 +48,7 @@ class DemoOptions:
     folder: Path | None = None
     generated: bool = False
     genome_bp: int = 6_000_000
-    rows: int = 3000
+    rows: int = 2400
     processes: int | None = None
     overrides: Sequence[str] = ()
 

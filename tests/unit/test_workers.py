@@ -88,6 +88,9 @@ def test_two_tasks_then_a_rerun_then_another_version(
         if (row["task"], row["mode"], row["train_rows"]) == ("two", "scratch", 200)
     ]
     assert pretraining.metrics["downstream/two/scratch_mcc"] == pytest.approx(sum(two) / 2)
+    (kept,) = registry.client.search_model_versions("name='toy-two'")
+    rows = {run.info.run_id: run.data.params["train_rows"] for run in children(where)}
+    assert rows[kept.run_id] == "200", "of several numbers of rows the models of the largest are kept"
     (parent,) = registry.tagged(None, {"finetune": "parent", "model.version": "1", "model.name": NAME})
     assert parent.data.tags["mlflow.parentRunId"] == where.run_id
     assert parent.info.status == "FINISHED" and "| two" in parent.data.tags["mlflow.note.content"]

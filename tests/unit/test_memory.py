@@ -16,10 +16,10 @@ TURNS = 8
 
 def page_faults() -> int:
     """Of ``TURNS`` tensors, one after the other, after a first one."""
-    torch.zeros(BYTES, dtype=torch.uint8)
+    torch.ones(BYTES, dtype=torch.uint8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(TURNS):
-        torch.zeros(BYTES, dtype=torch.uint8).fill_(1)
+        torch.ones(BYTES, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 

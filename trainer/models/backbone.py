@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from configs.section import Section
 
@@ -72,6 +74,17 @@ class Backbone(nn.Module):
             noise_BLC: float [B, L, 4] added to the A, C, G, T input channels of the letters.
         """
         raise NotImplementedError
+
+    def run(self, part: nn.Module, x: Tensor) -> Tensor:
+        """``part(x)``, which is computed again in the backward if activations are checkpointed.
+
+        It is computed again up to the last tensor that the backward needs. That must lie within the same
+        module on all ranks, or they wait for each other's weights under ZeRO-3 for ever. So what depends on
+        padding stays outside ``part``.
+        """
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return part(x)  # type: ignore[no-any-return]
+        return checkpoint(part, x, use_reentrant=False)  # type: ignore[no-any-return]
 
     def positions(self, length: int) -> int:
         """To how many vectors of a row of ``length`` letters its weights are applied, for counting FLOPs."""

@@ -80,23 +80,18 @@ class ChordMixer(Backbone):
             index_BTG = self._roll_index(length_B + self.summaries, length + self.summaries)
         x_BTD = self.input(x_BTV)
         for layer in self.layers:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTD = torch.utils.checkpoint.checkpoint(
-                    self._mix, layer, x_BTD, index_BTG, use_reentrant=False
-                )
-            else:
-                x_BTD = self._mix(layer, x_BTD, index_BTG)
+            x_BTD = x_BTD + self._shifted(self.run(layer, x_BTD), index_BTG)
         return Hidden(*x_BTD.split([self.summaries, length], dim=1))
 
-    def _mix(self, layer: nn.Module, x_BTD: Tensor, index_BTG: Tensor | None) -> Tensor:
-        update_BTD = layer(x_BTD)
+    def _shifted(self, update_BTD: Tensor, index_BTG: Tensor | None) -> Tensor:
+        """Each group of channels rolled by its shift."""
         if index_BTG is None:
             groups = update_BTD.split(self.group_channels, dim=-1)
             rolled = [group.roll(-shift, 1) for group, shift in zip(groups, self.shifts, strict=True)]
-            return x_BTD + torch.cat(rolled, -1)
+            return torch.cat(rolled, -1)
         grouped_BTGC = update_BTD.unflatten(-1, (-1, self.group_channels))
         index_BTGC = index_BTG[..., None].expand(-1, -1, -1, self.group_channels)
-        return x_BTD + grouped_BTGC.gather(1, index_BTGC).flatten(-2)
+        return grouped_BTGC.gather(1, index_BTGC).flatten(-2)
 
     def _roll_index(self, circle_B: Tensor, width: int) -> Tensor:
         """int64 [B, T, G]: the position each position reads, (t + shift) mod circle; padding reads itself."""

@@ -88,25 +88,22 @@ class DilatedConv(Backbone):
             real_BL1 = (place_L < length_B[:, None])[..., None]
         x_BLD = _only(self.stem(_only(x_BLV, real_BL1)), real_BL1)
         for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BLD = torch.utils.checkpoint.checkpoint(block, x_BLD, real_BL1, use_reentrant=False)
-            else:
-                x_BLD = block(x_BLD, real_BL1)
+            x_BLD = x_BLD + _only(self.run(block, x_BLD), real_BL1)
         letters_BLD = _norm(x_BLD)
         return Hidden(_mean_and_max(letters_BLD, real_BL1), letters_BLD)
 
 
 class Block(nn.Module):
-    """x + contract(gelu(conv(norm(x)))): [B, L, D] -> [B, L, D], 0 at padding."""
+    """contract(gelu(conv(norm(x)))): [B, L, D] -> [B, L, D], what is added to x."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, taps: int, dilation: int) -> None:
         super().__init__()
         self.conv = Convolution(hidden_size, intermediate_size, taps=taps, dilation=dilation)
         self.contract = nn.Linear(intermediate_size, hidden_size)
 
-    def forward(self, x_BLD: Tensor, real_BL1: Tensor | None) -> Tensor:
-        update_BLD = self.contract(nn.functional.gelu(self.conv(_norm(x_BLD))))
-        return x_BLD + _only(update_BLD, real_BL1)
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        update_BLD: Tensor = self.contract(nn.functional.gelu(self.conv(_norm(x_BLD))))
+        return update_BLD
 
 
 class Convolution(nn.Module):

@@ -32,7 +32,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "expansion": 2,
     },
 }
-SIZES = {"0.1 M": ((32, 9, 2), 0.1e6), "0.4 M": ((64, 9, 2), 0.4e6), "1.7 M": ((128, 9, 2), 1.7e6)}
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -162,9 +161,8 @@ def test_an_export_comes_back_and_computes_in_bf16(name: str, tmp_path: Path) ->
 def test_norms_and_biases_do_not_decay(name: str) -> None:
     """What has one dimension has no weight decay in any optimiser here."""
     for parameter, value in small(name).named_parameters():
-        assert (value.ndim >= 2) == (parameter.rsplit(".")[-1] in ("weight", "weight_OKI")) or (
-            "norm" in parameter and value.ndim == 1
-        ), parameter
+        vector = "norm" in parameter or parameter.split(".")[-1] in ("bias", "bias_O")
+        assert (value.ndim < 2) == vector, parameter
 
 
 def naive_convolution(x_LI: Tensor, weight_OKI: Tensor, bias_O: Tensor, *, dilation: int) -> Tensor:
@@ -246,3 +244,9 @@ def test_the_summaries_have_the_gradient_of_mean_and_maximum() -> None:
 def test_an_even_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be odd, so that a letter stands in the middle \(given 8\)"):
         DilatedConvConfig.model_validate({"kernel": 8})
+
+
+@pytest.mark.parametrize(("hidden_size", "millions"), [(32, 0.11), (64, 0.42), (128, 1.65)])
+def test_sizes_are_those_of_the_docs(hidden_size: int, millions: float) -> None:
+    config = DilatedConvConfig(hidden_size=hidden_size)
+    assert round(pretrained.parameter_count(DilatedConv(config)) / 1e6, 2) == millions

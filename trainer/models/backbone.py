@@ -83,8 +83,8 @@ class Backbone(nn.Module):
         padding stays outside ``part``.
         """
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return part(x)  # type: ignore[no-any-return]
-        return checkpoint(part, x, use_reentrant=False)  # type: ignore[no-any-return]
+            return part(x)
+        return checkpoint(part, x, use_reentrant=False)
 
     def positions(self, length: int) -> int:
         """To how many vectors of a row of ``length`` letters its weights are applied, for counting FLOPs."""

@@ -43,6 +43,7 @@ class Dino(PrototypeLoss[DinoConfig]):
         "kl": "kl",
         "usage": "prototype_usage",
         "chosen": "prototypes_chosen",
+        "information": "teacher_information",
     }
     rows_called, guard_prefix, max_kl = "samples", "", 0.1
 

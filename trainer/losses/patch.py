@@ -60,7 +60,7 @@ class Patch(PrototypeLoss[PatchConfig]):
 
     name = "patch"
     Config = PatchConfig
-    metrics = {name: f"patch_{name}" for name in ("entropy", "kl", "usage", "chosen")}
+    metrics = {name: f"patch_{name}" for name in ("entropy", "kl", "usage", "chosen", "information")}
     rows_called, guard_prefix, max_kl = (
         "letters",
         "patch ",

@@ -9,7 +9,7 @@ from configs import ConfigError, dump, validate
 from trainer.data.config import Data
 from trainer.engine.config import Train
 from trainer.losses.config import loss_section
-from trainer.losses.prototypes import PrototypeConfig
+from trainer.losses.prototype_head import PrototypeConfig
 from trainer.losses.registry import LOSSES
 from trainer.run import world_size
 from trainer.run.config import TrainConfig

@@ -11,7 +11,7 @@ from trainer.losses.config import loss_section, projection_heads
 from trainer.losses.contrastive import EmbeddingHead
 from trainer.losses.dino import SummaryHead
 from trainer.losses.patch import LetterHead, Letters
-from trainer.losses.prototypes import PrototypeOutput
+from trainer.losses.prototype_head import PrototypeOutput
 from trainer.losses.registry import LOSSES
 from trainer.losses.vicreg import ExpanderHead
 from trainer.models import pretrained

@@ -18,13 +18,8 @@ from torch import Tensor
 from trainer.core.collectives import Group
 from trainer.losses.dino import Dino, DinoConfig
 from trainer.losses.distillation import centred_probabilities
-from trainer.losses.prototypes import (
-    PrototypeConfig,
-    PrototypeOutput,
-    TeacherRows,
-    TeacherTargets,
-    teacher_targets,
-)
+from trainer.losses.prototype_head import PrototypeConfig, PrototypeOutput
+from trainer.losses.teacher_targets import TeacherRows, TeacherTargets, teacher_targets
 
 K, C = 7, 5
 PLAIN = PrototypeConfig(prototypes=K, bottleneck=C, teacher_temperature=0.1, balance="centring")
@@ -73,7 +68,7 @@ def targets(
         for rank in ranks
     ]
     found = [TeacherRows.of(outputs_of(rank), valid[rank]) for rank in ranks]
-    payloads = [one.payload() for one in found]
+    payloads = [one.payload(whole=split) for one in found]
     assert (
         len({str({name: (part.shape, part.dtype) for name, part in payload.items()}) for payload in payloads})
         == 1
@@ -82,7 +77,7 @@ def targets(
     made = []
     for rank, rows in enumerate(found):
         group = Group(rank, len(ranks))
-        made.append(teacher_targets(config, rows, gathered, group=group, before_PK=centre_PK))
+        made.append(teacher_targets(config, rows, gathered, group=group, before_PX=centre_PK))
         counted = given.bottleneck[..., 0, 0].numel() if given.valid is None else int(given.valid.sum())
         assert made[-1].total == max(1, counted)
     return made
@@ -107,10 +102,10 @@ def test_the_centre_is_the_mean_at_each_position_of_all_rows_that_count(
             count += 1
     for one in targets(given_, PLAIN):
         if not count:
-            assert one.centre_PK is None, "a batch without any row has no centre to move to"
+            assert one.centre_PX is None, "a batch without any row has no centre to move to"
             continue
-        assert one.centre_PK is not None and one.centre_PK.shape == (positions, K)
-        torch.testing.assert_close(one.centre_PK.double(), total / count, rtol=1e-5, atol=1e-6)
+        assert one.centre_PX is not None and one.centre_PX.shape == (positions, K)
+        torch.testing.assert_close(one.centre_PX.double(), total / count, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -135,7 +130,7 @@ def test_probabilities_are_centred_with_the_centre_before_this_batch_in_the_orde
 def test_without_balance_nothing_is_centred() -> None:
     given_ = everything(0, 2, 1, 1, 3, 2)
     for rank, one in enumerate(targets(given_, PLAIN.model_copy(update={"balance": "none"}))):
-        assert one.centre_PK is None
+        assert one.centre_PX is None
         assert torch.equal(
             one.probabilities(0, 0), centred_probabilities(given_.cosines[rank, 0, 0], None, 0.1)
         )
@@ -166,7 +161,7 @@ def test_sinkhorn_balances_each_position_over_all_ranks_micro_batches_and_direct
         1,
     ).view(given_.cosines.shape)
     for rank, one in enumerate(targets(given_, config)):
-        assert one.centre_PK is None, "a balanced batch needs no centre"
+        assert one.centre_PX is None, "a balanced batch needs no centre"
         for m, d in itertools.product(range(shape[1]), range(shape[2])):
             found_RPK = one.probabilities(m, d)
             assert found_RPK.dtype == torch.float32
@@ -182,7 +177,7 @@ def test_one_balance_for_all_positions_would_be_another() -> None:
     sharp = PLAIN.model_copy(update={"teacher_temperature": 0.04})
     plain_RPK = targets(given_, sharp)[0].probabilities(0, 0)
     assert (plain_RPK.mean((0, 1))[:3] > 0.3).all() and (plain_RPK.mean(0).amax(-1) > 0.9).all()
-    centred = targets(given_, sharp, targets(given_, sharp)[0].centre_PK)
+    centred = targets(given_, sharp, targets(given_, sharp)[0].centre_PX)
     balanced = targets(given_, sharp.model_copy(update={"balance": "sinkhorn", "sinkhorn_iterations": 20}))
     for one in (centred[0], balanced[0]):
         assert (one.probabilities(0, 0).mean(0).amax(-1) < 0.5).all(), "the sample decides, not the position"
@@ -199,8 +194,8 @@ def test_letters_that_do_not_count_move_nobody(balance: str) -> None:
     )
     for rank, (one, two) in enumerate(zip(before, after, strict=True)):
         if balance == "centring":
-            assert one.centre_PK is not None and two.centre_PK is not None
-            assert torch.equal(one.centre_PK, two.centre_PK)
+            assert one.centre_PX is not None and two.centre_PX is not None
+            assert torch.equal(one.centre_PX, two.centre_PX)
         for m, d in itertools.product(range(2), range(2)):
             valid_R = given_.valid[rank, m, d]
             first, second = one.probabilities(m, d), two.probabilities(m, d)
@@ -216,7 +211,7 @@ def test_the_moving_centre_follows_that_of_each_batch() -> None:
     for step in (1, 2, 3):
         (context,) = targets(given_, PLAIN, state)
         state = term.next_state(state, context)
-        torch.testing.assert_close(state, context.centre_PK * (1 - 0.75**step))
+        torch.testing.assert_close(state, context.centre_PX * (1 - 0.75**step))
     nothing = everything(0, 1, 1, 1, 2, 3)
     none_counts = Everything(nothing.bottleneck, nothing.prototypes_KC, torch.zeros(1, 1, 1, 2).bool())
     (context,) = targets(none_counts, PLAIN, state)

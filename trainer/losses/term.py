@@ -137,6 +137,10 @@ class LossTerm(Generic[C, Context]):
         """To how many vectors of the student and of the teacher its head is applied."""
         return 0.0, 0.0
 
+    def student_only(self, head: nn.Module) -> list[nn.Module]:
+        """The parts of its head that the teacher does not use."""
+        return []
+
     def product_flops(self, shape: StepShape) -> float:
         """FLOPs of matrix products other than the head's."""
         return 0.0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import coupled_config, run_cases, small_config
+from tests.dist.steps import coupled_config, run_cases, small_config, taught_config
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
@@ -26,6 +26,8 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             {"train__micro_batch": 8, "train__zero_stage": 0},
             STEPS,
         ),
+        "taught": ("taught", {}, 10),
+        "taught, 3 micro-batches": ("taught", {"train__micro_batch": 8}, 10),
         "plain, activation checkpointing": ("plain", {"train__activation_checkpointing": True}, 5),
     },
     2: {
@@ -42,6 +44,11 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             {"loss__contrastive__variant": "ring", "train__zero_stage": 3, "train__micro_batch": 4},
             STEPS,
         ),
+        "taught, ZeRO-3, 2 micro-batches": (
+            "taught",
+            {"train__zero_stage": 3, "train__micro_batch": 6},
+            10,
+        ),
         "coupled, ref": ("coupled", {"loss__contrastive__variant": "ref"}, 5),
         "plain, ZeRO-3, activation checkpointing": (
             "plain",
@@ -56,6 +63,7 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             {"train__zero_stage": 3, "train__micro_batch": 3},
             10,
         ),
+        "taught, 2 micro-batches": ("taught", {"train__micro_batch": 3}, 10),
     },
 }
 BF16 = {
@@ -89,7 +97,7 @@ def toy_dataset(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def runs(toy: str) -> dict[int, list[dict[str, Any]]]:
     """ranks -> by rank: case -> its numbers; bf16 cases begin with "bf16"."""
-    configs = {"plain": small_config, "coupled": coupled_config}
+    configs = {"plain": small_config, "coupled": coupled_config, "taught": taught_config}
     found = {}
     for world in (1, 2, 4):
         cases = {
@@ -136,6 +144,7 @@ def test_every_loss_is_there_and_learns(runs: Any) -> None:
     plain, coupled = runs[1][0]["plain"], runs[1][0]["coupled"]
     assert plain["losses"][0].keys() == {"mlm", "distill", "patch", "contrastive", "total"}
     assert coupled["losses"][0].keys() == plain["losses"][0].keys() | {"koleo", "vicreg"}
+    assert runs[1][0]["taught"]["losses"][0].keys() == plain["losses"][0].keys() | {"sigreg"}
     for result in (plain, coupled):
         assert result["losses"][-1]["mlm"] < result["losses"][0]["mlm"]
 

@@ -96,9 +96,8 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         ),
         (
             WEIGHTLESS,
-            "loss: every loss has weight 0; at least one of mlm, distill, patch, contrastive, koleo, vicreg "
-            "must "
-            "be above 0",
+            "loss: every loss has weight 0; at least one of mlm, distill, patch, contrastive, koleo, vicreg, "
+            "sigreg must be above 0",
         ),
         (
             {"loss.mlm.weight": -1.0},
@@ -144,6 +143,31 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         (
             {"loss.contrastive.weight": 1.0, "loss.contrastive.keys": "student"},
             "loss.contrastive.keys: student keys need views.symmetric: true; or use the teacher's",
+        ),
+        (
+            {"loss.distill.balance": "none", "loss.distill.centre_bottleneck": True},
+            "loss.distill: balance none takes no mean off, and centre_bottleneck true wants one taken off; "
+            "use balance centring or sinkhorn",
+        ),
+        (
+            {"loss.distill.teacher_temperature_start": 0.07},
+            "loss.distill: teacher_temperature_start 0.07 and teacher_temperature_warmup 0.0 belong together; "
+            "give both, or neither",
+        ),
+        (
+            {"loss.patch.teacher_temperature_warmup": 0.1},
+            "loss.patch: teacher_temperature_start None and teacher_temperature_warmup 0.1 belong together; "
+            "give both, or neither",
+        ),
+        (
+            {"loss.sigreg.weight": 1.0, "loss.sigreg.target": "student"},
+            "loss.sigreg.target: the student's own other view needs views.symmetric: true; or use the "
+            "teacher's",
+        ),
+        (
+            {"loss.sigreg.weight": 1.0, "train.global_batch": 1},
+            "train.global_batch: 1 must be at least 2 for loss.sigreg, which compares the rows of a batch "
+            "with each other; or set loss.sigreg.weight to 0",
         ),
         (
             {"loss.vicreg.variance": -1.0},

@@ -151,13 +151,13 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         ),
         (
             {"loss.distill.teacher_temperature_start": 0.07},
-            "loss.distill: teacher_temperature_start 0.07 and teacher_temperature_warmup 0.0 belong together; "
-            "give both, or neither",
+            "loss.distill: teacher_temperature_start 0.07 and teacher_temperature_warmup 0 belong "
+            "together; give both, or neither",
         ),
         (
             {"loss.patch.teacher_temperature_warmup": 0.1},
-            "loss.patch: teacher_temperature_start None and teacher_temperature_warmup 0.1 belong together; "
-            "give both, or neither",
+            "loss.patch: teacher_temperature_start null and teacher_temperature_warmup 0.1 belong "
+            "together; give both, or neither",
         ),
         (
             {"loss.sigreg.weight": 1.0, "loss.sigreg.target": "student"},

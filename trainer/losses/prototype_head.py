@@ -51,8 +51,9 @@ class PrototypeConfig(LossConfig):
             )
         if (self.teacher_temperature_start is None) != (self.teacher_temperature_warmup == 0):
             raise ValueError(
-                f"teacher_temperature_start {self.teacher_temperature_start} and teacher_temperature_warmup "
-                f"{self.teacher_temperature_warmup} belong together; give both, or neither"
+                f"teacher_temperature_start {self.teacher_temperature_start or 'null'} and "
+                f"teacher_temperature_warmup {self.teacher_temperature_warmup:g} belong together; "
+                "give both, or neither"
             )
         return self
 

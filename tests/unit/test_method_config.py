@@ -38,7 +38,8 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
     [
         (
             {"views.student.operations": {"rotate": 3, "flip": 1, "shift": 2}},
-            "views.student.operations: unknown flip, rotate; must be of deletion, insertion, shift",
+            "views.student.operations: unknown flip, rotate; must be of deletion, insertion, neighbour, "
+            "shift",
         ),
         (
             {"views.teacher.operations": {"shift": 1001}},
@@ -68,7 +69,7 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         ),
         (
             {"views.crops.operations": {"turn": 1}},
-            "views.crops.operations: unknown turn; must be of deletion, insertion, shift",
+            "views.crops.operations: unknown turn; must be of deletion, insertion, neighbour, shift",
         ),
         (
             {"views.teacher.noise": 0.1},

@@ -55,8 +55,8 @@ class Limits:
         min_prototypes: the teacher is one-hot on too few prototypes where fewer are any sample's first
             choice, or where exp(entropy of the mean assignment) is below, and KL below ``max_kl``; not judged
             where K is no more.
-        max_entropy: the teacher is uniform where its entropy is above this share of log K, and KL below
-            ``max_kl``.
+        max_entropy, min_information: the teacher is uniform in effect where its entropy is above this share
+            of log K, and what it tells of which sample it is below so many nats, and KL below ``max_kl``.
         max_drift: the centre runs away where it moves by more than this many times its spread from reading to
             reading.
     """
@@ -65,7 +65,8 @@ class Limits:
     min_rank: float = 1.2
     max_dead: float = 0.5
     min_prototypes: float = 2.0
-    max_entropy: float = 0.999
+    max_entropy: float = 0.98
+    min_information: float = 0.1
     max_drift: float = 3.0
 
 
@@ -76,7 +77,7 @@ class PrototypeWatch:
 
     prototypes: int
     rows: str  # in words
-    metrics: Mapping[str, str]  # entropy, kl, usage, chosen -> name of the metric health/NAME
+    metrics: Mapping[str, str]  # entropy, kl, usage, chosen, information -> name of the metric health/NAME
     max_kl: float
     prefix: str  # of the names of its kinds of collapse
 
@@ -86,15 +87,15 @@ class PrototypeWatch:
 
     def kinds(self, limits: Limits) -> "list[_Kind]":
         assert self.prototypes >= 1, f"{self.prototypes} prototypes for {self.rows}"
-        entropy, kl, usage, chosen = (
-            f"health/{self.metrics[name]}" for name in ("entropy", "kl", "usage", "chosen")
+        entropy, kl, usage, chosen, information = (
+            f"health/{self.metrics[name]}" for name in ("entropy", "kl", "usage", "chosen", "information")
         )
         agreed, even = _Sign(kl, self.max_kl), limits.max_entropy * math.log(self.prototypes)
         uniform = _Kind(
             f"{self.prefix}uniform",
             f"the teacher is uniform over the prototypes for all {self.rows}, and the student too: "
             "nothing to learn",
-            (_Sign(entropy, even, above=True), agreed),
+            (_Sign(entropy, even, above=True), _Sign(information, limits.min_information), agreed),
         )
         if self.prototypes <= limits.min_prototypes:  # every teacher uses too few of them
             return [uniform]

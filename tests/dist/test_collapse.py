@@ -16,6 +16,25 @@ PLANTED = {
     "loss__distill__balance": "none",
     "views__crops__number": 0,
 }
+# The demo's old settings, small: summaries that another view cannot foretell, a mean of cosines.
+UNTEACHABLE = {
+    "views__symmetric": False,
+    "views__student": {"reverse_complement": 0.5},
+    "views__crops__number": 0,
+    "loss__distill": {"weight": 0.2, "prototypes": 64, "mlp_size": 32, "bottleneck": 16},
+    "loss__patch__weight": 0.0,
+    "loss__contrastive__weight": 0.2,
+    "ema": {"momentum": 0.99, "momentum_end": 0.999},
+    "train__lr": 2e-3,
+    "train__warmup_fraction": 0.1,
+    "train__steps": 200,
+}
+# And what mends them.
+TEACHABLE = UNTEACHABLE | {
+    "loss__distill__reads": "pooled",
+    "loss__distill__balance": "sinkhorn",
+    "loss__distill__centre_bottleneck": True,
+}
 STEPS = 200
 
 
@@ -34,6 +53,8 @@ def judged(toy: str) -> dict[str, dict[str, Any]]:
             "planted": (small_config(toy, **PLANTED), STEPS),
             "planted, other seed": (small_config(toy, run__seed=8, **PLANTED), STEPS),
             "healthy": (small_config(toy), STEPS),
+            "unteachable": (small_config(toy, **UNTEACHABLE), STEPS),
+            "teachable": (small_config(toy, **TEACHABLE), STEPS),
         },
     )[0]
 
@@ -47,6 +68,18 @@ def test_a_planted_collapse_is_named(judged: Any, name: str) -> None:
     assert "(prototype_usage " in sentence
     assert found["readings"][step]["batch_health/collapsed"] == 1
     assert found["readings"][10]["batch_health/collapsed"] == 0
+
+
+def test_a_teacher_that_is_uniform_in_effect_is_named_and_the_mended_one_teaches(judged: Any) -> None:
+    step, sentence = judged["unteachable"]["first"]
+    assert step <= STEPS
+    assert sentence.startswith(f"step {step}: the teacher is uniform over the prototypes for all samples")
+    assert "(teacher_entropy " in sentence and "teacher_information " in sentence
+    before, mended = (judged[name]["readings"][STEPS] for name in ("unteachable", "teachable"))
+    assert before["batch_health/teacher_information"] < 0.1
+    assert mended["batch_health/teacher_information"] > 0.3
+    assert mended["batch_health/kl"] < 0.9 * mended["batch_health/teacher_information"], "it is learned"
+    assert judged["teachable"]["first"] is None
 
 
 def test_a_healthy_run_is_left_alone_and_its_readings_are_all_there(judged: Any) -> None:
@@ -67,6 +100,7 @@ def test_a_healthy_run_is_left_alone_and_its_readings_are_all_there(judged: Any)
             "centre_drift",
             "prototype_usage",
             "prototypes_chosen",
+            "teacher_information",
             "collapsed",
         )
     } <= found["readings"][STEPS].keys()

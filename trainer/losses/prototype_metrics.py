@@ -75,6 +75,6 @@ def readings(sums_PS: Tensor) -> dict[str, float]:
         found |= {
             "usage": prototype_usage(mean_PK),
             "chosen": float((first_PK > 0).double().mean()),
-            "information": max(0.0, float(entropy(mean_PK).mean()) - found["entropy"]),
+            "information": float((entropy(mean_PK).mean() - found["entropy"]).clamp(min=0)),
         }
     return found

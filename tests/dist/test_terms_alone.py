@@ -2,7 +2,6 @@
 the teacher reads only where the loss asks for it."""
 
 import math
-from pathlib import Path
 from typing import Any
 from unittest import mock
 

@@ -53,7 +53,7 @@ UNTAUGHT: dict[str, dict[str, Any]] = {
 
 
 def alone(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each case: its stretch and the resumed one, validation and health, the export, the teacher's calls."""
+    """Of each case: its stretch and the resumed one, the teacher's calls, validation, the export."""
     found = {}
     for name, values in cases.items():
         with mock.patch.object(step, "teacher_forward", wraps=step.teacher_forward) as teacher_forward:

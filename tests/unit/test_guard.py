@@ -28,12 +28,14 @@ HEALTHY = {
     "health/prototype_usage": 0.9,
     "health/prototypes_chosen": 0.4,
     "health/teacher_information": 0.3,
+    "health/learned": 0.25,
     "health/centre_drift": 0.5,
     "health/patch_entropy": 0.9 * math.log(K),
     "health/patch_kl": 0.5,
     "health/patch_usage": 0.9,
     "health/patch_chosen": 0.4,
     "health/patch_information": 0.6,
+    "health/patch_learned": 0.1,
 }
 COLLAPSED = {
     "point": (
@@ -56,10 +58,12 @@ COLLAPSED = {
         {
             "health/teacher_entropy": 0.99 * math.log(K),
             "health/teacher_information": 0.03,
+            "health/learned": -0.004,
             "health/kl": 1e-3,
         },
         "the teacher is uniform over the prototypes for all samples, and the student too: nothing to learn",
-        "teacher_entropy 3.431 is above 3.396, teacher_information 0.03 is below 0.1, kl 0.001 is below 0.1",
+        "teacher_entropy 3.431 is above 3.396, teacher_information 0.03 is below 0.1, "
+        "learned -0.004 is below 0.01, kl 0.001 is below 0.1",
     ),
     "one-hot": (
         {"health/prototype_usage": 1.2 / K, "health/kl": 1e-3},
@@ -76,10 +80,12 @@ COLLAPSED = {
         {
             "health/patch_entropy": 0.99 * math.log(K),
             "health/patch_information": 0.03,
+            "health/patch_learned": -0.17,
             "health/patch_kl": 0.2,
         },
         "the teacher is uniform over the prototypes for all letters, and the student too: nothing to learn",
-        "patch_entropy 3.431 is above 3.396, patch_information 0.03 is below 0.1, patch_kl 0.2 is below 0.3",
+        "patch_entropy 3.431 is above 3.396, patch_information 0.03 is below 0.1, "
+        "patch_learned -0.17 is below 0.01, patch_kl 0.2 is below 0.3",
     ),
     "patch one-hot": (
         {"health/patch_usage": 1.2 / K, "health/patch_kl": 0.2},
@@ -208,6 +214,7 @@ def test_a_uniform_teacher_of_two_prototypes_is_told() -> None:
         (512, 6.19, 0.3, 0.05, False),  # so sure of so little that all together are even, and learned
         (512, 5.28, 0.05, 0.04, False),  # not even: the other kinds are for that
         (512, 6.19, 0.03, 0.4, False),  # the student is not there yet
+        (512, 6.20, 0.035, 0.014, False),  # young: little is told as yet, but most of it is learned
     ],
 )
 def test_a_teacher_that_is_uniform_in_effect_is_named_at_any_number_of_prototypes(
@@ -216,6 +223,7 @@ def test_a_teacher_that_is_uniform_in_effect_is_named_at_any_number_of_prototype
     seen = {
         "health/teacher_entropy": entropy,
         "health/teacher_information": information,
+        "health/learned": information - kl,
         "health/kl": kl,
     }
     sentence = guard(patience=1, prototypes=prototypes).check(HEALTHY | seen, step=1)
@@ -231,6 +239,7 @@ def test_a_teacher_that_is_uniform_in_effect_is_named_at_any_number_of_prototype
         ("drift", {"max_drift": math.inf}),
         ("uniform", {"max_entropy": 2.0}),
         ("uniform", {"min_information": 0.0}),
+        ("uniform", {"min_learned": -math.inf}),
         ("one-hot", {"min_prototypes": 0.0}),
         ("choice", {"min_prototypes": 0.0}),
         ("choice", {"max_kl": 0.0}),

@@ -186,6 +186,7 @@ def naive_sums(teacher: Tensor, student_log: Tensor) -> dict[str, float]:
         "health/teacher_entropy": entropies,
         "health/kl": kls,
         "health/teacher_information": of_means - entropies,
+        "health/learned": of_means - entropies - kls,
     }
 
 
@@ -213,9 +214,11 @@ def test_information_is_the_divergence_of_a_student_that_knows_the_mean_alone() 
     mean = teacher.mean(0).log().expand_as(teacher)
     found = readings(sums_PS=prototype_metrics.prototype_sums(teacher, mean))
     assert found["health/teacher_information"] == pytest.approx(found["health/kl"], rel=1e-4)
+    assert found["health/learned"] == pytest.approx(0, abs=1e-5)
     one_each = torch.eye(6)[torch.arange(36) % 6][:, None]
     found = readings(sums_PS=prototype_metrics.prototype_sums(one_each, one_each.clamp(min=1e-9).log()))
     assert found["health/teacher_information"] == pytest.approx(math.log(6), rel=1e-5)
+    assert found["health/learned"] == pytest.approx(math.log(6), rel=1e-5)
 
 
 def test_usage_at_its_ends_and_by_position() -> None:
@@ -298,10 +301,15 @@ def test_readings_hold_what_their_tensors_allow() -> None:
     assert readings() == {}
     assert readings(x).keys() == embeddings
     assert readings(x, other_GE=x).keys() == embeddings | {"health/alignment"}
-    judged = {
-        f"health/{name}"
-        for name in ("teacher_entropy", "kl", "prototype_usage", "prototypes_chosen", "teacher_information")
-    }
+    names = (
+        "teacher_entropy",
+        "kl",
+        "prototype_usage",
+        "prototypes_chosen",
+        "teacher_information",
+        "learned",
+    )
+    judged = {f"health/{name}" for name in names}
     assert readings(sums_PS=prototype_metrics.prototype_sums(p, p.log())).keys() == judged
 
 
@@ -321,6 +329,7 @@ def test_what_says_how_samples_differ_is_left_out_of_too_few(rows: int) -> None:
             "prototype_usage",
             "prototypes_chosen",
             "teacher_information",
+            "learned",
         )
     }
     expected = (

@@ -54,6 +54,7 @@ class Dino(PrototypeLoss[DinoConfig]):
         "usage": "prototype_usage",
         "chosen": "prototypes_chosen",
         "information": "teacher_information",
+        "learned": "learned",
     }
     rows_called, guard_prefix, max_kl = "samples", "", 0.1
 

@@ -56,7 +56,9 @@ class Patch(PrototypeLoss[PatchConfig]):
 
     name = "patch"
     Config = PatchConfig
-    metrics = {name: f"patch_{name}" for name in ("entropy", "kl", "usage", "chosen", "information")}
+    metrics = {
+        name: f"patch_{name}" for name in ("entropy", "kl", "usage", "chosen", "information", "learned")
+    }
     rows_called, guard_prefix, max_kl = (
         "letters",
         "patch ",

@@ -24,7 +24,7 @@ P = TypeVar("P", bound=PrototypeConfig)
 class PrototypeLoss(LossTerm[P, TeacherTargets]):
     """A loss over prototypes; a subclass says which rows its head reads."""
 
-    metrics: ClassVar[Mapping[str, str]]  # entropy, kl, usage, chosen -> name of the metric health/NAME
+    metrics: ClassVar[Mapping[str, str]]  # of prototype_metrics.readings -> name of the metric health/NAME
     rows_called: ClassVar[str]  # what a row is, in words
     guard_prefix: ClassVar[str]  # of the names of its kinds of collapse
     max_kl: ClassVar[float]  # nats: a student that agrees with its teacher up to this may have collapsed

@@ -86,6 +86,13 @@ class PrototypeOutput(NamedTuple):
         cosines, bottleneck = (None if part is None else part.flatten(0, 1)[:, None] for part in self[:2])
         return PrototypeOutput(cosines, bottleneck, self.prototypes_KC)
 
+    def cut(self, parts: int) -> "list[PrototypeOutput]":
+        """Of equal parts of the rows; the prototypes are everybody's."""
+        cosines, bottleneck = (
+            [None] * parts if part is None else part.chunk(parts) for part in (self.cosines, self.bottleneck)
+        )
+        return [PrototypeOutput(*pair, self.prototypes_KC) for pair in zip(cosines, bottleneck, strict=True)]
+
     def first(self, count: int) -> "PrototypeOutput":
         """Of the first ``count`` rows."""
         cosines, bottleneck = (None if part is None else part[:count] for part in self[:2])

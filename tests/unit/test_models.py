@@ -288,6 +288,17 @@ def test_chunks_of_the_outputs_are_those_of_the_rows_and_keep_their_gradients() 
     assert nothing.logits_BLV is nothing.heads["patch"] is None and nothing.pooled_BD.shape == (2, 2)
 
 
+def test_an_output_that_knows_its_rows_is_cut_as_it_says() -> None:
+    """Prototypes that travel beside a bottleneck have no rows of samples, and are every part's."""
+    bottleneck_BPC, prototypes_KC = torch.randn(6, 2, 4), torch.randn(8, 4)
+    whole = PrototypeOutput(None, bottleneck_BPC, prototypes_KC)
+    parts = Outputs(None, torch.ones(6, 2), {"distill": whole}).chunk(2)
+    for number, part in enumerate(parts):
+        found = part.heads["distill"]
+        assert found.cosines is None and found.prototypes_KC is prototypes_KC
+        assert torch.equal(found.bottleneck, bottleneck_BPC[3 * number : 3 * number + 3])
+
+
 def test_outputs_of_letters_become_rows_of_one_position() -> None:
     bottleneck_BNC, prototypes_KC = torch.randn(3, 4, 6), torch.randn(9, 6)
     cosines_BNK = bottleneck_BNC @ prototypes_KC.T

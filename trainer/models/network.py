@@ -30,9 +30,8 @@ class Outputs(NamedTuple):
 
     logits_BLV: Tensor | None  # fp32, 4 nucleotides; None: not asked for
     pooled_BD: Tensor  # fp32, mean over the letters
-    heads: dict[
-        str, Any
-    ] = {}  # by loss; tensors in tuples, [B, ...] or 0-d, or tuples that ``cut`` themselves
+    # By loss; tensors in tuples, [B, ...] or 0-d. A tuple may say by a method ``cut`` what its rows are.
+    heads: dict[str, Any] = {}
     crops: dict[str, Any] = {}  # the same of the crops, [X, ...]
 
     @property

@@ -144,7 +144,7 @@ def sigreg(sketch: Sketch) -> Tensor:
                 _characteristic_sums(part_ME, sketch.slices_EK, knot_T)
                 for part_ME in others_GE.split(sketch.block)
             ]
-        real_KT, imaginary_KT = (sums_2KT + sum(others)) / rows
+        real_KT, imaginary_KT = ((sums_2KT + sum(others)) / rows).unbind(0)
     apart_KT = (real_KT - normal_T).square() + imaginary_KT.square()
     value = rows * 2 * (apart_KT * (normal_T * trapezoid_T)).sum(1).mean()
     return as_share(value.float(), sketch.ranks)

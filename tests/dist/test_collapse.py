@@ -33,6 +33,7 @@ UNTEACHABLE = {
     "train__warmup_fraction": 0.1,
     "train__steps": 200,
 }
+SOON = 120  # steps after which it must have been named
 # And what mends them.
 TEACHABLE = UNTEACHABLE | {
     "loss__distill__reads": "pooled",
@@ -57,10 +58,16 @@ def judged(toy: str) -> dict[str, dict[str, Any]]:
             "planted": (small_config(toy, **PLANTED), STEPS),
             "planted, other seed": (small_config(toy, run__seed=8, **PLANTED), STEPS),
             "healthy": (small_config(toy), STEPS),
-            "unteachable": (small_config(toy, **UNTEACHABLE), STEPS),
-            "teachable": (small_config(toy, **TEACHABLE), STEPS),
         },
     )[0]
+
+
+@pytest.fixture(scope="module")
+def taught(toy: str) -> dict[str, dict[str, Any]]:
+    settings = {"unteachable": UNTEACHABLE, "teachable": TEACHABLE}
+    cases = {name: (small_config(toy, **changes), SOON) for name, changes in settings.items()}
+    found: dict[str, dict[str, Any]] = on_ranks(1, judged_cases, cases)[0]
+    return found
 
 
 @pytest.mark.parametrize("name", ["planted", "planted, other seed"])
@@ -74,16 +81,16 @@ def test_a_planted_collapse_is_named(judged: Any, name: str) -> None:
     assert found["readings"][10]["batch_health/collapsed"] == 0
 
 
-def test_a_teacher_that_is_uniform_in_effect_is_named_and_a_mended_one_is_not(judged: Any) -> None:
-    step, sentence = judged["unteachable"]["first"]
-    assert step <= STEPS
+def test_a_teacher_that_is_uniform_in_effect_is_named_and_a_mended_one_is_not(taught: Any) -> None:
+    step, sentence = taught["unteachable"]["first"]
+    assert step <= SOON
     assert sentence.startswith(f"step {step}: the teacher is uniform over the prototypes for all samples")
     assert "(teacher_entropy " in sentence and "teacher_information " in sentence
-    before, mended = (judged[name]["readings"][STEPS] for name in ("unteachable", "teachable"))
+    before, mended = (taught[name]["readings"][SOON] for name in ("unteachable", "teachable"))
     assert before["batch_health/teacher_information"] < 0.1
     assert mended["batch_health/teacher_information"] > 0.3
     assert before["batch_health/learned"] < 0.01
-    assert judged["teachable"]["first"] is None
+    assert taught["teachable"]["first"] is None
 
 
 def test_a_healthy_run_is_left_alone_and_its_readings_are_all_there(judged: Any) -> None:

@@ -230,6 +230,37 @@ def test_a_teacher_that_is_uniform_in_effect_is_named_at_any_number_of_prototype
     assert (sentence is not None) == named
 
 
+# What the old demo reads on yeast, one rank: step, teacher_entropy, teacher_information,
+# kl, prototype_usage, prototypes_chosen. K = 512.
+OLD_DEMO = [
+    (10, 4.948, 0.5201, 0.6088, 0.463, 0.041),
+    (20, 5.827, 0.2578, 0.4317, 0.858, 0.065),
+    (30, 6.074, 0.1164, 0.1503, 0.953, 0.072),
+    (40, 6.12, 0.063, 0.0736, 0.946, 0.051),
+    (50, 6.13, 0.0413, 0.0474, 0.936, 0.041),
+    (60, 6.144, 0.0343, 0.0398, 0.942, 0.036),
+    (70, 6.159, 0.0318, 0.0405, 0.954, 0.037),
+    (80, 6.171, 0.0312, 0.0355, 0.965, 0.036),
+    (90, 6.184, 0.0297, 0.0315, 0.976, 0.053),
+    (100, 6.194, 0.0277, 0.0294, 0.983, 0.06),
+    (110, 6.2, 0.026, 0.0285, 0.988, 0.06),
+    (120, 6.205, 0.0256, 0.0267, 0.993, 0.067),
+]
+
+
+def test_the_old_demos_teacher_is_named_within_200_steps() -> None:
+    watch = guard(patience=5, prototypes=512)
+    names = ("teacher_entropy", "teacher_information", "kl", "prototype_usage", "prototypes_chosen")
+    said_at = []
+    for step, *values in OLD_DEMO:
+        seen = {f"health/{name}": value for name, value in zip(names, values, strict=True)}
+        seen["health/learned"] = seen["health/teacher_information"] - seen["health/kl"]
+        if sentence := watch.check(HEALTHY | seen, step=step):
+            assert COLLAPSED["uniform"][1] in sentence
+            said_at.append(step)
+    assert said_at == [80]
+
+
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [

@@ -16,30 +16,6 @@ PLANTED = {
     "loss__distill__balance": "none",
     "views__crops__number": 0,
 }
-# The demo's old settings, small: summaries that another view cannot foretell, a mean of cosines.
-UNTEACHABLE = {
-    "views__symmetric": False,
-    "views__student__noise": 0.0,
-    "views__crops__number": 0,
-    "loss__distill__weight": 0.2,
-    "loss__distill__prototypes": 64,
-    "loss__distill__mlp_size": 32,
-    "loss__distill__bottleneck": 16,
-    "loss__patch__weight": 0.0,
-    "loss__contrastive__weight": 0.2,
-    "ema__momentum": 0.99,
-    "ema__momentum_end": 0.999,
-    "train__lr": 2e-3,
-    "train__warmup_fraction": 0.1,
-    "train__steps": 200,
-}
-SOON = 120  # steps after which it must have been named
-# And what mends them.
-TEACHABLE = UNTEACHABLE | {
-    "loss__distill__reads": "pooled",
-    "loss__distill__balance": "sinkhorn",
-    "loss__distill__centre_bottleneck": True,
-}
 STEPS = 200
 
 
@@ -62,14 +38,6 @@ def judged(toy: str) -> dict[str, dict[str, Any]]:
     )[0]
 
 
-@pytest.fixture(scope="module")
-def taught(toy: str) -> dict[str, dict[str, Any]]:
-    settings = {"unteachable": UNTEACHABLE, "teachable": TEACHABLE}
-    cases = {name: (small_config(toy, **changes), SOON) for name, changes in settings.items()}
-    found: dict[str, dict[str, Any]] = on_ranks(1, judged_cases, cases)[0]
-    return found
-
-
 @pytest.mark.parametrize("name", ["planted", "planted, other seed"])
 def test_a_planted_collapse_is_named(judged: Any, name: str) -> None:
     found = judged[name]
@@ -79,18 +47,6 @@ def test_a_planted_collapse_is_named(judged: Any, name: str) -> None:
     assert "(prototype_usage " in sentence
     assert found["readings"][step]["batch_health/collapsed"] == 1
     assert found["readings"][10]["batch_health/collapsed"] == 0
-
-
-def test_a_teacher_that_is_uniform_in_effect_is_named_and_a_mended_one_is_not(taught: Any) -> None:
-    step, sentence = taught["unteachable"]["first"]
-    assert step <= SOON
-    assert sentence.startswith(f"step {step}: the teacher is uniform over the prototypes for all samples")
-    assert "(teacher_entropy " in sentence and "teacher_information " in sentence
-    before, mended = (taught[name]["readings"][SOON] for name in ("unteachable", "teachable"))
-    assert before["batch_health/teacher_information"] < 0.1
-    assert mended["batch_health/teacher_information"] > 0.3
-    assert before["batch_health/learned"] < 0.01
-    assert taught["teachable"]["first"] is None
 
 
 def test_a_healthy_run_is_left_alone_and_its_readings_are_all_there(judged: Any) -> None:

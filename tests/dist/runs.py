@@ -50,7 +50,13 @@ def stretch(
     for batch in reader.batches(first, until):
         micro = batch.split(config.train.rows_at_once(group.size))
         result = train_step(
-            engine, now.teacher, micro, method=method(config), states=now.centres, measure=now.step % 2 == 0
+            engine,
+            now.teacher,
+            micro,
+            method=method(config),
+            states=now.centres,
+            moment=config.moment(now.step),
+            measure=now.step % 2 == 0,
         )
         metrics = train_state.apply(
             now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4

@@ -82,6 +82,25 @@ def coupled_config(uri: str, **changes: Any) -> dict[str, Any]:
     )
 
 
+def taught_config(uri: str, **changes: Any) -> dict[str, Any]:
+    """The settings with which a teacher stays informative, and the loss without prototypes."""
+    return small_config(
+        uri,
+        **{
+            "loss__distill__reads": "pooled",
+            "loss__distill__balance": "sinkhorn",
+            "loss__distill__centre_bottleneck": True,
+            "loss__distill__predictor": True,
+            "loss__distill__teacher_temperature_start": 0.08,
+            "loss__distill__teacher_temperature_warmup": 0.5,
+            "loss__patch__balance": "centring",
+            "loss__patch__centre_bottleneck": True,
+            "loss__sigreg": {"weight": 0.3, "mlp_size": 9, "embedding": 7, "slices": 5},
+            **changes,
+        },
+    )
+
+
 def set_up(
     values: dict[str, Any], device_name: str = "cpu"
 ) -> tuple[TrainConfig, Engine, train_state.TrainState, Reader]:
@@ -134,7 +153,14 @@ def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> d
                 first.teacher.codes_BL[row].tolist(),
                 first.noise_BLC[row].sum().item(),
             )
-        result = train_step(engine, teacher, micro, method=method(config), states=now.centres)
+        result = train_step(
+            engine,
+            teacher,
+            micro,
+            method=method(config),
+            states=now.centres,
+            moment=config.moment(now.step),
+        )
         metrics = train_state.apply(
             now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4
         )
@@ -285,7 +311,15 @@ def judged_run(values: dict[str, Any], steps: int) -> dict[str, Any]:
     for batch in reader.batches(0, steps):
         due = (now.step + 1) % config.health.every == 0
         micro = batch.split(config.train.rows_at_once(group.size))
-        result = train_step(engine, teacher, micro, method=method(config), states=now.centres, measure=due)
+        result = train_step(
+            engine,
+            teacher,
+            micro,
+            method=method(config),
+            states=now.centres,
+            moment=config.moment(now.step),
+            measure=due,
+        )
         train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
         assert bool(result.health) == due
         if due:

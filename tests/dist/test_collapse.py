@@ -67,6 +67,8 @@ def test_a_healthy_run_is_left_alone_and_its_readings_are_all_there(judged: Any)
             "centre_drift",
             "prototype_usage",
             "prototypes_chosen",
+            "teacher_information",
+            "learned",
             "collapsed",
         )
     } <= found["readings"][STEPS].keys()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import coupled_config, run_cases, small_config
+from tests.dist.steps import coupled_config, run_cases, small_config, taught_config
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
@@ -31,6 +31,8 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             {"train__micro_batch": 8, "train__zero_stage": 0},
             STEPS,
         ),
+        "taught": ("taught", {}, 10),
+        "taught, 3 micro-batches": ("taught", {"train__micro_batch": 8}, 10),
         "plain, activation checkpointing": ("plain", {"train__activation_checkpointing": True}, 5),
     },
     2: {
@@ -46,6 +48,11 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             "coupled",
             {"loss__contrastive__variant": "ring", "train__zero_stage": 3, "train__micro_batch": 4},
             STEPS,
+        ),
+        "taught, ZeRO-3, 2 micro-batches": (
+            "taught",
+            {"train__zero_stage": 3, "train__micro_batch": 6},
+            10,
         ),
         "coupled, ref": ("coupled", {"loss__contrastive__variant": "ref"}, 5),
         "convolutions, ZeRO-1": ("convolutions", {}, STEPS),
@@ -68,6 +75,7 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             10,
         ),
         "convolutions, ZeRO-2": ("convolutions", {"train__zero_stage": 2}, STEPS),
+        "taught, 2 micro-batches": ("taught", {"train__micro_batch": 3}, 10),
     },
 }
 BF16 = {
@@ -104,6 +112,7 @@ def runs(toy: str) -> dict[int, list[dict[str, Any]]]:
     configs = {
         "plain": small_config,
         "coupled": coupled_config,
+        "taught": taught_config,
         "convolutions": partial(small_config, **CONVOLUTIONS),
     }
     found = {}
@@ -152,6 +161,7 @@ def test_every_loss_is_there_and_learns(runs: Any) -> None:
     plain, coupled = runs[1][0]["plain"], runs[1][0]["coupled"]
     assert plain["losses"][0].keys() == {"mlm", "distill", "patch", "contrastive", "total"}
     assert coupled["losses"][0].keys() == plain["losses"][0].keys() | {"koleo", "vicreg"}
+    assert runs[1][0]["taught"]["losses"][0].keys() == plain["losses"][0].keys() | {"sigreg"}
     for result in (plain, coupled):
         assert result["losses"][-1]["mlm"] < result["losses"][0]["mlm"]
 

@@ -38,6 +38,32 @@ CASES: dict[str, dict[str, Any]] = {
     "dilated convolutions": {
         "model": {"name": "dilated-conv", "hidden_size": 32, "dilations": [1, 3, 9, 1], "stem_kernel": 3}
     },
+    "a predictor, which the teacher has no part in": {
+        "loss__distill": {
+            "weight": 1.0,
+            "prototypes": 900,
+            "mlp_size": 300,
+            "bottleneck": 64,
+            "predictor": True,
+            "reads": "pooled",
+        },
+    },
+    "no teacher": {
+        "loss__distill__weight": 0.0,
+        "loss__patch__weight": 0.0,
+        "loss__contrastive__weight": 0.0,
+        "views__crops__number": 0,
+        "loss__vicreg": {"weight": 1.0, "invariance": 0.0, "mlp_size": 300, "embedding": 8},
+        "loss__sigreg": {"weight": 1.0, "target": "student", "mlp_size": 300, "embedding": 8, "slices": 4},
+    },
+    "its embedding of the other view": {
+        "loss__distill__weight": 0.0,
+        "loss__patch__weight": 0.0,
+        "loss__contrastive__weight": 0.0,
+        "views__crops__number": 0,
+        "loss__vicreg": {"weight": 1.0, "mlp_size": 300, "embedding": 8},
+        "loss__sigreg": {"weight": 1.0, "mlp_size": 300, "embedding": 8, "slices": 4},
+    },
 }
 
 

@@ -165,10 +165,11 @@ def readings(
 def naive_sums(teacher: Tensor, student_log: Tensor) -> dict[str, float]:
     rows, positions, prototypes = teacher.shape
     t, s = teacher.tolist(), student_log.tolist()
-    usage = chosen = entropies = kls = 0.0
+    usage = chosen = entropies = kls = of_means = 0.0
     for p in range(positions):
         mean = [sum(t[b][p][k] for b in range(rows)) / rows for k in range(prototypes)]
         usage += math.exp(naive_entropy(mean)) / prototypes / positions
+        of_means += naive_entropy(mean) / positions
         chosen += (
             len({max(range(prototypes), key=t[b][p].__getitem__) for b in range(rows)})
             / prototypes
@@ -184,6 +185,8 @@ def naive_sums(teacher: Tensor, student_log: Tensor) -> dict[str, float]:
         "health/prototypes_chosen": chosen,
         "health/teacher_entropy": entropies,
         "health/kl": kls,
+        "health/teacher_information": of_means - entropies,
+        "health/learned": of_means - entropies - kls,
     }
 
 
@@ -204,6 +207,18 @@ def test_prototype_readings_equal_the_naive_loops_however_they_were_shared_out(
     ]
     found = readings(sums_PS=torch.stack(parts).sum(0))
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_information_is_the_divergence_of_a_student_that_knows_the_mean_alone() -> None:
+    teacher = distributions(40, 2, 6)
+    mean = teacher.mean(0).log().expand_as(teacher)
+    found = readings(sums_PS=prototype_metrics.prototype_sums(teacher, mean))
+    assert found["health/teacher_information"] == pytest.approx(found["health/kl"], rel=1e-4)
+    assert found["health/learned"] == pytest.approx(0, abs=1e-5)
+    one_each = torch.eye(6)[torch.arange(36) % 6][:, None]
+    found = readings(sums_PS=prototype_metrics.prototype_sums(one_each, one_each.clamp(min=1e-9).log()))
+    assert found["health/teacher_information"] == pytest.approx(math.log(6), rel=1e-5)
+    assert found["health/learned"] == pytest.approx(math.log(6), rel=1e-5)
 
 
 def test_usage_at_its_ends_and_by_position() -> None:
@@ -255,6 +270,7 @@ def test_no_reading_is_nan_whatever_the_prototypes(teacher: Tensor) -> None:
     found = readings(sums_PS=prototype_metrics.prototype_sums(teacher, student))
     assert all(math.isfinite(value) for value in found.values()), found
     assert ("health/prototype_usage" in found) == ("health/prototypes_chosen" in found) == (len(teacher) >= 4)
+    assert found.get("health/teacher_information", 0.0) == pytest.approx(0, abs=1e-6), "all rows say the same"
 
 
 def test_what_is_not_finite_reads_as_nan_and_raises_nothing() -> None:
@@ -285,7 +301,15 @@ def test_readings_hold_what_their_tensors_allow() -> None:
     assert readings() == {}
     assert readings(x).keys() == embeddings
     assert readings(x, other_GE=x).keys() == embeddings | {"health/alignment"}
-    judged = {f"health/{name}" for name in ("teacher_entropy", "kl", "prototype_usage", "prototypes_chosen")}
+    names = (
+        "teacher_entropy",
+        "kl",
+        "prototype_usage",
+        "prototypes_chosen",
+        "teacher_information",
+        "learned",
+    )
+    judged = {f"health/{name}" for name in names}
     assert readings(sums_PS=prototype_metrics.prototype_sums(p, p.log())).keys() == judged
 
 
@@ -304,6 +328,8 @@ def test_what_says_how_samples_differ_is_left_out_of_too_few(rows: int) -> None:
             "uniformity",
             "prototype_usage",
             "prototypes_chosen",
+            "teacher_information",
+            "learned",
         )
     }
     expected = (

@@ -19,6 +19,7 @@ from trainer.losses.distillation import Distilled, centred_probabilities, distil
 from trainer.losses.koleo import Spread, koleo
 from trainer.losses.masked_lm import Scored, masked_nucleotides
 from trainer.losses.reduction import as_share
+from trainer.losses.sigreg import KNOTS, LAST_KNOT, Sketch, distance, sigreg, slices
 from trainer.losses.vicreg import Expanded, vicreg
 
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -117,6 +118,27 @@ def naive_vicreg(x: Expanded) -> Tensor:
     return total
 
 
+def sketch(seed: int, rows: int = 9, features: int = 5, number: int = 3) -> Sketch:
+    g = generator(seed)
+    all_GE = torch.randn(rows, features, generator=g) * torch.linspace(0.2, 2, features) + 0.5
+    slices_EK = slices(seed, features, number, device=torch.device("cpu"))
+    return Sketch(all_GE.clone(), all_GE, slices_EK, 0, 1)
+
+
+def naive_sigreg(s: Sketch) -> Tensor:
+    x, total, step = s.rows_BE.double(), ZERO, LAST_KNOT / (KNOTS - 1)
+    for k in range(s.slices_EK.shape[1]):
+        for j in range(KNOTS):
+            t = j * step
+            normal = math.exp(-(t**2) / 2)
+            along = [x[g] @ s.slices_EK[:, k].double() for g in range(len(x))]
+            real = sum(torch.cos(t * u) for u in along) / len(x)
+            imaginary = sum(torch.sin(t * u) for u in along) / len(x)
+            weight = 2 * normal * (step if 0 < j < KNOTS - 1 else step / 2)
+            total = total + weight * ((real - normal) ** 2 + imaginary**2)
+    return len(x) * total / s.slices_EK.shape[1]
+
+
 def part_of(field: str, *, dim: int = 0, others: tuple[str, ...] = ()) -> Callable[..., Any]:
     """Cuts rows out of ``field`` and ``others``; where there are gathered rows, says where the part stands in
     them."""
@@ -160,6 +182,7 @@ CASES = {
     ),
     "koleo": Case(koleo, naive_koleo, spread, "rows_BD", part_of("rows_BD")),
     "vicreg": Case(vicreg, naive_vicreg, expanded, "rows_BE", part_of("rows_BE", others=("teacher_BE",))),
+    "sigreg": Case(sigreg, naive_sigreg, sketch, "rows_BE", part_of("rows_BE")),
 }
 
 
@@ -191,7 +214,8 @@ def test_loss_equals_its_naive_loop_in_value_and_gradient(
 ) -> None:
     case = CASES[name]
     inputs = case.make(seed, rows)
-    fields = {"koleo": ("rows_BD", "all_GD"), "vicreg": ("rows_BE", "all_GE")}.get(name, (case.leaf,))
+    both = {"koleo": ("rows_BD", "all_GD"), "vicreg": ("rows_BE", "all_GE"), "sigreg": ("rows_BE", "all_GE")}
+    fields = both.get(name, (case.leaf,))
     assert_equals_naive(
         case, replace(inputs, **{field: getattr(inputs, field).to(dtype) for field in fields})
     )
@@ -315,6 +339,8 @@ def test_rows_that_do_not_fit_the_gathered_ones_are_a_fault() -> None:
         koleo(replace(spread(0), rows_BD=torch.ones(9, 4)))
     with pytest.raises(AssertionError, match=r"rows of \(9, 5\) and of the teacher \(8, 5\)"):
         vicreg(replace(expanded(0), teacher_BE=torch.ones(8, 5)))
+    with pytest.raises(AssertionError, match="rows 3 to 12 of 9 gathered ones"):
+        sigreg(replace(sketch(0), first_row=3))
 
 
 def test_centring_and_sharpening() -> None:
@@ -390,3 +416,44 @@ def test_a_global_batch_of_one_row_is_refused() -> None:
         koleo(spread(0, 1))
     with pytest.raises(ValueError, match="VICReg needs a variance" + advice):
         vicreg(expanded(0, 1))
+    with pytest.raises(ValueError, match="SIGReg needs a distribution" + advice):
+        sigreg(sketch(0, 1))
+
+
+def test_normal_rows_are_the_least_of_sigreg_whatever_the_batch() -> None:
+    """Rows of one point, of too small and of too large a spread, and with a mean, all cost more."""
+    found = []
+    for rows in (64, 1024):
+        normal_GE = torch.randn(rows, 8, generator=generator(0))
+        slices_EK = slices(0, 8, 64, device=torch.device("cpu"))
+
+        def value(rows_GE: Tensor, slices_EK: Tensor = slices_EK) -> float:
+            return sigreg(Sketch(rows_GE, rows_GE, slices_EK, 0, 1)).item()
+
+        found.append(value(normal_GE))
+        others = [value(change) for change in (normal_GE * 0, normal_GE / 3, normal_GE * 3, normal_GE + 1)]
+        assert found[-1] < 2 < 5 < min(others)
+    assert found[0] == pytest.approx(found[1], rel=0.5)
+
+
+@pytest.mark.parametrize("block", [1, 4, 512])
+def test_sigreg_reads_the_other_ranks_rows_in_blocks_of_any_size(block: int) -> None:
+    s = sketch(3, 11)
+    part = replace(s, rows_BE=s.rows_BE[4:7], first_row=4, ranks=3)
+    got = differentiate(sigreg, replace(part, block=block), "rows_BE")
+    torch.testing.assert_close(got, differentiate(sigreg, part, "rows_BE"), rtol=1e-6, atol=1e-7)
+
+
+def test_slices_are_unit_vectors_of_their_key_alone() -> None:
+    first, again, other = (slices(key, 6, 50, device=torch.device("cpu")) for key in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.testing.assert_close(first.norm(dim=0), torch.ones(50))
+    assert (first @ first.T / 50 - torch.eye(6) / 6).abs().max() < 0.15, "all directions alike"
+
+
+def test_the_distance_to_the_other_view_is_a_share_of_the_mean() -> None:
+    x, y = torch.randn(6, 4, generator=generator(0)), torch.randn(6, 4, generator=generator(1))
+    parts = [distance(x[i : i + 2], y[i : i + 2], rows=6).item() for i in (0, 2, 4)]
+    assert sum(parts) == pytest.approx((x - y).square().mean().item(), rel=1e-6)
+    with pytest.raises(AssertionError, match=r"rows of \(6, 4\) and \(2, 4\)"):
+        distance(x, y[:2], rows=6)

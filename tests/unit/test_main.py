@@ -201,7 +201,7 @@ def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path:
             "loss={mlm: {weight: 0}, distill: {weight: 0}, contrastive: {weight: 0}}",
             "every loss has weight 0",
         ),
-        ("views.teacher.operations={rotate: 3}", "unknown rotate; must be of deletion, insertion, shift"),
+        ("views.teacher.operations={rotate: 3}", "unknown rotate; must be of deletion, insertion, neighb"),
         ("train.steps", "not an override of the form dotted.key=value: train.steps"),
         (
             "track.registered_model=yeast/v1",

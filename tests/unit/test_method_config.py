@@ -9,7 +9,7 @@ from configs import ConfigError, dump, validate
 from trainer.data.config import Data
 from trainer.engine.config import Train
 from trainer.losses.config import loss_section
-from trainer.losses.prototypes import PrototypeConfig
+from trainer.losses.prototype_head import PrototypeConfig
 from trainer.losses.registry import LOSSES
 from trainer.run import world_size
 from trainer.run.config import TrainConfig
@@ -38,7 +38,8 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
     [
         (
             {"views.student.operations": {"rotate": 3, "flip": 1, "shift": 2}},
-            "views.student.operations: unknown flip, rotate; must be of deletion, insertion, shift",
+            "views.student.operations: unknown flip, rotate; must be of deletion, insertion, neighbour, "
+            "shift",
         ),
         (
             {"views.teacher.operations": {"shift": 1001}},
@@ -68,7 +69,7 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         ),
         (
             {"views.crops.operations": {"turn": 1}},
-            "views.crops.operations: unknown turn; must be of deletion, insertion, shift",
+            "views.crops.operations: unknown turn; must be of deletion, insertion, neighbour, shift",
         ),
         (
             {"views.teacher.noise": 0.1},
@@ -96,9 +97,8 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         ),
         (
             WEIGHTLESS,
-            "loss: every loss has weight 0; at least one of mlm, distill, patch, contrastive, koleo, vicreg "
-            "must "
-            "be above 0",
+            "loss: every loss has weight 0; at least one of mlm, distill, patch, contrastive, koleo, vicreg, "
+            "sigreg must be above 0",
         ),
         (
             {"loss.mlm.weight": -1.0},
@@ -144,6 +144,31 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         (
             {"loss.contrastive.weight": 1.0, "loss.contrastive.keys": "student"},
             "loss.contrastive.keys: student keys need views.symmetric: true; or use the teacher's",
+        ),
+        (
+            {"loss.distill.balance": "none", "loss.distill.centre_bottleneck": True},
+            "loss.distill: balance none takes no mean off, and centre_bottleneck true wants one taken off; "
+            "use balance centring or sinkhorn",
+        ),
+        (
+            {"loss.distill.teacher_temperature_start": 0.07},
+            "loss.distill: teacher_temperature_start 0.07 and teacher_temperature_warmup 0 belong "
+            "together; give both, or neither",
+        ),
+        (
+            {"loss.patch.teacher_temperature_warmup": 0.1},
+            "loss.patch: teacher_temperature_start null and teacher_temperature_warmup 0.1 belong "
+            "together; give both, or neither",
+        ),
+        (
+            {"loss.sigreg.weight": 1.0, "loss.sigreg.target": "student"},
+            "loss.sigreg.target: the student's own other view needs views.symmetric: true; or use the "
+            "teacher's",
+        ),
+        (
+            {"loss.sigreg.weight": 1.0, "train.global_batch": 1},
+            "train.global_batch: 1 must be at least 2 for loss.sigreg, which compares the rows of a batch "
+            "with each other; or set loss.sigreg.weight to 0",
         ),
         (
             {"loss.vicreg.variance": -1.0},

@@ -11,7 +11,7 @@ from trainer.losses.config import loss_section, projection_heads
 from trainer.losses.contrastive import EmbeddingHead
 from trainer.losses.dino import SummaryHead
 from trainer.losses.patch import LetterHead, Letters
-from trainer.losses.prototypes import PrototypeOutput
+from trainer.losses.prototype_head import PrototypeOutput
 from trainer.losses.registry import LOSSES
 from trainer.losses.vicreg import ExpanderHead
 from trainer.models import pretrained
@@ -286,6 +286,17 @@ def test_chunks_of_the_outputs_are_those_of_the_rows_and_keep_their_gradients() 
     assert network.heads["distill"].prototypes.grad.abs().sum() > 0
     nothing = Outputs(None, torch.ones(4, 2), {"patch": None}).chunk(2)[1]
     assert nothing.logits_BLV is nothing.heads["patch"] is None and nothing.pooled_BD.shape == (2, 2)
+
+
+def test_an_output_that_knows_its_rows_is_cut_as_it_says() -> None:
+    """Prototypes that travel beside a bottleneck have no rows of samples, and are every part's."""
+    bottleneck_BPC, prototypes_KC = torch.randn(6, 2, 4), torch.randn(8, 4)
+    whole = PrototypeOutput(None, bottleneck_BPC, prototypes_KC)
+    parts = Outputs(None, torch.ones(6, 2), {"distill": whole}).chunk(2)
+    for number, part in enumerate(parts):
+        found = part.heads["distill"]
+        assert found.cosines is None and found.prototypes_KC is prototypes_KC
+        assert torch.equal(found.bottleneck, bottleneck_BPC[3 * number : 3 * number + 3])
 
 
 def test_outputs_of_letters_become_rows_of_one_position() -> None:

@@ -65,7 +65,7 @@ def test_the_config_knows_an_operation_once_it_is_registered() -> None:
         config = validate(TrainConfig, values("d"), source="test")
     assert config.views.flank == 15
     assert config.views.teacher.operations == {"cut": 5, "shift": 4, "scramble": 6}
-    with pytest.raises(ConfigError, match=r"unknown cut, scramble; must be of deletion, insertion, shift"):
+    with pytest.raises(ConfigError, match=r"unknown cut, scramble; must be of deletion, insertion, neighb"):
         validate(TrainConfig, values("d"), source="test")
 
 

@@ -184,6 +184,9 @@ def test_each_operation_leaves_its_mark_on_the_source_map() -> None:
     first = make_view(source, name="t", operations={"shift": 20}).source_BL[:, 0] - source.flank
     assert first.min() < -15
     assert first.max() > 15
+    assert (steps["neighbour"] == 1).all()
+    beside = make_view(source, name="t", operations={"neighbour": 20}).source_BL[:, 0] - source.flank
+    assert set(beside.tolist()) == {-20, 20}
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,4 @@
-"""Learning rate and EMA momentum as pure functions of the step and of the samples seen."""
+"""Learning rate, EMA momentum and what else changes in a run, as pure functions of step and samples seen."""
 
 import math
 
@@ -20,3 +20,8 @@ def momentum(samples: int, *, start: float, end: float, total_samples: int) -> f
     BYOL)."""
     done = min(1.0, samples / total_samples)
     return end - (end - start) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def linear(progress: float, *, start: float, end: float, share: float) -> float:
+    """From ``start`` to ``end`` over the first ``share`` (above 0) of the schedule, then ``end``."""
+    return start + (end - start) * min(1.0, progress / share)

@@ -5,7 +5,9 @@ a row. Young and healthy runs break single ones: the windows of an untrained net
 teacher prefers one prototype for all until the centre has followed, and while the student learns nothing but
 the mean of a nearly uniform teacher KL is small. A collapsed teacher is one that says the same of every
 sample, at each summary position by itself, AND that the student already agrees with, so that nothing is left
-to learn; hence the limit on KL.
+to learn; hence the limit on KL. A teacher that is uniform in effect still tells single samples apart by
+hundredths of a nat, which a student that gets nowhere never learns: hence the limits on information, and on
+what is learned of it.
 
 The defaults are for a reading every 10 steps or so: a centre with momentum 0.9 may swing through one
 prototype for all and out again in 20 steps. Uniformity and alignment have no limit of their own: near 0,
@@ -55,8 +57,9 @@ class Limits:
         min_prototypes: the teacher is one-hot on too few prototypes where fewer are any sample's first
             choice, or where exp(entropy of the mean assignment) is below, and KL below ``max_kl``; not judged
             where K is no more.
-        max_entropy: the teacher is uniform where its entropy is above this share of log K, and KL below
-            ``max_kl``.
+        max_entropy, min_information, min_learned: the teacher is uniform in effect where its entropy is above
+            this share of log K, what it tells of single samples and what the student has learned of that are
+            below so many nats, and KL is below ``max_kl``.
         max_drift: the centre runs away where it moves by more than this many times its spread from reading to
             reading.
     """
@@ -65,7 +68,9 @@ class Limits:
     min_rank: float = 1.2
     max_dead: float = 0.5
     min_prototypes: float = 2.0
-    max_entropy: float = 0.999
+    max_entropy: float = 0.98
+    min_information: float = 0.1
+    min_learned: float = 0.01
     max_drift: float = 3.0
 
 
@@ -76,7 +81,7 @@ class PrototypeWatch:
 
     prototypes: int
     rows: str  # in words
-    metrics: Mapping[str, str]  # entropy, kl, usage, chosen -> name of the metric health/NAME
+    metrics: Mapping[str, str]  # of prototype_metrics.readings -> name of the metric health/NAME
     max_kl: float
     prefix: str  # of the names of its kinds of collapse
 
@@ -86,15 +91,19 @@ class PrototypeWatch:
 
     def kinds(self, limits: Limits) -> "list[_Kind]":
         assert self.prototypes >= 1, f"{self.prototypes} prototypes for {self.rows}"
-        entropy, kl, usage, chosen = (
-            f"health/{self.metrics[name]}" for name in ("entropy", "kl", "usage", "chosen")
-        )
+        names = ("entropy", "kl", "usage", "chosen", "information", "learned")
+        entropy, kl, usage, chosen, information, learned = (f"health/{self.metrics[name]}" for name in names)
         agreed, even = _Sign(kl, self.max_kl), limits.max_entropy * math.log(self.prototypes)
         uniform = _Kind(
             f"{self.prefix}uniform",
             f"the teacher is uniform over the prototypes for all {self.rows}, and the student too: "
             "nothing to learn",
-            (_Sign(entropy, even, above=True), agreed),
+            (
+                _Sign(entropy, even, above=True),
+                _Sign(information, limits.min_information),
+                _Sign(learned, limits.min_learned),
+                agreed,
+            ),
         )
         if self.prototypes <= limits.min_prototypes:  # every teacher uses too few of them
             return [uniform]

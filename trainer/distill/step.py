@@ -24,7 +24,7 @@ from trainer.distill.health import HEALTH_ROWS, measure_rows, read_health
 from trainer.distill.method import GlobalContext, Method, States, StepInputs
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
-from trainer.losses.term import Place, RankBatch
+from trainer.losses.term import AT_THE_END, Moment, Place, RankBatch
 from trainer.models.network import Crops, Network, Outputs
 from trainer.views.view_batch import ViewBatch, lengths, ragged
 
@@ -81,19 +81,21 @@ def train_step(
     *,
     method: Method,
     states: States,
+    moment: Moment = AT_THE_END,
     measure: bool = False,
     stop_code: Callable[[], int] = int,
 ) -> StepResult:
     """Forward and backward of every micro-batch; the gradient is left in the engine, not applied.
 
-    ``measure`` also reads the health of the batch's first HEALTH_ROWS rows, for which there is one more
-    gather. ``stop_code`` gives the exit code to stop with, 0 for none; it is asked once the gradient is
-    there.
+    ``moment``: when in the run it is. ``measure`` also reads the health of the batch's first HEALTH_ROWS
+    rows, for which there is one more gather. ``stop_code`` gives the exit code to stop with, 0 for none; it
+    is asked once the gradient is there.
     """
     inputs = StepInputs.of(micro_batches, method)
     taught = teacher_forward(teacher.module, inputs, method) if method.reads_teacher else []
     features = student_features(engine, inputs, method)
-    context = gather_global(inputs, taught, features.leaves, states, method)
+    batches = rank_batches(inputs, taught, states, method, moment)
+    context = gather_global(batches, taught, features.leaves, method)
     learned = learn(engine, inputs, features.outputs, context, method=method, measure=measure)
     reduced = reduce_step(engine, learned.sums, method, stop_code())
     health = read_health(learned.measured, method) if measure else {}
@@ -170,15 +172,15 @@ def read_student(
     return outputs.chunk(len(pairs))
 
 
-def gather_global(
+def rank_batches(
     inputs: StepInputs,
     taught: Sequence[Sequence[Outputs]],
-    leaves: Sequence[Leaves],
     states: States,
     method: Method,
-) -> GlobalContext:
-    """The step's one packed all-gather, and what each loss makes of it."""
-    batches = {
+    moment: Moment,
+) -> dict[str, RankBatch]:
+    """What each loss has of this rank, by its name."""
+    return {
         term.name: RankBatch(
             inputs.views,
             inputs.extras[term.name],
@@ -186,9 +188,19 @@ def gather_global(
             states.get(term.name),
             method.global_batch,
             method.group,
+            moment,
         )
         for term in method.terms
     }
+
+
+def gather_global(
+    batches: dict[str, RankBatch],
+    taught: Sequence[Sequence[Outputs]],
+    leaves: Sequence[Leaves],
+    method: Method,
+) -> GlobalContext:
+    """The step's one packed all-gather, and what each loss makes of it."""
     payloads = {term.name: term.payload(batches[term.name]) for term in method.terms}
     for of in leaves:
         payloads[of.term.name] |= of.term.coupled_payload(of.by_direction)

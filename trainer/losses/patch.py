@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from configs.numbers import Positive
 from trainer.data.windows import Windows
 from trainer.losses.distillation import Distilled, distillation
-from trainer.losses.prototypes import (
-    PrototypeConfig,
-    PrototypeHead,
-    PrototypeLoss,
-    PrototypeOutput,
-    TeacherTargets,
-)
+from trainer.losses.prototype_head import PrototypeConfig, PrototypeHead, PrototypeOutput
+from trainer.losses.prototypes import PrototypeLoss
+from trainer.losses.teacher_targets import TeacherTargets
 from trainer.losses.term import Place, RankBatch, StepShape
 from trainer.models.network import Outputs, Reading
 from trainer.views.alignment import Aligned, align
@@ -60,7 +56,9 @@ class Patch(PrototypeLoss[PatchConfig]):
 
     name = "patch"
     Config = PatchConfig
-    metrics = {name: f"patch_{name}" for name in ("entropy", "kl", "usage", "chosen")}
+    metrics = {
+        name: f"patch_{name}" for name in ("entropy", "kl", "usage", "chosen", "information", "learned")
+    }
     rows_called, guard_prefix, max_kl = (
         "letters",
         "patch ",
@@ -68,7 +66,7 @@ class Patch(PrototypeLoss[PatchConfig]):
     )  # a student is never quite as sure of letters
 
     def head(self, hidden_size: int) -> nn.Module:
-        return LetterHead(hidden_size, **self.head_sizes)
+        return LetterHead(hidden_size, **self.head_settings)
 
     def head_vectors(self, shape: StepShape) -> tuple[float, float]:
         return self.config.pairs * shape.views, self.config.pairs * shape.views
@@ -95,7 +93,7 @@ class Patch(PrototypeLoss[PatchConfig]):
     def value(self, outputs: Outputs, place: Place, context: TeacherTargets) -> Tensor:
         return distillation(
             Distilled(
-                outputs.heads[self.name].cosines.flatten(0, 1)[None],
+                context.cosines(outputs.heads[self.name]).flatten(0, 1)[None],
                 context.probabilities(place.micro_batch, place.direction)[:, 0],
                 context.valid_of(place.micro_batch, place.direction).float(),
                 self.config.student_temperature,
@@ -106,7 +104,7 @@ class Patch(PrototypeLoss[PatchConfig]):
     def student_of(
         self, outputs: Outputs, count: int, place: Place, context: TeacherTargets
     ) -> tuple[Tensor, Tensor]:
-        cosines_BNK: Tensor = outputs.heads[self.name].cosines
+        cosines_BNK = context.cosines(outputs.heads[self.name])
         valid_BN = context.valid_of(place.micro_batch, 0).view(cosines_BNK.shape[:2])[:count]
         teacher_BNK = context.probabilities(place.micro_batch, 0).view_as(cosines_BNK)
         return teacher_BNK[:count][valid_BN][:, None], cosines_BNK[:count][valid_BN][:, None]

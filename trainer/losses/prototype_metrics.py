@@ -58,8 +58,13 @@ def prototype_sums(teacher_BPK: Tensor, student_BPK: Tensor) -> Tensor:
 
 
 def readings(sums_PS: Tensor) -> dict[str, float]:
-    """entropy, kl, and of FEWEST rows or more usage and chosen, of ``prototype_sums`` added up over
-    everything that is to count; nothing where there is no row."""
+    """entropy, kl, and of FEWEST rows or more usage, chosen, information and learned, of ``prototype_sums``
+    added up over everything that is to count; nothing where there is no row.
+
+    information: nats that a row's distribution tells of which row it is, entropy(mean) - mean(entropy), mean
+    over positions. It is what a student can learn: one that knows the mean alone has just this KL. learned:
+    information - kl, so 0 of that one, and less of one that does not know the mean.
+    """
     prototypes = (sums_PS.shape[1] - 3) // 2
     assignment_PK, first_PK, scalars_P3 = sums_PS.double().split([prototypes, prototypes, 3], dim=1)
     entropies, divergences, rows = scalars_P3.sum(0).tolist()
@@ -67,8 +72,11 @@ def readings(sums_PS: Tensor) -> dict[str, float]:
         return {}
     found = {"entropy": entropies / rows, "kl": divergences / rows}
     if rows >= FEWEST * len(sums_PS):  # every position has one row of each sample
+        mean_PK = assignment_PK / scalars_P3[:, 2:]
         found |= {
-            "usage": prototype_usage(assignment_PK / scalars_P3[:, 2:]),
+            "usage": prototype_usage(mean_PK),
             "chosen": float((first_PK > 0).double().mean()),
+            "information": float((entropy(mean_PK).mean() - found["entropy"]).clamp(min=0)),
         }
+        found["learned"] = found["information"] - found["kl"]
     return found

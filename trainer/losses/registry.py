@@ -7,6 +7,7 @@ from trainer.losses.dino import Dino
 from trainer.losses.koleo import Koleo
 from trainer.losses.masked_lm import MaskedLm
 from trainer.losses.patch import Patch
+from trainer.losses.sigreg import Sigreg
 from trainer.losses.term import LossTerm
 from trainer.losses.vicreg import Vicreg
 
@@ -17,4 +18,5 @@ LOSSES: dict[str, type[LossTerm[Any, Any]]] = {
     "contrastive": Contrastive,
     "koleo": Koleo,
     "vicreg": Vicreg,
+    "sigreg": Sigreg,
 }

@@ -41,6 +41,21 @@ class LossConfig(Section):
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When in the run a step is, the same on all ranks: all that changes from step to step depends on it.
+
+    ``progress``: the share of the schedule that is done before it, 0 to 1. ``key``: what its random draws are
+    folded from (trainer/core/random.py).
+    """
+
+    progress: float = 1.0
+    key: int = 0
+
+
+AT_THE_END = Moment()
+
+
+@dataclass(frozen=True)
 class RankBatch:
     """What this rank has of a step before the gather. Lists run over micro-batches, then over directions."""
 
@@ -50,6 +65,7 @@ class RankBatch:
     state: Tensor | None  # the loss's own, as it was after the last step
     global_batch: int  # samples
     group: Group
+    moment: Moment = AT_THE_END
 
     @property
     def directions(self) -> int:
@@ -120,6 +136,10 @@ class LossTerm(Generic[C, Context]):
     def head_vectors(self, shape: StepShape) -> tuple[float, float]:
         """To how many vectors of the student and of the teacher its head is applied."""
         return 0.0, 0.0
+
+    def student_only(self, head: nn.Module) -> list[nn.Module]:
+        """The parts of its head that the teacher does not use."""
+        return []
 
     def product_flops(self, shape: StepShape) -> float:
         """FLOPs of matrix products other than the head's."""

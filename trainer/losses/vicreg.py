@@ -51,18 +51,24 @@ class Vicreg(RowsLoss[VicregConfig]):
     name = "vicreg"
     Config = VicregConfig
 
+    def __init__(self, config: VicregConfig) -> None:
+        super().__init__(config)
+        self.reads_teacher = config.invariance > 0
+
     def head(self, hidden_size: int) -> nn.Module:
         return ExpanderHead(hidden_size, mlp_size=self.config.mlp_size, embedding=self.config.embedding)
 
     def head_vectors(self, shape: StepShape) -> tuple[float, float]:
-        return shape.views, 0
+        return shape.views, shape.views if self.reads_teacher else 0
 
     def rows(self, outputs: Outputs) -> Tensor:
         expanded_BE: Tensor = outputs.heads[self.name].expanded_BE
         return expanded_BE
 
     def value_of(self, rows_AE: Tensor, all_GE: Tensor, direction: int, batch: RankBatch) -> Tensor:
-        taught = [self.rows(by_direction[direction]) for by_direction in batch.taught]
+        taught = [rows_AE.detach()]
+        if self.reads_teacher:
+            taught = [self.rows(by_direction[direction]) for by_direction in batch.taught]
         return vicreg(
             Expanded(
                 rows_AE,

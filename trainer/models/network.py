@@ -30,7 +30,8 @@ class Outputs(NamedTuple):
 
     logits_BLV: Tensor | None  # fp32, 4 nucleotides; None: not asked for
     pooled_BD: Tensor  # fp32, mean over the letters
-    heads: dict[str, Any] = {}  # by loss; tensors in tuples, [B, ...] or 0-d
+    # By loss; tensors in tuples, [B, ...] or 0-d. A tuple may say by a method ``cut`` what its rows are.
+    heads: dict[str, Any] = {}
     crops: dict[str, Any] = {}  # the same of the crops, [X, ...]
 
     @property
@@ -120,12 +121,15 @@ def mean_pool(letters_BLD: Tensor, length_B: Tensor | None) -> Tensor:
 
 
 def _chunk(value: Any, parts: int) -> Sequence[Any]:
-    """``value`` for each part of the rows: every tensor in it is cut."""
+    """``value`` for each part of the rows: every tensor in it is cut, or a tuple that can cuts itself."""
     if isinstance(value, Tensor):
         return value.chunk(parts) if value.ndim else [value] * parts
     if isinstance(value, dict):
         cut = {name: _chunk(each, parts) for name, each in value.items()}
         return [{name: pieces[i] for name, pieces in cut.items()} for i in range(parts)]
+    if hasattr(value, "cut"):
+        parts_of: Sequence[Any] = value.cut(parts)
+        return parts_of
     if isinstance(value, tuple):
         return [type(value)(*each) for each in zip(*(_chunk(each, parts) for each in value), strict=True)]
     assert value is None, f"outputs hold tensors, not {type(value).__name__}"

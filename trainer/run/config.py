@@ -7,11 +7,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cluster.process import paths
 from configs import Section
+from trainer.core import random
 from trainer.data.config import Data
 from trainer.distill.config import Health
 from trainer.engine.config import Ema, Train
 from trainer.evaluation.config import Validation
 from trainer.losses.config import Loss, loss_section
+from trainer.losses.term import Moment
 from trainer.models.config import Model, default_model
 from trainer.run.checkpoint.config import Checkpoint
 from trainer.tracking import names
@@ -63,6 +65,10 @@ class TrainConfig(Section):
     @property
     def schedule_steps(self) -> int:
         return self.train.schedule_steps or self.train.steps
+
+    def moment(self, steps: int) -> Moment:
+        """When in the run the step is that has ``steps`` before it."""
+        return Moment(min(1.0, steps / self.schedule_steps), int(random.fold(self.run.seed, steps)))
 
     def bp(self, first: int, last: int) -> int:
         """What the steps ``first`` … ``last`` - 1, counted from 0, read: bp of the source windows of all

@@ -5,7 +5,7 @@ A weight of a matrix product costs 2 FLOPs for each vector that it is applied to
 (Kaplan et al. 2020): 6 for the student, 2 for the teacher, which has none. Activations that are computed
 again, the first look of losses that tie all rows together, and whatever a kernel does beside, are not
 counted: they are the price of a way to do it. Left out as small: Sinkhorn, KoLeo's distances, VICReg's
-covariance, norms, softmaxes, the optimiser's step.
+covariance, SIGReg's slices, norms, softmaxes, the optimiser's step.
 """
 
 from typing import Any
@@ -39,8 +39,10 @@ def step_flops(method: Method, network: Network, *, length: int) -> float:
     for term in terms:
         if term.name in network.heads:
             students, teachers = term.head_vectors(shape)
-            flops_a_weight = STUDENT_FLOPS * students + shape.teacher_flops * teachers
-            total += _weights(network.heads[term.name]) * flops_a_weight
+            head = network.heads[term.name]
+            weights, students_own = _weights(head), sum(map(_weights, term.student_only(head)))
+            total += STUDENT_FLOPS * students * weights
+            total += shape.teacher_flops * teachers * (weights - students_own)
         total += term.product_flops(shape)
     return float(total)
 

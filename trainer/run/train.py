@@ -288,6 +288,7 @@ def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
         micro_batches,
         method=run.method,
         states=state.centres,
+        moment=config.moment(state.step),
         measure=is_due(state.step + 1, config.health.every),
         stop_code=run.stop_code,
     )

@@ -59,10 +59,16 @@ def shift(word_B1: Tensor, limit: int, length: int) -> Edit:
     return Edit(uniform(word_B1, 32, 2 * limit + 1) - limit)
 
 
+def neighbour(word_B1: Tensor, limit: int, length: int) -> Edit:
+    """The window beside it: it moves by exactly ``limit`` along the genome, to either side."""
+    return Edit((2 * uniform(word_B1, 32, 2) - 1) * limit)
+
+
 VIEWS: dict[str, Operation] = {
     "deletion": deletion,
     "insertion": insertion,
     "shift": shift,
+    "neighbour": neighbour,
 }
 
 

@@ -62,12 +62,12 @@ class PartnerTable:
     partner_at_N: Numbers
 
     @property
-    def first_C(self) -> Numbers:
+    def firsts(self) -> Numbers:
         """Number of each chain's first anchor."""
         return np.cumsum(self.anchors_C) - self.anchors_C
 
     @property
-    def chain_N(self) -> Numbers:
+    def chain_of(self) -> Numbers:
         """The chain of each anchor."""
         return np.repeat(np.arange(len(self.anchors_C)), self.anchors_C)
 
@@ -77,9 +77,9 @@ class PartnerTable:
             {"k": self.k, "places": self.places, "chains": len(self.place_C), "anchors": len(self.at_N)},
             separators=(",", ":"),
         ).encode()
-        first_C = self.first_C
+        first_C = self.firsts
         steps = [np.diff(part, prepend=0) for part in (self.at_N, self.partner_at_N)]
-        steps[1] *= 1 - 2 * self.reversed_C[self.chain_N]
+        steps[1] *= 1 - 2 * self.reversed_C[self.chain_of]
         for step in steps:
             step[first_C] = 0
             assert not len(step) or 0 <= step.min() <= step.max() <= MOST_APART, "anchors are out of order"
@@ -139,6 +139,11 @@ class PartnerTable:
 def described(settings: dict[str, Any], data: bytes) -> dict[str, Any]:
     """What the manifest says of the table ``data``, which was made with ``settings``."""
     return settings | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def settings_of(partners: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a manifest says of its partners, without what follows from the rest."""
+    return partners and {key: value for key, value in partners.items() if key not in ("bytes", "sha256")}
 
 
 def load(manifest: Manifest, data: bytes) -> PartnerTable:

@@ -1,7 +1,7 @@
 """Stretches of two genomes that are the same by descent: chains of shared minimisers in the same order.
 
-An anchor is a k-mer that stands once in each of the two genomes, on either strand; it stands for the letter in
-its middle. Two anchors are linked if each is the other's nearest that fits: not too far away, and at almost
+An anchor is a k-mer that stands once in each of the two genomes, on either strand; it means the letter in its
+middle. Two anchors are linked if each is the other's nearest that fits: not too far away, and at almost
 the same distance in both genomes. So between two linked anchors an interpolated position is wrong by at most
 the difference of the two distances. A chain is a path of links. One by chance is short: it must cover enough
 letters. Of two chains for the same stretch, the one that covers more stays.

@@ -11,6 +11,7 @@ from data_prep.partners import IDENTITY_UNIT, PARTNERS, Numbers, PartnerTable, l
 from data_prep.shards import FormatError, Manifest
 from data_prep.split.intervals import Place, Span, by_place, intersect, merge
 
+_SHOWN = 5  # assemblies of a line
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -147,21 +148,17 @@ def _quantiles(values: Numbers, weights: Numbers) -> tuple[float, ...]:
 
 
 def partner_table_text(numbers: PartnerStats) -> str:
-    """``numbers`` as text for a terminal: a line for each assembly, its closest partners first."""
+    """``numbers`` as text for a terminal: a line for each assembly, those it has most partners in first."""
     width = max(map(len, numbers.any_share), default=0)
     lines = [
         f"partners: {numbers.chains:,} chains of {numbers.anchors:,} anchors; bp of train with a partner"
     ]
     for name, share in numbers.any_share.items():
         own = sorted((-pair.share, pair.within, pair) for pair in numbers.pairs if pair.of == name)
-        named = ", ".join(
-            f"{within} {pair.share:.1%} ({pair.identity[2]:.0%} alike)" for _, within, pair in own
-        )
-        lines.append(f"  {name:{width}} {share:>6.1%}: {named or 'none'}")
-    alike = [
-        f"{low:.0%} to {high:.0%}: {bp:,}"
-        for low, high, bp in _histogram(numbers)
-    ]  # fmt: skip
+        named = [f"{within} {pair.share:.1%} ({pair.identity[2]:.0%} alike)" for _, within, pair in own]
+        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+        lines.append(f"  {name:{width}} {share:>6.1%}: {', '.join(named[:_SHOWN]) or 'none'}{more}")
+    alike = [f"{low:.0%} to {high:.0%}: {bp:,}" for low, high, bp in _histogram(numbers)]
     return "\n".join([*lines, f"  bp by identity of the pair (median): {', '.join(alike)}"])
 
 

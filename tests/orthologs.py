@@ -17,8 +17,8 @@ SETTINGS = {"between": ["one", "other"], "window": 3, "max_gap": 500, "max_shift
 
 @dataclass(frozen=True)
 class Relatives:
-    """``to_other``: where each letter of ``one`` stands in ``other``, -1 where it was lost; ``turned``: on the
-    other strand."""
+    """``to_other``: where each letter of ``one`` stands in ``other``, -1 where it was lost; ``turned``: on
+    the other strand."""
 
     one: Codes
     other: Codes

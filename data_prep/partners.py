@@ -40,8 +40,8 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 _HEAD = struct.Struct("<4sHHII")
 _MAGIC = b"DNAP"
-_COLUMNS = (("chain", "<u4"), ("chain", "<u4"), ("chain", "u1"), ("chain", "<u2"), ("chain", "<u4"),
-            ("chain", "<i8"), ("chain", "<i8"), ("anchor", "<u2"), ("anchor", "<u2"))  # fmt: skip
+_CHAIN_COLUMNS = ("<u4", "<u4", "u1", "<u2", "<u4", "<i8", "<i8")
+_ANCHOR_COLUMNS = ("<u2", "<u2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,8 @@ class PartnerTable:
             *steps,
         ]
         body = b"".join(
-            column.astype(kind).tobytes() for column, (_, kind) in zip(columns, _COLUMNS, strict=True)
+            column.astype(kind).tobytes()
+            for column, kind in zip(columns, _CHAIN_COLUMNS + _ANCHOR_COLUMNS, strict=True)
         )
         rest = struct.pack("<I", len(head)) + head + body
         return _HEAD.pack(_MAGIC, FORMAT_VERSION, 0, zlib.crc32(rest), len(head)) + head + body
@@ -114,14 +115,16 @@ class PartnerTable:
             raise FormatError("partner table does not match its crc32")
         head = json.loads(data[_HEAD.size : _HEAD.size + head_bytes])
         columns, offset = list[Numbers](), _HEAD.size + head_bytes
-        for of, kind in _COLUMNS:
-            count = head["chains" if of == "chain" else "anchors"]
-            columns.append(np.frombuffer(data, kind, count, offset).astype(np.int64))
-            offset += count * np.dtype(kind).itemsize
+        for kinds, count in ((_CHAIN_COLUMNS, head["chains"]), (_ANCHOR_COLUMNS, head["anchors"])):
+            for kind in kinds:
+                columns.append(np.frombuffer(data, kind, count, offset).astype(np.int64))
+                offset += count * np.dtype(kind).itemsize
         place_C, partner_C, reversed_C, identity_C, anchors_C, at_C, partner_at_C, step_N, partner_N = columns
         chain_N = np.repeat(np.arange(len(anchors_C)), anchors_C)
         first_C = np.cumsum(anchors_C) - anchors_C
-        at_N, moved_N = (np.cumsum(steps) for steps in (step_N, partner_N))
+        at_N, moved_N = (
+            np.cumsum(steps) - np.cumsum(steps)[first_C][chain_N] for steps in (step_N, partner_N)
+        )
         return cls(
             head["k"],
             tuple((assembly, contig) for assembly, contig in head["places"]),
@@ -130,10 +133,9 @@ class PartnerTable:
             reversed_C,
             identity_C,
             anchors_C,
-            at_C[chain_N] + at_N - at_N[first_C][chain_N],
-            partner_at_C[chain_N]
-            + (1 - 2 * reversed_C[chain_N]) * (moved_N - moved_N[first_C][chain_N]),
-        )  # fmt: skip
+            at_C[chain_N] + at_N,
+            partner_at_C[chain_N] + (1 - 2 * reversed_C[chain_N]) * moved_N,
+        )
 
 
 def described(settings: dict[str, Any], data: bytes) -> dict[str, Any]:

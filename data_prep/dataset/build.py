@@ -86,7 +86,7 @@ def build(
             )
         seconds = time.monotonic() - began
         info |= {"finished": _now(), "seconds": round(seconds, 3)}
-        files = Files(written.shards, checked.report, partners and partners.to_bytes())
+        files = Files(written.shards, checked.report, None if partners is None else partners.to_bytes())
         manifest = output.finish(checked.plan, files, info)
     return Built(
         manifest,

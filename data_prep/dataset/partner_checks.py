@@ -9,6 +9,7 @@ import numpy as np
 from cluster.storage import store
 from data_prep.partners import IDENTITY_UNIT, PARTNERS, Numbers, PartnerTable, load
 from data_prep.shards import FormatError, Manifest
+from data_prep.split.chains import Bits
 from data_prep.split.intervals import Place, Span, by_place, intersect, merge
 
 _SHOWN = 5  # assemblies of a line
@@ -69,7 +70,7 @@ def partner_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
     return faults
 
 
-def _inside(positions: Numbers, intervals: list[tuple[int, int]]) -> np.ndarray:  # type: ignore[type-arg]
+def _inside(positions: Numbers, intervals: list[tuple[int, int]]) -> Bits:
     edges = np.array([edge for interval in intervals for edge in interval], np.int64)
     return np.searchsorted(edges, positions, "right") % 2 == 1
 

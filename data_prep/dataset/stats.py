@@ -86,7 +86,7 @@ def stats(
         splits[split] = _split_stats(manifest, split, (row for _, row in own))
     sources = {source.name: _source_stats(source) for source in manifest.sources}
     partners = read_table(uri, manifest)
-    found = partners and partner_stats(partners, manifest)
+    found = None if partners is None else partner_stats(partners, manifest)
     return Stats(sources, splits, bp, size, _share(size, bp), found), blocks
 
 

@@ -76,13 +76,11 @@ def sketch(parts: Iterable[tuple[int, Codes]], bp: int, chaining: Chaining) -> S
         hashes.append(found)
         middles.append(positions + (start + chaining.k // 2))
         forwards.append(forward(codes, positions, k=chaining.k))
-    hash_M, middle_M, forward_M = (np.concatenate(part) for part in (hashes, middles, forwards))
-    order = np.lexsort((middle_M, hash_M))
-    hash_M = hash_M[order]
-    differs = hash_M[1:] != hash_M[:-1]
-    once = np.concatenate([[True], differs]) & np.concatenate([differs, [True]]) if len(hash_M) else order
-    kept = order[once]
-    return Sketched(hash_M[once], middle_M[kept], forward_M[kept], codes_all)
+    hash_M, middle_M, forward_M = np.concatenate(hashes), np.concatenate(middles), np.concatenate(forwards)
+    order = np.argsort(hash_M, kind="stable")
+    differs = np.concatenate([[True], np.diff(hash_M[order]) != 0, [True]])
+    kept = order[(differs[:-1] & differs[1:])[: len(order)]]  # in front and behind stands another one
+    return Sketched(hash_M[kept], middle_M[kept], forward_M[kept], codes_all)
 
 
 def chains(one: Sketched, other: Sketched, chaining: Chaining) -> Chains:

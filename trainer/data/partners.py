@@ -228,7 +228,7 @@ def open_partners(datasets: Sequence[Dataset], settings: Partners) -> list[Partn
             "partners.between, or set the share to 0"
         )
     return [
-        table and PartnerIndex(dataset, table, settings)
+        None if table is None else PartnerIndex(dataset, table, settings)
         for dataset, table in zip(datasets, tables, strict=True)
     ]
 

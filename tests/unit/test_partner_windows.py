@@ -273,7 +273,9 @@ def test_rows_of_a_batch_keep_their_partners() -> None:
 
 def test_a_dataset_without_a_table_is_a_sentence(tmp_path: Path) -> None:
     uri = write_dataset(tmp_path, {"train": [markov_sequence(5000, seed=0)]})
-    with pytest.raises(ConfigError, match=rf"share is 0.5, but no partner table is in {uri}; build it with"):
+    with pytest.raises(
+        ConfigError, match=rf"share is 0.5, but the train split of {uri} has no partners; build"
+    ):
         reader([uri], share=0.5)
     assert reader([uri], kind="random").batch(0).windows.partner is None
 

@@ -232,10 +232,12 @@ class Reader:
         return found
 
     def _open_set(self, dataset: int, lane: int, count: int) -> OpenSet:
-        found = self.samplers[dataset].open_set(lane, count)
-        if (index := self._partners[dataset]) is None:
+        sampler, index = self.samplers[dataset], self._partners[dataset]
+        found = sampler.open_set(lane, count)
+        if index is None:
             return found
-        return replace(found, partners_M7=index.choose(found.samples_M5, flank=self.plan.flank))
+        choices_M7 = index.choose(found.samples_M5, length=sampler.length, flank=sampler.flank)
+        return replace(found, partners_M7=choices_M7)
 
     def _prefetch(self, places: list[Place], opened: list[Place]) -> None:
         """Request the blocks of this batch, then the rest of the sets just opened, then the sets after

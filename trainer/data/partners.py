@@ -101,19 +101,19 @@ class PartnerIndex:
             [starts.get((block.assembly, block.contig), 0) + block.start for block in blocks], np.int64
         )
         self._bp_P = np.array([block.bp for block in blocks], np.int64)
-        # Blocks of the table's assemblies by position; a few in front stand for no block.
         known = np.flatnonzero(self._assembly_P >= 0)
         self._by_start = known[np.argsort(self._start_P[known], kind="stable")]
 
-    def choose(self, samples_M5: Ints, *, flank: int) -> Ints:
-        """int64 [M, 7], a Choice for each sample (columns as OpenSet's)."""
+    def choose(self, samples_M5: Ints, *, length: int, flank: int) -> Ints:
+        """int64 [M, 7], a Choice for each sample (columns as OpenSet's). One that is shorter than ``length``,
+        since its block is, has no partner."""
         block_M, start_M, end_M, key_M = samples_M5[:, [0, 2, 3, 4]].T
         middle_M = (start_M + end_M) // 2
         here_M, own_M = self._start_P[block_M] + middle_M, self._assembly_P[block_M]
         there_MS, turned_MS = self._mapped(here_M, own_M)
         words_M = random.words(torch.from_numpy(key_M.copy()), "partner", 2)
-        found_M5 = self._drawn(there_MS, turned_MS, end_M - start_M, words_M)
-        partner, at_M, turned_M = found_M5[:, 0], found_M5[:, 1], found_M5[:, 2]
+        found_M3 = self._drawn(there_MS, turned_MS, end_M - start_M, length, words_M)
+        partner, at_M, turned_M = found_M3[:, 0], found_M3[:, 1], found_M3[:, 2]
         before_M = np.where(turned_M > 0, end_M - 1 - middle_M, middle_M - start_M)
         length_M = end_M - start_M
         bp_M = self._bp_P[partner]
@@ -140,8 +140,6 @@ class PartnerIndex:
         at_MS = np.searchsorted(segments.key_N, key_MS, "right") - 1
         is_first = at_MS < 0
         at_MS[is_first] = 0
-        if not len(segments.key_N):
-            return np.full_like(key_MS, _NONE), np.zeros_like(key_MS)
         inside_MS = (segments.key_N[at_MS] // self._total == np.arange(self._count)) & ~is_first
         inside_MS &= (here_M[:, None] < segments.end_N[at_MS]) & (own_M[:, None] >= 0)
         steps_MS = here_M[:, None] - segments.key_N[at_MS] % self._total
@@ -161,10 +159,10 @@ class PartnerIndex:
         inside = (at >= 0) & (position < self._start_P[block] + self._bp_P[block])
         return np.where(inside, block, _NONE)
 
-    def _drawn(self, there_MS: Ints, turned_MS: Ints, length_M: Ints, words_M: Tensor) -> Ints:
+    def _drawn(self, there_MS: Ints, turned_MS: Ints, length_M: Ints, length: int, words_M: Tensor) -> Ints:
         """int64 [M, 3]: (block or -1, position in it, strand) of the partner that each sample's key draws."""
         block_MS = self._block_at(there_MS)
-        fits_MS = (there_MS >= 0) & (self._bp_P[block_MS] >= length_M[:, None])
+        fits_MS = (there_MS >= 0) & (self._bp_P[block_MS] >= length) & (length_M[:, None] == length)
         count_M = fits_MS.sum(1)
         asked_M = random.below(words_M[:, 0], 0, self._settings.share).numpy() & (count_M > 0)
         pick_M = (random.field(words_M[:, 0], 24, 32).numpy() * count_M) >> 32
@@ -173,17 +171,17 @@ class PartnerIndex:
         block_M, there_M = block_MS[row_M, chosen_M], there_MS[row_M, chosen_M]
         turned_M, at_M = turned_MS[row_M, chosen_M], there_M - self._start_P[block_M]
         if self._settings.kind == "random":
-            block_M, at_M = self._anywhere(chosen_M, length_M, random.field(words_M[:, 1], 0, 32).numpy())
+            block_M, at_M = self._anywhere(chosen_M, length, random.field(words_M[:, 1], 0, 32).numpy())
             turned_M = random.field(words_M[:, 1], 32, 1).numpy()
         return np.stack(
             [np.where(asked_M, part, no) for part, no in ((block_M, _NONE), (at_M, 0), (turned_M, 0))], 1
         )
 
-    def _anywhere(self, assembly_M: Ints, length_M: Ints, draw_M: Ints) -> tuple[Ints, Ints]:
+    def _anywhere(self, assembly_M: Ints, length: int, draw_M: Ints) -> tuple[Ints, Ints]:
         """(block, position in it), uniform over the blocks of an assembly that hold a window."""
         block_M, at_M = np.zeros_like(assembly_M), np.zeros_like(assembly_M)
-        for assembly, length in {*zip(assembly_M.tolist(), length_M.tolist(), strict=True)}:
-            rows = np.flatnonzero((assembly_M == assembly) & (length_M == length))
+        for assembly in np.unique(assembly_M).tolist():
+            rows = np.flatnonzero(assembly_M == assembly)
             among = np.flatnonzero((self._assembly_P == assembly) & (self._bp_P >= length))
             if len(among):  # else no row of these has a partner
                 until = np.cumsum(self._bp_P[among])
@@ -211,26 +209,26 @@ class PartnerIndex:
 
 
 def open_partners(datasets: Sequence[Dataset], settings: Partners) -> list[PartnerIndex | None]:
-    """The index of each dataset; None of one that has no table, and of all where no sample is to have a
-    partner.
+    """The index of each dataset; None of one that has no partners, and of all where no sample is to have one.
 
     Raises:
-        ConfigError: partners are asked for, and no dataset has a table. FormatError, StoreError: it cannot be
-            read.
+        ConfigError: partners are asked for, and no dataset has any. FormatError, StoreError: a table cannot
+            be read.
     """
     if not settings.share:
         return [None] * len(datasets)
     tables = [dataset.partners() for dataset in datasets]
-    if not any(tables):
-        uris = ", ".join(dataset.uri for dataset in datasets)
-        raise ConfigError(
-            f"data.partners.share is {settings.share:g}, but no partner table is in {uris}; build it with "
-            "partners.between, or set the share to 0"
-        )
-    return [
-        None if table is None else PartnerIndex(dataset, table, settings)
+    found = [
+        PartnerIndex(dataset, table, settings) if table is not None and len(table.place_C) else None
         for dataset, table in zip(datasets, tables, strict=True)
     ]
+    if not any(found):
+        uris = ", ".join(dataset.uri for dataset in datasets)
+        raise ConfigError(
+            f"data.partners.share is {settings.share:g}, but the train split of {uris} has no partners; "
+            "build it with partners.between, or set the share to 0"
+        )
+    return found
 
 
 class PartnerRows:

@@ -1,6 +1,7 @@
 """The typed config of `python -m data_prep build`: which references become which dataset."""
 
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -92,6 +93,8 @@ class ReferenceConfig(Section):
     uri: Annotated[Strings, _some("FASTA or .2bit")]
     # Names, globs, and globs after "!", which are left out; without the key, all contigs.
     contigs: Annotated[Strings, _some("contig; leave the key out for all")] | None = None
+    # Two records of one name: refused, or the second is called name.2, the third name.3.
+    repeated_names: Literal["refuse", "number"] = "refuse"
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
     weight: float = Field(default=1.0, gt=0)
@@ -132,6 +135,45 @@ class SplitConfig(Section):
         return self
 
 
+class PartnersConfig(Section):
+    """Which genomes are searched for windows that are the same by descent, and how: split.chains has the
+    words."""
+
+    between: Strings = ()  # names of references, or globs; none: no partners
+    k: int = Field(default=15, ge=11, le=31)  # odd; letters of a minimiser
+    window: int = Field(default=5, ge=1, le=64)  # of so many neighbouring k-mers one is a minimiser
+    max_gap: int = Field(default=2000, ge=1, le=32_767)
+    max_shift: int = Field(default=200, ge=0)
+    min_anchors: int = Field(default=3, ge=2)
+
+    @field_validator("k")
+    @classmethod
+    def _odd(cls, k: int) -> int:
+        if k % 2 == 0:
+            raise ValueError(f"must be odd, so that no k-mer is its own reverse complement, not {k}")
+        return k
+
+    def names(self, references: Sequence[str]) -> list[str]:
+        """Those of ``references`` that are meant, in their order. ValueError: a pattern that matches none, or
+        less than two in all."""
+        for pattern in self.between:
+            if not any(name == pattern or fnmatchcase(name, pattern) for name in references):
+                raise ValueError(
+                    f"partners.between: no reference matches {pattern!r}; there are {', '.join(references)}"
+                )
+        found = [
+            name
+            for name in references
+            if any(name == pattern or fnmatchcase(name, pattern) for pattern in self.between)
+        ]
+        if len(found) == 1:
+            raise ValueError(
+                f"partners.between: {found[0]} is the only reference that it names; partners need at least "
+                "two"
+            )
+        return found
+
+
 class DataConfig(Section):
     """The config of a build. The manifest has those keys of it that determine the bytes."""
 
@@ -141,6 +183,7 @@ class DataConfig(Section):
     shard_bp: int = Field(default=64 << 20, gt=0, le=1 << 28)  # a worker holds one shard's minimisers
     max_n_fraction: float = Field(default=0.5, ge=0, le=1)
     split: SplitConfig = SplitConfig()
+    partners: PartnersConfig = PartnersConfig()
     seed: int = 0
     # Default: the CPUs of this machine, or of the Ray cluster that it joins.
     workers: int | None = Field(default=None, ge=1)
@@ -158,6 +201,7 @@ class DataConfig(Section):
             raise ValueError(
                 f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks"
             )
+        self.partners.names(names)
         return self
 
     def inputs(self) -> list[tuple[str, str]]:

@@ -124,6 +124,8 @@ class Manifest:
     split: dict[str, Any]
     seed: int
     shards: dict[str, tuple[Shard, ...]]
+    # How the partner table was made, its ``bytes`` and ``sha256``; None, and no key, where there is none.
+    partners: dict[str, Any] | None = None
 
     def blocks(self, split: str) -> list[tuple[Shard, Block]]:
         """Every block of ``split`` with its shard, in the order of the manifest; the index is the block's
@@ -135,7 +137,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Canonical JSON (sorted keys), so that equal manifests are equal bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        tree = asdict(self)
+        if self.partners is None:
+            del tree["partners"]
+        return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Manifest":
@@ -162,7 +167,7 @@ class Manifest:
                 )
                 for split in SPLITS
             }
-            return _strict(cls, tree)
+            return _strict(cls, {"partners": None} | tree)
         except (KeyError, TypeError, AttributeError) as fault:
             raise FormatError(f"damaged dataset manifest: {fault}") from fault
 

@@ -12,11 +12,13 @@ from cluster.tasks import ray_session
 from configs import dump
 from data_prep.config import DataConfig
 from data_prep.dataset.leaks import check_plan, wants_report
-from data_prep.dataset.output import Output
+from data_prep.dataset.output import Files, Output
+from data_prep.dataset.partners import make_partners
 from data_prep.dataset.plan import Plan, make_plan
 from data_prep.dataset.references import ReferenceSpans, first_changed, prepare_all
 from data_prep.dataset.runner import OnRetry, Runner
 from data_prep.dataset.write import keep_or_write_shard, write_shard
+from data_prep.partners import PartnerTable
 from data_prep.shards import SPLITS, Manifest, Shard, pack
 from data_prep.sources.survey import Reference
 from data_prep.split.leakage import Leakage
@@ -34,6 +36,7 @@ class Built:
     dropped_bp: int = 0  # of val and test, because they also stand in train
     empty_records: int = 0
     leakage: Leakage | None = None
+    partners: PartnerTable | None = None
     warnings: tuple[str, ...] = ()  # as in Plan
 
 
@@ -75,6 +78,7 @@ def build(
             info = _info(config, output, references, workers)
             found = output.claim(checked.plan, info)
             written = _write_shards(checked.plan, output, found, references, runner)
+            partners = make_partners(checked.plan, references, runner)
         if uri := first_changed(references):
             raise BuildStoppedError(
                 f"{uri} changed while it was read, so no manifest was written; "
@@ -82,7 +86,8 @@ def build(
             )
         seconds = time.monotonic() - began
         info |= {"finished": _now(), "seconds": round(seconds, 3)}
-        manifest = output.finish(checked.plan, written.shards, checked.report, info)
+        files = Files(written.shards, checked.report, None if partners is None else partners.to_bytes())
+        manifest = output.finish(checked.plan, files, info)
     return Built(
         manifest,
         fresh=True,
@@ -92,6 +97,7 @@ def build(
         dropped_bp=checked.dropped_bp,
         empty_records=sum(reference.empty_records for reference in references.values()),
         leakage=checked.report,
+        partners=partners,
         warnings=checked.plan.warnings,
     )
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.storage import store
@@ -18,6 +18,7 @@ from cluster.storage.lock import exclusive
 from configs import ConfigError, redact
 from data_prep.dataset.plan import Plan
 from data_prep.dataset.read import load_manifest
+from data_prep.partners import PARTNERS, described, settings_of
 from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, Manifest, Shard
 from data_prep.sources.reference import cache_dir
 from data_prep.split.intervals import bed_bytes
@@ -28,6 +29,7 @@ _SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 _UNFINISHED = re.compile(rf"\.{_SHARD.pattern}\..+")  # as store.publish names what it writes
 _OURS = re.compile(
     rf"{_UNFINISHED.pattern}|{_SHARD.pattern}|({'|'.join(SPLITS)})\.bed|(leakage|manifest)\.json"
+    rf"|{re.escape(PARTNERS)}"
 )
 _ADVICE = "pass overwrite=true to replace it, or another output"
 
@@ -36,6 +38,15 @@ def refuse_folder(uri: str) -> None:
     """ValueError where a file is to be written and ``uri`` is a folder."""
     if uri.endswith("/") or (store.is_local(uri) and store.local_path(uri).is_dir()):
         raise ValueError(f"{uri} is a folder; give the name of a file in it")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a build made: the shards, which are written, and what is written after them."""
+
+    shards: dict[str, tuple[Shard, ...]]
+    report: Leakage | None = None
+    partners: bytes | None = None
 
 
 class Output:
@@ -74,6 +85,8 @@ class Output:
             manifest = load_manifest(self.uri)
             _refuse_another(self.uri, "another dataset", json.loads(manifest.to_bytes()), plan.manifest)
             sizes = {shard.name: shard.bytes for split in SPLITS for shard in manifest.shards[split]}
+            if manifest.partners:
+                sizes[PARTNERS] = manifest.partners["bytes"]
             wanted = [*(f"{split}.bed" for split in SPLITS), *([LEAKAGE] if report else [])]
             whole = all(self.there.get(name) == size for name, size in sizes.items())
             return manifest if whole and self.there.keys() >= set(wanted) else None
@@ -120,10 +133,8 @@ class Output:
         for name in filter(_UNFINISHED.fullmatch, there):
             store.remove(store.join(self.uri, name))
 
-    def finish(
-        self, plan: Plan, shards: dict[str, tuple[Shard, ...]], report: Leakage | None, info: dict[str, Any]
-    ) -> Manifest:
-        """The manifest, written last, after BED files, report and build.json.
+    def finish(self, plan: Plan, files: Files, info: dict[str, Any]) -> Manifest:
+        """The manifest, written last, after BED files, report, partner table and build.json.
 
         Raises:
             ValueError: a build with another plan took this output meanwhile.
@@ -133,10 +144,14 @@ class Output:
             raise ValueError(f"another build took {self.uri} meanwhile, so this one wrote no manifest")
         for split in SPLITS:
             store.write_bytes(store.join(self.uri, f"{split}.bed"), bed_bytes(plan.parts[split]))
-        if report:
-            store.write_bytes(store.join(self.uri, LEAKAGE), report.to_bytes())
+        if files.report:
+            store.write_bytes(store.join(self.uri, LEAKAGE), files.report.to_bytes())
+        manifest = replace(plan.manifest, shards=files.shards)
+        if files.partners is not None:
+            assert plan.manifest.partners, "a table that the plan does not want"
+            store.write_bytes(store.join(self.uri, PARTNERS), files.partners)
+            manifest = replace(manifest, partners=described(plan.manifest.partners, files.partners))
         self._write_info(plan, info)
-        manifest = replace(plan.manifest, shards=shards)
         store.write_bytes(store.join(self.uri, MANIFEST), manifest.to_bytes())
         return manifest
 
@@ -175,4 +190,4 @@ def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
     sources = [
         {key: value for key, value in source.items() if key != "iupac_to_n"} for source in tree["sources"]
     ]
-    return tree | {"shards": None, "sources": sources}
+    return tree | {"shards": None, "sources": sources, "partners": settings_of(tree.get("partners"))}

@@ -92,9 +92,17 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         split=_split_settings(config.split),
         seed=config.seed,
         shards=dict.fromkeys(SPLITS, ()),
+        partners=_partner_settings(config),
     )
     dropped = sum(map(len, parts.values())) - sum(map(len, kept.values()))
     return with_parts(Plan(manifest, parts, dropped, tuple(warnings)), kept, references)
+
+
+def _partner_settings(config: DataConfig) -> dict[str, Any] | None:
+    """What determines the partner table beside the plan; None where none is wanted."""
+    names = config.partners.names([reference.name for reference in config.references])
+    settings = config.partners.model_dump(mode="json", exclude={"between"})
+    return {"between": names, **settings} if names else None
 
 
 def _held_out(
@@ -169,7 +177,7 @@ def _source(
         "contigs": wanted.contigs and list(wanted.contigs),
         "include": _digests(wanted.include),
         "exclude": _digests(wanted.exclude),
-    }
+    } | ({"repeated_names": "number"} if wanted.repeated_names == "number" else {})
     source = Source(wanted.name, reference.handle.sha256, contigs, 0, filters, wanted.weight)
     return source, tile(wanted.name, contigs, block_bp=block_bp, include=include, exclude=exclude)
 

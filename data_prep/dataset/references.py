@@ -48,16 +48,24 @@ def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, 
         ValueError, StoreError: one of them cannot be used or read.
     """
     uris = [_first_that_exists(reference) for reference in wanted]
+    numbered = [reference.repeated_names == "number" for reference in wanted]
     if len(uris) == 1:
-        return {wanted[0].name: prepare(uris[0], on_progress=runner.on_progress)}
+        only = prepare(uris[0], on_progress=runner.on_progress, number_repeated=numbered[0])
+        return {wanted[0].name: only}
     stage = Stage(runner.on_progress, "index")
     found = runner.run(
-        prepare,
-        uris,
+        _prepare,
+        list(zip(uris, numbered, strict=True)),
         names=[redact(uri) for uri in uris],
         on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
     )
     return {reference.name: prepared for reference, prepared in zip(wanted, found, strict=True)}
+
+
+def _prepare(task: tuple[str, bool]) -> Reference:
+    """On a worker: the reference of a URI, with repeated names numbered or refused."""
+    uri, numbered = task
+    return prepare(uri, number_repeated=numbered)
 
 
 def _first_that_exists(reference: ReferenceConfig) -> str:

@@ -10,6 +10,7 @@ from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs
 from data_prep.alphabet import SIZE, C, G, N
+from data_prep.dataset.partner_checks import PartnerStats, partner_stats, partner_table_text, read_table
 from data_prep.dataset.read import load_manifest, packed_blocks, readers
 from data_prep.shards import SPLITS, Block, Manifest, Shard, Source
 
@@ -51,6 +52,7 @@ class Stats:
     bp: int
     bytes: int
     bytes_per_bp: float
+    partners: PartnerStats | None = None
 
 
 _Counts = np.ndarray[Any, np.dtype[np.int64]]  # [SIZE + 1]: of each code, then of soft-masked bases
@@ -83,7 +85,9 @@ def stats(
         blocks += [_block_stats(block, split, row) for block, row in own]
         splits[split] = _split_stats(manifest, split, (row for _, row in own))
     sources = {source.name: _source_stats(source) for source in manifest.sources}
-    return Stats(sources, splits, bp, size, _share(size, bp)), blocks
+    partners = read_table(uri, manifest)
+    found = None if partners is None else partner_stats(partners, manifest)
+    return Stats(sources, splits, bp, size, _share(size, bp), found), blocks
 
 
 def _block_stats(block: Block, split: str, counts: _Counts) -> BlockStats:
@@ -139,6 +143,8 @@ def table(numbers: Stats) -> str:
         for name, part in numbers.splits.items()
     ]
     lines.append(f"in all {numbers.bp:,} bp, {numbers.bytes:,} bytes, {numbers.bytes_per_bp:.4f} bytes/bp")
+    if numbers.partners:
+        lines.append(partner_table_text(numbers.partners))
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from data_prep.config import DataConfig
 from data_prep.dataset.build import Built
+from data_prep.dataset.partner_checks import partner_stats, partner_table_text
 from data_prep.shards import SPLITS
 from data_prep.split.leakage import table
 
@@ -39,6 +40,8 @@ def summary(built: Built, config: DataConfig) -> Iterator[str]:
         yield f"{ambiguous:,} IUPAC ambiguity letters became N"
     if built.leakage:
         yield table(built.leakage)
+    if built.partners:
+        yield partner_table_text(partner_stats(built.partners, manifest))
     if built.dropped_bp:
         held_out = manifest.bp("val") + manifest.bp("test") + built.dropped_bp
         yield f"dropped from val and test: {built.dropped_bp:,} of {held_out:,} bp, with split.leakage drop"

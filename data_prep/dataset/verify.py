@@ -8,7 +8,9 @@ import re
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs
+from data_prep.dataset.partner_checks import partner_faults
 from data_prep.dataset.read import load_manifest, readers, samples
+from data_prep.partners import settings_of
 from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
 from data_prep.split.intervals import Span, bed_bytes
 
@@ -47,7 +49,7 @@ def verify(uri: str, *, workers: int | None = None, on_progress: OnProgress = si
             if len(more) > _SHOWN:
                 faults.append(f"{shard.name} has {len(more) - _SHOWN} more faults")
         faults += _bed_faults(uri, manifest, split, there)
-    return faults + _stray_faults(manifest, there)
+    return faults + partner_faults(uri, manifest, there) + _stray_faults(manifest, there)
 
 
 def _stray_faults(manifest: Manifest, there: set[str]) -> list[str]:
@@ -111,6 +113,8 @@ def _plan_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
     except (ValueError, KeyError, TypeError):
         return [f"{BUILD_INFO} is damaged, or of an older build"]
     written = json.loads(manifest.to_bytes())
+    for tree in (written, plan):
+        tree["partners"] = settings_of(tree.get("partners"))
     keys = sorted(key for key in written.keys() - {"shards"} if written[key] != plan.get(key))
     return [f"{MANIFEST} differs from the plan in {BUILD_INFO} in {', '.join(keys)}"] if keys else []
 

@@ -8,6 +8,7 @@ record there may be a byte-order mark, blank lines, and comments that begin with
 import codecs
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
@@ -132,10 +133,11 @@ def text(uri: str) -> Iterator[bytes]:
     yield from chunks
 
 
-def pieces(chunks: Iterable[bytes], *, uri: str) -> Iterator[Piece]:
+def pieces(chunks: Iterable[bytes], *, uri: str, number_repeated: bool = False) -> Iterator[Piece]:
     """The records of the FASTA text ``chunks``, each as a piece without letters and pieces of its letters.
 
-    Letters are whatever bytes stand between headers: the caller checks them.
+    Letters are whatever bytes stand between headers: the caller checks them. With ``number_repeated`` the
+    second record of the name x is called x.2, the third x.3.
 
     Raises:
         ValueError: no record, text before the first one, a record without a readable name, or two of one
@@ -143,14 +145,19 @@ def pieces(chunks: Iterable[bytes], *, uri: str) -> Iterator[Piece]:
     """
     number, name = 0, ""
     numbers: dict[str, int] = {}
+    repeated: Counter[str] = Counter()
     for header, letters in _lines(_after_comments(chunks, uri=uri), uri=uri):
         if header is not None:
             number += 1
             name = _name(header, number, uri=uri)
+            repeated[name] += 1
+            if number_repeated and repeated[name] > 1:
+                name = f"{name}.{repeated[name]}"
             if (first := numbers.setdefault(name, number)) != number:
                 raise ValueError(
                     f"{uri}: {name!r} is the name of records {first} and {number}; a name is the first word "
-                    "after '>', and each record needs its own: rename or remove one"
+                    "after '>', and each record needs its own: rename or remove one; a dataset's "
+                    "build can number them (repeated_names: number)"
                 )
         yield Piece(number, name, letters)
 

@@ -64,15 +64,15 @@ def _is_even(path: str, entries: list[Any]) -> bool:
     return True
 
 
-def rewrite(chunks: Iterable[bytes], target: IO[bytes], *, uri: str) -> None:
+def rewrite(chunks: Iterable[bytes], target: IO[bytes], *, uri: str, number_repeated: bool = False) -> None:
     """The records of the FASTA text ``chunks``, written to ``target`` with lines of WIDTH letters and headers
-    of a name alone.
+    of a name alone, as ``fasta.pieces`` names them.
 
     Raises:
         ValueError: as ``fasta.pieces``, or a byte that cannot be a letter; the message names ``uri``.
     """
     writer, number, at = fasta.Writer(target, width=WIDTH), 0, 0
-    for piece in fasta.pieces(chunks, uri=uri):
+    for piece in fasta.pieces(chunks, uri=uri, number_repeated=number_repeated):
         if piece.number != number:
             number, at = piece.number, 0
             writer.start(piece.name)

@@ -38,6 +38,7 @@ class Handle:
     index: str
     sha256: str
     stamp: str
+    number_repeated: bool = False  # names that stand twice are numbered, and not refused
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,17 @@ def cache_dir(cache: Path | None = None) -> Path:
     return cache
 
 
-def locate(uri: str, *, cache: Path | None = None, on_progress: OnProgress = silent) -> Located:
+def locate(
+    uri: str,
+    *,
+    cache: Path | None = None,
+    on_progress: OnProgress = silent,
+    number_repeated: bool = False,
+) -> Located:
     """The reference at ``uri``, readable by ``fetch`` on this machine; from the cache if it is there.
 
-    Letters are not checked: ``survey.prepare`` does that.
+    Letters are not checked: ``survey.prepare`` does that. With ``number_repeated`` the second record of one
+    name in a FASTA gets another name (fasta.pieces).
 
     Raises:
         ValueError: not a FASTA or .2bit, cut short, a name twice: one sentence that names ``uri``.
@@ -79,7 +87,8 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: OnProgress = sil
     uri, cache = store.absolute(uri), cache_dir(cache)
     store.refuse_pipe(uri)
     version = store.version(uri)
-    key = hashlib.sha256(f"{uri} {version}".encode()).hexdigest()[:32]
+    how = " numbered" if number_repeated else ""
+    key = hashlib.sha256(f"{uri} {version}{how}".encode()).hexdigest()[:32]
     record = cache / f"{key}.json"
     # The workers of a node wait for the first one instead of streaming the source again.
     with exclusive(cache / f"{key}.lock"):
@@ -89,7 +98,8 @@ def locate(uri: str, *, cache: Path | None = None, on_progress: OnProgress = sil
             if _is_here(located.handle):
                 return located
         local_stamp = _local_stamp(uri)  # before it is read
-        located = replace(_index(uri, version, cache / key, on_progress), local_stamp=local_stamp)
+        index = _index_numbered if number_repeated else _index
+        located = replace(index(uri, version, cache / key, on_progress), local_stamp=local_stamp)
         store.write_bytes(str(record), json.dumps(asdict(located)).encode())
     return located
 
@@ -123,7 +133,7 @@ def _open(handle: Handle) -> IndexedFasta | twobit.TwoBit:
     """One open file per process and reference: two processes must not share an offset."""
     if not _is_here(handle):  # another node planned the build, or the file has changed
         try:
-            here = locate(handle.uri).handle
+            here = locate(handle.uri, number_repeated=handle.number_repeated).handle
         except store.StoreError as fault:
             raise store.StoreError(
                 f"{fault} on host {socket.gethostname()}; every node must reach it"
@@ -168,14 +178,30 @@ def _index(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Locat
         if regular and (lengths := write_index(path, index)) is not None:
             handle = Handle(uri, path, str(index), digest.hexdigest(), _stamp(path))
             return _located(handle, lengths, version)
-    # From a copy with even lines. A wrong file is refused here: fasta.pieces checks all of it.
+    return _index_copy(uri, version, stem, on_progress, number_repeated=False)
+
+
+def _index_numbered(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Located:
+    with store.open_read(uri) as file:
+        kind = magic.format_of(file.read(16))
+    if kind == magic.TWOBIT:  # which has no name twice
+        return _index_twobit(uri, version, stem)
+    return _index_copy(uri, version, stem, on_progress, number_repeated=True)
+
+
+def _index_copy(
+    uri: str, version: str, stem: Path, on_progress: OnProgress, *, number_repeated: bool
+) -> Located:
+    """From a copy with even lines. A wrong file is refused here: fasta.pieces checks all of it."""
     path, index = f"{stem}.fa", Path(f"{stem}.fa.fai")
     digest = hashlib.sha256()
     with store.publish(path) as target:
-        rewrite(_hashed(_text(uri, on_progress), digest), target, uri=uri)
+        text = _hashed(_text(uri, on_progress), digest)
+        rewrite(text, target, uri=uri, number_repeated=number_repeated)
     lengths = write_index(path, index)
     assert lengths is not None, f"{uri}: its rewritten copy {path} cannot be indexed"
-    return _located(Handle(uri, path, str(index), digest.hexdigest(), _stamp(path)), lengths, version)
+    handle = Handle(uri, path, str(index), digest.hexdigest(), _stamp(path), number_repeated)
+    return _located(handle, lengths, version)
 
 
 def _index_twobit(uri: str, version: str, stem: Path) -> Located:

@@ -30,9 +30,15 @@ class Reference(Located):
     ambiguous_runs: Runs  # the part of n_runs that was an IUPAC ambiguity letter
 
 
-def prepare(uri: str, *, cache: Path | None = None, on_progress: OnProgress = silent) -> Reference:
+def prepare(
+    uri: str,
+    *,
+    cache: Path | None = None,
+    on_progress: OnProgress = silent,
+    number_repeated: bool = False,
+) -> Reference:
     """The reference at ``uri`` (FASTA, plain or compressed, or .2bit; local or remote); from the cache if it
-    is there.
+    is there. ``number_repeated``: as in ``locate``.
 
     Raises:
         ValueError: not a FASTA, truncated, a name twice, a byte that is no letter: one sentence that names
@@ -40,7 +46,7 @@ def prepare(uri: str, *, cache: Path | None = None, on_progress: OnProgress = si
         StoreError: it cannot be read, or the cache cannot be written.
     """
     cache = cache_dir(cache)
-    located = locate(uri, cache=cache, on_progress=on_progress)
+    located = locate(uri, cache=cache, on_progress=on_progress, number_repeated=number_repeated)
     scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
     with exclusive(cache / f"{located.handle.sha256}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):

@@ -25,6 +25,7 @@ _Ranks = np.ndarray[Any, np.dtype[np.uint32]]
 
 ALL = 1 << 64  # above every hash
 _SLACK = 1 << 20  # hashes that a sketch may hold above its room before it is cut
+_KINDS = (np.uint8, np.uint16, np.uint32, np.uint64)
 _PIECE = 32_768  # positions at a time: its arrays of 64 bits stay in the cache
 _NONE = np.uint32(0xFFFFFFFF)  # the rank of a k-mer with an N; others have 31 bits
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -32,26 +33,37 @@ _RANK = np.uint64(0x9E3779B97F4A7C15)
 _RANK_ZERO = np.uint32(0x35A3D1C7)  # poly-A is k-mer 0 and, without it, would be the lowest rank
 
 
-def minimisers(codes: Codes) -> tuple[Hashes, Positions]:
+def minimisers(codes: Codes, *, k: int = K, window: int = WINDOW) -> tuple[Hashes, Positions]:
     """Hashes uint64 [m] and start positions int64 [m], ascending, of the minimisers of ``codes`` uint8 [n] (A
-    to N).
+    to N): k-mers (``k`` odd, at most 31), of each ``window`` neighbours those of the lowest rank.
 
     Equal hashes are equal k-mers: the mixer, SplitMix64's finaliser (Steele, Lea, Flood, OOPSLA 2014), is a
-    bijection. A sequence of less than ``WINDOW + K - 1`` = 61 bases has no window and no minimiser; a k-mer
+    bijection. A sequence of less than ``window + k - 1`` = 61 bases has no window and no minimiser; a k-mer
     with an N is none.
     """
-    count = len(codes) - K + 1
+    assert k % 2 and k <= K and window >= 1, f"k-mers of {k}, one of {window}"
+    count = len(codes) - k + 1
     hashes, positions = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    if count >= WINDOW:
+    if count >= window:
         for start in range(0, count, _PIECE):
             end = min(start + _PIECE, count)
             # All windows that hold a position of [start, end).
-            first, last = max(0, start - WINDOW + 1), min(end + WINDOW - 1, count)
-            kmers, chosen = _choose(codes[first : last + K - 1])
+            first, last = max(0, start - window + 1), min(end + window - 1, count)
+            kmers, chosen = _choose(codes[first : last + k - 1], k, window)
             chosen = chosen[np.searchsorted(chosen, start - first) : np.searchsorted(chosen, end - first)]
             hashes.append(_mix(kmers[chosen]))
             positions.append(chosen + first)
     return np.concatenate(hashes), np.concatenate(positions)
+
+
+def forward(codes: Codes, positions: Positions, *, k: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """bool [m]: whether the k-mer at each of ``positions`` [m] counts as it stands, and not as its reverse
+    complement. None of them holds an N."""
+    larger = np.zeros(len(positions), np.int8)  # -1 where it is the smaller of the two, 1 the larger
+    for i in range(k // 2 + 1):  # no k-mer of odd length equals its reverse complement: the middle decides
+        difference = codes[positions + i].astype(np.int8) - (3 - codes[positions + k - 1 - i]).astype(np.int8)
+        larger += np.sign(difference) * (larger == 0)
+    return larger < 0
 
 
 def cover(positions: Positions) -> list[tuple[int, int]]:
@@ -126,35 +138,38 @@ class Sketch:
         )
 
 
-def _choose(codes: Codes) -> tuple[Hashes, Positions]:
-    """The canonical k-mers uint64 [n - K + 1] of ``codes`` [n], and where the minimisers of its windows
+def _choose(codes: Codes, k: int, window: int) -> tuple[Hashes, Positions]:
+    """The canonical k-mers uint64 [n - k + 1] of ``codes`` [n], and where the minimisers of its windows
     stand."""
     known = codes.max() < N
-    kmers = _canonical(codes if known else codes & np.uint8(3))
+    kmers = _canonical(codes if known else codes & np.uint8(3), k)
     rank = _rank(kmers)
     if not known:
-        rank[_with_n(codes)] = _NONE
+        rank[_slide(np.logical_or, codes == N, k)] = _NONE
     # The lowest rank of each window; 0 where there is no window, which the maximum ignores.
-    lowest = np.zeros(len(rank) + WINDOW - 1, np.uint32)
-    _slide(np.minimum, rank, out=lowest[WINDOW - 1 : len(rank)])
-    chosen = _slide(np.maximum, lowest) == rank  # the lowest of some window that holds it
+    lowest = np.zeros(len(rank) + window - 1, np.uint32)
+    lowest[window - 1 : len(rank)] = _slide(np.minimum, rank, window)
+    chosen = _slide(np.maximum, lowest, window) == rank  # the lowest of some window that holds it
     if not known:
         chosen &= rank != _NONE
     return kmers, np.flatnonzero(chosen)
 
 
-def _canonical(codes: Codes) -> Hashes:
-    """The smaller of each k-mer and its reverse complement. Widths double in the narrowest type; 31 is 16 and
-    16."""
+def _canonical(codes: Codes, k: int) -> Hashes:
+    """The smaller of each k-mer and its reverse complement. Widths double in the narrowest type; the last
+    two overlap, but for powers of 2: letters that both have are the same bits."""
     forward: np.ndarray[Any, Any] = codes
     reverse: np.ndarray[Any, Any] = codes ^ np.uint8(3)
-    for width, kind in ((1, np.uint8), (2, np.uint8), (4, np.uint16), (8, np.uint32), (15, np.uint64)):
+    width = 1
+    while width < k:
+        step = min(width, k - width)
+        kind = next(kind for kind in _KINDS if 8 * kind().itemsize >= 2 * (width + step))
         forward, reverse = forward.astype(kind, copy=False), reverse.astype(kind, copy=False)
-        left, right = forward[:-width] << kind(2 * width), reverse[width:] << kind(2 * width)
-        left |= forward[width:]
-        right |= reverse[:-width]
-        forward, reverse = left, right
-    return np.minimum(forward, reverse, out=forward)
+        left, right = forward[:-step] << kind(2 * step), reverse[step:] << kind(2 * step)
+        left |= forward[step:]
+        right |= reverse[:-step]
+        forward, reverse, width = left, right, width + step
+    return np.minimum(forward, reverse).astype(np.uint64, copy=False)
 
 
 def _rank(kmers: Hashes) -> _Ranks:
@@ -168,22 +183,17 @@ def _rank(kmers: Hashes) -> _Ranks:
     return rank
 
 
-def _with_n(codes: Codes) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """bool [n - K + 1], True where the k-mer holds an N."""
-    return _slide(np.logical_or, codes == N)
-
-
-def _slide(ufunc: np.ufunc, values: np.ndarray[Any, Any], *, out: np.ndarray[Any, Any] | None = None) -> Any:
-    """``ufunc`` over each 31 neighbours of ``values`` [n], as [n - 30], by doubling."""
-    for width in (1, 2, 4, 8):
-        values = ufunc(values[:-width], values[width:])
-    return ufunc(values[:-15], values[15:], out=out)
+def _slide(ufunc: np.ufunc, values: np.ndarray[Any, Any], width: int) -> Any:
+    """``ufunc`` over each ``width`` neighbours of ``values`` [n], as [n - width + 1], by doubling."""
+    done = 1
+    while done < width:
+        step = min(done, width - done)
+        values = ufunc(values[:-step], values[step:])
+        done += step
+    return values
 
 
 def _mix(x: Hashes) -> Hashes:
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
-
-
-assert K == WINDOW == 31, "_canonical and _slide double up to 31"

@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer, field_validator
 from cluster.process import paths
 from cluster.process.host import cache_root
 from configs import Section
-from configs.numbers import Positive
+from configs.numbers import Fraction, Positive
 
 MIN_LENGTH = 16
 OnCorrupt = Literal["fail", "skip"]
@@ -29,6 +29,17 @@ class LengthFrom(Section):
     length: Annotated[int, Field(ge=MIN_LENGTH)]
 
 
+class Partners(Section):
+    """``share`` of the samples that have windows of the same descent in other genomes: for these the teacher
+    reads one of them, drawn at random, in place of the sample's own window.
+
+    ``kind``: with ``random``, a control, a window of the same genome as that one, but from anywhere in it.
+    """
+
+    share: Fraction = 0.0
+    kind: Literal["ortholog", "random"] = "ortholog"
+
+
 class Data(Section):
     """``uri`` is given as one URI or a list of {uri, weight}, ``length`` as bp or a list of {from_step,
     length}."""
@@ -41,6 +52,7 @@ class Data(Section):
     cache_dir: str | None = None  # of remote blocks; default: blocks/ in DNA_CACHE or ~/.cache/dna-distill
     cache_bytes: Annotated[int, Field(ge=0)] = 10 << 30  # 0: no cache on disk
     on_corrupt: OnCorrupt = "fail"
+    partners: Partners = Partners()
 
     @field_validator("uri", mode="before")
     @classmethod

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from cluster.storage import store
-from data_prep import alphabet, shards
+from data_prep import alphabet, partners, shards
+from data_prep.partners import PartnerTable
 from trainer.data.block_cache import DiskCache, python_warning
 from trainer.data.config import Data
 
@@ -75,6 +76,17 @@ class Dataset:
         """uint8 [bp], all letters of a block. StoreError or FormatError if it is damaged."""
         block = self.block(number)
         return block.codes(0, block.bases)
+
+    def partners(self) -> PartnerTable | None:
+        """The partner table; None if the dataset was built without. FormatError or StoreError if it cannot be
+        used."""
+        if self.manifest.partners is None:
+            return None
+        where = store.join(self.uri, partners.PARTNERS)
+        try:
+            return partners.load(self.manifest, store.read_bytes(where))
+        except shards.FormatError as fault:
+            raise shards.FormatError(f"{where}: {fault}; run data_prep verify") from fault
 
     def where(self, number: int) -> str:
         """Shard and interval of a block, for messages."""

@@ -12,45 +12,27 @@ Shapes: B rows of a rank, S = L + 2·flank source positions.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from cluster.storage import store
-from cluster.storage.retry import TransientError
-from data_prep import shards
 from trainer.core.collectives import Group
 from trainer.data.batch import Batch
 from trainer.data.block_cache import python_warning
 from trainer.data.config import Data
+from trainer.data.cutting import Cutter, Place
 from trainer.data.dataset import Dataset
 from trainer.data.mixture import Mixture
+from trainer.data.partners import PartnerIndex, open_partners
 from trainer.data.prefetch import LATER, NOW, SOON, BlockBuffer, FetchThreads
 from trainer.data.sampling import OpenSet, Sampler, SamplingPlan
-from trainer.data.windows import WindowBuilder
 
 _REMOTE_THREADS = 4
-
-
-class _Place(NamedTuple):
-    """Where a row comes from: number ``at`` of the samples of ``open_set``, which is of ``lane`` in
-    ``dataset``."""
-
-    dataset: int
-    lane: int
-    open_set: OpenSet
-    at: int
-
-
-class _Source(NamedTuple):
-    """The interval of a block that a row is cut from."""
-
-    block: shards.PackedBlock
-    number: int
-    start: int
-    end: int
+_PARTNER_BP = 1 << 30  # of blocks that partners are in, kept in memory at a quarter byte each
 
 
 def open_reader(
@@ -90,6 +72,7 @@ def open_reader(
         on_skip=warn if data.on_corrupt == "skip" else None,
         soft=soft,
         device=device,
+        partners=open_partners(datasets, data.partners),
     )
 
 
@@ -113,29 +96,43 @@ class Reader:
         on_skip: Callable[[str], None] | None = None,
         soft: bool = False,
         device: torch.device | None = None,
+        partners: Sequence[PartnerIndex | None] = (),
     ) -> None:
         """A reader of the rank ``group.rank``; ``threads`` fetch blocks, and with 0 the caller reads them.
 
         ``soft``: windows bring their soft mask. ``device``: on a GPU, batches are pinned for it.
+        ``partners``: of each dataset, where windows are to bring partners.
         """
         assert plan.lanes % group.size == 0 and plan.global_batch % group.size == 0, (
             "world_faults() should have refused this"
         )
         self.datasets, self.plan, self.group, self.soft = datasets, plan, group, soft
-        self._on_skip = on_skip
         self._pin_for = torch.cuda.current_device() if device and device.type == "cuda" else None
         self._mixture = Mixture(plan.weights, seed=plan.seed, lanes=plan.lanes)
         self._threads = FetchThreads(threads)
+        self._partners = [*partners] or [None] * len(datasets)
         self._phase = 0
         self.samplers = self._samplers()
         self._current: dict[tuple[int, int], OpenSet] = {}  # (dataset, lane) -> the set being read
         self._next: dict[tuple[int, int], OpenSet] = {}  # the one after it
-        self._reported: set[tuple[int, int]] = set()  # damaged blocks: dataset, block
         lanes = plan.lanes // group.size
         self._blocks = [
-            BlockBuffer(dataset.block, capacity=2 * lanes * sampler.largest_set, threads=self._threads)
-            for dataset, sampler in zip(datasets, self.samplers, strict=True)
+            BlockBuffer(
+                dataset.block,
+                capacity=2 * lanes * sampler.largest_set
+                + bool(index) * _PARTNER_BP // dataset.manifest.block_bp,
+                threads=self._threads,
+            )
+            for dataset, sampler, index in zip(datasets, self.samplers, self._partners, strict=True)
         ]
+        self._cutter = Cutter(
+            datasets,
+            lambda dataset, number, lane: self._blocks[dataset].get(number, thread=self.thread_of(lane)),
+            flank=plan.flank,
+            soft=soft,
+            partners=any(self._partners),
+            on_skip=on_skip,
+        )
 
     def thread_of(self, lane: int) -> int:
         """The thread that fetches all blocks of ``lane``, a lane of this rank."""
@@ -168,8 +165,12 @@ class Reader:
         if phase != self._phase:
             self._phase, self._current, self._next = phase, {}, {}
             self.samplers = self._samplers()
-        places = self._places(step)
-        return self._cut(places)
+        batch = self._cutter.cut(
+            self._places(step), length=self.plan.phases[phase].length, samplers=self.samplers
+        )
+        if self._pin_for is not None:  # only from pinned memory does a copy to the GPU run beside the step
+            batch = replace(batch, windows=batch.windows.each(torch.Tensor.pin_memory))
+        return batch
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps ``start`` … ``stop`` - 1."""
@@ -202,21 +203,21 @@ class Reader:
             for number, dataset in enumerate(self.datasets)
         ]
 
-    def _places(self, step: int) -> list[_Place]:
+    def _places(self, step: int) -> list[Place]:
         """Where the rows of this rank come from; their blocks are requested."""
         plan = self.plan
         sample_B = plan.samples_before(step) + np.arange(plan.global_batch)
         sample_B = sample_B[sample_B % plan.lanes % self.group.size == self.group.rank]
         lane_B = sample_B % plan.lanes
         dataset_B, count_B = self._mixture.split(lane_B, sample_B // plan.lanes)
-        places: list[_Place] = []
-        opened: list[_Place] = []
+        places: list[Place] = []
+        opened: list[Place] = []
         for dataset, lane, count in zip(dataset_B.tolist(), lane_B.tolist(), count_B.tolist(), strict=True):
             current = self._current.get((dataset, lane))
             is_new = current is None or not current.first <= count < current.stop
             if current is None or is_new:
                 current = self._open(dataset, lane, count)
-            places.append(_Place(dataset, lane, current, count - current.first))
+            places.append(Place(dataset, lane, current, count - current.first))
             if is_new:
                 opened.append(places[-1])
         if opened:
@@ -226,11 +227,19 @@ class Reader:
     def _open(self, dataset: int, lane: int, count: int) -> OpenSet:
         found = self._next.pop((dataset, lane), None)
         if found is None or not found.first <= count < found.stop:
-            found = self.samplers[dataset].open_set(lane, count)
+            found = self._open_set(dataset, lane, count)
         self._current[dataset, lane] = found
         return found
 
-    def _prefetch(self, places: list[_Place], opened: list[_Place]) -> None:
+    def _open_set(self, dataset: int, lane: int, count: int) -> OpenSet:
+        sampler, index = self.samplers[dataset], self._partners[dataset]
+        found = sampler.open_set(lane, count)
+        if index is None:
+            return found
+        choices_M7 = index.choose(found.samples_M5, length=sampler.length, flank=sampler.flank)
+        return replace(found, partners_M7=choices_M7)
+
+    def _prefetch(self, places: list[Place], opened: list[Place]) -> None:
         """Request the blocks of this batch, then the rest of the sets just opened, then the sets after
         them."""
         for dataset, lane, current, at in places:
@@ -239,51 +248,8 @@ class Reader:
         for dataset, lane, current, _ in opened:
             wanted = [(current, SOON)]
             if self._threads.count:
-                following = self._next[dataset, lane] = self.samplers[dataset].open_set(lane, current.stop)
+                following = self._next[dataset, lane] = self._open_set(dataset, lane, current.stop)
                 wanted.append((following, LATER))
             for open_set, urgency in wanted:
-                for number in dict.fromkeys(open_set.samples_M5[:, 0].tolist()):  # in the order of use
+                for number in open_set.in_order_of_use():
                     self._blocks[dataset].request(number, thread=self.thread_of(lane), urgency=urgency)
-
-    def _cut(self, places: list[_Place]) -> Batch:
-        """The batch whose rows come from ``places``."""
-        builder = WindowBuilder(
-            len(places), self.plan.phases[self._phase].length, self.plan.flank, soft=self.soft
-        )
-        ids, keys = [], []
-        skipped: set[tuple[int, int, int]] = set()
-        for row, place in enumerate(places):
-            dataset, lane, current, at = place
-            number, window, start, end, key = current.samples_M5[at].tolist()
-            ids.append((dataset, current.epoch, number, window))
-            keys.append(key)
-            try:
-                block = self._blocks[dataset].get(number, thread=self.thread_of(lane))
-            except (store.StoreError, shards.FormatError) as fault:
-                block, number, start, end = self._replacement(fault, place)
-                skipped.add(ids[-1][:3])
-            builder.fill(row, block, start, end, locus=self.datasets[dataset].locus(number))
-        windows = builder.windows(torch.from_numpy(np.array(keys)))
-        if self._pin_for is not None:  # only from pinned memory does a copy to the GPU run beside the step
-            windows = windows.each(torch.Tensor.pin_memory)
-        return Batch(windows, torch.from_numpy(np.array(ids)), frozenset(skipped))
-
-    def _replacement(self, fault: Exception, place: _Place) -> _Source:
-        """What is read instead of ``place``, whose block has the ``fault``; raises it if blocks may not be
-        skipped."""
-        if self._on_skip is None:
-            raise fault
-        dataset, lane, current, at = place
-        number = int(current.samples_M5[at, 0])
-        if (dataset, number) not in self._reported:
-            self._reported.add((dataset, number))
-            self._on_skip(f"skipped {self.datasets[dataset].where(number)}: {fault}")
-        for other, start, end in self.samplers[dataset].replacements(current, at):
-            try:
-                block = self._blocks[dataset].get(other, thread=self.thread_of(lane))
-            except TransientError:
-                raise  # two in a row: the store is down, and each further block would cost all the retries
-            except (store.StoreError, shards.FormatError):
-                continue  # it is reported when its own turn comes
-            return _Source(block, other, start, end)
-        raise fault

@@ -6,10 +6,13 @@ strand: a locus that two assemblies share, or a repeat. Four integers a window d
 be gathered over ranks where the sequences would be too large. Int64 arithmetic alone: the same bits on CPU
 and GPU.
 
+Where the teacher reads windows of other genomes, two windows of the same descent are at the same place, too.
+
 Shapes: B windows of a rank, N of any number of ranks, L letters, columns of 4: contig, start, end, content.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,7 +31,11 @@ _STREAM = 0x10C1
 
 @dataclass(frozen=True)
 class Loci:
-    """``place_N4`` int64: hash of (reference, contig), start and end there, and ``content_hash``."""
+    """``place_N4`` int64: hash of (reference, contig), start and end there, and ``content_hash``.
+
+    Rows that have partners have 12 columns: 4 of the row itself, of what the teacher reads, and of the place
+    that all windows of the same descent share (without content).
+    """
 
     place_N4: Tensor
 
@@ -43,14 +50,26 @@ class Loci:
 def loci(windows: Windows) -> Loci:
     """The places of windows proper, without their flanks."""
     content_B = content_hash(windows.codes_BS[:, windows.flank : windows.flank + windows.length])
-    return Loci(torch.cat([windows.place_B3, content_B[:, None]], 1))
+    own_B4 = torch.cat([windows.place_B3, content_B[:, None]], 1)
+    if windows.partner is None or windows.root_B3 is None:
+        return Loci(own_B4)
+    root_B4 = torch.nn.functional.pad(windows.root_B3, (0, 1), value=_NO_CONTENT)
+    return Loci(torch.cat([own_B4, loci(windows.partner).place_N4, root_B4], 1))
 
 
 def same_place(a: Loci, b: Loci) -> Tensor:
     """bool [A, B]: True where intervals [start, end) of one contig overlap, or contents are equal on either
-    strand."""
-    contig_A1, start_A1, end_A1, content_A1 = a.place_N4[:, :, None].unbind(1)
-    contig_1B, start_1B, end_1B, content_1B = b.place_N4.T[:, None].unbind(0)
+    strand. Of rows that have partners, any of one may overlap any of the other."""
+    (one, *others), places_b = a.place_N4.split(4, 1), b.place_N4.split(4, 1)
+    same_AB = _same(one, places_b[0])
+    for mine, theirs in [(one, b4) for b4 in places_b[1:]] + list(product(others, places_b)):
+        same_AB |= _same(mine, theirs)
+    return same_AB
+
+
+def _same(a_A4: Tensor, b_B4: Tensor) -> Tensor:
+    contig_A1, start_A1, end_A1, content_A1 = a_A4[:, :, None].unbind(1)
+    contig_1B, start_1B, end_1B, content_1B = b_B4.T[:, None].unbind(0)
     content_A1 = content_A1 + 2 * (content_A1 == _NO_CONTENT)  # which no other is: hashes are odd
     same_AB = contig_A1 == contig_1B
     same_AB &= start_A1 < end_1B

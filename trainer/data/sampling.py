@@ -98,6 +98,13 @@ class OpenSet:
     stop: int
     blocks: list[int]
     samples_M5: Ints  # one array, since a run has two sets a lane in memory
+    partners_M7: Ints | None = None  # what the reader chose for each: partners.Choice
+
+    def in_order_of_use(self) -> list[int]:
+        """The blocks, those of partners last."""
+        partners = [] if self.partners_M7 is None else self.partners_M7[:, 0].tolist()
+        found = dict.fromkeys(self.samples_M5[:, 0].tolist() + partners)
+        return [number for number in found if number >= 0]
 
 
 class Sampler:

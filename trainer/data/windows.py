@@ -29,6 +29,10 @@ class Windows:
     flank: int
     # uint8, 1 where the reference is lower case (soft-masked); None: not read
     soft_BS: Tensor | None = None
+    # What the teacher reads in place of each row: a window of another genome, or the row itself; None: the
+    # rows themselves. ``root_B3``, as place_B3: one place for all windows of the same descent.
+    partner: "Windows | None" = None
+    root_B3: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -37,6 +41,8 @@ class Windows:
     def each(self, change: Callable[[Tensor], Tensor]) -> "Windows":
         """The windows with ``change`` applied to each tensor, for example to take some of the rows."""
         changed: Any = {name: change(of) for name, of in vars(self).items() if isinstance(of, Tensor)}
+        if self.partner is not None:
+            changed["partner"] = self.partner.each(change)
         return replace(self, **changed)
 
     def to(self, device: torch.device) -> "Windows":
@@ -116,6 +122,23 @@ class WindowBuilder:
             self._soft_BS[row, low:high] = block.soft_mask(first, last)
         contig, offset = locus
         self._numbers_B5[row] = (low, high, contig, offset + start, offset + end)
+
+    def copy(self, row: int, other: "WindowBuilder") -> None:
+        """Make row ``row`` that of ``other``, but for its soft mask."""
+        self._codes_BS[row] = other._codes_BS[row]
+        self._numbers_B5[row] = other._numbers_B5[row]
+
+    def turn(self, row: int) -> None:
+        """Make row ``row``, which has no soft mask, its other strand. Its place stays."""
+        assert self._soft_BS is None, "the soft mask is not turned"
+        self._codes_BS[row] = alphabet.reverse_complement(self._codes_BS[row])
+        low, high, *place = self._numbers_B5[row]
+        width = self._codes_BS.shape[1]
+        self._numbers_B5[row] = (width - high, width - low, place[0], place[1], place[2])
+
+    def place(self, row: int) -> tuple[int, int, int]:
+        """Contig, start and end of a row."""
+        return self._numbers_B5[row][2:]
 
     @property
     def codes(self) -> alphabet.Codes:

@@ -48,6 +48,10 @@ class TrainConfig(Section):
     def _fits(self) -> "TrainConfig":
         faults = self.loss.faults(self.views, global_batch=self.train.global_batch)
         faults += self.views.faults(min(part.length for part in self.data.length))
+        if self.data.partners.share and not any(term.reads_teacher for term in self.loss.terms()):
+            faults.append(
+                "data.partners.share: partners are read by the teacher alone, and no loss in use reads it"
+            )
         if faults:
             raise ValueError("\n".join(faults))
         return self

@@ -3,7 +3,8 @@
 Shapes: B rows of a micro-batch, X rows of its crops (crop by crop), L letters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from trainer.data.windows import Windows
 from trainer.views.config import ViewConfig, Views
 from trainer.views.crops import local_windows
 from trainer.views.masking import Masked, input_noise, mask
-from trainer.views.view import View, make_view
+from trainer.views.view import INSERTED, View, make_view
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,12 @@ def make_view_batch(windows: Windows, views: Views) -> ViewBatch:
 
 
 def make_view_pairs(windows: Windows, views: Views) -> list[ViewPair]:
-    """One pair, or with ``symmetric`` two, in which the networks change views."""
-    first, second = (_view(windows, "student", views.student), _view(windows, "teacher", views.teacher))
+    """One pair, or with ``symmetric`` two, in which the networks change views.
+
+    Where windows have partners, the teacher reads these, and the student the windows, in both pairs.
+    """
+    own = cache(lambda name: _view(windows, name, getattr(views, name)))
+    taught = own if windows.partner is None else lambda name: _view_of_partners(windows, name, views)
 
     def pair(student: View, teacher: View, name: str) -> ViewPair:
         std, masking = views.student.noise, views.masking
@@ -62,9 +67,9 @@ def make_view_pairs(windows: Windows, views: Views) -> list[ViewPair]:
         noise_BLC = input_noise(student, windows, name=name, std=std) if std else None
         return ViewPair(name, student, masked, noise_BLC, teacher)
 
-    pairs = [pair(first, second, "student")]
+    pairs = [pair(own("student"), taught("teacher"), "student")]
     if views.symmetric:
-        pairs.append(pair(second, first, "teacher"))
+        pairs.append(pair(own("teacher"), taught("student"), "teacher"))
     return pairs
 
 
@@ -86,6 +91,16 @@ def _view(windows: Windows, name: str, view: ViewConfig) -> View:
         substitution=view.substitution,
         reverse_complement=view.reverse_complement,
     )
+
+
+def _view_of_partners(windows: Windows, name: str, views: Views) -> View:
+    """The view ``name`` of the windows' partners. The letters of another window have no source in the row's
+    own: they are as INSERTED."""
+    assert windows.partner is not None, "these windows have no partners"
+    view = _view(windows.partner, name, getattr(views, name))
+    is_other_B = (windows.partner.place_B3 != windows.place_B3).any(1).int()
+    source_BL = view.source_BL * (1 - is_other_B[:, None]) + INSERTED * is_other_B[:, None]
+    return replace(view, source_BL=source_BL)
 
 
 def _crops(windows: Windows, views: Views) -> tuple[Tensor | None, Tensor | None]:

@@ -31,8 +31,8 @@ _ROUND = 10  # steps: such intervals are multiples
 
 
 def interval(asked: int | None, *, reading: float, step: float) -> int:
-    """Steps between two readings: those that were ``asked`` for, or as many as make the FLOPs of a ``reading``
-    at most a _SHARE of those of the steps. ``step``: FLOPs of one."""
+    """Steps between two readings: those that were ``asked`` for, or as many as make the FLOPs of a
+    ``reading`` at most a _SHARE of those of the steps. ``step``: FLOPs of one."""
     if asked is not None:
         return asked
     return max(1, math.ceil(reading / (_SHARE * step * _ROUND))) * _ROUND
@@ -40,7 +40,7 @@ def interval(asked: int | None, *, reading: float, step: float) -> int:
 
 @dataclass(frozen=True)
 class Due:
-    """Embeddings of ``step``, [N, F] of each task, that are to be fitted. ``metrics``: of the reading itself."""
+    """Embeddings of ``step`` to be fitted, [N, F] of each task. ``metrics``: of the reading itself."""
 
     step: int
     embeddings: Sequence[Tensor]
@@ -50,8 +50,8 @@ class Due:
 class Fits:
     """The fits of the first rank, one after the other; nothing in them ends the run.
 
-    One may be under way. The next waits until it is done, so that every reading is logged, in the order of the
-    steps, and memory holds two at most.
+    One may be under way. The next waits until it is done, so that every reading is logged, in the order of
+    the steps, and memory holds two at most.
     """
 
     def __init__(self, tasks: Sequence[OnlineTask], log: Callable[[Mapping[str, float], int], None]) -> None:

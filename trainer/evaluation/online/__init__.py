@@ -1,1 +1,1 @@
-"""Labelled tasks that are read while a network is pretrained: probe, nearest neighbours and the floor, on dev."""
+"""Labelled tasks while a network is pretrained: probe, nearest neighbours and floor, on dev."""

@@ -1,7 +1,8 @@
 """A process that fits for a training run beside it, which starts it (trainer/run/fit_process.py).
 
-On stdin come pickled pairs: TASKS with the tasks, then EMBEDDINGS with those of each task, reading by reading.
-To stdout goes a pickled answer to each: the floors, or the scores, and the seconds; or a text, what went wrong.
+On stdin come pickled pairs: TASKS with the tasks, then EMBEDDINGS with those of each task, reading by
+reading. To stdout goes a pickled answer to each: the floors, or the scores, and the seconds; or a text, what
+went wrong.
 """
 
 import os

@@ -1,5 +1,5 @@
-"""What is fitted to the teacher's frozen embeddings of a task's rows, and the floor on the same rows; all scored
-on dev.
+"""What is fitted to the teacher's frozen embeddings of a task's rows, and the floor on the same rows; all is
+scored on dev.
 
 Shapes: N rows of train, M of dev, F features.
 """
@@ -25,7 +25,8 @@ class OnlineScores(NamedTuple):
 
 
 def floor_of(task: OnlineTask) -> float:
-    """The score of the better of k-mers and letters by position, as modes ``kmer`` and ``onehot`` fit them."""
+    """The score of the better of k-mers and letters by position, fitted as modes ``kmer`` and ``onehot``
+    are."""
     config, positions = task.config, max(len(letters) for letters in task.train.letters)
     fitted = [
         fit_linear(

@@ -1,5 +1,5 @@
-"""The labelled rows that the teacher is read on: some of train, to fit, and some of dev, to score. Test is left
-alone."""
+"""The labelled rows that the teacher is read on: some of train, to fit, and some of dev, to score. Test is
+left alone."""
 
 import math
 from collections.abc import Sequence

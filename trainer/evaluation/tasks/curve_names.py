@@ -2,9 +2,9 @@
 labelled tasks.
 
 ``downstream/TASK/MODE_METRIC`` is a version on test and ``MODE_dev_METRIC`` on dev, by the fine-tuning.
-``online_probe_dev_METRIC``, ``online_knn_dev_METRIC`` and ``floor_dev_METRIC`` are the teacher while it trains.
-``probe_METRIC`` and ``knn_METRIC`` are then the same two curves by their short names, so that the test score of
-a version's probe is ``probe_test_METRIC`` on such a run.
+``online_probe_dev_METRIC``, ``online_knn_dev_METRIC`` and ``floor_dev_METRIC`` are the teacher while it
+trains. ``probe_METRIC`` and ``knn_METRIC`` are then the same two curves by their short names, so that the
+test score of a version's probe is ``probe_test_METRIC`` on such a run.
 """
 
 import json

@@ -40,10 +40,11 @@ T = TypeVar("T")
 class SaveCallbacks:
     """What rank 0 does around the publication of a checkpoint.
 
-    ``metrics``: gives the points that MLflow has not got yet, also those of later steps, b"" where they need not
-    be saved with the checkpoint; it is called after ``before``. ``before``: writes to disk what must not be older than the checkpoint, and raises if another
-    run holds run.dir; it is called before anything is removed or written, and again before the manifest is.
-    ``after``: gets the URI and the sha256 of the manifest. ``say``: one line to the user.
+    ``metrics``: gives the points that MLflow has not got yet, also those of later steps, b"" where they need
+    not be saved with the checkpoint; it is called after ``before``. ``before``: writes to disk what must not
+    be older than the checkpoint, and raises if another run holds run.dir; it is called before anything is
+    removed or written, and again before the manifest is. ``after``: gets the URI and the sha256 of the
+    manifest. ``say``: one line to the user.
     """
 
     metrics: Callable[[], bytes] = bytes

@@ -126,8 +126,8 @@ def _without_leaks(found: Mapping[str, Split], *, remarks: tuple[str, ...]) -> T
 
 
 def subsample(split: Split, rows: int, kind: TaskKind) -> Split:
-    """The first ``rows`` rows by a hash of the sequence, the first of each of the kind's groups before; all, if
-    there are no more.
+    """The first ``rows`` rows by a hash of the sequence, the first of each of the kind's groups before; all,
+    if there are no more.
 
     So a subset is part of every larger one, and has every class if it has as many rows as there are.
     """

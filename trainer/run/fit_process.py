@@ -42,7 +42,7 @@ class FitProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as this object
         self._lock, self._closed = threading.Lock(), False
-        self.floors: list[float] = []  # of the tasks, once ``fit`` was called
+        self.floors: list[float] = []  # of the tasks, from the first ``fit`` on
 
     def fit(self, embeddings: Sequence[Tensor]) -> Fitted:
         """The scores of each task's embeddings, [N, F] each.

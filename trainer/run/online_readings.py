@@ -17,7 +17,7 @@ from trainer.distill.method import Method
 from trainer.evaluation.online.fitting import OnlineScores
 from trainer.evaluation.online.rows import OnlineTask
 from trainer.evaluation.online.slices import SharedTask, embed_together
-from trainer.evaluation.tasks.curve_names import downstream
+from trainer.evaluation.tasks.curve_names import downstream, online_scores
 from trainer.models.network import Network
 from trainer.run.artifacts import Artifacts
 from trainer.run.config import TrainConfig
@@ -91,14 +91,8 @@ class Fits:
 
 def task_metrics(task: OnlineTask, floor: float, scores: OnlineScores) -> dict[str, float]:
     """The metrics of a task at one step, by their names in MLflow."""
-    named = {
-        "online_probe_dev": scores.probe,
-        "online_knn_dev": scores.knn,
-        "floor_dev": floor,
-        "probe": scores.probe,
-        "knn": scores.knn,
-    }
-    return {downstream(task.name, f"{name}_{task.metric.name}"): value for name, value in named.items()}
+    named = online_scores(task.metric.name, probe=scores.probe, knn=scores.knn, floor=floor)
+    return {downstream(task.name, score): value for score, value in named.items()}
 
 
 @contextmanager

@@ -9,8 +9,11 @@ test score of a version's probe is ``probe_test_METRIC`` on such a run.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import NamedTuple
 
+PROBE, KNN, FLOOR = "online_probe_dev", "online_knn_dev", "floor_dev"  # before _METRIC
+_SHORT = {"probe": PROBE, "knn": KNN}
 ONLINE_TAG = "val.tasks"  # of a pretraining run: the names of the tasks that it reads itself, as JSON
 _NO_METRIC_NAME = re.compile(r"[^\w\-. ]", re.ASCII)  # what MLflow takes in no part of a name
 
@@ -23,6 +26,37 @@ def plain(name: str) -> str:
 def downstream(task: str, score: str) -> str:
     """The metric of a ``task``."""
     return f"downstream/{plain(task)}/{score}"
+
+
+class Curve(NamedTuple):
+    """What a curve is of."""
+
+    task: str
+    metric: str
+
+
+def online_scores(metric: str, *, probe: float, knn: float, floor: float) -> dict[str, float]:
+    """Score -> value of one reading while the run trains, short names too."""
+    values = {PROBE: probe, KNN: knn, FLOOR: floor, "probe": probe, "knn": knn}
+    return {f"{name}_{metric}": value for name, value in values.items()}
+
+
+def of_online_probe(name: str) -> Curve | None:
+    """The curve of ``TASK/SCORE``, if that is the probe while the run trains."""
+    task, _, score = name.rpartition("/")
+    return Curve(task, score.removeprefix(f"{PROBE}_")) if score.startswith(f"{PROBE}_") else None
+
+
+def of_test(name: str, there: Container[str]) -> Curve | None:
+    """The curve of ``TASK/SCORE``, if that is a version's score on test; ``there``: all metrics of the run."""
+    task, _, score = name.rpartition("/")
+    mode, _, metric = score.partition("_")
+    short = _SHORT.get(mode)
+    if short and downstream(task, f"{short}_{metric}") in there:
+        return None
+    if score.startswith((f"{PROBE}_", f"{KNN}_")) or metric.startswith("dev_"):
+        return None
+    return Curve(task, metric.removeprefix("test_"))
 
 
 def online_tag(tasks: Sequence[str]) -> dict[str, str]:

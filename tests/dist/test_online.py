@@ -27,7 +27,7 @@ CURVES = ("online_probe_dev_mcc", "online_knn_dev_mcc", "floor_dev_mcc", "probe_
 
 
 def embedded(values: dict[str, Any], stages: list[tuple[int, str]]) -> dict[Any, torch.Tensor]:
-    """The teacher's embeddings of a task's rows, by stage and precision; "plain": by a whole network alone."""
+    """The teacher's embeddings of a task's rows, by stage and precision; "plain": without slices."""
     device, found = torch.device("cpu"), dict[Any, torch.Tensor]()
     init_distributed(device)
     group = Group.of()

@@ -27,7 +27,7 @@ from trainer.evaluation.tasks.kinds.registry import KINDS
 from trainer.evaluation.tasks.rows.data import Split, TaskData
 from trainer.evaluation.tasks.rows.data import load as load_data
 from trainer.run import online_readings
-from trainer.run.fit_process import FitError, Fitted, FitProcess
+from trainer.run.fit_process import FitError, FitProcess, Fitted
 from trainer.run.online_readings import Due, Fits, ReadTasks, interval
 
 CPU = torch.device("cpu")
@@ -294,12 +294,12 @@ def test_the_process_fits_says_what_went_wrong_and_is_started_again_after_its_de
         found = process.fit([vectors])
         assert found.scores == [scores_of(task, vectors.double().numpy())]
         assert process.floors == [floor_of(task)]
-        with pytest.raises(FitError, match="^ValueError: Input .*contains NaN"):
+        with pytest.raises(FitError, match=r"^ValueError: Input .*contains NaN"):
             process.fit([vectors * torch.nan])
         assert process._process
         process._process.kill()
         process._process.wait()
-        with pytest.raises(FitError, match="^the process that fits ended with code -9"):
+        with pytest.raises(FitError, match=r"^the process that fits ended with code -9"):
             process.fit([vectors])
         assert process.fit([vectors]).scores == found.scores
     finally:

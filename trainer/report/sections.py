@@ -78,10 +78,10 @@ def _versions(registry: Registry, run: Any) -> list[Section]:
 def _online(found: Histories) -> list[Section]:
     """The teacher on labelled tasks, by step; no section if it was not read."""
     text = (
-        "The teacher's frozen embeddings while it trained, on up to val.tasks_rows rows of each task: a linear "
-        "probe and the nearest neighbours, fitted to train and scored on dev. The floor is the better of k-mers "
-        "and letters by position on the same rows. Step 0 is the network before it has learned anything. "
-        "Compare within a picture alone: tables of test scores are made of other rows."
+        "The teacher's frozen embeddings while it trained, on up to val.tasks_rows rows of each task: a "
+        "linear probe and the nearest neighbours, fitted to train and scored on dev. The floor is the better "
+        "of k-mers and letters by position on the same rows. Step 0 is the network before it has learned "
+        "anything. Compare within a picture alone: tables of test scores are made of other rows."
     )
     pictures = _picture("online", "Scores of the teacher on dev by step", figures.online(found))
     return [Section("The teacher on labelled tasks, on dev", [text], pictures=pictures)] if pictures else []

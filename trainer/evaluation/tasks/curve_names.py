@@ -48,7 +48,7 @@ def of_online_probe(name: str) -> Curve | None:
 
 
 def of_test(name: str, there: Container[str]) -> Curve | None:
-    """The curve of ``TASK/SCORE``, if that is a version's score on test; ``there``: all metrics of the run."""
+    """The curve of ``TASK/SCORE``, if it is a version's on test; ``there``: all metrics of the run."""
     task, _, score = name.rpartition("/")
     mode, _, metric = score.partition("_")
     short = _SHORT.get(mode)

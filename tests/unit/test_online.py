@@ -24,6 +24,9 @@ from trainer.evaluation.tasks import curve_names
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.modes import fit_mode, prepare
 from trainer.evaluation.tasks.kinds.registry import KINDS
+from trainer.evaluation.tasks.results import curves
+from trainer.evaluation.tasks.results.results import Result, Unit
+from trainer.evaluation.tasks.results.results_log import StoredResult
 from trainer.evaluation.tasks.rows.data import Split, TaskData
 from trainer.evaluation.tasks.rows.data import load as load_data
 from trainer.run import online_readings
@@ -321,3 +324,24 @@ def test_names_of_curves_tell_dev_from_test() -> None:
     ]
     assert curve_names.read_online(curve_names.online_tag(["a, b", "c"])) == ["a, b", "c"]
     assert curve_names.online_tag([]) == {} and curve_names.read_online({}) == []
+
+
+def test_the_test_score_of_a_version_has_another_name_where_the_run_reads_the_task_itself() -> None:
+    task = validate(
+        TaskConfig, {"name": "t", "labels": ["a", "b"], "train": "x", "modes": ["kmer", "probe"]}, source="t"
+    )
+    stored = [
+        StoredResult(
+            Result(Unit("m", "1", "t", mode, 0), {"mcc": 0.1}, {"mcc": 0.2}, settings="s"), "r", 5, "", ""
+        )
+        for mode in ("kmer", "probe")
+    ]
+    named = {
+        online: {
+            point.name.removeprefix("downstream/t/"): point.value
+            for point in curves.points(stored, [curves.CurveTask(task, "s")], online=[online])
+        }
+        for online in ("t", "other")
+    }
+    assert named["other"] == {"kmer_mcc": 0.2, "kmer_dev_mcc": 0.1, "probe_mcc": 0.2, "probe_dev_mcc": 0.1}
+    assert named["t"] == {"kmer_mcc": 0.2, "kmer_dev_mcc": 0.1, "probe_test_mcc": 0.2, "probe_dev_mcc": 0.1}

@@ -58,6 +58,7 @@ class Fits:
         self._tasks, self._log, self._process = tasks, log, FitProcess(tasks)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fits")
         self._latest: Future[None] | None = None
+        self._closed = False
 
     def begin(self, due: Due) -> None:
         """Fit it from now on; ``wait`` comes before."""
@@ -69,7 +70,8 @@ class Fits:
             latest.result()
 
     def close(self) -> None:
-        """End what is under way."""
+        """End what is under way, unsaid: the run ends for another reason."""
+        self._closed = True
         self._process.close()
         self._thread.shutdown()
 
@@ -77,6 +79,8 @@ class Fits:
         try:
             fitted = self._process.fit(due.embeddings)
         except FitError as fault:
+            if self._closed:
+                return
             say(f"warning: the labelled tasks are not read at step {due.step}: {fault}")
             return
         metrics, sentences = {**due.metrics, "online/fit_s": fitted.seconds}, []

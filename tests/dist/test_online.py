@@ -38,7 +38,7 @@ def embedded(values: dict[str, Any], stages: list[tuple[int, str]]) -> dict[Any,
             {**values, "train": values["train"] | {"zero_stage": stage, "precision": precision}}
         )
         _, teacher = train.build(config, device=device, group=group)
-        found[stage, precision] = embed_together(teacher.module, task.slice, group=group)
+        found[stage, precision] = embed_together(teacher.module, task, group=group)
         if group.size == 1 and stage == 0 and task.task:
             found["plain"] = torch.cat(embed(teacher.module, task.task.sequences()), 1)
     return found

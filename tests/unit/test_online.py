@@ -18,7 +18,7 @@ from trainer.evaluation.embedding import embed
 from trainer.evaluation.online import fitting, slices
 from trainer.evaluation.online.fitting import OnlineScores, floor_of, scores_of
 from trainer.evaluation.online.rows import OnlineTask, read_tasks
-from trainer.evaluation.online.slices import Slice
+from trainer.evaluation.online.slices import SharedTask, Slice
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks import curve_names
 from trainer.evaluation.tasks.config import TaskConfig
@@ -122,7 +122,8 @@ def test_ranks_share_the_same_batches_each_equally_many(ranks: int) -> None:
 def test_embeddings_are_those_of_embed_and_the_network_stays_as_it_was(task: OnlineTask) -> None:
     network, sequences = tiny_network(), task.sequences()
     network.train()
-    found = slices.embed_together(network, Slice.of(sequences, Group(0, 1)), group=Group(0, 1))
+    shared = SharedTask(task.config, Slice.of(sequences, Group(0, 1)), task)
+    found = slices.embed_together(network, shared, group=Group(0, 1))
     assert network.training
     assert torch.allclose(found, torch.cat(embed(network.eval(), sequences), 1), atol=1e-6)
 
@@ -259,8 +260,8 @@ def test_closing_ends_a_fit_that_is_under_way_and_says_nothing(
 
 
 def test_the_hook_reads_when_it_is_due_and_after_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(online_readings, "embed_together", lambda network, part, group: f"vectors {part}")
-    fits, shared = Stub(), [slices.SharedTask("t", "its rows", None)]  # type: ignore[arg-type]
+    monkeypatch.setattr(online_readings, "embed_together", lambda network, task, group: f"vectors {task}")
+    fits, shared = Stub(), ["its rows"]
     hook = ReadTasks(shared, every=3, fits=fits, group=Group(0, 1))  # type: ignore[arg-type]
     paused = []
     for number in range(1, 8):
@@ -280,9 +281,9 @@ def test_other_ranks_embed_alone_and_a_run_without_tasks_does_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embedded: list[Any] = []
-    monkeypatch.setattr(online_readings, "embed_together", lambda network, part, group: embedded.append(part))
-    shared = [slices.SharedTask("t", "its rows", None)]  # type: ignore[arg-type]
-    ReadTasks(shared, every=3, fits=None, group=Group(1, 2)).after_step(state(3), outcome())
+    monkeypatch.setattr(online_readings, "embed_together", lambda network, task, group: embedded.append(task))
+    second = ReadTasks(["its rows"], every=3, fits=None, group=Group(1, 2))  # type: ignore[list-item]
+    second.after_step(state(3), outcome())
     assert embedded == ["its rows"]
     step = outcome(is_last=True)
     without = ReadTasks([], every=3, fits=None, group=Group(0, 1))

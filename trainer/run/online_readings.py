@@ -132,7 +132,7 @@ class ReadTasks(Hook):
         started = time.monotonic()
         with heartbeat.inside("labelled tasks", phase=True):
             teacher = state.teacher.module
-            embeddings = [embed_together(teacher, task.slice, group=self._group) for task in self._tasks]
+            embeddings = [embed_together(teacher, task, group=self._group) for task in self._tasks]
         if self._fits:
             self._wait()
             now = time.monotonic()

@@ -17,6 +17,7 @@ from trainer.evaluation.embedding import embed
 from trainer.evaluation.online.rows import OnlineTask, read_tasks
 from trainer.evaluation.precision import device_of
 from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.tasks.config import TaskConfig
 from trainer.models.network import Network
 
 
@@ -53,9 +54,13 @@ class Slice:
 class SharedTask:
     """A task on all ranks; ``task``, with letters and truth of all rows, on the first alone."""
 
-    name: str
+    config: TaskConfig
     slice: Slice
     task: OnlineTask | None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
 
 
 def open_tasks(val: Validation, group: Group) -> list[SharedTask]:
@@ -70,23 +75,23 @@ def open_tasks(val: Validation, group: Group) -> list[SharedTask]:
     with heartbeat.inside("reading tasks", phase=True), collectives.first_rank_decides(group, ValueError):
         if group.rank == 0:
             tasks = read_tasks(val.tasks, most=val.tasks_rows)
-    own = [(task.name, task.sequences()) for task in tasks]
+    own = [(task.config, task.sequences()) for task in tasks]
     everywhere = collectives.object_from_first(group, own)
     held: list[OnlineTask | None] = [*tasks] or [None] * len(everywhere)
     return [
-        SharedTask(name, Slice.of(sequences, group), task)
-        for (name, sequences), task in zip(everywhere, held, strict=True)
+        SharedTask(config, Slice.of(sequences, group), task)
+        for (config, sequences), task in zip(everywhere, held, strict=True)
     ]
 
 
 @torch.no_grad()
-def embed_together(network: Network, part: Slice, *, group: Group) -> Tensor:
+def embed_together(network: Network, shared: SharedTask, *, group: Group) -> Tensor:
     """fp32 [N, F] on the CPU of every rank: mean and max over the letters, as mode ``probe`` has them; a
     collective.
 
     In the precision of the weights of ``network``, which is the run's.
     """
-    was_training = network.training
+    part, was_training = shared.slice, network.training
     network.eval()
     vectors = []
     for batch in part.batches:

@@ -210,11 +210,11 @@ class Process:
 
 
 def fits_of(
-    task: OnlineTask, process: Process, monkeypatch: pytest.MonkeyPatch
+    task: OnlineTask, process: Process, monkeypatch: pytest.MonkeyPatch, **more: Any
 ) -> tuple[Fits, list[tuple[int, Mapping[str, float]]]]:
     logged: list[tuple[int, Mapping[str, float]]] = []
     monkeypatch.setattr(online_readings, "FitProcess", lambda tasks: process)
-    return Fits([task], lambda metrics, step: logged.append((step, metrics))), logged
+    return Fits([task], lambda metrics, step: logged.append((step, metrics)), **more), logged
 
 
 def test_a_fit_is_logged_at_the_step_of_its_reading_and_a_failed_one_is_said(
@@ -257,6 +257,20 @@ def test_closing_ends_a_fit_that_is_under_way_and_says_nothing(
     fits.begin(Due(3, [torch.tensor(0.75)], {}))
     fits.close()
     assert logged == [] and capsys.readouterr().err == ""
+
+
+def test_a_run_that_is_told_to_stop_waits_for_a_fit_only_so_long(
+    task: OnlineTask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(online_readings, "_STOPPED_S", 0.2)
+    process, stops = Process(), [False, False, True]
+    fits, logged = fits_of(task, process, monkeypatch, stopping=lambda: len(stops) < 2 or stops.pop(0))
+    fits.begin(Due(3, [torch.tensor(0.75)], {}))
+    fits.wait()
+    fits.wait()
+    fits.close()
+    assert [step for step, _ in logged] in ([], [3]), "it may end just then"
+    assert capsys.readouterr().err.count("is left out, as the run is told to stop") == 1
 
 
 def test_the_hook_reads_when_it_is_due_and_after_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:

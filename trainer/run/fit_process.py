@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +111,10 @@ class FitProcess:
         """How the process ended, which is to be started anew."""
         process.kill()
         code = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                assert pipe, "of this process"
+                pipe.close()
         self._process = None
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()

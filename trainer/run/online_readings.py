@@ -28,6 +28,8 @@ from trainer.run.train_state import TrainState
 
 _SHARE = 0.04  # of the steps' FLOPs that readings cost where nothing else is asked for
 _ROUND = 10  # steps: such intervals are multiples
+_POLL_S = 0.1
+_STOPPED_S = 5.0  # that a run which is told to stop waits for a fit
 
 
 def interval(asked: int | None, *, reading: float, step: float) -> int:
@@ -54,20 +56,37 @@ class Fits:
     the steps, and memory holds two at most.
     """
 
-    def __init__(self, tasks: Sequence[OnlineTask], log: Callable[[Mapping[str, float], int], None]) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[OnlineTask],
+        log: Callable[[Mapping[str, float], int], None],
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``stopping``: whether the run is told to stop, so that its state must be saved soon."""
         self._tasks, self._log, self._process = tasks, log, FitProcess(tasks)
+        self._stopping = stopping
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fits")
         self._latest: Future[None] | None = None
-        self._closed = False
+        self._given_up = self._closed = False
 
     def begin(self, due: Due) -> None:
         """Fit it from now on; ``wait`` comes before."""
         self._latest = self._thread.submit(self._fit, due)
 
     def wait(self) -> None:
-        """Return when no fit is under way, from any thread."""
-        if latest := self._latest:
-            latest.result()
+        """Return when no fit is under way, from any thread; where the run is to stop, after some seconds at
+        most."""
+        stop_s = 0.0
+        while self._latest and not self._given_up:
+            try:
+                self._latest.result(_POLL_S)
+                return
+            except TimeoutError:
+                stop_s += _POLL_S if self._stopping() else 0.0
+            if stop_s >= _STOPPED_S:
+                self._given_up = True
+                say("warning: the last reading of labelled tasks is left out, as the run is told to stop")
 
     def close(self) -> None:
         """End what is under way, unsaid: the run ends for another reason."""
@@ -100,13 +119,16 @@ def task_metrics(task: OnlineTask, floor: float, scores: OnlineScores) -> dict[s
 
 
 @contextmanager
-def open_fits(shared: Sequence[SharedTask], artifacts: Artifacts | None) -> Iterator[Fits | None]:
-    """The fits of ``shared`` tasks, where there are tasks and ``artifacts`` to log to."""
+def open_fits(
+    shared: Sequence[SharedTask], artifacts: Artifacts | None, *, stopping: Callable[[], bool]
+) -> Iterator[Fits | None]:
+    """The fits of ``shared`` tasks, where there are tasks and ``artifacts`` to log to; ``stopping`` as
+    Fits."""
     tasks = [each.task for each in shared if each.task]
     if not tasks or artifacts is None:
         yield None
         return
-    fits = Fits(tasks, lambda metrics, step: artifacts.log_late(metrics, step=step))
+    fits = Fits(tasks, lambda metrics, step: artifacts.log_late(metrics, step=step), stopping=stopping)
     try:
         yield fits
     finally:
@@ -150,7 +172,7 @@ class ReadTasks(Hook):
                 self._fits.wait()
 
 
-def read_tasks(
+def task_hook(
     config: TrainConfig,
     *,
     tasks: Sequence[SharedTask],

@@ -51,7 +51,7 @@ from trainer.run.hooks import (
     Validate,
     is_due,
 )
-from trainer.run.online_readings import Fits, open_fits, read_tasks
+from trainer.run.online_readings import Fits, open_fits, task_hook
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
 
@@ -120,7 +120,7 @@ def train(
             start = start_of(engine, datasets, validator, tasks, resumed)
             with (
                 begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts,
-                open_fits(tasks, artifacts) as fits,
+                open_fits(tasks, artifacts, stopping=lambda: bool(stops and stops.code)) as fits,
             ):
                 exported = artifacts.exported if artifacts else None
                 exporter, callbacks = Exporter(config, engine, exported=exported), None
@@ -195,9 +195,7 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
         baselines=baselines,
         artifacts=run.artifacts,
     )
-    reading = read_tasks(
-        config, tasks=run.tasks, method=run.method, network=run.engine.network, fits=run.fits
-    )
+    reading = task_hook(config, tasks=run.tasks, method=run.method, network=run.engine.network, fits=run.fits)
     if state.step == 0:
         validation.run(state)
         reading.run(state)

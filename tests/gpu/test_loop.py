@@ -40,7 +40,7 @@ class InMemory:
     def exported(self, step: int) -> None:
         pass
 
-    def save_callbacks(self, check: Any, *, exports_written: Any) -> SaveCallbacks:
+    def save_callbacks(self, check: Any, *, settled: Any) -> SaveCallbacks:
         return SaveCallbacks(metrics=bytes, before=check, after=lambda uri, sha256: None, say=print)
 
     def log(self, metrics: dict[str, float], *, step: int) -> None:

@@ -276,3 +276,25 @@ def test_scores_of_versions_are_curves_by_task_without_those_on_dev() -> None:
     panels = figures.downstream_panels(dict.fromkeys(names, points))
     assert panels == [("tf: test mcc", ["downstream/tf/kmer_mcc", "downstream/tf/probe_mcc"])]
     assert figures.downstream_panels({"loss/total": points}) == []
+
+
+def test_readings_on_dev_are_a_picture_of_their_own_with_the_floor() -> None:
+    points = pd.DataFrame({"step": [0, 20], "value": [0.1, 0.2]})
+    online = ("online_probe_dev_mcc", "online_knn_dev_mcc", "floor_dev_mcc", "probe_mcc", "knn_mcc")
+    found = {f"downstream/tf/{name}": points for name in online} | {
+        "downstream/tf/probe_test_mcc": points,
+        "downstream/of versions/probe_mcc": points,
+        "downstream/dna/online_probe_dev_pearson": points,
+    }
+    figure = figures.online(found)
+    assert figure
+    drawn = {axis.get_title(): axis.get_legend_handles_labels()[1] for axis in figure.axes}
+    assert drawn == {
+        "dna: dev pearson": ["probe"],
+        "tf: dev mcc": ["probe", "nearest neighbours", "floor 0.200"],
+    }
+    assert figures.downstream_panels(found) == [
+        ("of versions: test mcc", ["downstream/of versions/probe_mcc"]),
+        ("tf: test mcc", ["downstream/tf/probe_test_mcc"]),
+    ]
+    assert figures.online({"downstream/tf/probe_mcc": points}) is None

@@ -266,6 +266,7 @@ def test_what_may_differ(tmp_path: Path) -> None:
         "data__workers": 3,
         "data__cache_dir": "/c",
         "data__cache_bytes": 0,
+        "val": {"tasks": ["a.yaml"], "tasks_every": 7, "tasks_rows": 9},
         "checkpoint": {"every": 3, "keep_last": 9, "keep_every": 9, "max_failed": 1},
         "track": {"uri": "sqlite:///x.db", "artifact_uri": "/a", "experiment": "x", "registered_model": None},
     }

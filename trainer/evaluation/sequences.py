@@ -48,6 +48,10 @@ class EncodedSequences:
         start = int(self.start_N[number])
         return self.codes_M[start : start + int(self.length_N[number])]
 
+    def rows(self, index_N: Tensor) -> "EncodedSequences":
+        """The sequences of these numbers, from 0; at least one."""
+        return EncodedSequences.from_codes([self.codes(number) for number in index_N.tolist()])
+
 
 def _encode(string: str, number: int) -> alphabet.Codes:
     try:

@@ -158,12 +158,17 @@ def version_rows(versions: Sequence[Any]) -> list[tuple[str, ...]]:
             str(version.name),
             str(version.version),
             version.tags.get("step", ""),
-            version.tags.get("val.mlm_accuracy", ""),
+            _short(version.tags.get("val.mlm_accuracy", "")),
             ", ".join(version.aliases),
             version.tags.get("candidate.reason", ""),
         )
         for version in versions
     ]
+
+
+def _short(number: str) -> str:
+    """A number that was kept with all its digits, as tables have it; "" stays."""
+    return f"{float(number):.4f}" if number else ""
 
 
 def transfer_summary(registry: Registry, run: Any) -> pd.DataFrame:

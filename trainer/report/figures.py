@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from trainer.evaluation import drawing
 from trainer.evaluation.drawing import COLOURS
 from trainer.evaluation.statistics import standard_error
+from trainer.evaluation.tasks import curve_names
 
 # metric -> columns step, value; metrics that were not logged are absent
 Histories = Mapping[str, pd.DataFrame]
@@ -38,11 +39,32 @@ def downstream_panels(histories: Histories) -> Panels:
     test."""
     panels: dict[tuple[str, str], list[str]] = {}
     for name in sorted(_names(histories, "downstream/")):
-        task, _, score = name.rpartition("/")
-        metric = score.partition("_")[2]
-        if not metric.startswith("dev_"):
-            panels.setdefault((task, metric), []).append(f"downstream/{name}")
+        if curve := curve_names.of_test(name, histories):
+            panels.setdefault((curve.task, curve.metric), []).append(f"downstream/{name}")
     return [(f"{task}: test {metric}", names) for (task, metric), names in panels.items()]
+
+
+def online(histories: Histories) -> Figure | None:
+    """A panel for each task that the run reads itself: probe and neighbours on dev by step, and the floor."""
+    panels = [
+        (name, curve)
+        for name in sorted(_names(histories, "downstream/"))
+        if (curve := curve_names.of_online_probe(name))
+    ]
+    if not panels:
+        return None
+    figure, axes = drawing.panels(len(panels))
+    for axis, (probe, (task, metric)) in zip(axes, panels, strict=True):
+        names = (f"downstream/{probe}", curve_names.downstream(task, f"{curve_names.KNN}_{metric}"))
+        for colour, name, label in zip(COLOURS, names, ("probe", "nearest neighbours"), strict=False):
+            if name in histories:
+                _curve(axis, histories[name], colour=colour, label=label, smooth=1)
+        floor = histories.get(curve_names.downstream(task, f"{curve_names.FLOOR}_{metric}"))
+        if floor is not None:
+            level = float(floor["value"].iloc[-1])
+            axis.axhline(level, color="#444444", linestyle="--", linewidth=1.3, label=f"floor {level:.3f}")
+        drawing.dress(axis, f"{task}: dev {metric}")
+    return figure
 
 
 def _names(histories: Histories, prefix: str) -> set[str]:

@@ -35,6 +35,7 @@ def all_sections(registry: Registry, run: Any) -> list[Section]:
         *_trouble(found, run.info.status),
         _accuracy(found),
         *_versions(registry, run),
+        *_online(found),
         *_downstream(found),
         *_transfer(registry, run),
         _losses(found),
@@ -74,12 +75,24 @@ def _versions(registry: Registry, run: Any) -> list[Section]:
     return [Section("Versions", (), headings, rows)] if rows else []
 
 
+def _online(found: Histories) -> list[Section]:
+    """The teacher on labelled tasks, by step; no section if it was not read."""
+    text = (
+        "The teacher's frozen embeddings while it trained, on up to val.tasks_rows rows of each task: a "
+        "linear probe and the nearest neighbours, fitted to train and scored on dev. The floor is the better "
+        "of k-mers and letters by position on the same rows. Step 0 is the network before it has learned "
+        "anything. Compare within a picture alone: tables of test scores are made of other rows."
+    )
+    pictures = _picture("online", "Scores of the teacher on dev by step", figures.online(found))
+    return [Section("The teacher on labelled tasks, on dev", [text], pictures=pictures)] if pictures else []
+
+
 def _downstream(found: Histories) -> list[Section]:
     """The scores of the run's versions on labelled tasks, by step; no section if there are none."""
     figure = figures.curves(found, figures.downstream_panels(found))
     text = "Each point is a version, scored on test; the floors, which need no network, are kmer and onehot."
     pictures = _picture("downstream", "Scores of the versions by step", figure)
-    return [Section("Labelled tasks while it trained", [text], pictures=pictures)] if pictures else []
+    return [Section("The versions on labelled tasks, on test", [text], pictures=pictures)] if pictures else []
 
 
 def _transfer(registry: Registry, run: Any) -> list[Section]:

@@ -62,6 +62,10 @@ class Artifacts:
         self._uploader.log(metrics, step=step)
         self._story.after(metrics, step=step)
 
+    def log_late(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Metrics of an earlier step, from any thread; of each metric the steps come in order."""
+        self._uploader.log(metrics, step=step)
+
     def exported(self, step: int) -> None:
         """The export of ``step`` is whole, and becomes a version as soon as MLflow takes it."""
         self._uploader.export(step, bp=self._config.bp(0, step))
@@ -75,18 +79,16 @@ class Artifacts:
             if start is None or step <= start.step:
                 self.exported(step)
 
-    def save_callbacks(
-        self, check_lock: Callable[[], None], *, exports_written: Callable[[], None]
-    ) -> SaveCallbacks:
+    def save_callbacks(self, check_lock: Callable[[], None], *, settled: Callable[[], None]) -> SaveCallbacks:
         """What is done around a checkpoint; ``check_lock`` raises if run.dir is no longer this run's.
 
-        ``exports_written`` returns when no export is being written: that of a step before a checkpoint is
-        not written again by a run that goes on from there.
+        ``settled`` returns when nothing is under way that a run which goes on from the checkpoint would not
+        do again: no export is being written, and no reading of labelled tasks waits for its fit.
         """
 
         def before() -> None:
             check_lock()
-            exports_written()
+            settled()
             self._uploader.sync()
             self._story.log.keep()
 

@@ -8,6 +8,7 @@ counted: they are the price of a way to do it. Left out as small: Sinkhorn, KoLe
 covariance, SIGReg's slices, norms, softmaxes, the optimiser's step.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -45,6 +46,13 @@ def step_flops(method: Method, network: Network, *, length: int) -> float:
             total += shape.teacher_flops * teachers * (weights - students_own)
         total += term.product_flops(shape)
     return float(total)
+
+
+def embedding_flops(network: Network, lengths: Sequence[int]) -> float:
+    """FLOPs of the frozen embeddings of sequences of these ``lengths``: a forward of each strand."""
+    backbone = network.backbone
+    positions = sum(backbone.positions(length) for length in lengths)
+    return float(2 * TEACHER_FLOPS * _weights(backbone) * positions)
 
 
 def _weights(module: nn.Module) -> int:

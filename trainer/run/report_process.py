@@ -18,7 +18,7 @@ from trainer.core.console import say
 _ROOT = Path(__file__).parents[2]
 _SHARE = 0.05  # at most, of the time of a run, that reports are being made
 _LAST_S = 300.0  # that a finished run waits for its last one
-_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "DNA_RUN_TOKEN")
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "DNA_RUN_TOKEN")
 
 
 class ReportProcess:
@@ -58,7 +58,7 @@ class ReportProcess:
         self._process = None
 
     def _start(self, run_id: str) -> None:
-        environment = {key: value for key, value in os.environ.items() if key not in _OF_RANKS}
+        environment = {key: value for key, value in os.environ.items() if key not in OF_RANKS}
         path = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
         # The URI may hold a password, which a command line would show to all users.
         environment |= {

@@ -32,6 +32,9 @@ _MAY_DIFFER = (
     "data.workers",
     "data.cache_dir",
     "data.cache_bytes",
+    "val.tasks",
+    "val.tasks_every",
+    "val.tasks_rows",
 )
 _SECTIONS = ("checkpoint.", "track.")
 

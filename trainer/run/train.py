@@ -24,12 +24,13 @@ from trainer.distill.step import train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator
+from trainer.evaluation.online.slices import SharedTask, open_tasks
 from trainer.losses.config import projection_heads
-from trainer.models import pretrained
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
-from trainer.run import run_dir, run_status, story, world_size
+from trainer.run import run_dir, run_status, world_size
 from trainer.run.artifacts import Artifacts, begin_artifacts, publish
+from trainer.run.beginning import say_beginning, start_of
 from trainer.run.checkpoint.resume import Resumed, resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
@@ -50,10 +51,9 @@ from trainer.run.hooks import (
     Validate,
     is_due,
 )
-from trainer.run.run_spec import Start
+from trainer.run.online_readings import Fits, open_fits, task_hook
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
-from trainer.tracking.version_text import WINDOWS_TAG
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,11 @@ class TrainingRun:
     engine: Engine
     reader: Reader
     validator: Validator
+    tasks: Sequence[SharedTask]
     saver: Saver
     exporter: Exporter
     artifacts: Artifacts | None  # on rank 0
+    fits: Fits | None  # of tasks, on rank 0
     stops: StopSignals | None
 
     def stop_code(self) -> int:
@@ -102,6 +104,7 @@ def train(
     with collectives.together(group):
         datasets = list(open_datasets(config.data, "train", warn=say).values())
     validator = Validator(config.data, config.val, config.views, device=device, group=group)
+    tasks = open_tasks(config.val, group)
     with run_dir.hold_lock(config.run.dir, group) as lock:
         plan = run_dir.plan(config, group, locked=True)  # a run that held the lock may have finished this one
         if plan is None:
@@ -113,19 +116,28 @@ def train(
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
         with closing(_open_reader(config, datasets, engine, resumed)) as reader:
             if group.rank == 0:
-                _say_beginning(validator, resumed)
-            start = _start(engine, datasets, validator, resumed)
-            with begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts:
+                say_beginning(validator, resumed)
+            start = start_of(engine, datasets, validator, tasks, resumed)
+            with (
+                begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts,
+                open_fits(tasks, artifacts, stopping=lambda: bool(stops and stops.code)) as fits,
+            ):
                 exported = artifacts.exported if artifacts else None
                 exporter, callbacks = Exporter(config, engine, exported=exported), None
+
+                def settled() -> None:
+                    exporter.written()
+                    if fits:
+                        fits.wait()
+
                 if artifacts:
                     assert lock, "rank 0 holds it"
                     run_status.write_config(config)
-                    callbacks = artifacts.save_callbacks(lock.check, exports_written=exporter.written)
+                    callbacks = artifacts.save_callbacks(lock.check, settled=settled)
                 saver = Saver(config, engine, datasets=digests, callbacks=callbacks)
                 method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
                 run = TrainingRun(
-                    config, method, engine, reader, validator, saver, exporter, artifacts, stops
+                    config, method, engine, reader, validator, tasks, saver, exporter, artifacts, fits, stops
                 )
                 return _train(run, state, hooks)
 
@@ -169,29 +181,6 @@ def _open_reader(
     return reader
 
 
-def _say_beginning(validator: Validator, resumed: Resumed | None) -> None:
-    for uri in validator.left_out:
-        say(f"{uri} has no val split: it is trained on, and left out of validation")
-    if resumed:
-        say(f"going on after step {resumed.step}, from {resumed.uri}")
-
-
-def _start(
-    engine: Engine, datasets: Sequence[Dataset], validator: Validator, resumed: Resumed | None
-) -> Start:
-    tags = {
-        "dataset.manifest_sha256": ",".join(dataset.digest for dataset in datasets),
-        "world_size": str(engine.group.size),
-        "zero_stage": str(engine.settings.zero_stage),
-        WINDOWS_TAG: validator.windows_sha256,
-    }
-    parameters = pretrained.parameter_count(engine.network)
-    inputs = story.dataset_inputs(datasets)
-    if resumed is None:
-        return Start(parameters, tags, inputs=inputs)
-    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics, inputs=inputs)
-
-
 def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> int:
     """The exit code, once the run is trained and published, or its state is saved as it was told to stop."""
     config, group = run.config, run.engine.group
@@ -206,10 +195,12 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
         baselines=baselines,
         artifacts=run.artifacts,
     )
+    reading = task_hook(config, tasks=run.tasks, method=run.method, network=run.engine.network, fits=run.fits)
     if state.step == 0:
         validation.run(state)
+        reading.run(state)
     meter = Meter(device=run.engine.device, dtype=run.engine.settings.compute_dtype)
-    hooks = _all_hooks(run, state, validation, meter, user_hooks)
+    hooks = _all_hooks(run, state, [validation, reading], meter, user_hooks)
     if run.stops:
         run.stops.defer()
     code = _loop(run, state, hooks, meter)
@@ -225,7 +216,11 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
 
 
 def _all_hooks(
-    run: TrainingRun, state: TrainState, validation: Hook, meter: Meter, user_hooks: Sequence[Hook]
+    run: TrainingRun,
+    state: TrainState,
+    validation: Sequence[Hook],
+    meter: Meter,
+    user_hooks: Sequence[Hook],
 ) -> list[Hook]:
     """What happens after each step, in this order; LogMetrics logs the metrics of the hooks before it."""
     config, engine, group, last = run.config, run.engine, run.engine.group, run.config.train.steps
@@ -240,7 +235,7 @@ def _all_hooks(
         LogMetrics(config.track, artifacts=run.artifacts, meter=meter, progress=progress, step_flops=flops),
         EndIfStuck(run_dir=config.run.dir, max_skipped=config.train.max_skipped, group=group),
         OnCollapse(config.health, group=group),
-        validation,
+        *validation,
         BeginExports(config.track, exporter=run.exporter, artifacts=run.artifacts),
         SaveCheckpoints(
             config.checkpoint, saver=run.saver, position=run.reader.position, artifacts=run.artifacts

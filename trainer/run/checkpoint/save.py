@@ -40,10 +40,11 @@ T = TypeVar("T")
 class SaveCallbacks:
     """What rank 0 does around the publication of a checkpoint.
 
-    ``metrics``: gives the points that MLflow has not got yet, b"" where they need not be saved with the
-    checkpoint. ``before``: writes to disk what must not be older than the checkpoint, and raises if another
-    run holds run.dir; it is called before anything is removed or written, and again before the manifest is.
-    ``after``: gets the URI and the sha256 of the manifest. ``say``: one line to the user.
+    ``metrics``: gives the points that MLflow has not got yet, also those of later steps, b"" where they need
+    not be saved with the checkpoint; it is called after ``before``. ``before``: writes to disk what must not
+    be older than the checkpoint, and raises if another run holds run.dir; it is called before anything is
+    removed or written, and again before the manifest is. ``after``: gets the URI and the sha256 of the
+    manifest. ``say``: one line to the user.
     """
 
     metrics: Callable[[], bytes] = bytes
@@ -86,8 +87,7 @@ class Saver:
         self._snapshot.take(state)
         common = shared(state, self._engine)
         manifest = self._manifest(state, position)
-        metrics = self._callbacks.metrics() if self._group.rank == 0 else b""
-        self._thread = threading.Thread(target=self._save, args=(manifest, common, metrics), daemon=True)
+        self._thread = threading.Thread(target=self._save, args=(manifest, common), daemon=True)
         self._thread.start()
         return time.perf_counter() - start
 
@@ -131,15 +131,15 @@ class Saver:
             files={},
         )
 
-    def _save(self, manifest: Manifest, common: dict[str, Tensor], metrics: bytes) -> None:
+    def _save(self, manifest: Manifest, common: dict[str, Tensor]) -> None:
         try:
-            self._write(manifest, common, metrics)
+            self._write(manifest, common)
             self.newest = manifest.step
             heartbeat.saved(manifest.step)
         except BaseException as fault:  # raised where the main thread waits for this one
             self._fault = fault
 
-    def _write(self, manifest: Manifest, common: dict[str, Tensor], metrics: bytes) -> None:
+    def _write(self, manifest: Manifest, common: dict[str, Tensor]) -> None:
         run_dir, step = self._config.run.dir, manifest.step
         stage, place = manifests.stage(run_dir, step), manifests.place(run_dir, step)
         group, snapshot = self._group, self._snapshot
@@ -164,7 +164,7 @@ class Saver:
                     )
                     for rank, part in enumerate(parts)
                 }
-                written |= _put_shared(stage, common, metrics)
+                written |= _put_shared(stage, common, self._callbacks.metrics())
                 self._publish(manifest.model_copy(update={"files": written}), stage, place)
 
         _on_all(group, clear, step=step)

@@ -67,6 +67,10 @@ class Classification(TaskKind):
         probability_NK: Array = output_NK.double().softmax(-1).numpy()
         return probability_NK
 
+    def sure(self, truth_N: Array) -> Array:
+        """1 for the class, 0 for the others."""
+        return np.asarray(truth_N[:, None] == np.arange(self.outputs), np.float64)
+
     def table(self, prediction_N: Array) -> dict[str, Array]:
         """``label``, the most probable one, and ``p_<label>`` of each."""
         names = np.array(self.labels, dtype=object)

@@ -114,6 +114,10 @@ class TaskKind(ABC):
     def predict(self, output_NK: Tensor) -> Array:
         """Predictions from the numbers of a network or linear model, not finite where those are not."""
 
+    def sure(self, truth_N: Array) -> Array:
+        """The prediction that says just this truth; what nearest neighbours take the mean of."""
+        return np.asarray(truth_N, np.float64)
+
     @abstractmethod
     def table(self, prediction_N: Array) -> dict[str, Array]:
         """Predictions as columns for users, by name: text (an array of str objects) or float64, [N] each.

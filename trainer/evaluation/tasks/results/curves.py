@@ -1,6 +1,5 @@
 """Downstream scores as curves on the pretraining run: ``downstream/TASK/MODE_METRIC`` at a version's step."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
@@ -8,11 +7,10 @@ from typing import NamedTuple
 
 from trainer.evaluation.registered_model import RegisteredModel
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
+from trainer.evaluation.tasks.curve_names import downstream, read_online
 from trainer.evaluation.tasks.results.results_log import StoredResult, stored_results
 from trainer.tracking.registry import Registry
 from trainer.tracking.shared_run import SharedRuns
-
-_NO_METRIC_NAME = re.compile(r"[^\w\-. ]", re.ASCII)  # what MLflow takes in no part of a name
 
 
 class CurveTask(NamedTuple):
@@ -36,16 +34,24 @@ def add_points(
     """Log the points of the version, where its pretraining run and its step are known. None is logged
     twice. ``tasks``: each task once, with the most train rows."""
     step = _step(registry, model)
-    if step is None or model.run_id is None or not shared.read(model.run_id).active:
+    if step is None or model.run_id is None:
+        return
+    run = shared.read(model.run_id)
+    if not run.active:
         return
     stored = stored_results(registry, model.name, model.version)
-    for point in points(stored, tasks):
+    for point in points(stored, tasks, online=read_online(run.tags)):
         shared.add_point(model.run_id, point.name, point.value, step=step, time_ms=point.time_ms)
 
 
-def points(stored: Iterable[StoredResult], tasks: Iterable[CurveTask]) -> Iterator[CurvePoint]:
+def points(
+    stored: Iterable[StoredResult], tasks: Iterable[CurveTask], *, online: Sequence[str] = ()
+) -> Iterator[CurvePoint]:
     """For each task and mode the means over its seeds: on test (``MODE_METRIC``) and on dev
-    (``MODE_dev_METRIC``); none while a seed is missing."""
+    (``MODE_dev_METRIC``); none while a seed is missing.
+
+    ``online``: tasks that the run reads itself, and logs as ``probe_METRIC``.
+    """
     by_mode: dict[tuple[str, str, str], dict[int, StoredResult]] = defaultdict(dict)
     for one in stored:
         unit = one.result.unit
@@ -58,9 +64,14 @@ def points(stored: Iterable[StoredResult], tasks: Iterable[CurveTask]) -> Iterat
                 continue
             ours = [found[seed] for seed in seeds]
             metric = ours[0].result.metric.name
-            start, prefix = max(one.start_ms for one in ours), f"downstream/{_plain(task.config.name)}/{mode}"
-            yield CurvePoint(f"{prefix}_{metric}", fmean(one.result.test[metric] for one in ours), start)
-            yield CurvePoint(f"{prefix}_dev_{metric}", fmean(one.result.val[metric] for one in ours), start)
+            start, name = max(one.start_ms for one in ours), task.config.name
+            on_test = f"{mode}_test" if mode == "probe" and name in online else mode
+            for prefix, scores in (
+                (on_test, [one.result.test for one in ours]),
+                (f"{mode}_dev", [one.result.val for one in ours]),
+            ):
+                value = fmean(each[metric] for each in scores)
+                yield CurvePoint(downstream(name, f"{prefix}_{metric}"), value, start)
 
 
 def _step(registry: Registry, model: RegisteredModel) -> int | None:
@@ -69,7 +80,3 @@ def _step(registry: Registry, model: RegisteredModel) -> int | None:
     if found is None and model.run_id:
         found = registry.run(model.run_id).data.params.get("train.steps")
     return int(found) if found and str(found).isdigit() else None
-
-
-def _plain(name: str) -> str:
-    return _NO_METRIC_NAME.sub("_", name)

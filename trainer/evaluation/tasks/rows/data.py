@@ -91,8 +91,8 @@ def load(config: TaskConfig) -> TaskData:
     data = _without_leaks(found, remarks=tuple(_remarks(list(tables.values()), kind)))
     rows = config.max_train_rows
     assert not isinstance(rows, tuple), "a list is for TaskConfig.variants"
-    if rows and len(data.train) > rows:
-        data = replace(data, train=_subsample(data.train, rows, kind))
+    if rows:
+        data = replace(data, train=subsample(data.train, rows, kind))
     _refuse_unusable(config.name, data, kind, most=config.max_train_rows)
     return data
 
@@ -125,17 +125,20 @@ def _without_leaks(found: Mapping[str, Split], *, remarks: tuple[str, ...]) -> T
     return TaskData(train, dev, test, dropped, remarks)
 
 
-def _subsample(train: Split, rows: int, kind: TaskKind) -> Split:
-    """The first ``rows`` rows by a hash of the sequence, the first of each of the kind's groups before.
+def subsample(split: Split, rows: int, kind: TaskKind) -> Split:
+    """The first ``rows`` rows by a hash of the sequence, the first of each of the kind's groups before; all,
+    if there are no more.
 
     So a subset is part of every larger one, and has every class if it has as many rows as there are.
     """
-    hashes = [splits.uniform(letters, splits.SUBSAMPLE_SALT) for letters in train.letters]
+    if len(split) <= rows:
+        return split
+    hashes = [splits.uniform(letters, splits.SUBSAMPLE_SALT) for letters in split.letters]
     rank = np.argsort(hashes, kind="stable").tolist()
-    of_groups_NG = kind.groups(train.truth_N)[rank]
+    of_groups_NG = kind.groups(split.truth_N)[rank]
     firsts = {rank[place] for place in of_groups_NG[:, of_groups_NG.any(0)].argmax(0)}
     chosen = set(sorted(rank, key=lambda i: i not in firsts)[:rows])
-    return train.take(lambda i, _: i in chosen)
+    return split.take(lambda i, _: i in chosen)
 
 
 def _refuse_unusable(task: str, data: TaskData, kind: TaskKind, *, most: object) -> None:

@@ -1,0 +1,1 @@
+"""Labelled tasks while a network is pretrained: probe, nearest neighbours and floor, on dev."""

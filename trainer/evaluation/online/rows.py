@@ -1,0 +1,77 @@
+"""The labelled rows that the teacher is read on: some of train, to fit, and some of dev, to score. Test is
+left alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import configs
+from cluster.storage.store import StoreError
+from configs import ConfigError, redact
+from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.curve_names import plain
+from trainer.evaluation.tasks.kinds.kind import Metric, TaskKind
+from trainer.evaluation.tasks.rows.data import Split, load, subsample
+
+
+@dataclass(frozen=True)
+class OnlineTask:
+    """A task with the rows in use. ``kind``: fitted to train."""
+
+    config: TaskConfig
+    kind: TaskKind
+    train: Split
+    dev: Split
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def metric(self) -> Metric:
+        """The main one."""
+        return self.kind.metrics[0]
+
+    def sequences(self) -> EncodedSequences:
+        """Those of train, then those of dev."""
+        return EncodedSequences.from_codes([*self.train.codes(), *self.dev.codes()])
+
+
+def read_tasks(paths: Sequence[str], *, most: int) -> list[OnlineTask]:
+    """The tasks whose configs lie at ``paths``, with at most so many rows of train and of dev.
+
+    Raises:
+        ConfigError: one sentence: a config is wrong, its files cannot be read, or two tasks have one name.
+    """
+    found: dict[str, str] = {}
+    tasks = []
+    for path in paths:
+        task = _read(path, most)
+        other = found.setdefault(plain(task.name), path)
+        if other != path:
+            raise ConfigError(f"val.tasks: {other} and {path} give the same name of task, {task.name}")
+        tasks.append(task)
+    return tasks
+
+
+def _read(path: str, most: int) -> OnlineTask:
+    try:
+        config = _limited(configs.load(TaskConfig, path), most)
+        data, kind = load(config), config.make_kind()
+        dev = subsample(data.dev, most, kind)
+        if fault := kind.fault_of_split(dev.truth_N):
+            raise ValueError(
+                f"task {config.name}: {len(dev)} rows of its dev split (val.tasks_rows={most}) {fault}"
+            )
+        kind = kind.fit(data.train.truth_N, balanced=config.class_weights == "balanced")
+    except (ValueError, OSError, StoreError) as fault:
+        raise ConfigError(f"val.tasks: {redact(str(fault))}") from fault
+    return OnlineTask(config, kind, data.train, dev)
+
+
+def _limited(config: TaskConfig, most: int) -> TaskConfig:
+    """``config`` with its largest number of train rows, but not more than ``most``."""
+    own = config.variants()[-1].max_train_rows
+    assert not isinstance(own, tuple), "a variant has one number"
+    return config.model_copy(update={"max_train_rows": min(most, math.inf if own is None else own)})

@@ -1,0 +1,105 @@
+"""The rows of tasks over the ranks: each embeds a part of the batches, and all get the vectors.
+
+Shapes: N rows of a task, F features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cluster.process.heartbeat import heartbeat
+from trainer.core import collectives
+from trainer.core.collectives import Group
+from trainer.evaluation import batching
+from trainer.evaluation.config import Validation
+from trainer.evaluation.embedding import embed
+from trainer.evaluation.online.rows import OnlineTask, read_tasks
+from trainer.evaluation.precision import device_of
+from trainer.evaluation.sequences import EncodedSequences
+from trainer.evaluation.tasks.config import TaskConfig
+from trainer.models.network import Network
+
+
+@dataclass(frozen=True)
+class Slice:
+    """This rank's part of the sequences of a task, as batches.
+
+    The batches are the same ones on any number of ranks, so that the vectors are, too. Each rank has equally
+    many, because under ZeRO-3 each forward gathers the weights from all ranks: the last ones may not count.
+
+    Attributes:
+        real: how many batches count.
+        order_N: the place in the task of each row that the ranks give, one rank after the other.
+        lengths: the letters of every sequence of the task.
+    """
+
+    batches: tuple[EncodedSequences, ...]
+    real: int
+    order_N: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sequences: EncodedSequences, group: Group) -> "Slice":
+        places = list(batching.batches_by_length(sequences.length_N))
+        by_rank = [places[rank :: group.size] for rank in range(group.size)]
+        own = by_rank[group.rank]
+        filled = own + places[:1] * (len(by_rank[0]) - len(own))
+        order_N = torch.cat([index_B for of_rank in by_rank for index_B in of_rank])
+        lengths = tuple(sequences.length_N.tolist())
+        return cls(tuple(sequences.rows(index_B) for index_B in filled), len(own), order_N, lengths)
+
+
+@dataclass(frozen=True)
+class SharedTask:
+    """A task on all ranks; ``task``, with letters and truth of all rows, on the first alone."""
+
+    config: TaskConfig
+    slice: Slice
+    task: OnlineTask | None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+def open_tasks(val: Validation, group: Group) -> list[SharedTask]:
+    """The tasks of ``val``: the first rank reads their files; a collective.
+
+    Raises:
+        ConfigError: on all ranks, as ``read_tasks``.
+    """
+    if not val.tasks:
+        return []
+    tasks: list[OnlineTask] = []
+    with heartbeat.inside("reading tasks", phase=True), collectives.first_rank_decides(group, ValueError):
+        if group.rank == 0:
+            tasks = read_tasks(val.tasks, most=val.tasks_rows)
+    own = [(task.config, task.sequences()) for task in tasks]
+    everywhere = collectives.object_from_first(group, own)
+    held: list[OnlineTask | None] = [*tasks] or [None] * len(everywhere)
+    return [
+        SharedTask(config, Slice.of(sequences, group), task)
+        for (config, sequences), task in zip(everywhere, held, strict=True)
+    ]
+
+
+@torch.no_grad()
+def embed_together(network: Network, shared: SharedTask, *, group: Group) -> Tensor:
+    """fp32 [N, F] on the CPU of every rank: mean and max over the letters, as mode ``probe`` has them; a
+    collective.
+
+    In the precision of the weights of ``network``, which is the run's.
+    """
+    part, was_training = shared.slice, network.training
+    network.eval()
+    vectors = []
+    for batch in part.batches:
+        vectors.append(torch.cat(embed(network, batch, precision="fp32"), 1))
+        heartbeat.advance()
+    network.train(was_training)
+    own = torch.cat([vectors[0][:0], *vectors[: part.real]])
+    gathered = collectives.gather_rows(group, own.to(device_of(network))).cpu()
+    in_order_NF = torch.empty_like(gathered)
+    in_order_NF[part.order_N] = gathered
+    return in_order_NF

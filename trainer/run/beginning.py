@@ -1,0 +1,43 @@
+"""What a run says and tells MLflow as it begins or goes on."""
+
+from collections.abc import Sequence
+
+from trainer.core.console import say
+from trainer.data.dataset import Dataset
+from trainer.engine.engine import Engine
+from trainer.evaluation.held_out import Validator
+from trainer.evaluation.online.slices import SharedTask
+from trainer.evaluation.tasks.curve_names import online_tag
+from trainer.models import pretrained
+from trainer.run import story
+from trainer.run.checkpoint.resume import Resumed
+from trainer.run.run_spec import Start
+from trainer.tracking.version_text import WINDOWS_TAG
+
+
+def say_beginning(validator: Validator, resumed: Resumed | None) -> None:
+    for uri in validator.left_out:
+        say(f"{uri} has no val split: it is trained on, and left out of validation")
+    if resumed:
+        say(f"going on after step {resumed.step}, from {resumed.uri}")
+
+
+def start_of(
+    engine: Engine,
+    datasets: Sequence[Dataset],
+    validator: Validator,
+    tasks: Sequence[SharedTask],
+    resumed: Resumed | None,
+) -> Start:
+    """Where the run takes its training up, and what MLflow shows of it."""
+    tags = {
+        "dataset.manifest_sha256": ",".join(dataset.digest for dataset in datasets),
+        "world_size": str(engine.group.size),
+        "zero_stage": str(engine.settings.zero_stage),
+        WINDOWS_TAG: validator.windows_sha256,
+    } | online_tag([task.name for task in tasks])
+    parameters = pretrained.parameter_count(engine.network)
+    inputs = story.dataset_inputs(datasets)
+    if resumed is None:
+        return Start(parameters, tags, inputs=inputs)
+    return Start(parameters, tags, step=resumed.step, waiting=resumed.metrics, inputs=inputs)

@@ -120,7 +120,7 @@ def test_the_backbone_is_exported_and_read_back(runs: dict[Any, Any]) -> None:
     config = json.loads((folder / pretrained.CONFIG).read_text())
     assert (config["model_type"], config["channels"], config["kernel_size"]) == ("tiny-conv", 10, 5)
     assert config["hidden_size"] == 10 and "num_groups" not in config
-    with pytest.raises(ValueError, match="has model_type 'tiny-conv', known are findna"):
+    with pytest.raises(ValueError, match="has model_type 'tiny-conv', known are dilated-conv, findna"):
         pretrained.load(str(folder))  # by those who did not register it
 
 

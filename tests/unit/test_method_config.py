@@ -168,7 +168,7 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         ({"health.patience": 0}, "health.patience: input should be greater than or equal to 1 (given 0)"),
         ({"health.every": -1}, "health.every: input should be greater than or equal to 0 (given -1)"),
         ({"health.on_collapse": "cry"}, "health.on_collapse: input should be 'warn' or 'stop' (given 'cry')"),
-        ({"model.name": "bert"}, "model.name: must be one of findna (given 'bert')"),
+        ({"model.name": "bert"}, "model.name: must be one of dilated-conv, findna (given 'bert')"),
         ({"model.norm": "batch"}, "model.norm: input should be 'none', 'layer' or 'rms' (given 'batch')"),
         ({"run.seed": -1}, "run.seed: input should be greater than or equal to 0 (given -1)"),
         ({"data.uri": ""}, "data.uri: must be a URI or a list of {uri, weight} (given '')"),

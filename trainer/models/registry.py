@@ -2,5 +2,6 @@
 
 from trainer.models.backbone import Backbone
 from trainer.models.chordmixer import ChordMixer
+from trainer.models.dilated_conv import DilatedConv
 
-MODELS: dict[str, type[Backbone]] = {"findna": ChordMixer}
+MODELS: dict[str, type[Backbone]] = {"findna": ChordMixer, "dilated-conv": DilatedConv}

@@ -14,7 +14,6 @@ from trainer.evaluation.precision import Resolved, computing_in, device_of
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.models.network import Network, mean_pool
 
-
 Strand = Literal["both", "given"]  # what is read of a sequence: the mean of its two strands, or itself alone
 
 

@@ -22,8 +22,8 @@ from trainer.evaluation.tasks.kept import task_card, task_model
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
 from trainer.evaluation.tasks.rows.data import Split, TaskData
-from trainer.models.pretrained import fresh
 from trainer.models.network import Network
+from trainer.models.pretrained import fresh
 
 # The keys of a task that shape its results.
 _SHAPING = ("kind", "labels", "strand", "class_weights", "finetune", "probe", "kmer", "onehot")

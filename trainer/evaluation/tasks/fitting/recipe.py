@@ -1,4 +1,5 @@
-"""How a whole network is trained on a task: the keys of the section ``finetune``, and what follows from them."""
+"""How a whole network is trained on a task: the keys of the section ``finetune``, and what follows of
+them."""
 
 import math
 from collections.abc import Mapping
@@ -39,6 +40,11 @@ class Length(NamedTuple):
     def steps(self) -> int:
         return self.epochs * self.batches
 
+    @property
+    def readings(self) -> int:
+        """How often dev is read."""
+        return math.ceil(self.epochs / self.stride)
+
 
 class Finetune(Section):
     """Training of the whole network: modes ``finetune`` (from the teacher's weights) and ``scratch``.
@@ -46,7 +52,8 @@ class Finetune(Section):
     ``epochs`` and ``min_steps``: the longer of the two; who gives ``epochs`` alone gets just those.
     ``patience``: readings of dev without a better score after which training at a learning rate ends; 0 is
     off. ``pooling``: all are trained at once on the one network, and dev chooses.
-    ``backbone_lr_factor``, ``layer_decay``, ``frozen_steps``: of pretrained weights, so for ``finetune`` alone.
+    ``backbone_lr_factor``, ``layer_decay``, ``frozen_steps``: of pretrained weights, so for ``finetune``
+    alone.
     """
 
     epochs: Positive = 10

@@ -157,7 +157,9 @@ def moved(config: Finetune, *, steps: int, pretrained: bool = True) -> list[dict
                     parameter.grad = None
         before = {name: part.bias.detach().clone() for name, part in parts.items()}
         optimiser.step()
-        found.append({name: float((before[name] - part.bias).mean()) for name, part in parts.items()})
+        found.append(
+            {name: float((before[name] - part.bias.detach()).mean()) for name, part in parts.items()}
+        )
     return found
 
 
@@ -176,7 +178,7 @@ def test_rates_of_the_parts() -> None:
 def test_a_frozen_backbone_thaws_with_a_warm_up_of_its_own() -> None:
     config = recipe(warmup=0.2, frozen_steps=3, grad_clip=1e9, weight_decay=0)
     found = moved(config, steps=10)
-    assert [step["layer0"] == 0 for step in found] == [True] * 3 + [False] * 7
+    assert [step["layer0"] == 0 for step in found[:9]] == [True] * 3 + [False] * 6
     assert all(step["head"] > 0 for step in found[:9])
     shares = [step["layer0"] / step["head"] for step in found[3:6]]
     assert shares == pytest.approx([0.5, 1, 1], rel=1e-3), "two steps, as many as the warm-up has"

@@ -32,7 +32,7 @@ def task_of(files: Path, kind: str = "classification", *, name: str = "motif") -
         kind, {}
     )
     sections = {
-        "finetune": {"epochs": 1, "batch": 20, "lr": [3e-3], "precision": "fp32"},
+        "finetune": {"epochs": 1, "batch": 20, "lr": [3e-3], "precision": "fp32", "norm": "batch"},
         "probe": {"precision": "fp32", "C": [0.1]},
         "seeds": [0],
     }

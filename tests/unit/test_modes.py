@@ -71,7 +71,7 @@ def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
 
 def prepared_task(*, lr: tuple[float, ...] = (3e-3,), **values: object) -> PreparedTask:
     train, dev, test = (make_split(role, rows, seed=i) for i, (role, rows) in enumerate(ROWS.items()))
-    finetune = {"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32"}
+    finetune = {"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32", "pooling": "mean_max", "patience": 0}
     config = task(**{"test": "x", "labels": ["0", "1"], "finetune": finetune} | values)
     network = tiny_network()
     export_config = {"model_type": "findna", **network.backbone.export_config()}
@@ -147,6 +147,7 @@ def test_patience_ends_the_training_of_one_learning_rate(
     monkeypatch.setattr(Classification, "score", lambda *_: {"mcc": next(wanted)})
     rates = [1e-3, 2e-3] if chosen["lr"] == 2e-3 else [1e-3]
     finetune = {"epochs": 5, "batch": 20, "lr": rates, "precision": "fp32", "patience": patience}
+    finetune["pooling"] = "mean"
     assert fit_mode(prepared_task(finetune=finetune), "finetune", seed=0).chosen == chosen
     assert next(wanted, None) is None, "dev was not scored as often as it should be"
 
@@ -236,14 +237,40 @@ def test_class_weights_change_every_mode() -> None:
 def test_settings_of_before_have_the_digest_of_before() -> None:
     """So results that MLflow has from before are compared with those of now."""
 
-    def digest(**more: object) -> str:
-        config = task(test="x", labels=["0", "1"], **more)
+    before = {
+        "epochs": 5,
+        "batch": 32,
+        "lr": [1e-4, 3e-4],
+        "warmup": 0.1,
+        "pooling": "mean",
+        "norm": "batch",
+        "dropout": 0,
+        "label_smoothing": 0,
+        "patience": 0,
+    }
+
+    def digest(*, finetune: dict[str, object] | None = None, **more: object) -> str:
+        config = task(test="x", labels=["0", "1"], finetune=before | (finetune or {}), **more)
         return settings_digest(config, precisions=Precisions("fp32", "fp32"), data_sha256="d")
 
     assert digest() == "ce63abbcc722"
     assert digest(max_train_rows=5, modes=["kmer"], seeds=[3]) == digest(), "the rows are in data_sha256"
-    changed = [{"class_weights": "balanced"}, {"onehot": {"C": [1]}}, {"finetune": {"patience": 1}}]
-    assert len({digest(**values) for values in changed} | {digest()}) == 4
+    changed = [{"class_weights": "balanced"}, {"onehot": {"C": [1]}}, {"strand": "given"}]
+    changed += [
+        {"finetune": {key: value}}
+        for key, value in {
+            "patience": 1,
+            "min_steps": 500,
+            "pooling": ["mean", "bins"],
+            "norm": "layer",
+            "dropout": 0.1,
+            "label_smoothing": 0.1,
+            "backbone_lr_factor": 0.5,
+            "layer_decay": 0.9,
+            "frozen_steps": 3,
+        }.items()
+    ]
+    assert len({digest(**values) for values in changed} | {digest()}) == len(changed) + 1
 
 
 def test_divergence_is_one_sentence() -> None:

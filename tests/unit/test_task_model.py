@@ -76,6 +76,45 @@ def test_sequences_of_any_length_alone_and_together(
             np.testing.assert_allclose(alone["p_a"][0], together["p_a"][i], atol=1e-6)
 
 
+@pytest.mark.parametrize("strand", ["both", "given"])
+@pytest.mark.parametrize(
+    ("mode", "pooling", "norm"),
+    [
+        ("probe", "mean", "batch"),
+        ("finetune", "mean", "batch"),
+        ("finetune", "mean_max", "layer"),
+        ("finetune", "bins", "layer"),
+        ("finetune", "attention", "batch"),
+    ],
+)
+def test_every_head_and_strand_is_kept(
+    where: Registered, tmp_path: Path, mode: str, pooling: str, norm: str, strand: str
+) -> None:
+    task = kept.task_of(where.folder)
+    recipe = task.finetune.model_copy(update={"pooling": (pooling,), "norm": norm, "dropout": 0.2})
+    task = task.model_copy(update={"finetune": recipe, "strand": strand})
+    base = kept.prepared(where)
+    prepared = modes.prepare(
+        base.network, base.export_config, task=task, data=base.data, device=torch.device("cpu")
+    )
+    outcome = modes.compute_unit(prepared, Unit(NAME, "1", task.name, mode, 0))
+    folder = Path(kept.written(tmp_path / "model", outcome.model))
+    model, data = task_model.load(str(folder)), prepared.data
+    assert model.record.strand == strand
+    sequences = prepared.features.sequences(data.test)
+    assert model.kind.score(data.test.truth_N, model.predictions(sequences)) == outcome.result.test
+    one, other = model.predict(["ACGTTGCATTAGCCG"]), model.predict(["CGGCTAATGCAACGT"])
+    assert np.allclose(one["p_a"], other["p_a"], atol=1e-6) == (strand == "both")
+    words = "the given strand alone is read" if strand == "given" else "the two strands give is averaged"
+    assert model.record.preprocessing.endswith(words)
+    if (pooling, norm, strand) == ("mean", "batch", "both"):  # what earlier releases kept, as they wrote it
+        record = json.loads((folder / task_model.TASK).read_text())
+        del record["strand"], record["head"]
+        (folder / task_model.TASK).write_text(json.dumps(record))
+        before = task_model.load(str(folder))
+        np.testing.assert_array_equal(before.predictions(sequences), model.predictions(sequences))
+
+
 def test_the_folder_is_an_encoder_too(where: Registered, tmp_path: Path) -> None:
     outcome = kept.outcome(where, "classification", "finetune")
     folder = kept.written(tmp_path / "model", outcome.model)

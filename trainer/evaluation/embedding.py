@@ -1,10 +1,10 @@
-"""Sequences as vectors: mean and max over the letters, both strands averaged.
+"""Sequences as vectors: mean and max over the letters, by default both strands averaged.
 
 Shapes: N sequences, B of a batch, L letters, D hidden.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,16 +14,22 @@ from trainer.evaluation.precision import Resolved, computing_in, device_of
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.models.network import Network, mean_pool
 
+Strand = Literal["both", "given"]  # what is read of a sequence: the mean of its two strands, or itself alone
+
 
 class Embeddings(NamedTuple):
-    """One vector for each sequence, fp32 on the CPU, each averaged over the two strands."""
+    """One vector for each sequence, fp32 on the CPU, each averaged over the strands that are read."""
 
     mean_ND: Tensor  # the mean over the letters
     max_ND: Tensor  # the maximum over the letters
 
 
 def embed(
-    network: Network, sequences: EncodedSequences | Sequence[str], *, precision: Resolved = "fp32"
+    network: Network,
+    sequences: EncodedSequences | Sequence[str],
+    *,
+    precision: Resolved = "fp32",
+    strand: Strand = "both",
 ) -> Embeddings:
     """The embeddings of ``sequences``, in order, computed where ``network`` is. Padding does not count.
 
@@ -43,7 +49,7 @@ def embed(
             letters_BLD = letters_BLD.masked_fill(padding_BL[..., None], -torch.inf)
         return torch.cat([mean_BD, letters_BLD.amax(1)], -1)
 
-    return Embeddings(*mean_over_strands(sequences, pool, device=device).chunk(2, dim=1))
+    return Embeddings(*mean_over_strands(sequences, pool, device=device, strand=strand).chunk(2, dim=1))
 
 
 def letters_of(network: Network, codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
@@ -58,16 +64,19 @@ def mean_over_strands(
     function: Callable[[Tensor, Tensor | None], Tensor],
     *,
     device: torch.device,
+    strand: Strand = "both",
 ) -> Tensor:
-    """fp32 [N, …] on CPU: ``function(codes_BL, length_B)`` of each sequence, mean of its two strands."""
+    """fp32 [N, …] on CPU: ``function(codes_BL, length_B)`` of each sequence, mean of the strands that are
+    read."""
+    strands = (0, 1) if strand == "both" else (0,)
     parts, order = [], []
     for index_B in batching.batches_by_length(sequences.length_N):
         with batching.explain_out_of_memory(sequences.length_N[index_B]):
-            forward, reverse = (
-                function(*batching.padded_batch(sequences, index_B, strand_B=strand, device=device)).float()
-                for strand in (0, 1)
-            )
-        parts.append((forward + reverse).cpu() / 2)
+            read = [
+                function(*batching.padded_batch(sequences, index_B, strand_B=each, device=device)).float()
+                for each in strands
+            ]
+        parts.append(sum(read[1:], start=read[0]).cpu() / len(read))
         order.append(index_B)
     stacked = torch.cat(parts)
     result = torch.empty_like(stacked)

@@ -56,7 +56,7 @@ def embed_sequences(
     device = _begin(task)
     sequences = EncodedSequences.from_strings(letters)
     network = shared.network.to(device)
-    vectors = embed(network, sequences, precision=precisions.probe)
+    vectors = embed(network, sequences, precision=precisions.probe, strand=task.strand)
     return EmbeddedSequences(letters, np.asarray(torch.cat(vectors, 1).double().numpy()))
 
 

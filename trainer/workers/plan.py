@@ -99,7 +99,9 @@ def weight(mode: str, task: WorkTask) -> float:
     if mode not in _TRAINING:
         return float(len(task.data.train))  # linear models last
     finetune = task.config.finetune
-    return finetune.epochs * len(finetune.lr) * (_BACKWARD * letters["train"] + 2.0 * letters["dev"])
+    length = finetune.length(len(task.data.train))
+    training = length.epochs * _BACKWARD * letters["train"] + length.readings * 2.0 * letters["dev"]
+    return len(finetune.lr) * training
 
 
 def largest(tasks: Iterable[WorkTask]) -> dict[str, WorkTask]:

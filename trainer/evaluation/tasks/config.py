@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from configs import Section, redact
+from configs.numbers import Positive
+from trainer.evaluation.embedding import Strand
 from trainer.evaluation.precision import Precision
+from trainer.evaluation.tasks.fitting.recipe import Finetune, Grid, as_list
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.kinds.registry import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.readers.formats import FORMATS, format_of
@@ -19,18 +22,6 @@ FLOORS: tuple[Mode, ...] = ("kmer", "onehot")  # need no network; the better one
 SEEDLESS: tuple[Mode, ...] = ("kmer", "onehot", "probe")  # their solution is unique: one run, as seed 0
 ENCODER_MODES: tuple[Mode, ...] = ("probe", "finetune")  # those that use the pretrained weights
 ROLES = ("train", "dev", "test")
-
-Positive = Annotated[int, Field(ge=1)]
-Above0 = Annotated[float, Field(gt=0)]
-
-
-def _as_list(value: Any) -> Any:
-    """A single value as a list of one, so that ``finetune.lr=1e-3`` works on a command line."""
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _null_as_0(value: Any) -> Any:
-    return 0 if value is None else value
 
 
 def _rows(value: Any) -> Any:
@@ -44,23 +35,6 @@ def _rows(value: Any) -> Any:
 
 
 Rows = Annotated[int | tuple[int | None, ...] | None, BeforeValidator(_rows)]
-Grid = Annotated[tuple[Above0, ...], Field(min_length=1), BeforeValidator(_as_list)]
-
-
-class Finetune(Section):
-    """Training of the whole network: modes ``finetune`` (from the teacher's weights) and ``scratch``.
-
-    ``patience``: epochs without a better score on dev after which training at a learning rate ends; 0 is off.
-    """
-
-    epochs: Positive = 5
-    patience: Annotated[int, Field(ge=0), BeforeValidator(_null_as_0)] = 0
-    batch: Annotated[int, Field(ge=4)] = 32
-    lr: Grid = (1e-4, 3e-4)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
-    grad_clip: Above0 = 1.0
-    precision: Precision = "auto"
 
 
 class Probe(Section):
@@ -107,6 +81,8 @@ class TaskConfig(Section):
     ``labels``: the words in the label column; which are needed, the kind decides. ``label_column``: a list of
     columns that say yes or no to the label of their name. ``format``: of all three files, where their names
     do not say it. ``label_pattern``: a regular expression that finds the label in a FASTA's header.
+    ``strand``: what is read of a sequence: ``both`` strands (in training one of them at random), whose
+    answers are averaged, or the ``given`` one alone.
     ``max_train_rows``: of a list, results are made for each number, null being all rows (see ``variants``).
     """
 
@@ -122,14 +98,15 @@ class TaskConfig(Section):
     label_column: str | tuple[str, ...] = "label"
     label_pattern: str | None = None
     labels: tuple[str, ...] = ()
+    strand: Strand = "both"
     class_weights: Literal["none", "balanced"] = "none"
     max_train_rows: Rows = None
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(_as_list)] = (
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], BeforeValidator(as_list)] = (
         0,
         1,
         2,
     )
-    modes: Annotated[tuple[Mode, ...], BeforeValidator(_as_list)] = MODES
+    modes: Annotated[tuple[Mode, ...], BeforeValidator(as_list)] = MODES
     finetune: Finetune = Finetune()
     probe: Probe = Probe()
     kmer: Kmer = Kmer()

@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from data_prep import alphabet
-from trainer.evaluation.tasks.fitting.finetuning import TaskNetwork
+from trainer.evaluation.tasks.fitting.task_network import TaskNetwork
 from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, TaskKind
 from trainer.evaluation.tasks.rows.data import Split
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import configs
-from trainer.evaluation.embedding import embed
+from trainer.evaluation.embedding import Strand, embed
 from trainer.evaluation.precision import Resolved, device_of, resolve_precision
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import ENCODER_MODES, TaskConfig
@@ -22,15 +22,25 @@ from trainer.evaluation.tasks.kept import task_card, task_model
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
 from trainer.evaluation.tasks.rows.data import Split, TaskData
-from trainer.models import pretrained
 from trainer.models.network import Network
+from trainer.models.pretrained import fresh
 
 # The keys of a task that shape its results.
-_SHAPING = ("kind", "labels", "class_weights", "finetune", "probe", "kmer", "onehot")
+_SHAPING = ("kind", "labels", "strand", "class_weights", "finetune", "probe", "kmer", "onehot")
 # Keys that came later, with the values that mean what was done before: then they are left out of the digest,
 # so that earlier results still compare.
-_AS_BEFORE = {"class_weights": "none", "onehot": {"C": [0.001, 0.01, 0.1, 1.0]}}
-_FINETUNE_AS_BEFORE = {"patience": 0}
+_AS_BEFORE = {"strand": "both", "class_weights": "none", "onehot": {"C": [0.001, 0.01, 0.1, 1.0]}}
+_FINETUNE_AS_BEFORE = {
+    "patience": 0,
+    "min_steps": 0,
+    "pooling": ["mean"],
+    "norm": "batch",
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "backbone_lr_factor": 1.0,
+    "layer_decay": 1.0,
+    "frozen_steps": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,11 @@ class Precisions:
 class Features:
     """What modes read of a split; computed once for all modes and seeds."""
 
-    def __init__(self, network: Network, *, k: int, positions: int, precision: Resolved) -> None:
-        self._network, self._k, self._positions, self._precision = network, k, positions, precision
+    def __init__(
+        self, network: Network, *, k: int, positions: int, precision: Resolved, strand: Strand
+    ) -> None:
+        self._network, self._k, self._positions = network, k, positions
+        self._precision, self._strand = precision, strand
         self._computed: dict[tuple[str, Split], Any] = {}
 
     def sequences(self, split: Split) -> EncodedSequences:
@@ -67,10 +80,12 @@ class Features:
         return self._once("onehot", split, lambda: onehot_letters(split.letters, length=self._positions))
 
     def embeddings(self, split: Split) -> Any:
-        """float64 [N, 2·D]: mean and max over the letters, each averaged over both strands."""
+        """float64 [N, 2·D]: mean and max over the letters, each averaged over the strands that are read."""
 
         def compute() -> Any:
-            embeddings = embed(self._network, self.sequences(split), precision=self._precision)
+            embeddings = embed(
+                self._network, self.sequences(split), precision=self._precision, strand=self._strand
+            )
             return torch.cat(embeddings, 1).double().numpy()
 
         return self._once("embeddings", split, compute)
@@ -136,7 +151,13 @@ def prepare(
     """
     precisions = precisions or Precisions.of(task, device)
     positions = max(len(letters) for letters in data.train.letters)
-    features = Features(network.to(device), k=task.kmer.k, positions=positions, precision=precisions.probe)
+    features = Features(
+        network.to(device),
+        k=task.kmer.k,
+        positions=positions,
+        precision=precisions.probe,
+        strand=task.strand,
+    )
     kind = task.make_kind().fit(data.train.truth_N, balanced=task.class_weights == "balanced")
     return PreparedTask(network, export_config, task, data, kind, precisions, features)
 
@@ -159,10 +180,14 @@ def compute_unit(prepared: PreparedTask, unit: Unit) -> UnitOutcome:
         kind=prepared.task.kind,
         settings=prepared.settings,
         rows=data.rows,
-        chosen=", ".join(f"{name} {value:g}" for name, value in fitted.chosen.items()),
+        chosen=", ".join(f"{name} {_short(value)}" for name, value in fitted.chosen.items()),
         seconds=time.monotonic() - started,
     )
     return UnitOutcome(result, _kept(prepared, result, fitted) if unit.mode in ENCODER_MODES else {})
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _kept(prepared: PreparedTask, result: Result, fitted: FittedModel) -> dict[str, bytes]:
@@ -170,7 +195,12 @@ def _kept(prepared: PreparedTask, result: Result, fitted: FittedModel) -> dict[s
     mode = result.unit.mode
     precision = prepared.precisions.probe if mode == "probe" else prepared.precisions.finetune
     record = task_model.record_of(
-        result, task=prepared.task, kind=prepared.kind, precision=precision, dev=prepared.data.dev
+        result,
+        reader=fitted.reader,
+        task=prepared.task,
+        kind=prepared.kind,
+        precision=precision,
+        dev=prepared.data.dev,
     )
     model = task_model.of(fitted.reader, prepared.network, prepared.kind, record)
     return task_model.pack(model, card=task_card.card(record, {}))
@@ -206,21 +236,25 @@ def _finetune(prepared: PreparedTask, seed: int) -> FittedModel:
         network.load_state_dict(prepared.network.state_dict(), strict=True)
         return network
 
-    return _train(prepared, start, seed)
+    return _train(prepared, start, seed, pretrained=True)
 
 
 def _scratch(prepared: PreparedTask, seed: int) -> FittedModel:
-    return _train(prepared, lambda: _new_network(prepared, seed), seed)
+    return _train(prepared, lambda: _new_network(prepared, seed), seed, pretrained=False)
 
 
 def _new_network(prepared: PreparedTask, seed: int) -> Network:
     """A network with new weights, which depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return pretrained.fresh(prepared.export_config)
+        return fresh(prepared.export_config)
 
 
-def _train(prepared: PreparedTask, start: Callable[[], Network], seed: int) -> FittedModel:
+def _train(
+    prepared: PreparedTask, start: Callable[[], Network], seed: int, *, pretrained: bool
+) -> FittedModel:
+    task = prepared.task
+
     def examples(split: Split) -> Examples:
         return Examples(prepared.features.sequences(split), split.truth_N)
 
@@ -228,7 +262,9 @@ def _train(prepared: PreparedTask, start: Callable[[], Network], seed: int) -> F
         examples(prepared.data.train),
         examples(prepared.data.dev),
         start=start,
-        training=Training(prepared.kind, prepared.task.finetune, prepared.precisions.finetune, seed),
+        training=Training(
+            prepared.kind, task.finetune, prepared.precisions.finetune, seed, task.strand, pretrained
+        ),
         device=device_of(prepared.network),
     )
     return FittedModel(

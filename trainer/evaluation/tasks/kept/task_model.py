@@ -19,12 +19,13 @@ from torch import Tensor
 import configs
 from cluster.storage import store
 from configs import Section
-from trainer.evaluation.embedding import embed
+from trainer.evaluation.embedding import Strand, embed
 from trainer.evaluation.precision import Resolved
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.fitting.finetuning import TaskNetwork
 from trainer.evaluation.tasks.fitting.linear import StandardisedLinear
+from trainer.evaluation.tasks.fitting.recipe import HeadConfig
+from trainer.evaluation.tasks.fitting.task_network import Head, TaskNetwork
 from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, TaskKind
 from trainer.evaluation.tasks.kinds.registry import KINDS
 from trainer.evaluation.tasks.results.results import Result
@@ -34,6 +35,11 @@ from trainer.models.network import Network
 
 TASK, HEAD = "task.json", "head.safetensors"
 
+_PREPROCESSING = (
+    "letters A, C, G, T, N in either case; U is T; other IUPAC letters are N; no length is cut; {}"
+)
+_ONE_STRAND = _PREPROCESSING.format("the given strand alone is read")
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -41,11 +47,12 @@ class Probe:
 
     network: Network
     linear: StandardisedLinear
+    strand: Strand
 
     def read(self, sequences: EncodedSequences, *, precision: Resolved) -> Tensor:
         """float64 [N, K] on the CPU; ``precision`` is that of the embeddings."""
-        features_NF = torch.cat(embed(self.network, sequences, precision=precision), 1).double().numpy()
-        return torch.from_numpy(self.linear(features_NF))
+        vectors = embed(self.network, sequences, precision=precision, strand=self.strand)
+        return torch.from_numpy(self.linear(torch.cat(vectors, 1).double().numpy()))
 
 
 class TaskRecord(Section):
@@ -57,8 +64,12 @@ class TaskRecord(Section):
         encoder, encoder_version: the registered model that it was made from.
         settings: the digest of all that shapes its scores.
         dev_sha256: of the dev rows; scores on the same rows compare.
+        strand: what is read of a sequence.
+        head: what reads the letters of a network that was trained as a whole.
         preprocessing: what is done to a sequence, in words.
         config: the task's config.
+
+    What models of before do not have has a default that means what was before.
     """
 
     format_version: Literal[1] = 1
@@ -76,10 +87,9 @@ class TaskRecord(Section):
     dev_sha256: str
     chosen: str
     scores: dict[str, float] = Field(min_length=1)
-    preprocessing: str = (
-        "letters A, C, G, T, N in either case; U is T; other IUPAC letters are N; no length is cut; what the "
-        "two strands give is averaged"
-    )
+    strand: Strand = "both"
+    head: HeadConfig = HeadConfig()
+    preprocessing: str = _PREPROCESSING.format("what the two strands give is averaged")
     config: dict[str, Any]
 
 
@@ -121,14 +131,26 @@ def of(
 ) -> TaskModel:
     """The model that a unit fitted; ``network`` is the encoder."""
     assert reader is not None, f"mode {record.mode} gives a model that can be kept"
-    return TaskModel(reader if isinstance(reader, TaskNetwork) else Probe(network, reader), kind, record)
+    whole = reader if isinstance(reader, TaskNetwork) else Probe(network, reader, record.strand)
+    return TaskModel(whole, kind, record)
 
 
 def record_of(
-    result: Result, *, task: TaskConfig, kind: TaskKind, precision: Resolved, dev: Split
+    result: Result,
+    *,
+    reader: TaskNetwork | StandardisedLinear | None,
+    task: TaskConfig,
+    kind: TaskKind,
+    precision: Resolved,
+    dev: Split,
 ) -> TaskRecord:
     """task.json of the model that a unit fitted; ``precision`` is what it was scored in."""
     unit = result.unit
+    changed: dict[str, Any] = {}
+    if isinstance(reader, TaskNetwork):
+        changed["head"] = reader.head.config
+    if task.strand == "given":
+        changed |= {"strand": task.strand, "preprocessing": _ONE_STRAND}
     return TaskRecord(
         task=unit.task,
         kind=result.kind,
@@ -145,6 +167,7 @@ def record_of(
         chosen=result.chosen,
         scores=result.scores(),
         config=configs.dump(task),
+        **changed,
     )
 
 
@@ -170,12 +193,7 @@ def _head(reader: TaskNetwork | Probe) -> dict[str, Tensor]:
             "linear.bias": reader.linear.linear.bias_K,
         }
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    parts = {"standardise": reader.standardise, "head": reader.head}
-    return {
-        f"{part}.{name}": tensor.detach().cpu().contiguous()
-        for part, module in parts.items()
-        for name, tensor in module.state_dict().items()
-    }
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in reader.head.state_dict().items()}
 
 
 def load(uri: str) -> TaskModel:
@@ -191,7 +209,7 @@ def load(uri: str) -> TaskModel:
     try:
         tensors = safetensors.torch.load(store.read_bytes(path))
         make = _probe if record.mode == "probe" else _network
-        reader = make(network, tensors, kind)
+        reader = make(network, tensors, kind, record)
     except (safetensors.SafetensorError, RuntimeError, ValueError) as fault:
         reason = " ".join(str(fault).split())
         raise ValueError(f"{path} does not fit {TASK}: {reason}") from fault
@@ -223,7 +241,7 @@ def read_record(uri: str) -> TaskRecord:
     return record
 
 
-def _probe(network: Network, tensors: dict[str, Tensor], kind: TaskKind) -> Probe:
+def _probe(network: Network, tensors: dict[str, Tensor], kind: TaskKind, record: TaskRecord) -> Probe:
     features, outputs = 2 * network.backbone.hidden_size, kind.outputs
     shapes = {
         "linear.bias": (outputs,),
@@ -235,14 +253,19 @@ def _probe(network: Network, tensors: dict[str, Tensor], kind: TaskKind) -> Prob
     if found != shapes:
         raise ValueError(f"it holds {found} and should hold {shapes}")
     bias_K, weight_KF, mean_F, scale_F = (tensors[name].numpy() for name in shapes)
-    return Probe(network, StandardisedLinear(mean_F, scale_F, LinearModel(weight_KF, bias_K)))
+    linear = StandardisedLinear(mean_F, scale_F, LinearModel(weight_KF, bias_K))
+    return Probe(network, linear, record.strand)
 
 
-def _network(network: Network, tensors: dict[str, Tensor], kind: TaskKind) -> TaskNetwork:
-    whole = TaskNetwork(network, kind.outputs, torch.Generator())
-    encoder = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    whole.load_state_dict(encoder | tensors, strict=True)
-    return whole.eval()
+def _network(network: Network, tensors: dict[str, Tensor], kind: TaskKind, record: TaskRecord) -> TaskNetwork:
+    head = Head(
+        record.head,
+        hidden_size=network.backbone.hidden_size,
+        outputs=kind.outputs,
+        generator=torch.Generator(),
+    )
+    head.load_state_dict(tensors, strict=True)
+    return TaskNetwork(network, head, strand=record.strand).eval()
 
 
 def rows_sha256(split: Split) -> str:

@@ -59,9 +59,15 @@ class Classification(TaskKind):
 
     def loss(self, output_BK: Tensor, truth_B: Tensor) -> Tensor:
         """Cross-entropy; with weights of the classes the weighted mean."""
+        return self.smooth_loss(output_BK, truth_B, smoothing=0.0)
+
+    def smooth_loss(self, output_BK: Tensor, truth_B: Tensor, *, smoothing: float) -> Tensor:
+        """Of ``smoothing`` every class has the same share."""
         weights = self.state.get("class_weights")
         weight_K = None if weights is None else output_BK.new_tensor(weights)
-        return torch.nn.functional.cross_entropy(output_BK, truth_B, weight=weight_K)
+        return torch.nn.functional.cross_entropy(
+            output_BK, truth_B, weight=weight_K, label_smoothing=smoothing
+        )
 
     def predict(self, output_NK: Tensor) -> Array:
         probability_NK: Array = output_NK.double().softmax(-1).numpy()

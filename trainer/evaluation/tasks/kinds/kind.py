@@ -110,6 +110,10 @@ class TaskKind(ABC):
     def loss(self, output_BK: Tensor, truth_B: Tensor) -> Tensor:
         """The mean loss of a batch; ``output_BK`` is fp32. Here and below the kind is fitted."""
 
+    def smooth_loss(self, output_BK: Tensor, truth_B: Tensor, *, smoothing: float) -> Tensor:
+        """``loss`` with labels that are sure to 1 - ``smoothing`` only; without labels it is the loss."""
+        return self.loss(output_BK, truth_B)
+
     @abstractmethod
     def predict(self, output_NK: Tensor) -> Array:
         """Predictions from the numbers of a network or linear model, not finite where those are not."""

@@ -69,12 +69,17 @@ class MultiLabel(TaskKind):
 
     def loss(self, output_BK: Tensor, truth_B: Tensor) -> Tensor:
         """Binary cross-entropy, the mean over rows and labels; weighted, the weighted mean."""
+        return self.smooth_loss(output_BK, truth_B, smoothing=0.0)
+
+    def smooth_loss(self, output_BK: Tensor, truth_B: Tensor, *, smoothing: float) -> Tensor:
+        """Of ``smoothing`` yes and no have one half each."""
         weight_BK = None
         if "class_weights" in self.state:
             without_K, with_K = output_BK.new_tensor(self.state["class_weights"]).T
             weight_BK = torch.where(truth_B == 1, with_K, without_K)
             weight_BK = weight_BK / weight_BK.mean()
-        return torch.nn.functional.binary_cross_entropy_with_logits(output_BK, truth_B, weight_BK)
+        target_BK = truth_B * (1 - smoothing) + smoothing / 2
+        return torch.nn.functional.binary_cross_entropy_with_logits(output_BK, target_BK, weight_BK)
 
     def predict(self, output_NK: Tensor) -> Array:
         probability_NK: Array = output_NK.double().sigmoid().numpy()

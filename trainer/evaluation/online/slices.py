@@ -95,7 +95,7 @@ def embed_together(network: Network, shared: SharedTask, *, group: Group) -> Ten
     network.eval()
     vectors = []
     for batch in part.batches:
-        vectors.append(torch.cat(embed(network, batch, precision="fp32"), 1))
+        vectors.append(torch.cat(embed(network, batch, precision="fp32", strand=shared.config.strand), 1))
         heartbeat.advance()
     network.train(was_training)
     own = torch.cat([vectors[0][:0], *vectors[: part.real]])

@@ -38,7 +38,9 @@ def cost_of(config: TrainConfig, flops: float) -> Cost:
     """The cost of as many steps of ``config`` as fit into ``flops``; 0 steps if not one does."""
     network, of = _step(config)
     steps = steps_within(flops, lengths=config.data.length, flops_of=of)
-    return Cost(steps, spent(steps, lengths=config.data.length, flops_of=of), pretrained.parameter_count(network))
+    return Cost(
+        steps, spent(steps, lengths=config.data.length, flops_of=of), pretrained.parameter_count(network)
+    )
 
 
 def first_step(config: TrainConfig) -> float:
@@ -56,9 +58,7 @@ def _step(config: TrainConfig) -> tuple[Network, Callable[[int], float]]:
     return network, cache(lambda length: step_flops(method, network, length=length))
 
 
-def steps_within(
-    flops: float, *, lengths: Sequence[LengthPart], flops_of: Callable[[int], float]
-) -> int:
+def steps_within(flops: float, *, lengths: Sequence[LengthPart], flops_of: Callable[[int], float]) -> int:
     """How many steps fit into ``flops``."""
     left, steps = flops, 0
     for part, end in _spans(lengths):

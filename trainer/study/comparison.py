@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from trainer.evaluation.tasks.config import ENCODER_MODES
-from trainer.study.config import FLOOR, Statistics
+from trainer.study.config import FLOOR, SCRATCH, Statistics
 from trainer.study.table import floors, numbers_of_rows
 
 Array = np.ndarray[Any, Any]
@@ -71,19 +71,15 @@ def compare_all(
 ) -> list[Comparison]:
     """Each pair in each mode and number of training rows in which both were run, most rows first."""
     found = []
+    encoders = set(table.loc[table["mode"].isin(ENCODER_MODES), "arm"])
     for first, second in pairs:
         for rows in reversed(numbers_of_rows(table)):
             for mode in ENCODER_MODES:
                 pair = differences(table[table["rows"] == rows], first, second, mode)
                 if pair is not None:
-                    found.append(compare(pair, (first, second, mode, rows), statistics))
-    # Two arms without pretraining (scratch and floor) have one comparison, whatever the mode.
-    return list({(one.first, one.second, one.rows, _mode_matters(one, table)): one for one in found}.values())
-
-
-def _mode_matters(one: Comparison, table: pd.DataFrame) -> str:
-    modes = {arm: set(table.loc[table["arm"] == arm, "mode"]) for arm in (one.first, one.second)}
-    return one.mode if any(of & set(ENCODER_MODES) for of in modes.values()) else ""
+                    label = mode if {first, second} & encoders else SCRATCH
+                    found.append(compare(pair, (first, second, label, rows), statistics))
+    return found
 
 
 def differences(table: pd.DataFrame, first: str, second: str, mode: str) -> Differences | None:
@@ -101,7 +97,7 @@ def differences(table: pd.DataFrame, first: str, second: str, mode: str) -> Diff
         return None
     pretrain = sorted({*one["pretrain_seed"].dropna(), *other["pretrain_seed"].dropna()}) or [0]
     seeds = sorted({*one["task_seed"].dropna(), *other["task_seed"].dropna()}) or [0]
-    value = np.stack([_cube(one, tasks, pretrain, seeds) - _cube(other, tasks, pretrain, seeds)])[0]
+    value = _cube(one, tasks, pretrain, seeds) - _cube(other, tasks, pretrain, seeds)
     kept = ~np.isnan(value).all(axis=(1, 2))
     if not kept.any():
         return None
@@ -114,8 +110,8 @@ def scores(table: pd.DataFrame, arm: str, mode: str) -> pd.DataFrame:
     if arm == FLOOR:
         return floors(table).assign(pretrain_seed=pd.NA, task_seed=pd.NA)
     own = table[table["arm"] == arm]
-    if (own["mode"] == "scratch").any():
-        found = own[own["mode"] == "scratch"]
+    if (own["mode"] == SCRATCH).any():
+        found = own[own["mode"] == SCRATCH]
         return found if mode != "probe" else found.iloc[:0]
     found = own[own["mode"] == mode]
     # A probe has one solution: its seed 0 is no seed.
@@ -161,7 +157,9 @@ def bootstrap(pair: Differences, *, samples: int, seed: int) -> Array:
     """Means over tasks of ``samples`` draws with replacement of groups of tasks, of pretraining seeds (the same
     draw for all tasks, since they share the network) and of each task's seeds."""
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero([group == name for group in pair.groups]) for name in dict.fromkeys(pair.groups)]
+    members = [
+        np.flatnonzero([group == name for group in pair.groups]) for name in dict.fromkeys(pair.groups)
+    ]
     pieces = [min(_PIECE, samples - at) for at in range(0, samples, _PIECE)]
     return np.concatenate([_draws(pair.value_TPS, members, rng, number) for number in pieces])
 
@@ -176,7 +174,9 @@ def _draws(value_TPS: Array, members: Sequence[Array], rng: np.random.Generator,
     known = ~np.isnan(drawn)
     sums_NT, counts_NT = np.where(known, drawn, 0).sum((2, 3)), known.sum((2, 3))
     # A draw without any result of a task: its mean over what there is.
-    of_task_NT = np.where(counts_NT > 0, sums_NT / np.maximum(counts_NT, 1), np.nanmean(value_TPS, axis=(1, 2)))
+    of_task_NT = np.where(
+        counts_NT > 0, sums_NT / np.maximum(counts_NT, 1), np.nanmean(value_TPS, axis=(1, 2))
+    )
     group_NG = rng.integers(len(members), size=(number, len(members)))
     sums_NG = np.stack([of_task_NT[:, of].sum(1) for of in members], 1)
     size_G = np.array([len(of) for of in members])

@@ -131,7 +131,11 @@ class StudyConfig(Section):
     @classmethod
     def _as_mappings(cls, arms: Any) -> Any:
         """An arm with nothing behind its name is the preset as it is."""
-        return {name: {} if arm is None else arm for name, arm in arms.items()} if isinstance(arms, dict) else arms
+        return (
+            {name: {} if arm is None else arm for name, arm in arms.items()}
+            if isinstance(arms, dict)
+            else arms
+        )
 
     @model_validator(mode="after")
     def _usable(self) -> "StudyConfig":
@@ -142,13 +146,17 @@ class StudyConfig(Section):
             if not isinstance(arm.get(PRESET, ""), str):
                 faults.append(f"arms.{name}.{PRESET}: must be the path of a preset, not {arm[PRESET]!r}")
         if FLOOR in self.arms:
-            faults.append(f"arms: {FLOOR} means the better of the models without a network; give another name")
+            faults.append(
+                f"arms: {FLOOR} means the better of the models without a network; give another name"
+            )
         if not self.pretrained():
             faults.append("arms: at least one must be pretrained, and so be without scratch: true")
         known = {*self.arms, FLOOR}
         for pair in self.compare or ():
             if unknown := [name for name in pair if name not in known]:
-                faults.append(f"compare: {', '.join(unknown)} is no arm; there are {', '.join(sorted(known))}")
+                faults.append(
+                    f"compare: {', '.join(unknown)} is no arm; there are {', '.join(sorted(known))}"
+                )
             elif pair[0] == pair[1]:
                 faults.append(f"compare: {pair[0]} is compared with itself")
         if faults:
@@ -186,7 +194,9 @@ def flat(values: Overrides, prefix: str = "") -> Overrides:
     """``values`` with dotted keys alone; of a key that is given in both ways the later counts."""
     found: Overrides = {}
     for key, value in values.items():
-        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        inner = (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        )
         for name in inner:
             found.pop(name, None)  # so that its place is that of the later one
         found |= inner

@@ -20,7 +20,9 @@ from trainer.study.budget import Cost, cost_of, first_step
 from trainer.study.config import PRESET, SCRATCH, Overrides, StudyConfig, flat, words
 
 _OWN = ("run.", "track.", "train.steps", "train.schedule_steps")  # keys of a pretraining that the study sets
-_FIRST: Overrides = {"track.report_every": 0}  # each report takes a process for seconds; overrides may ask for them
+_FIRST: Overrides = {
+    "track.report_every": 0
+}  # each report takes a process for seconds; overrides may ask for them
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def _collect(faults: list[str], read: Any) -> Any:
 def _dataset(config: StudyConfig) -> Dataset | None:
     if config.data.config is None:
         if config.data.uri is not None:
-            raise ConfigError("data.uri: without data.config there is nothing to build; set data.uri in pretrain.set")
+            raise ConfigError(
+                "data.uri: without data.config there is nothing to build; set data.uri in pretrain.set"
+            )
         return None
     overrides = [f"output={config.data.uri}"] if config.data.uri else []
     built = configs.load(DataConfig, config.data.config, overrides)
@@ -124,7 +128,9 @@ def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None) -> list[Pret
             )
     preset = preset_of(config, arm)
     shared = words(_FIRST | ({"data.uri": dataset.uri} if dataset else {}) | given)
-    first = _load(arm, preset, [*shared, *_own_words(config, arm, config.pretrain.seeds[0], steps=1, precision="")])
+    first = _load(
+        arm, preset, [*shared, *_own_words(config, arm, config.pretrain.seeds[0], steps=1, precision="")]
+    )
     cost = cost_of(first, config.pretrain.flops)
     if cost.steps < 1:
         raise ConfigError(
@@ -140,7 +146,15 @@ def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None) -> list[Pret
 
 
 # Keys of the section track that a study leaves to its user.
-_TRACK_FREE = ("artifact_uri", "every", "system_metrics", "report_every", "wait_s", "candidate", "register_keep")
+_TRACK_FREE = (
+    "artifact_uri",
+    "every",
+    "system_metrics",
+    "report_every",
+    "wait_s",
+    "candidate",
+    "register_keep",
+)
 
 
 def arm_overrides(config: StudyConfig, arm: str) -> Overrides:
@@ -218,7 +232,9 @@ def _tasks(config: StudyConfig) -> list[TaskConfig]:
                     task = task.model_copy(update={"modes": modes})
                     if found.setdefault((task.name, _rows(task)), task) is not task:
                         rows = f"{task.max_train_rows:,}" if task.max_train_rows else "all"
-                        faults[f"tasks: {task.name} with {rows} training rows is given twice; one is enough"] = None
+                        faults[
+                            f"tasks: {task.name} with {rows} training rows is given twice; one is enough"
+                        ] = None
     used = {mode for task in found.values() for mode in task.modes}
     if found and not used & set(ENCODER_MODES):
         faults[f"tasks: no mode uses what was pretrained; add one of {', '.join(ENCODER_MODES)}"] = None
@@ -234,6 +250,12 @@ def _rows(task: TaskConfig) -> int | None:
 
 def _refuse_lost(config: StudyConfig, dataset: Dataset | None, tasks: Sequence[TaskConfig]) -> None:
     """ConfigError, in a Ray job, if what the study writes would be lost, or its inputs are not there."""
-    outputs = {"output": config.output, "track.uri": config.track.uri, "data.uri": dataset.uri if dataset else None}
-    inputs = [(f"{task.name}: {role}", uri) for task in tasks for role in ROLES if (uri := getattr(task, role))]
+    outputs = {
+        "output": config.output,
+        "track.uri": config.track.uri,
+        "data.uri": dataset.uri if dataset else None,
+    }
+    inputs = [
+        (f"{task.name}: {role}", uri) for task in tasks for role in ROLES if (uri := getattr(task, role))
+    ]
     paths.refuse_lost(outputs=outputs, inputs=inputs)

@@ -3,26 +3,24 @@ twice."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.process import exits, host, paths
 from cluster.tasks.pool import Ended, Needs, Pool
-from cluster.tasks.programs import Program, ProgramEnd, StopFlag, run_program
+from cluster.tasks.programs import Program, ProgramEnd, StopFlag
 from configs import ConfigError
 from trainer.core.console import say
 from trainer.run import run_status
 from trainer.run.config import TrainConfig
 from trainer.study.config import StudyConfig
 from trainer.study.plan import Pretraining
+from trainer.study.program import MAIN, run_pretraining
 from trainer.tracking.config import default_tracking_uri
 from trainer.tracking.known_run import KnownRun
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.registry import Registry
 
-_ROOT = Path(__file__).resolve().parents[2]
-_MAIN = "trainer/main.py"
 _RESTARTS = 3  # of a pretraining that was killed, or told to stop by somebody else
 
 
@@ -43,14 +41,6 @@ class Trained:
     pretraining: Pretraining
     run_id: str
     version: str
-
-
-def run_pretraining(program: Program, flag: Any) -> ProgramEnd:
-    """How the training command ended, on the node where this runs, with the code that lies there."""
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    arguments = tuple(str(_ROOT / word) if word == _MAIN else word for word in program.arguments)
-    environment = {**program.environment, "PYTHONPATH": path}
-    return run_program(replace(program, arguments=arguments, environment=environment), flag)
 
 
 def statuses(pretrainings: Sequence[Pretraining]) -> dict[str, str]:
@@ -94,6 +84,7 @@ class Pretrainings:
 
     Attributes:
         parent: the MLflow run that each becomes a child of.
+        trains: whether those that are not done are trained; else they are left out.
         done: those that are finished, in the order of their end.
         failures: those that failed for their own reason, with the reason.
     """
@@ -103,6 +94,7 @@ class Pretrainings:
     pool: Pool
     registry: Registry
     parent: str
+    trains: bool = True
     done: list[Trained] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     _flag: StopFlag = field(default_factory=StopFlag)
@@ -118,8 +110,10 @@ class Pretrainings:
             if status[str(one)] == "finished":
                 self._accept(one)
                 say(f"{one}: pretrained before, version {self.done[-1].version}")
-            else:
+            elif self.trains:
                 self._waiting.append(one)
+            else:
+                self.failures[str(one)] = "it is not pretrained yet"
         self._start()
 
     @property
@@ -148,7 +142,9 @@ class Pretrainings:
         elif ended.result.code == exits.EXIT_OK:
             self._accept(one)
             version = self.done[-1].version
-            say(f"{one}: pretrained in {ended.result.seconds:,.0f} s on {ended.result.node}, version {version}")
+            say(
+                f"{one}: pretrained in {ended.result.seconds:,.0f} s on {ended.result.node}, version {version}"
+            )
         elif _may_go_on(ended.result) and self._starts[str(one)] <= _RESTARTS:
             say(f"{one}: {_how(ended.result)}; going on from its newest checkpoint")
             self._waiting.insert(0, one)
@@ -207,7 +203,7 @@ def program_of(config: StudyConfig, one: Pretraining) -> Program:
     environment = {"MLFLOW_TRACKING_URI": config.track.uri, host.THREADS: threads, "OMP_NUM_THREADS": threads}
     if not settings.gpus:  # Ray gives a task without a GPU all of them
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    arguments = (_MAIN, "--config", one.preset, *given, "track.uri=${oc.env:MLFLOW_TRACKING_URI}")
+    arguments = (MAIN, "--config", one.preset, *given, "track.uri=${oc.env:MLFLOW_TRACKING_URI}")
     return Program(arguments, environment, directory, settings.grace_s)
 
 

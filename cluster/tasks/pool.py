@@ -176,8 +176,8 @@ class Pool:
 
     def _launch(self, task: _Task) -> None:
         needs = task.needs
-        # Ray ends a worker after each task with a GPU, since torch keeps the GPU that it began with. Where nodes
-        # have one at the most, workers stay, and the next task does not import torch again.
+        # Ray ends a worker after each task with a GPU, since torch keeps the GPU that it began with. Where no
+        # node has two, workers stay, and the next task need not import torch again.
         calls = 0 if all(node.gpus <= 1 for node in self._nodes) else int(needs.gpus > 0)
         remote = ray.remote(
             num_cpus=needs.cpus,

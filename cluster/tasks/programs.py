@@ -31,8 +31,8 @@ _TAIL = 1 << 16  # bytes of a program's output in which its error is looked for
 class Program:
     """What Python runs: its arguments, and the environment beside that of the worker (None: without it).
 
-    ``directory``: where it runs; None: where the worker does. ``grace_s``: how long it may take to end once it is
-    told to.
+    ``directory``: where it runs; None: where the worker does. ``grace_s``: how long it may take to end once
+    it is told to.
     """
 
     arguments: tuple[str, ...]
@@ -81,8 +81,8 @@ class StopFlag:
 
 
 def run_program(program: Program, flag: Any) -> ProgramEnd:
-    """How ``program`` ended, on the node where this runs. Where the worker ends before it, even by SIGKILL, the
-    kernel sends it SIGTERM."""
+    """How ``program`` ended, on the node where this runs. Where the worker ends before it, even by SIGKILL,
+    the kernel sends it SIGTERM."""
     began, told = time.monotonic(), False
     with tempfile.TemporaryFile() as output, _started(program, output) as process:
         ask = time.monotonic() + _ASK_S
@@ -129,8 +129,8 @@ def _end(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
 
 
 def _stopped_with(parent: int) -> Callable[[], None]:
-    """A function for the child to call: the kernel will send it SIGTERM when ``parent`` ends, and signals that
-    Ray's workers block reach it."""
+    """A function for the child to call: the kernel will send it SIGTERM when ``parent`` ends, and signals
+    that Ray's workers block reach it."""
 
     def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -25,7 +25,6 @@ from trainer.run.config import TrainConfig
 from trainer.run.run_status import NOT_FINITE
 
 
-
 class SkippedBlocks:
     """The damaged blocks of all steps up to now, as (dataset, epoch, block): each counts once an epoch."""
 

@@ -10,6 +10,7 @@ import configs
 from cluster.process import exits
 from cluster.process.signals import Preempted
 from cluster.storage import store
+from cluster.storage.lock import hold
 from configs import redact
 from data_prep import shards
 from trainer.core.console import say
@@ -21,8 +22,8 @@ from trainer.study.pretrainings import statuses
 from trainer.study.report import FOLDER, PAGE, write_report
 from trainer.study.sections import headlines
 from trainer.study.work import Stages, do_work
-from trainer.tracking.registry import Registry
 
+_LOCK = "study.lock"
 _ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("pretrain", "tasks", "report")
 
@@ -43,17 +44,21 @@ def run_study(request: StudyRequest) -> int:
     """The exit code: 0 once all is there; 1, after the report, if something failed.
 
     Raises:
-        ConfigError: the config is wrong, or the folder holds another study. StoreError, ValueError, TrackError,
-        RuntimeError, MemoryError: each one sentence, or one for each fault.
+        ConfigError: the config is wrong, or the folder holds another study. LockedError: it runs already.
+        StoreError, ValueError, TrackError, RuntimeError, MemoryError: a sentence for each fault.
     """
     plan = make_plan(configs.load(StudyConfig, request.config, request.overrides))
-    status = statuses(plan.pretrainings)
+    status = statuses(plan.pretrainings)  # no folder holds another run
     if request.plan:
         print("\n".join(describe_plan(plan, status)), flush=True)
         return exits.EXIT_OK
-    if request.only in (None, "pretrain") and plan.dataset and set(status.values()) != {"finished"}:
-        if code := build(plan.dataset):
-            return code
+    with hold(plan.config.output, name=_LOCK):
+        return _run(plan, request)
+
+
+def _run(plan: StudyPlan, request: StudyRequest) -> int:
+    if request.only in (None, "pretrain") and plan.dataset and (code := build(plan.dataset)):
+        return code
     run_id = parent.open_parent(plan.config)
     ended = "FAILED"
     try:

@@ -1,6 +1,6 @@
 """Paired differences between two arms, with bootstrap intervals over tasks and seeds.
 
-Shapes: T tasks, P pretraining seeds, S seeds of a task.
+Shapes: T tasks, P pretraining seeds, S seeds of a task; N draws, G groups of tasks, M tasks of a group.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Differences:
     value_TPS: Array
 
     @property
-    def of_tasks_T(self) -> Array:
+    def of_tasks(self) -> Array:
         """The mean over the seeds of each task."""
         return np.nanmean(self.value_TPS, axis=(1, 2))
 
@@ -85,8 +85,8 @@ def compare_all(
 def differences(table: pd.DataFrame, first: str, second: str, mode: str) -> Differences | None:
     """``first`` less ``second`` in ``mode`` on the tasks that both have; None if there are none.
 
-    An arm from scratch counts with its mode scratch in any mode but probe, the floor with the better one on dev.
-    Seeds are paired: what has no pretraining seed (or no seed at all) stands against all.
+    An arm from scratch counts with its mode scratch in any mode but probe, the floor with the better one on
+    dev. Seeds are paired: what has no pretraining seed (or no seed at all) stands against all.
     """
     one, other = scores(table, first, mode), scores(table, second, mode)
     if one.empty or other.empty:
@@ -133,7 +133,7 @@ def _cube(scores: pd.DataFrame, tasks: Sequence[str], pretrain: Sequence[int], s
 def compare(pair: Differences, names: tuple[str, str, str, str], statistics: Statistics) -> Comparison:
     """The comparison of ``names``: first, second, mode, rows."""
     first, second, mode, rows = names
-    by_task_T = pair.of_tasks_T
+    by_task_T = pair.of_tasks
     means = bootstrap(pair, samples=statistics.samples, seed=statistics.seed)
     tail = (1 - statistics.interval) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
@@ -154,34 +154,34 @@ def compare(pair: Differences, names: tuple[str, str, str, str], statistics: Sta
 
 
 def bootstrap(pair: Differences, *, samples: int, seed: int) -> Array:
-    """Means over tasks of ``samples`` draws with replacement of groups of tasks, of pretraining seeds (the same
-    draw for all tasks, since they share the network) and of each task's seeds."""
+    """Means over tasks of ``samples`` draws with replacement of groups of tasks, of pretraining seeds (the
+    same draw for all tasks, since they share the network) and of each task's seeds."""
     rng = np.random.default_rng(seed)
-    members = [
+    of_groups = [
         np.flatnonzero([group == name for group in pair.groups]) for name in dict.fromkeys(pair.groups)
     ]
+    members_GM = np.full((len(of_groups), max(map(len, of_groups))), -1)
+    for number, members in enumerate(of_groups):
+        members_GM[number, : len(members)] = members
     pieces = [min(_PIECE, samples - at) for at in range(0, samples, _PIECE)]
-    return np.concatenate([_draws(pair.value_TPS, members, rng, number) for number in pieces])
+    return np.concatenate([_draws(pair.value_TPS, members_GM, rng, count) for count in pieces])
 
 
-def _draws(value_TPS: Array, members: Sequence[Array], rng: np.random.Generator, number: int) -> Array:
-    tasks, pretrain, seeds = value_TPS.shape
-    p_NP = rng.integers(pretrain, size=(number, pretrain))
-    s_NTS = rng.integers(seeds, size=(number, tasks, seeds))
-    at_T = np.arange(tasks)
-    # [N, T, P, S]: task t's value of the drawn pretraining seeds and of its own drawn seeds
-    drawn = value_TPS[at_T[None, :, None, None], p_NP[:, None, :, None], s_NTS[:, :, None, :]]
-    known = ~np.isnan(drawn)
-    sums_NT, counts_NT = np.where(known, drawn, 0).sum((2, 3)), known.sum((2, 3))
+def _draws(value_TPS: Array, members_GM: Array, rng: np.random.Generator, count: int) -> Array:
+    """``count`` means over drawn tasks. A group that is drawn twice gets other seeds of its tasks each time."""
+    _, pretrain, seeds = value_TPS.shape
+    groups = len(members_GM)
+    task_NGM = members_GM[rng.integers(groups, size=(count, groups))]
+    p_NP = rng.integers(pretrain, size=(count, pretrain))
+    s_NGMS = rng.integers(seeds, size=(*task_NGM.shape, seeds))
+    drawn_NGMPS = value_TPS[task_NGM[..., None, None], p_NP[:, None, None, :, None], s_NGMS[..., None, :]]
+    known = ~np.isnan(drawn_NGMPS)
+    sums_NGM, counts_NGM = np.where(known, drawn_NGMPS, 0).sum((3, 4)), known.sum((3, 4))
     # A draw without any result of a task: its mean over what there is.
-    of_task_NT = np.where(
-        counts_NT > 0, sums_NT / np.maximum(counts_NT, 1), np.nanmean(value_TPS, axis=(1, 2))
-    )
-    group_NG = rng.integers(len(members), size=(number, len(members)))
-    sums_NG = np.stack([of_task_NT[:, of].sum(1) for of in members], 1)
-    size_G = np.array([len(of) for of in members])
-    total_N = np.take_along_axis(sums_NG, group_NG, 1).sum(1)
-    result: Array = total_N / size_G[group_NG].sum(1)
+    fallback_NGM = np.nanmean(value_TPS, axis=(1, 2))[task_NGM]
+    of_task_NGM = np.where(counts_NGM > 0, sums_NGM / np.maximum(counts_NGM, 1), fallback_NGM)
+    real_NGM = task_NGM >= 0
+    result: Array = np.where(real_NGM, of_task_NGM, 0).sum((1, 2)) / real_NGM.sum((1, 2))
     return result
 
 
@@ -193,6 +193,6 @@ def sentences(comparisons: Sequence[Comparison], *, interval: float, percent: bo
         verdict = "is ahead of" if one.low > 0 else "is behind" if one.high < 0 else "is not told from"
         yield (
             f"{one.first} {verdict} {one.second} ({one.mode}, {rows}): {scale * one.mean:+.1f} "
-            f"[{scale * one.low:+.1f}, {scale * one.high:+.1f}] ({interval:.0%} interval), better on {one.ahead} of "
-            f"{one.tasks} tasks"
+            f"[{scale * one.low:+.1f}, {scale * one.high:+.1f}] ({interval:.0%} interval), better on "
+            f"{one.ahead} of {one.tasks} tasks"
         )

@@ -1,4 +1,4 @@
-"""The config of a study: every key of ``configs/studies/*.yaml``, its type, its default, and what is accepted."""
+"""The config of a study: every key of ``configs/studies/*.yaml``, its type, its default, what is accepted."""
 
 import math
 import re
@@ -46,17 +46,17 @@ Seeds = Annotated[
 
 
 class Data(Section):
-    """``config``: of ``data_prep build``, which makes the dataset where it is not there. ``uri``: where it is;
-    default its ``output``. Without either the presets' data.uri is read."""
+    """``config``: of ``data_prep build``, which makes the dataset where it is not there. ``uri``: where it
+    is; default its ``output``. Without either the presets' data.uri is read."""
 
     config: str | None = None
     uri: str | None = None
 
 
 class Pretrain(Section):
-    """What all pretrainings have in common: the preset and its overrides, FLOPs, seeds, what one of them takes
-    of a node, how many run at once (default: as many as fit), and how long one may take to save when it is told
-    to stop. ``cluster``: each is a ``cluster train`` with this config, not a process."""
+    """What all pretrainings have in common: the preset and its overrides, FLOPs, seeds, what one of them
+    takes of a node, how many run at once (default: as many as fit), and how long one may take to save when it
+    is told to stop. ``cluster``: each is a ``cluster train`` with this config, not a process."""
 
     config: str
     set: Overrides = {}
@@ -84,7 +84,7 @@ class TaskSet(Section):
 
 
 class Statistics(Section):
-    """How differences are told from chance: the share that an interval covers, bootstrap samples, their seed."""
+    """How differences are told from chance: what share an interval covers, bootstrap samples, their seed."""
 
     interval: Annotated[float, Field(gt=0, lt=1)] = 0.9
     samples: Annotated[int, Field(ge=100)] = 10_000
@@ -92,7 +92,7 @@ class Statistics(Section):
 
 
 class Track(Section):
-    """Which MLflow, in which experiment, under which model's name; the last two by default the study's name."""
+    """Which MLflow, experiment, and registered model; the last two by default have the study's name."""
 
     uri: Annotated[str, AfterValidator(names.tracking)] = Field(
         default_factory=default_tracking_uri, validate_default=True
@@ -107,9 +107,9 @@ class Track(Section):
 
 
 class StudyConfig(Section):
-    """A study. ``arms``: name -> overrides of the preset; ``scratch: true`` is an arm without pretraining, and
-    ``config`` gives an arm a preset of its own. ``compare``: pairs of arms, or of an arm and ``floor``; default
-    all. ``groups``: name -> tasks (names or globs) that overlap, and are drawn together."""
+    """A study. ``arms``: name -> overrides of the preset; ``scratch: true`` is an arm without pretraining,
+    and ``config`` gives an arm a preset of its own. ``compare``: pairs of arms, or of an arm and ``floor``;
+    default all. ``groups``: name -> tasks (names or globs) that overlap, and are drawn together."""
 
     name: Name
     output: Annotated[str, Field(min_length=1)]

@@ -52,7 +52,8 @@ def describe_plan(plan: StudyPlan, status: Mapping[str, str]) -> Iterator[str]:
             f"{one.cost.flops:.3e} FLOPs of {config.pretrain.flops:.3g}; {what}"
         )
     if left:
-        yield f"pretraining, {places} at once: about {left / min(places, len(plan.pretrainings)):,.0f} s to go"
+        at_once = min(places, len(plan.pretrainings))
+        yield f"pretraining, {at_once} at once: about {left / at_once:,.0f} s to go"
     yield from _describe_tasks(plan, speeds)
 
 
@@ -80,8 +81,8 @@ def _describe_tasks(plan: StudyPlan, speeds: Mapping[str, float]) -> Iterator[st
         yield f"networks on tasks: {flops:.3e} FLOPs; not timed, there is no GPU here"
     else:
         yield (
-            f"networks on tasks: {flops:.3e} FLOPs, about {seconds / places:,.0f} s with {places} units at once; "
-            "linear models come on top, some seconds each"
+            f"networks on tasks: {flops:.3e} FLOPs, about {seconds / places:,.0f} s with {places} units at "
+            "once; linear models come on top, some seconds each"
         )
 
 

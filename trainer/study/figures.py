@@ -11,7 +11,7 @@ from trainer.evaluation.drawing import COLOURS
 from trainer.evaluation.tasks.config import FLOORS
 from trainer.study.comparison import Comparison
 from trainer.study.config import FLOOR, SCRATCH
-from trainer.study.table import ALL, floors, means, numbers_of_rows
+from trainer.study.table import ALL, floors, means
 
 _MOST = 12  # panels of tasks in one picture
 
@@ -26,7 +26,7 @@ def forest(comparisons: Sequence[Comparison], *, interval: float) -> Figure | No
         colour = COLOURS[2] if one.low > 0 else COLOURS[1] if one.high < 0 else COLOURS[4]
         axis.plot([100 * one.low, 100 * one.high], [place, place], color=colour, linewidth=2)
         axis.plot(100 * one.mean, place, "o", color=colour, markersize=5)
-    labels = [f"{one.first} − {one.second}: {one.mode}, {_rows(one.rows)}" for one in comparisons]
+    labels = [f"{one.first} − {one.second}: {one.mode}, {rows_in_words(one.rows)}" for one in comparisons]
     axis.set_yticks(range(len(labels)), labels[::-1], fontsize=8)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel("difference of test scores × 100")
@@ -44,7 +44,7 @@ def by_task(comparisons: Sequence[Comparison]) -> Figure | None:
     axis = figure.subplots()
     for colour, one in zip(COLOURS, shown, strict=False):
         places = [len(tasks) - 1 - tasks.index(task) for task in one.by_task]
-        label = f"{one.first} − {one.second}: {one.mode}, {_rows(one.rows)}"
+        label = f"{one.first} − {one.second}: {one.mode}, {rows_in_words(one.rows)}"
         values = [100 * value for value in one.by_task.values()]
         axis.plot(values, places, "o", color=colour, label=label, alpha=0.8)
     axis.set_yticks(range(len(tasks)), tasks[::-1], fontsize=8)
@@ -54,7 +54,7 @@ def by_task(comparisons: Sequence[Comparison]) -> Figure | None:
     return figure
 
 
-def by_rows(table: pd.DataFrame, mode: str) -> Figure | None:
+def byrows_in_words(table: pd.DataFrame, mode: str) -> Figure | None:
     """Test scores against the number of training rows in ``mode``: their mean over the tasks that have every
     number, then each task. None where no task was scored with several numbers."""
     lines = _lines(table, mode)
@@ -93,5 +93,6 @@ def _curve(axis: Axes, lines: pd.DataFrame, numbers: Sequence[str], title: str) 
     drawing.dress(axis, title, steps=False)
 
 
-def _rows(rows: str) -> str:
+def rows_in_words(rows: str) -> str:
+    """The number of training rows that was asked for, in words."""
     return "all rows" if rows == ALL else f"{int(rows):,} rows"

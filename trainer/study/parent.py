@@ -53,7 +53,8 @@ def show(
     comparisons: Sequence[Comparison],
     text: Sequence[str],
 ) -> None:
-    """The report's files as artifacts, the differences as metrics, and ``text`` with their table as description."""
+    """The report's files become artifacts, the differences metrics, ``text`` with their table the
+    description."""
     run = KnownRun(uri, run_id)
     run.record_changed(_metrics(comparisons), step=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,8 +78,15 @@ def _metrics(comparisons: Sequence[Comparison]) -> dict[str, float]:
 
 def _table(comparisons: Sequence[Comparison]) -> str:
     rows = [
-        (one.first, one.second, one.mode, one.rows, f"{100 * one.mean:+.1f}")
-        + (f"{100 * one.low:+.1f} to {100 * one.high:+.1f}", f"{one.ahead} of {one.tasks}")
+        (
+            one.first,
+            one.second,
+            one.mode,
+            one.rows,
+            f"{100 * one.mean:+.1f}",
+            f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
+            f"{one.ahead} of {one.tasks}",
+        )
         for one in comparisons
     ]
     headings = ("arm", "less", "mode", "training rows", "difference × 100", "interval", "better on")

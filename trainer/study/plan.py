@@ -124,7 +124,8 @@ def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None) -> list[Pret
         allowed = [key for key in own if key.startswith("track.") and key.partition(".")[2] in _TRACK_FREE]
         if own := [key for key in own if key not in allowed]:
             raise ConfigError(
-                f"arms.{arm}: {', '.join(own)} is set by the study itself (output, seeds, flops, track); remove it"
+                f"arms.{arm}: {', '.join(own)} is set by the study itself, by its keys output, seeds, flops "
+                "and track; remove it"
             )
     preset = preset_of(config, arm)
     shared = words(_FIRST | ({"data.uri": dataset.uri} if dataset else {}) | given)
@@ -134,13 +135,14 @@ def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None) -> list[Pret
     cost = cost_of(first, config.pretrain.flops)
     if cost.steps < 1:
         raise ConfigError(
-            f"pretrain.flops: {config.pretrain.flops:g} is less than one step of arm {arm}, {first_step(first):.3g}"
+            f"pretrain.flops: {config.pretrain.flops:g} is less than one step of arm {arm}, "
+            f"{first_step(first):.3g}"
         )
     found = []
     for seed in config.pretrain.seeds:
         own = _own_words(config, arm, seed, steps=cost.steps, precision=first.train.precision)
         found.append(
-            Pretraining(arm, seed, preset, tuple([*shared, *own]), _load(arm, preset, [*shared, *own]), cost)
+            Pretraining(arm, seed, preset, (*shared, *own), _load(arm, preset, [*shared, *own]), cost)
         )
     return found
 
@@ -202,8 +204,8 @@ def _scratch(config: StudyConfig, pretrainings: Sequence[Pretraining]) -> dict[s
         same = [one.arm for one in pretrainings if one.config.model == wanted]
         if not same:
             raise ConfigError(
-                f"arms.{arm}: no arm that is pretrained has its network, from which it is made; give the two the "
-                "same model"
+                f"arms.{arm}: no arm that is pretrained has its network, from which it is made; give the two "
+                "the same model"
             )
         if same[0] in found.values():
             raise ConfigError(f"arms.{arm}: another arm is the same network from scratch")

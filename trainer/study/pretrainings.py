@@ -136,20 +136,18 @@ class Pretrainings:
         """A task of the pool has ended that is a pretraining. May be called again after a TrackError."""
         key = ended.key
         assert isinstance(key, PretrainingKey), "what is not the driver's is a pretraining"
-        one = self._running[key]
+        one, end = self._running[key], ended.result
         if ended.fault:
             self._fail(one, str(ended.fault))
-        elif ended.result.code == exits.EXIT_OK:
+        elif end.code == exits.EXIT_OK:
             self._accept(one)
             version = self.done[-1].version
-            say(
-                f"{one}: pretrained in {ended.result.seconds:,.0f} s on {ended.result.node}, version {version}"
-            )
-        elif _may_go_on(ended.result) and self._starts[str(one)] <= _RESTARTS:
-            say(f"{one}: {_how(ended.result)}; going on from its newest checkpoint")
+            say(f"{one}: pretrained in {end.seconds:,.0f} s on {end.node}, version {version}")
+        elif _may_go_on(end) and self._starts[str(one)] <= _RESTARTS:
+            say(f"{one}: {_how(end)}; going on from its newest checkpoint")
             self._waiting.insert(0, one)
         else:
-            self._fail(one, _how(ended.result))
+            self._fail(one, _how(end))
         del self._running[key]
         self._start()
 

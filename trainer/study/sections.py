@@ -14,15 +14,15 @@ from trainer.study import figures
 from trainer.study.comparison import Comparison, sentences
 from trainer.study.config import FLOOR, SCRATCH
 from trainer.study.findings import Findings
-from trainer.study.table import ALL, chosen_on_dev, floors, means, numbers_of_rows
+from trainer.study.table import chosen_on_dev, floors, means, numbers_of_rows
 
 _READING = (
-    "Test scores × 100 of each task's main metric, mean ± sample standard deviation over pretraining seeds and task "
-    "seeds. Everything that is chosen is chosen on dev; test is scored once."
+    "Test scores × 100 of each task's main metric, mean ± sample standard deviation over pretraining "
+    "seeds and task seeds. Everything that is chosen is chosen on dev; test is scored once."
 )
 _PAIRED = (
-    "Each difference is taken between results with the same task, pretraining seed and task seed, and averaged over "
-    "the tasks. The interval is a bootstrap over groups of tasks, pretraining seeds and task seeds."
+    "Each difference is taken between results with the same task, pretraining seed and task seed, and "
+    "averaged over the tasks. The interval is a bootstrap over groups of tasks, pretraining seeds and task seeds."
 )
 
 
@@ -72,16 +72,11 @@ def _scores(found: Findings) -> list[Section]:
             arms = list(dict.fromkeys(part.loc[part["mode"] == mode, "arm"]))
             if not arms:
                 continue
-            shown = [
-                *arms,
-                *(dict.fromkeys(part.loc[part["mode"] == SCRATCH, "arm"]) if mode != "probe" else ()),
-            ]
-            title = f"Test scores: {mode}, {'all training rows' if rows == ALL else f'{int(rows):,} training rows'}"
-            sections.append(
-                Section(
-                    title, [_READING], ("task", "metric", *FLOORS, FLOOR, *shown), _table(part, mode, shown)
-                )
-            )
+            if mode != "probe":
+                arms += dict.fromkeys(part.loc[part["mode"] == SCRATCH, "arm"])
+            title = f"Test scores: {mode}, {figures.rows_in_words(rows)}"
+            headings = ("task", "metric", *FLOORS, FLOOR, *arms)
+            sections.append(Section(title, [_READING], headings, _table(part, mode, arms)))
     return sections
 
 
@@ -223,8 +218,8 @@ def _cost(found: Findings) -> Section:
     headings = ("pretraining", "parameters", "steps", "FLOPs", f"of {asked:.3g}", "seconds", "GFLOP/s")
     units = found.table["seconds"].sum() if len(found.table) else 0.0
     text = [
-        "FLOPs are those of the matrix products that the method needs, the teacher's forward counted; seconds are "
-        "those of its steps, without validation and start.",
+        "FLOPs are those of the matrix products that the method needs, the teacher's forward counted; "
+        "seconds are those of its steps, without validation and start.",
         f"Units of tasks took {units:,.0f} s of computing in all. The report was made on {found.machine}.",
     ]
     return Section("Cost", text, headings, rows)
@@ -237,7 +232,7 @@ def _config(found: Findings) -> Section:
         "Config",
         (),
         ("the study as it was read",),
-        [[line.replace("  ", "  ")] for line in lines],
+        [[line] for line in lines],
         folded=True,
     )
 

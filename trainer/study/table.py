@@ -1,4 +1,4 @@
-"""The rows of a study: one for each task, number of training rows, arm, seeds and mode, from what MLflow has."""
+"""The rows of a study: one for each task, number of training rows, arm, seeds and mode."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ _FIRST = [
 
 @dataclass(frozen=True)
 class Asked:
-    """A task with a number of training rows (``ALL``, or the number as text), as the study asks for it; the digest
-    of its settings, and the modes and seeds in which it is asked for."""
+    """A task with a number of training rows (``ALL``, or the number as text), as the study asks for it; the
+    digest of its settings, and the modes and seeds in which it is asked for."""
 
     task: str
     rows: str
@@ -52,8 +52,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version of the study: its arm, its seed, the scratch arm that is made of its network, if any,
-    and what its pretraining cost."""
+    """A registered version of the study: its arm, its seed, the scratch arm that is made of its network, if
+    any, and what its pretraining cost."""
 
     arm: str
     seed: int
@@ -69,8 +69,8 @@ def study_table(
 
     ``asked``: results with other settings are not the study's. ``versions``: by number.
 
-    Floors, and what is learned from scratch, depend on no version: they are there once. Their ``pretrain_seed``
-    is missing, and the arm of floors is ``floor``.
+    Floors, and what is learned from scratch, depend on no version: they are there once. Their
+    ``pretrain_seed`` is missing, and the arm of floors is ``floor``.
     """
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for result in results:
@@ -139,8 +139,8 @@ def _row(result: Result, asked: Asked, version: Version) -> dict[str, Any]:
 
 
 def floors(table: pd.DataFrame) -> pd.DataFrame:
-    """The better floor on dev of each task and number of rows: columns task, rows, mode, dev, test. Of equals the
-    first."""
+    """The better floor on dev of each task and number of rows: columns task, rows, mode, dev, test. Of equals
+    the first."""
     rows = table[table["arm"] == FLOOR]
     best = (
         rows.sort_values("dev", ascending=False, kind="stable").groupby(["task", "rows"], sort=False).head(1)
@@ -149,7 +149,7 @@ def floors(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean of ``dev`` and ``test`` over all seeds, and the sample standard deviation of test, for each of KEYS."""
+    """Mean of ``dev`` and ``test`` over all seeds, and the sample deviation of test, for each of KEYS."""
     aggregates = {
         "dev": ("dev", "mean"),
         "test": ("test", "mean"),

@@ -37,8 +37,8 @@ def do_work(plan: StudyPlan, stages: Stages, *, parent: str, cpus: int | None, w
     """What failed, in sentences; all else is in MLflow.
 
     Raises:
-        ConfigError, StoreError, ValueError, TrackError, RuntimeError: before the work, or MLflow is away for longer
-            than ``wait_s``.
+        ConfigError, StoreError, ValueError, TrackError, RuntimeError: before the work, or MLflow is away for
+            longer than ``wait_s``.
     """
     config = plan.config
     packed_code()  # while the working folder of a Ray job is surely there
@@ -75,8 +75,8 @@ def do_work(plan: StudyPlan, stages: Stages, *, parent: str, cpus: int | None, w
 
 
 def merged(tasks: Sequence[WorkTask]) -> list[WorkTask]:
-    """``tasks`` without those that have the rows and settings of one before, which gets their modes and seeds:
-    more rows were asked for than there are."""
+    """``tasks`` without those that have the rows and settings of one before, which gets their modes and
+    seeds: more rows were asked for than there are."""
     found: dict[tuple[str, str], WorkTask] = {}
     for task in tasks:
         first = found.setdefault((task.name, task.settings), task)

@@ -14,6 +14,7 @@ from configs.values import parse
 from data_prep.config import DataConfig
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.run.config import TrainConfig
+from trainer.study.config import StudyConfig
 
 FOLDER = Path(configs.__file__).parent
 MODELS: dict[str, type[Section]] = {
@@ -21,6 +22,7 @@ MODELS: dict[str, type[Section]] = {
     "data/reference.yaml": DataConfig,
     "tasks/reference/task.yaml": TaskConfig,
     "cluster/reference.yaml": ClusterConfig,
+    "studies/reference.yaml": StudyConfig,
 }
 _KEY = re.compile(r"( *)(- )?(\w+):(?: .*?)??(?: +# (.+))?")
 

@@ -1,4 +1,4 @@
-"""Paired differences of a study: which results stand against which, their intervals, and the words for them."""
+"""Paired differences of a study: what stands against what, intervals, and the words for them."""
 
 from typing import Any
 
@@ -148,7 +148,8 @@ def test_a_comparison_in_words() -> None:
     unclear = compare(of([[[0.5]], [[-0.5]]]), ("a", "b", "finetune", "all"), QUICK)
     said = list(sentences([ahead, behind, unclear], interval=0.9))
     assert said[0] == (
-        "a is ahead of b (probe, all training rows): +10.0 [+10.0, +10.0] (90% interval), better on 3 of 3 tasks"
+        "a is ahead of b (probe, all training rows): +10.0 [+10.0, +10.0] (90% interval), better on 3 of 3 "
+        "tasks"
     )
     assert "a is behind b (probe, 1,000 training rows): -10.0" in said[1]
     assert "a is not told from b" in said[2] and "better on 1 of 2 tasks" in said[2]

@@ -168,7 +168,7 @@ def bootstrap(pair: Differences, *, samples: int, seed: int) -> Array:
 
 
 def _draws(value_TPS: Array, members_GM: Array, rng: np.random.Generator, count: int) -> Array:
-    """``count`` means over drawn tasks. A group that is drawn twice gets other seeds of its tasks each time."""
+    """``count`` means over drawn tasks. A group that is drawn twice gets seeds of its tasks anew."""
     _, pretrain, seeds = value_TPS.shape
     groups = len(members_GM)
     task_NGM = members_GM[rng.integers(groups, size=(count, groups))]

@@ -1,6 +1,5 @@
 """The config of a study: every key of ``configs/studies/*.yaml``, its type, its default, what is accepted."""
 
-import math
 import re
 from typing import Annotated, Any
 
@@ -68,13 +67,6 @@ class Pretrain(Section):
     cluster: str | None = None
     grace_s: Above0 = 100.0
 
-    @field_validator("flops")
-    @classmethod
-    def _finite(cls, flops: float) -> float:
-        if not math.isfinite(flops):
-            raise ValueError("must be a number of FLOPs, such as 1e14")
-        return flops
-
 
 class TaskSet(Section):
     """Task files or globs of them, and overrides of each."""
@@ -115,7 +107,7 @@ class StudyConfig(Section):
     output: Annotated[str, Field(min_length=1)]
     data: Data = Data()
     pretrain: Pretrain
-    arms: Annotated[dict[Name, Overrides], Field(min_length=1)]
+    arms: dict[Name, Overrides]
     tasks: Annotated[tuple[TaskSet, ...], Field(min_length=1)]
     compare: tuple[tuple[str, str], ...] | None = None
     groups: dict[str, Files] = {}
@@ -149,7 +141,9 @@ class StudyConfig(Section):
             faults.append(
                 f"arms: {FLOOR} means the better of the models without a network; give another name"
             )
-        if not self.pretrained():
+        if not self.arms:
+            faults.append("arms: none is given; give at least one that is pretrained, for example both: {}")
+        elif not self.pretrained():
             faults.append("arms: at least one must be pretrained, and so be without scratch: true")
         known = {*self.arms, FLOOR}
         for pair in self.compare or ():

@@ -11,7 +11,7 @@ from trainer.evaluation.drawing import COLOURS
 from trainer.evaluation.tasks.config import FLOORS
 from trainer.study.comparison import Comparison
 from trainer.study.config import FLOOR, SCRATCH
-from trainer.study.table import ALL, floors, means
+from trainer.study.table import ALL, floors, means, numbers_of_rows
 
 _MOST = 12  # panels of tasks in one picture
 

@@ -22,7 +22,8 @@ _READING = (
 )
 _PAIRED = (
     "Each difference is taken between results with the same task, pretraining seed and task seed, and "
-    "averaged over the tasks. The interval is a bootstrap over groups of tasks, pretraining seeds and task seeds."
+    "averaged over the tasks. The interval is a bootstrap over groups of tasks and both kinds of "
+    "seeds."
 )
 
 

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-import configs
 from cluster import __main__ as cluster
 from cluster.process.signals import Preempted
 from cluster.storage.lock import hold
-from cluster.tasks.programs import Program, ProgramEnd
+from cluster.tasks.pool import Ended
+from tests.played import play
 from tests.registered import registered_before, tiny_network, write_task
 from trainer.models import pretrained
 from trainer.run import run_status
 from trainer.run.config import TrainConfig
 from trainer.study import pretrainings as study_pretrainings
 from trainer.study.__main__ import main
+from trainer.study.pretrainings import Pretrainings
 from trainer.tracking.mlflow_run import Run, RunSpec
 from trainer.tracking.registry import Registry
 from trainer.workers.driver import Driver
@@ -38,34 +39,19 @@ MODEL = {
 }
 
 
-def play_training(program: Program, flag: Any) -> ProgramEnd:
-    """As run_pretraining: it leaves what a finished run leaves, with weights by seed and arm.
-
-    A file beside the run's folder says what befalls it instead: an exit code and an error.
-    """
-    os.environ["MLFLOW_TRACKING_URI"] = str(program.environment["MLFLOW_TRACKING_URI"])
-    given = program.arguments[3:]
-    folder = str(program.directory)
-    config = configs.load(TrainConfig, os.path.join(folder, program.arguments[2]), given)
-    place = os.path.join(folder, config.run.dir)
-    befalls = Path(f"{place}.befalls")
-    with open(Path(folder) / "starts.txt", "a") as log:
-        log.write(os.path.basename(place) + "\n")
-    if befalls.exists():
-        code, _, error = befalls.read_text().partition(" ")
-        befalls.unlink()
-        return ProgramEnd(int(code), 0.1, False, error, "here")
-    key = f"key-{os.path.basename(place)}"
-    run_status.write_config(config.model_copy(update={"run": config.run.model_copy(update={"dir": place})}))
-    run_status.write_key(place, key)
+def leave_run(config: TrainConfig) -> None:
+    """What a finished run leaves in run.dir and in MLflow, with weights by its seed and learning rate."""
+    place = config.run.dir
     network = tiny_network(seed=config.run.seed + 10 * int(1000 * config.train.lr))
+    run_status.write_config(config)
+    run_status.write_key(place, f"key-{os.path.basename(place)}")
     pretrained.write(place, network, dict(network.state_dict()), card="played")
+    key = run_status.read_key(place)
     with Run(RunSpec(config.track.uri, config.track.experiment, "run", key=key)) as run:
         run.log({"throughput/step_ms": 500.0}, step=1)
         run.attach(Path(place), "model")
         run.tag({"model.version": registered_before(run, str(config.track.registered_model))})
     run_status.write_finished(place, steps=config.train.steps, delivered=True)
-    return ProgramEnd(0, 0.1, False, "", "here")
 
 
 @pytest.fixture
@@ -73,7 +59,15 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a study of two arms on two tasks; training is played."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setattr(study_pretrainings, "run_pretraining", play_training)
+    monkeypatch.setattr(study_pretrainings, "run_pretraining", play)
+    take_in = Pretrainings.take_in
+
+    def taken_in(pretrainings: Pretrainings, ended: Ended) -> None:
+        if ended.result and ended.result.code == 0:
+            leave_run(pretrainings._running[ended.key].config)  # type: ignore[index]
+        take_in(pretrainings, ended)
+
+    monkeypatch.setattr(Pretrainings, "take_in", taken_in)
     text = write_task(tmp_path).read_text()
     for name in ("one", "two"):
         Path(f"{name}.yaml").write_text(text.replace("name: motif", f"name: {name}"))

@@ -54,7 +54,7 @@ def by_task(comparisons: Sequence[Comparison]) -> Figure | None:
     return figure
 
 
-def byrows_in_words(table: pd.DataFrame, mode: str) -> Figure | None:
+def by_rows(table: pd.DataFrame, mode: str) -> Figure | None:
     """Test scores against the number of training rows in ``mode``: their mean over the tasks that have every
     number, then each task. None where no task was scored with several numbers."""
     lines = _lines(table, mode)

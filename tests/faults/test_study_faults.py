@@ -1,4 +1,4 @@
-"""A study whose pretrainings and tasks are real, and tiny: killed and stopped, it goes on and repeats nothing."""
+"""A study with real, tiny pretrainings and tasks: killed and stopped, it goes on and repeats nothing."""
 
 import os
 import signal

@@ -108,25 +108,25 @@ def differences(table: pd.DataFrame, first: str, second: str, mode: str) -> Diff
 def scores(table: pd.DataFrame, arm: str, mode: str) -> pd.DataFrame:
     """Columns task, pretrain_seed, task_seed and test of an arm, as ``differences`` pairs them."""
     if arm == FLOOR:
-        return floors(table).assign(pretrain_seed=pd.NA, task_seed=pd.NA)
+        return floors(table).assign(pretrain_seed=np.nan, task_seed=np.nan)
     own = table[table["arm"] == arm]
     if (own["mode"] == SCRATCH).any():
         found = own[own["mode"] == SCRATCH]
         return found if mode != "probe" else found.iloc[:0]
     found = own[own["mode"] == mode]
     # A probe has one solution: its seed 0 is no seed.
-    return found.assign(task_seed=pd.NA) if mode == "probe" else found
+    return found.assign(task_seed=np.nan) if mode == "probe" else found
 
 
 def _cube(scores: pd.DataFrame, tasks: Sequence[str], pretrain: Sequence[int], seeds: Sequence[int]) -> Array:
     """[T, P, S] of test scores; what has no seed counts for every one."""
     value_TPS = np.full((len(tasks), len(pretrain), len(seeds)), np.nan)
     place = {task: at for at, task in enumerate(tasks)}
-    for row in scores.itertuples():
-        if row.task in place:
-            p = slice(None) if pd.isna(row.pretrain_seed) else pretrain.index(row.pretrain_seed)
-            s = slice(None) if pd.isna(row.task_seed) else seeds.index(row.task_seed)
-            value_TPS[place[row.task], p, s] = row.test
+    for row in scores.to_dict("records"):
+        if row["task"] in place:
+            p = slice(None) if pd.isna(row["pretrain_seed"]) else pretrain.index(row["pretrain_seed"])
+            s = slice(None) if pd.isna(row["task_seed"]) else seeds.index(row["task_seed"])
+            value_TPS[place[row["task"]], p, s] = row["test"]
     return value_TPS
 
 

@@ -68,7 +68,7 @@ def show(
 
 
 def _metrics(comparisons: Sequence[Comparison]) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for one in comparisons:
         name = f"difference/{one.first}_less_{one.second}/{one.mode}_{one.rows}"
         found |= {f"{name}/mean": one.mean, f"{name}/low": one.low, f"{name}/high": one.high}

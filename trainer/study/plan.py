@@ -83,7 +83,7 @@ def make_plan(config: StudyConfig) -> StudyPlan:
     dataset = _collect(faults, lambda: _dataset(config))
     pretrainings: list[Pretraining] = []
     for arm in config.pretrained():
-        pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset)) or []  # type: ignore[misc]
+        pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset)) or []
     found = _collect(faults, lambda: _tasks(config)) or []
     scratch = {} if faults else _collect(faults, lambda: _scratch(config, pretrainings)) or {}
     if faults:
@@ -194,7 +194,7 @@ def _own_words(config: StudyConfig, arm: str, seed: int, *, steps: int, precisio
 
 def _scratch(config: StudyConfig, pretrainings: Sequence[Pretraining]) -> dict[str, str]:
     """Arm without pretraining -> an arm that is pretrained with the same network."""
-    found = {}
+    found: dict[str, str] = {}
     for arm in config.arms:
         if arm in config.pretrained():
             continue

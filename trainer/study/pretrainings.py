@@ -49,7 +49,8 @@ def statuses(pretrainings: Sequence[Pretraining]) -> dict[str, str]:
     Raises:
         ConfigError: the folder of one holds another run. StoreError: it cannot be read.
     """
-    found, faults = {}, []
+    found: dict[str, str] = {}
+    faults: list[str] = []
     for one in pretrainings:
         try:
             found[str(one)] = run_status.inspect(one.config).kind

@@ -1,6 +1,7 @@
 """The sections of a study's report, from its rows and comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -14,7 +15,7 @@ from trainer.study import figures
 from trainer.study.comparison import Comparison, sentences
 from trainer.study.config import FLOOR, SCRATCH
 from trainer.study.findings import Findings
-from trainer.study.table import chosen_on_dev, floors, means, numbers_of_rows
+from trainer.study.table import KEYS, chosen_on_dev, floors, means, numbers_of_rows
 
 _READING = (
     "Test scores × 100 of each task's main metric, mean ± sample standard deviation over pretraining "
@@ -82,36 +83,27 @@ def _scores(found: Findings) -> list[Section]:
 
 
 def _table(part: pd.DataFrame, mode: str, arms: Sequence[str]) -> list[list[str]]:
-    averaged = means(part).set_index(["task", "arm", "mode"])
-    best = floors(part).set_index("task")
+    """A row for each task: its floors, then ``arms`` in ``mode``; at last the means of the columns."""
+    cells = {(row["task"], row["arm"], row["mode"]): row for row in means(part).to_dict("records")}
+    cells |= {(row["task"], FLOOR, ""): row for row in floors(part).to_dict("records")}
+    scratch = set(part.loc[part["mode"] == SCRATCH, "arm"])
+    columns = [*((FLOOR, floor) for floor in FLOORS), (FLOOR, "")]
+    columns += [(arm, SCRATCH if arm in scratch else mode) for arm in arms]
     metrics = dict(zip(part["task"], part["metric"], strict=True))
-    columns: list[tuple[str, str]] = [*((FLOOR, floor) for floor in FLOORS), (FLOOR, "")]
-    columns += [
-        (arm, SCRATCH if (part.loc[part["arm"] == arm, "mode"] == SCRATCH).any() else mode) for arm in arms
-    ]
-    rows, values = [], []
-    for task in dict.fromkeys(part["task"]):
-        line, numbers = [str(task), metrics[task]], []
-        for arm, of in columns:
-            if not of:
-                there = task in best.index
-                line.append(
-                    f"{100 * best.loc[task, 'test']:.1f} ({best.loc[task, 'mode']})" if there else "–"
-                )
-                numbers.append(best.loc[task, "test"] if there else float("nan"))
-            elif (task, arm, of) in averaged.index:
-                cell = averaged.loc[(task, arm, of)]
-                spread = "" if pd.isna(cell["sd"]) else f" ± {100 * cell['sd']:.1f}"
-                line.append(f"{100 * cell['test']:.1f}{spread}")
-                numbers.append(cell["test"])
-            else:
-                line.append("–")
-                numbers.append(float("nan"))
-        rows.append(line)
-        values.append(numbers)
-    table = pd.DataFrame(values)
+    found = {task: [cells.get((task, *column)) for column in columns] for task in metrics}
+    table = pd.DataFrame([[cell["test"] if cell else None for cell in line] for line in found.values()])
     mean = ["–" if table[at].isna().any() else f"{100 * table[at].mean():.1f}" for at in table.columns]
+    rows = [[str(task), metrics[task], *map(_cell, line)] for task, line in found.items()]
     return [*rows, ["mean of all tasks", "", *mean]]
+
+
+def _cell(cell: Mapping[Hashable, Any] | None) -> str:
+    """A score × 100 with its spread, or, of the better floor, with its mode."""
+    if cell is None:
+        return "–"
+    if "sd" not in cell:
+        return f"{100 * cell['test']:.1f} ({cell['mode']})"
+    return f"{100 * cell['test']:.1f}" + ("" if pd.isna(cell["sd"]) else f" ± {100 * cell['sd']:.1f}")
 
 
 def _differences(found: Findings) -> Section:
@@ -192,8 +184,11 @@ def _auroc(found: Findings) -> list[Section]:
     if "test_auroc" not in found.table:
         return []
     part = found.table.dropna(subset=["test_auroc"])
-    grouped = part.groupby(["task", "rows", "arm", "mode"], sort=False)["test_auroc"]
-    rows = [(*map(str, key), f"{100 * value:.1f}") for key, value in grouped.mean().items()]  # type: ignore[misc]
+    averaged = part.groupby(KEYS, sort=False)["test_auroc"].mean().reset_index()
+    rows = [
+        (*(str(row[key]) for key in KEYS), f"{100 * row['test_auroc']:.1f}")
+        for row in averaged.to_dict("records")
+    ]
     return [
         Section("AUROC", (), ("task", "training rows", "arm", "mode", "test AUROC × 100"), rows, folded=True)
     ]

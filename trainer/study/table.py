@@ -75,9 +75,9 @@ def study_table(
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for result in results:
         version = versions.get(result.unit.version)
-        for wanted in asked if version else ():
-            if not wanted.includes(result):
-                continue
+        if version is None:
+            continue
+        for wanted in [one for one in asked if one.includes(result)]:
             row = _row(result, wanted, version)
             key = tuple(row[name] for name in _KEY)
             # Of several the last one, but no copy of another version's, which took no time.
@@ -104,8 +104,8 @@ def study_table(
 def _row(result: Result, asked: Asked, version: Version) -> dict[str, Any]:
     """A row; without an arm where the study does not count what it is."""
     unit, main = result.unit, result.metric.name
-    arm, seed = version.arm, version.seed
-    flops, seconds = version.flops, version.seconds
+    seed: int | None
+    arm, seed, flops, seconds = version.arm, version.seed, version.flops, version.seconds
     if unit.mode in (*FLOORS, SCRATCH):
         arm = FLOOR if unit.mode in FLOORS else version.scratch or ""
         seed, flops, seconds = None, 0.0, 0.0
@@ -156,7 +156,7 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
         "sd": ("test", "std"),
         "n": ("test", "size"),
     }
-    return table.groupby(KEYS, sort=False).agg(**aggregates).reset_index()  # type: ignore[call-overload]
+    return table.groupby(KEYS, sort=False).agg(**aggregates).reset_index()
 
 
 def chosen_on_dev(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The training step under nccl on one GPU: the same losses as on CPU, and the teacher's bits."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,24 @@ from trainer.views.view import make_view
 pytestmark = where.marks
 STEPS = 2 if where.REHEARSE else 10
 Changes = dict[str, Any]
-CONFIGS = {"plain": small_config, "coupled": coupled_config}
+CONVOLUTIONS = {"name": "dilated-conv", "hidden_size": 24, "dilations": [1, 4]}
+CONFIGS = {
+    "plain": small_config,
+    "coupled": coupled_config,
+    "convolutions": partial(small_config, model=CONVOLUTIONS),
+}
 # name: (config, changes of it); each has the losses of its config on CPU.
 FP32: dict[str, tuple[str, Changes]] = {
     **{
         f"{kind}, ZeRO-{stage}": (kind, {"train__zero_stage": stage})
-        for kind in CONFIGS
+        for kind in ("plain", "coupled")
         for stage in range(4)
     },
+    "convolutions, ZeRO-1": ("convolutions", {}),
+    "convolutions, ZeRO-3, activation checkpointing": (
+        "convolutions",
+        {"train__zero_stage": 3, "train__activation_checkpointing": True},
+    ),
     "plain, ZeRO-2, 6 micro-batches": ("plain", {"train__zero_stage": 2, "train__micro_batch": 4}),
     "plain, ref": ("plain", {"loss__contrastive__variant": "ref"}),
     "plain, ring": ("plain", {"loss__contrastive__variant": "ring"}),

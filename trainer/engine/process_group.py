@@ -17,6 +17,7 @@ def init_distributed(device: torch.device) -> None:
     """Join the process group that the launcher describes (RANK, WORLD_SIZE, MASTER_*); without a launcher, a
     group of this process alone."""
     _prepare_deepspeed()
+    torch.backends.cudnn.allow_tf32 = False  # fp32 convolutions, as torch has it for matrix products
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         if "RANK" not in os.environ:

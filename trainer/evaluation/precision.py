@@ -25,5 +25,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Resolved:
 
 
 def computing_in(precision: Resolved, device: torch.device) -> torch.autocast:
-    """A context in which matrix products run in ``precision``."""
+    """A context in which matrix products and convolutions run in ``precision``."""
+    torch.backends.cudnn.allow_tf32 = False  # for convolutions, as torch has it for matrix products
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -30,7 +30,7 @@ def write_study(folder: Path) -> None:
         "val": {"every": 100, "windows": 32},
         "checkpoint": {"every": 20},
     }
-    (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
+    (folder / "preset.yaml").write_text(yaml.safe_dump(preset, sort_keys=False))
     data = {
         "references": [{"name": "generated", "uri": str(folder / "genome/genome.fa.gz")}],
         "output": "dataset",
@@ -54,7 +54,7 @@ def write_study(folder: Path) -> None:
         ],
         "statistics": {"samples": 200},
     }
-    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
 
 
 class Command:

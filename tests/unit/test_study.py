@@ -77,7 +77,7 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "model": MODEL,
         "train": {"steps": 5},
     }
-    Path("preset.yaml").write_text(yaml.safe_dump(preset))
+    Path("preset.yaml").write_text(yaml.safe_dump(preset, sort_keys=False))
     study = {
         "name": "tiny",
         "output": "out",
@@ -95,7 +95,7 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "groups": {"both": ["one", "two"]},
         "statistics": {"samples": 200},
     }
-    Path("study.yaml").write_text(yaml.safe_dump(study))
+    Path("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     return tmp_path
 
 

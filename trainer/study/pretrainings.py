@@ -86,6 +86,7 @@ class Pretrainings:
     Attributes:
         parent: the MLflow run that each becomes a child of.
         trains: whether those that are not done are trained; else they are left out.
+        offers: whether those that are done are versions to work on.
         done: those that are finished, in the order of their end.
         failures: those that failed for their own reason, with the reason.
     """
@@ -96,6 +97,7 @@ class Pretrainings:
     registry: Registry
     parent: str
     trains: bool = True
+    offers: bool = True
     done: list[Trained] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     _flag: StopFlag = field(default_factory=StopFlag)
@@ -120,12 +122,14 @@ class Pretrainings:
     @property
     def watch(self) -> bool:
         """Whether more versions may come than are pending."""
-        return bool(self._waiting or self._running or len(self._taken) < len(self.done))
+        untaken = self.offers and len(self._taken) < len(self.done)
+        return bool(self._waiting or self._running or untaken)
 
     def pending(self) -> list[str]:
         """The versions that are not in work yet. Where ranks take their nodes for themselves, none before all
         are pretrained: units of tasks would stand in their way."""
-        if self.config.pretrain.cluster and (self._waiting or self._running):
+        in_the_way = self.config.pretrain.cluster and (self._waiting or self._running)
+        if in_the_way or not self.offers:
             return []
         found = [f"models:/{self.config.model}/{one.version}" for one in self.done]
         return [uri for uri in found if uri not in self._taken]

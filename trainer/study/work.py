@@ -52,7 +52,15 @@ def do_work(plan: StudyPlan, stages: Stages, *, parent: str, cpus: int | None, w
         asked = list(work_tasks(found, pool))
         if stages.tasks:
             write_settings(plan, asked)
-        pretrainings = Pretrainings(config, plan.pretrainings, pool, registry, parent, trains=stages.pretrain)
+        pretrainings = Pretrainings(
+            config,
+            plan.pretrainings,
+            pool,
+            registry,
+            parent,
+            trains=stages.pretrain,
+            offers=stages.tasks,
+        )
         driver = Driver(
             registry,
             pretrainings,

@@ -15,7 +15,10 @@ COMMANDS = {  # name -> module with main(arguments) -> exit code, what it does
     "predict": ("trainer.predict", "sequences through a fine-tuned model"),
     "report": ("trainer.report.__main__", "a run as one HTML page with pictures and tables"),
     "demo": ("trainer.demo", "the whole main job in minutes; from the root of the repository"),
-    "cluster": ("cluster.__main__", "train, finetune: on one machine or a cluster; doctor: what it can do"),
+    "cluster": (
+        "cluster.__main__",
+        "train, finetune, study: on one machine or many; doctor: what each can do",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""``python -m cluster train``, ``finetune`` and ``doctor``; each has ``--help``."""
+"""``python -m cluster train``, ``finetune``, ``study`` and ``doctor``; each has ``--help``."""
 
 import runpy
 import sys
@@ -12,6 +12,10 @@ COMMANDS = {
     "doctor": (checks.main, "what a machine or cluster can do, and what is missing"),
 }
 PROGRAMS = {  # of other floors, which this one knows by the names of their modules alone
+    "study": (
+        "trainer.study",
+        "arms pretrained at equal FLOPs, all labelled tasks, one report that compares them",
+    ),
     "finetune": ("trainer.workers", "a registered model on labelled tasks, on a local Ray or a Ray cluster"),
 }
 

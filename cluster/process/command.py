@@ -13,7 +13,7 @@ from cluster.process.exits import (
     EverywhereError,
     print_error,
 )
-from cluster.process.signals import Preempted, after_launcher, raise_preempted
+from cluster.process.signals import Preempted, after_launcher, raise_preempted, was_preempted
 from configs import ConfigError
 
 
@@ -46,7 +46,7 @@ def exit_code(
             print_error(f"out of memory: {fault}" if isinstance(fault, MemoryError) else str(fault))
         return EXIT_USAGE if isinstance(fault, ConfigError) else EXIT_FAILED
     except KeyboardInterrupt as stop:
-        preempted = isinstance(stop, Preempted)
+        preempted = isinstance(stop, Preempted) or (resumable and was_preempted())
         if main:
             what = "told to stop" if preempted else "interrupted"
             interrupted += "" if preempted else after_launcher()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.process import paths
 
+THREADS = "DNA_THREADS"
 _OWN_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -40,7 +41,11 @@ def cache_root() -> Path:
 
 
 def threads_per_process(local_size: int) -> int:
-    """Cores that this process may use, divided by ``local_size`` processes of its kind, at least 1."""
+    """DNA_THREADS, which a program that starts several on one machine sets for each; else cores that this
+    process may use, divided by ``local_size`` processes of its kind, at least 1."""
+    given = os.environ.get(THREADS, "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
     return max(1, usable() // max(1, local_size))
 
 

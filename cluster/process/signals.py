@@ -36,10 +36,15 @@ def stop_signals() -> list[signal.Signals]:
     return [number for number in _STOPS if number != signal.SIGHUP or not ignored]
 
 
+_preempted: list[int] = []  # the signals for which Preempted was raised
+
+
 def raise_preempted() -> None:
     """From now on SIGTERM and SIGHUP raise Preempted, as Ctrl-C raises KeyboardInterrupt."""
+    _preempted.clear()
 
     def handler(number: int, _: object) -> None:
+        _preempted.append(number)
         if number == signal.SIGHUP:
             terminal.silence_lost()
         raise Preempted
@@ -47,6 +52,12 @@ def raise_preempted() -> None:
     for number in stop_signals():
         if number != signal.SIGINT:
             signal.signal(number, handler)
+
+
+def was_preempted() -> bool:
+    """Whether Preempted was raised since ``raise_preempted``. What is caught need not be it: Ray puts a plain
+    KeyboardInterrupt in the place of one that is raised while it waits."""
+    return bool(_preempted)
 
 
 @contextlib.contextmanager

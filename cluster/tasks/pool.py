@@ -113,6 +113,14 @@ class Pool:
         has = f"the largest of {len(nodes)} has {largest}" if largest else "there is none"
         return f"needs a node with {needs}, and {has}"
 
+    def drop(self, wanted: Callable[[Any], bool]) -> None:
+        """Forget the waiting tasks whose key is ``wanted``."""
+        self._waiting = [task for task in self._waiting if not wanted(task.key)]
+
+    def runs(self, wanted: Callable[[Any], bool]) -> bool:
+        """Whether a task whose key is ``wanted`` runs."""
+        return any(wanted(task.key) for task in self._running.values())
+
     def wait(self, timeout_s: float) -> list[Ended]:
         """The tasks that have ended, at the latest after ``timeout_s``; may be none."""
         refused = self._start()
@@ -168,8 +176,15 @@ class Pool:
 
     def _launch(self, task: _Task) -> None:
         needs = task.needs
+        # Ray ends a worker after each task with a GPU, since torch keeps the GPU that it began with. Where no
+        # node has two, workers stay, and the next task need not import torch again.
+        calls = 0 if all(node.gpus <= 1 for node in self._nodes) else int(needs.gpus > 0)
         remote = ray.remote(
-            num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=0, scheduling_strategy="SPREAD"
+            num_cpus=needs.cpus,
+            num_gpus=needs.gpus,
+            max_calls=calls,
+            max_retries=0,
+            scheduling_strategy="SPREAD",
         )(task.function)
         self._running[remote.remote(*task.arguments)] = task
 

@@ -14,6 +14,7 @@ from configs.values import parse
 from data_prep.config import DataConfig
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.run.config import TrainConfig
+from trainer.study.config import StudyConfig
 
 FOLDER = Path(configs.__file__).parent
 MODELS: dict[str, type[Section]] = {
@@ -21,6 +22,7 @@ MODELS: dict[str, type[Section]] = {
     "data/reference.yaml": DataConfig,
     "tasks/reference/task.yaml": TaskConfig,
     "cluster/reference.yaml": ClusterConfig,
+    "studies/reference.yaml": StudyConfig,
 }
 _KEY = re.compile(r"( *)(- )?(\w+):(?: .*?)??(?: +# (.+))?")
 
@@ -112,7 +114,9 @@ def test_what_is_marked_required_is(name: str) -> None:
     for key in required(name):
         kept = {other for other in keys(values) if other != key and not other.startswith(f"{key}.")}
         leaves = {k for k in kept if not any(other.startswith(f"{k}.") for other in keys(values))}
-        with pytest.raises(ConfigError, match=key.split(".")[-1]):
+        section, _, last = key.rpartition(".")
+        told = f"{last}|{section}: missing" if section else last  # a section of which nothing is left
+        with pytest.raises(ConfigError, match=told):
             configs.validate(MODELS[name], only(values, leaves), source=name)
 
 

@@ -12,9 +12,17 @@ from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.rows.data import load
 from trainer.run import world_size
 from trainer.run.config import TrainConfig
+from trainer.study.config import StudyConfig
+from trainer.study.plan import make_plan
 
 FOLDER = Path(configs.__file__).parent
-MODELS = {"data": DataConfig, "train": TrainConfig, "tasks": TaskConfig, "cluster": ClusterConfig}
+MODELS = {
+    "data": DataConfig,
+    "train": TrainConfig,
+    "tasks": TaskConfig,
+    "cluster": ClusterConfig,
+    "studies": StudyConfig,
+}
 OTHERS = {"rayjob", "ray-onprem", "ray-aws"}  # for Kubernetes and Ray itself: test_cluster_files.py
 FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.stem not in OTHERS)
 
@@ -22,6 +30,20 @@ FILES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.stem not in OTHE
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_config_is_read(path: Path) -> None:
     configs.load(MODELS[path.parent.name], path)
+
+
+@pytest.mark.parametrize("name", ["ablation-small", "ablation-gpu", "findna"])
+def test_shipped_study_can_be_planned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four arms at the same FLOPs within a step, on all shipped tasks; scratch is of their network."""
+    monkeypatch.chdir(FOLDER.parent)
+    plan = make_plan(configs.load(StudyConfig, FOLDER / "studies" / f"{name}.yaml"))
+    arms = ["masked", "distilled", "both"]
+    assert list(dict.fromkeys(one.arm for one in plan.pretrainings)) == arms
+    assert plan.scratch == {"scratch": "masked"}
+    assert {task.name for task in plan.task_configs} == ROWS.keys()
+    for one in plan.pretrainings:
+        assert 1 - 1 / one.cost.steps < one.cost.flops / plan.config.pretrain.flops <= 1
+        assert (one.config.loss.mlm.weight > 0) == (one.arm != "distilled")
 
 
 def test_the_contract_names_are_there() -> None:

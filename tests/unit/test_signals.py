@@ -27,6 +27,23 @@ def test_every_signal_to_stop_is_heard(signal_handlers: None, number: int, code:
     assert exit_code(lambda: signal.raise_signal(number), resumable=True) == code
 
 
+def test_a_stop_that_a_library_took_for_ctrl_c_is_still_a_stop(signal_handlers: None) -> None:
+    """As Ray does, which raises a KeyboardInterrupt of its own."""
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise KeyboardInterrupt from None
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_code(work, resumable=True) == 75
+    assert exit_code(interrupted, resumable=True) == 130
+    assert exit_code(interrupted) == 130
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored(signal_handlers: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert exit_code(lambda: signal.raise_signal(signal.SIGHUP), resumable=True) == 0

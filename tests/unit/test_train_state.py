@@ -18,7 +18,8 @@ from trainer.core.collectives import Group
 from trainer.distill.step import StepResult
 from trainer.run import train_state
 from trainer.run.config import TrainConfig
-from trainer.run.train_state import NOT_FINITE, TrainState, first_state
+from trainer.run.run_status import NOT_FINITE
+from trainer.run.train_state import TrainState, first_state
 
 IDS = torch.tensor([[0, 1, 2, 3], [0, 1, 5, 7]])
 

@@ -3,10 +3,12 @@ momentum."""
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, field_validator
 
 from configs import Section
 from configs.numbers import Fraction, Positive
+from trainer.core.precision import best_precision
 from trainer.engine import deepspeed_config
 from trainer.engine.deepspeed_config import EngineSettings
 
@@ -19,6 +21,7 @@ class Ema(Section):
 class Train(Section):
     """``max_skipped``: steps in a row without a finite loss and gradient after which the run ends.
 
+    ``precision``: or auto, which is bf16 where this machine multiplies it natively, else fp32.
     ``deepspeed``: further settings for DeepSpeed, of those that keep the teacher exact (deepspeed_config.py).
     """
 
@@ -37,6 +40,14 @@ class Train(Section):
     activation_checkpointing: bool = False
     max_skipped: Positive = 10
     deepspeed: dict[str, Any] = {}
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _resolved(cls, precision: Any) -> Any:
+        """``auto`` as what this machine is best at, so that a saved config says what was computed in."""
+        if precision != "auto":
+            return precision
+        return best_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     @field_validator("deepspeed")
     @classmethod

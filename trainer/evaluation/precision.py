@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from trainer.core.precision import best_precision
+
 Precision = Literal["auto", "fp32", "bf16"]
 Resolved = Literal["fp32", "bf16"]
 
@@ -19,12 +21,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 def resolve_precision(precision: Precision, device: torch.device) -> Resolved:
     """``precision``; auto is bf16 where ``device`` multiplies bf16 natively, else fp32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    able = torch.cpu.get_capabilities()
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+    return best_precision(device) if precision == "auto" else precision
 
 
 def computing_in(precision: Resolved, device: torch.device) -> torch.autocast:

@@ -16,10 +16,10 @@ from trainer.models import pretrained
 from trainer.run.checkpoint import manifests
 from trainer.run.checkpoint.manifests import DamagedError
 from trainer.run.config import TrainConfig
-from trainer.run.train_state import NOT_FINITE
 
 RESOLVED = "train_config.json"
 FINISHED, LOCK, TRACK = "finished.json", "run.lock", "track"
+NOT_FINITE = "not_finite.json"  # which samples a loss was not finite of
 EXPORTS = "exports"  # on their way to MLflow
 _KEY = f"{TRACK}/key.json"  # which MLflow run is this run's
 _OURS = (RESOLVED, FINISHED, LOCK, f"{TRACK}/", NOT_FINITE, f"{manifests.FOLDER}/", f"{EXPORTS}/")

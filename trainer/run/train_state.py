@@ -22,8 +22,7 @@ from trainer.engine.engine import Engine
 from trainer.losses.prototypes import PrototypeLoss
 from trainer.models.network import Network
 from trainer.run.config import TrainConfig
-
-NOT_FINITE = "not_finite.json"
+from trainer.run.run_status import NOT_FINITE
 
 
 class SkippedBlocks:

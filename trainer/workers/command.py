@@ -80,7 +80,7 @@ def finetune_on_workers(request: WorkersRequest) -> None:
         driver = Driver(
             registry,
             versions,
-            distinct(_work_tasks(found, pool)),
+            distinct(work_tasks(found, pool)),
             pool,
             wait_s=None if request.watch else request.wait_s,
             poll_s=request.poll_s,
@@ -109,7 +109,7 @@ def _check(request: WorkersRequest, tasks: Sequence[TaskConfig]) -> None:
         raise ConfigError("--webhook is for --watch, which waits for new versions")
 
 
-def _work_tasks(found: Sequence[tuple[TaskConfig, TaskData]], pool: Pool) -> Iterator[WorkTask]:
+def work_tasks(found: Sequence[tuple[TaskConfig, TaskData]], pool: Pool) -> Iterator[WorkTask]:
     """The tasks as they will be computed: a unit with the same needs says what its node computes in.
 
     Raises:

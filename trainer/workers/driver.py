@@ -25,7 +25,7 @@ from trainer.workers.compute import (
 from trainer.workers.plan import EMBEDDING_MODE, PlannedUnit, WorkTask, weight
 from trainer.workers.progress import UnitProgress
 from trainer.workers.version_work import TaskWork, VersionWork
-from trainer.workers.versions import Versions
+from trainer.workers.versions import VersionSource
 
 T = TypeVar("T")
 
@@ -54,17 +54,19 @@ class Driver:
     """One driver. ``wait_s``: how long an MLflow or store that is away is waited for; None: for ever.
 
     ``poll_s``: seconds between looks for new versions, unless ``rung`` says that there may be one now.
-    ``on_version``: called when a version is complete.
+    ``on_version``: called when a version is complete. ``on_other``: called with each task of the pool that
+    ends and is not of this driver: another part of the same process may have given it.
     """
 
     registry: Registry
-    versions: Versions
+    versions: VersionSource
     tasks: Sequence[WorkTask]
     pool: Pool
     wait_s: float | None = 60.0
     poll_s: float = 10.0
     owner: Owner = field(default_factory=Owner)
     on_version: Callable[[VersionWork], object] = lambda work: None
+    on_other: Callable[[Ended], object] = lambda ended: None
     rung: Callable[[], bool] = lambda: False
     open: list[VersionWork] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # of versions that are complete
@@ -90,7 +92,8 @@ class Driver:
         if not self.open and not self.versions.watch:
             return False
         for ended in self._patiently(lambda: self.pool.wait(_LOOK_S / 4)):
-            self._patiently(lambda ended=ended: self._take_in(ended))  # type: ignore[misc]
+            take = self._take_in if ended.key in self._given else self.on_other
+            self._patiently(lambda ended=ended, take=take: take(ended))  # type: ignore[misc]
         if time.monotonic() - self._looked >= _LOOK_S or not self._given:
             self._looked = time.monotonic()
             for work in list(self.open):
@@ -185,7 +188,9 @@ class Driver:
         self.pool.submit(key, function, *arguments, needs=needs, order=order)
 
     def _may_start(self, key: Any) -> bool:
-        """Claim the unit, or all probe units that read an embedding."""
+        """Claim the unit, or all probe units that read an embedding. What is not this driver's may start."""
+        if key not in self._given:
+            return True
         wanted = [(self._given[key][1], key)] if isinstance(key, PlannedUnit) else self._readers(key)
         standings = {task.claims.take(unit.digest) for task, unit in wanted}
         starts = Standing.OURS in standings
@@ -225,7 +230,7 @@ class Driver:
         return isinstance(key, PlannedUnit) and self._given[key][0].content(key) == content
 
     def _on_retry(self, key: Any, reason: str) -> None:
-        what = key if isinstance(key, PlannedUnit) else f"version {key.version}: embeddings of {key.task}"
+        what = f"version {key.version}: embeddings of {key.task}" if isinstance(key, Embedding) else key
         say(f"trying again: {what}: {reason}")
 
     def _patiently(self, action: Callable[[], T]) -> T:

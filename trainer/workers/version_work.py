@@ -1,6 +1,7 @@
 """One model version in work: what MLflow has of it, what is missing, and what is done once all is there."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from trainer.workers.claims import Claims, Owner, Standing
 from trainer.workers.plan import PlannedUnit, WorkTask, largest
 
 COMMAND = "trainer/workers"
+_TELL_S = 60.0  # between two stories of the parents: each draws the pictures of all tasks anew
 
 
 @dataclass
@@ -57,6 +59,7 @@ class VersionWork:
     failures: dict[PlannedUnit, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     settled: bool = False
+    _told: float | None = None  # when the parents' story was brought up to date
 
     @classmethod
     def open(
@@ -168,7 +171,8 @@ class VersionWork:
                 say(sentence)
             curve = [CurveTask(config, settings)]
             add_points(self.registry, self.model, task.log.version.shared, tasks=curve)
-        self._tell([])
+        if self._told is None or time.monotonic() - self._told >= _TELL_S:
+            self._tell([])
 
     def _is_fullest(self, task: TaskWork) -> bool:
         """Whether ``task`` has the most train rows of its name: of these alone models are kept and curves
@@ -183,6 +187,7 @@ class VersionWork:
 
     def _tell(self, lines: Sequence[str]) -> None:
         """Bring the parents' descriptions up to date."""
+        self._told = time.monotonic()
         results = past_results(self.registry, self.model.name, self.model.version)
         for parent in {task.log.version.parent for task in self.tasks}:
             update_parent(self.registry, parent, results, lines)

@@ -1,11 +1,25 @@
 """Which versions to work on: the one that is named, or each candidate as it appears."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from configs import ConfigError
 from trainer.tracking import names
 from trainer.tracking.candidates import MARK, CandidateVersion, alias_of, candidates
 from trainer.tracking.registry import Registry
+
+
+class VersionSource(Protocol):
+    """Where a driver gets its versions from. ``watch``: more may come than are pending now."""
+
+    @property
+    def watch(self) -> bool: ...
+
+    def pending(self) -> list[str]:
+        """The versions that have come and were not taken yet, as models:/NAME/VERSION."""
+
+    def take(self, uri: str) -> None:
+        """The version ``uri``, which was pending, is in work."""
 
 
 @dataclass

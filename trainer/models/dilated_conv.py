@@ -39,8 +39,8 @@ class DilatedConvConfig(BackboneConfig):
     hidden_size: Positive = 64
     stem_kernel: Taps = 11
     kernel: Taps = 9
-    dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8, 1, 2)
-    expansion: Positive = 1
+    dilations: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 4, 8, 1)
+    expansion: Positive = 2
 
     EXPORT_KEYS = {"kernel": "kernel_size"}
 
@@ -142,8 +142,8 @@ def _only(x_BLD: Tensor, real_BL1: Tensor | None) -> Tensor:
 def _mean_and_max(x_BLD: Tensor, real_BL1: Tensor | None) -> Tensor:
     """[B, 2, D]: over each row's letters."""
     if real_BL1 is None:
-        mean_BD, most_BD = x_BLD.float().mean(1), x_BLD.max(1).values
+        mean_BD, most_BD = x_BLD.mean(1), x_BLD.max(1).values
     else:
-        mean_BD = x_BLD.float().sum(1) / real_BL1.sum(1)  # padding is 0
+        mean_BD = x_BLD.sum(1) / real_BL1.sum(1)  # padding is 0
         most_BD = x_BLD.masked_fill(~real_BL1, -math.inf).max(1).values
-    return torch.stack([mean_BD.to(x_BLD.dtype), most_BD], 1)
+    return torch.stack([mean_BD, most_BD], 1)

@@ -12,6 +12,7 @@ from cluster.process import host, world
 from cluster.process.command import exit_code
 from cluster.process.exits import ElsewhereError
 from cluster.process.heartbeat import heartbeat
+from cluster.process.memory import keep_freed_memory
 from cluster.process.signals import StopSignals
 from cluster.process.world import World
 from trainer.core import collectives
@@ -84,6 +85,7 @@ def _prepare_device(here: World) -> torch.device:
         return device
     processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or here.size)
     torch.set_num_threads(host.threads_per_process(processes))
+    keep_freed_memory()
     return torch.device("cpu")
 
 

@@ -1,0 +1,67 @@
+"""Memory that is freed stays with the process that asks for it."""
+
+import ctypes
+import multiprocessing
+import resource
+from multiprocessing.connection import Connection
+
+import pytest
+import torch
+
+from cluster.process.memory import keep_freed_memory
+
+BYTES = 24 << 20
+TURNS = 8
+
+
+def page_faults() -> int:
+    """Of ``TURNS`` tensors, one after the other, after a first one."""
+    torch.ones(BYTES, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(TURNS):
+        torch.ones(BYTES, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def count(answers: Connection) -> None:
+    answers.send((keep_freed_memory(), page_faults()))
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's mallopt is not there")
+def test_what_is_freed_is_used_again() -> None:
+    """In a process of its own, since it is for good."""
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=count, args=(theirs,))
+    process.start()
+    kept, faults = ours.recv()
+    process.join()
+    assert kept
+    assert faults < BYTES // resource.getpagesize()  # of one tensor of eight
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "kept", "asked"),
+    [
+        ({(-3, 1 << 30), (-1, (1 << 31) - 1)}, True, 2),
+        ({(-3, 32 << 20), (-1, (1 << 31) - 1)}, True, 3),  # glibc before 2.35
+        (set(), False, 2),
+    ],
+)
+def test_the_second_setting_is_made_only_with_the_first(
+    accepted: set[tuple[int, int]], kept: bool, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    class Library:
+        def mallopt(self, *setting: int) -> int:
+            calls.append(setting)
+            return int(setting in accepted)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    assert keep_freed_memory() is kept
+    assert len(calls) == asked

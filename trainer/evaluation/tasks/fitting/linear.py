@@ -1,11 +1,12 @@
 """Linear models on fixed features, the penalty chosen on dev: k-mer counts, the letters by position, or
 embeddings of the backbone.
 
-Shapes: N rows, F features.
+Shapes: N rows, F features, K numbers that a model gives for a row.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from data_prep import alphabet
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures
 from trainer.evaluation.tasks.fitting.task_network import TaskNetwork
 from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, TaskKind
 from trainer.evaluation.tasks.rows.data import Split
@@ -35,7 +37,10 @@ class FittedModel:
     predict: Callable[[Split], Array]
     dev_prediction: Array
     chosen: dict[str, Any]
-    reader: "TaskNetwork | StandardisedLinear | None" = None
+    reader: "TaskNetwork | ProbeHead | StandardisedLinear | None" = None
+
+
+_ROWS = 4096  # dense rows that are standardised at once
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,20 @@ class StandardisedLinear:
     linear: LinearModel
 
     def __call__(self, features_NF: Array) -> Array:
-        """fp64 [N, K], as LinearModel gives them."""
-        return self.linear((features_NF - self.mean_F) / self.scale_F)
+        """fp64 [N, K], as LinearModel gives them; some rows at a time, because of the memory."""
+        parts = range(0, max(1, len(features_NF)), _ROWS)
+        return np.concatenate([self._of(features_NF[start : start + _ROWS]) for start in parts])
+
+    def _of(self, features_NF: Array) -> Array:
+        return self.linear((features_NF.astype(np.float64) - self.mean_F) / self.scale_F)
+
+
+@dataclass(frozen=True)
+class ProbeHead:
+    """A linear model, and what it reads of an encoder."""
+
+    features: ProbeFeatures
+    linear: StandardisedLinear
 
 
 def kmer_counts(letters: Sequence[str], *, k: int) -> Any:
@@ -90,12 +107,16 @@ def fit_linear(
     """
     order = np.random.default_rng(seed).permutation(len(train))
     train_NF, dev_NF = features(train)[order], features(dev)
-    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler().fit(train_NF)
+    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler(copy=False).fit(train_NF)
     if scaler:
-        train_NF = scaler.transform(train_NF)
+        train_NF = scaler.transform(train_NF)  # in place: it is a copy already
     best: tuple[float, float, LinearModel | StandardisedLinear, Array] | None = None
-    for c in sorted(grid):
-        linear = kind.fit_linear(train_NF, train.truth_N[order], c=c, seed=seed)
+    ascending = sorted(grid)
+    for c, linear in zip(
+        ascending,
+        kind.fit_linears(train_NF, train.truth_N[order], grid=ascending, seed=seed),
+        strict=True,
+    ):
         model = StandardisedLinear(scaler.mean_, scaler.scale_, linear) if scaler else linear
         dev_prediction = kind.predict(torch.from_numpy(model(dev_NF)))
         score = kind.main_score(dev.truth_N, dev_prediction)
@@ -109,3 +130,29 @@ def fit_linear(
 
     kept = model if isinstance(model, StandardisedLinear) else None
     return FittedModel(predict, dev_prediction, {"C": c}, kept)
+
+
+def fit_probe(
+    train: Split,
+    dev: Split,
+    *,
+    features: Mapping[ProbeFeatures, Callable[[Split], Any]],
+    kind: TaskKind,
+    grid: Sequence[float],
+    seed: int,
+) -> FittedModel:
+    """The best on dev over what may be read of an encoder and over the ``grid`` of C; of equals the first.
+
+    ``features``: float [N, F] of each.
+    """
+    best: tuple[float, FittedModel] | None = None
+    for read, features_of in features.items():
+        fitted = fit_linear(train, dev, features=features_of, kind=kind, grid=grid, seed=seed)
+        score = kind.main_score(dev.truth_N, fitted.dev_prediction)
+        if best is None or score > best[0]:
+            assert isinstance(fitted.reader, StandardisedLinear), "what an encoder gives is dense"
+            chosen = fitted.chosen | ({"pooling": read.pooling} if read.pooling != "mean_max" else {})
+            head = ProbeHead(read, fitted.reader)
+            best = score, dataclasses.replace(fitted, chosen=chosen, reader=head)
+    assert best is not None, "the config allows no empty list"
+    return best[1]

@@ -12,12 +12,18 @@ from typing import Any
 import torch
 
 import configs
-from trainer.evaluation.embedding import Strand, embed
 from trainer.evaluation.precision import Resolved, device_of, resolve_precision
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import ENCODER_MODES, TaskConfig
 from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
-from trainer.evaluation.tasks.fitting.linear import FittedModel, fit_linear, kmer_counts, onehot_letters
+from trainer.evaluation.tasks.fitting.linear import (
+    FittedModel,
+    fit_linear,
+    fit_probe,
+    kmer_counts,
+    onehot_letters,
+)
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.evaluation.tasks.kept import task_card, task_model
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
@@ -30,6 +36,7 @@ _SHAPING = ("kind", "labels", "strand", "class_weights", "finetune", "probe", "k
 # Keys that came later, with the values that mean what was done before: then they are left out of the digest,
 # so that earlier results still compare.
 _AS_BEFORE = {"strand": "both", "class_weights": "none", "onehot": {"C": [0.001, 0.01, 0.1, 1.0]}}
+_PROBE_AS_BEFORE = {"pooling": ["mean_max"]}
 _FINETUNE_AS_BEFORE = {
     "patience": 0,
     "min_steps": 0,
@@ -45,7 +52,7 @@ _FINETUNE_AS_BEFORE = {
 
 @dataclass(frozen=True)
 class Precisions:
-    """What each mode computes in: ``probe`` its embeddings, ``finetune`` (and scratch) its training."""
+    """What each mode computes in: ``probe`` its encoder, ``finetune`` (and scratch) its training."""
 
     probe: Resolved
     finetune: Resolved
@@ -59,13 +66,15 @@ class Precisions:
 
 
 class Features:
-    """What modes read of a split; computed once for all modes and seeds."""
+    """What modes read of a split; computed once for all modes and seeds.
 
-    def __init__(
-        self, network: Network, *, k: int, positions: int, precision: Resolved, strand: Strand
-    ) -> None:
-        self._network, self._k, self._positions = network, k, positions
-        self._precision, self._strand = precision, strand
+    ``of_encoder``: what the probe may read.
+    """
+
+    def __init__(self, network: Network, task: TaskConfig, *, positions: int, precision: Resolved) -> None:
+        self._network, self._k, self._positions = network, task.kmer.k, positions
+        self._precision, self._strand = precision, task.strand
+        self.of_encoder = features_of(task.probe.pooling, network.backbone, strand=task.strand)
         self._computed: dict[tuple[str, Split], Any] = {}
 
     def sequences(self, split: Split) -> EncodedSequences:
@@ -79,20 +88,24 @@ class Features:
         """Sparse float64 [N, 4·positions]."""
         return self._once("onehot", split, lambda: onehot_letters(split.letters, length=self._positions))
 
-    def embeddings(self, split: Split) -> Any:
-        """float64 [N, 2·D]: mean and max over the letters, each averaged over the strands that are read."""
+    def probe(self, split: Split) -> Mapping[ProbeFeatures, Any]:
+        """fp32 [N, F] of each that the probe may read of the encoder."""
 
-        def compute() -> Any:
-            embeddings = embed(
-                self._network, self.sequences(split), precision=self._precision, strand=self._strand
+        def compute() -> Mapping[ProbeFeatures, Any]:
+            found = probe_features(
+                self._network,
+                self.sequences(split),
+                self.of_encoder,
+                precision=self._precision,
+                strand=self._strand,
             )
-            return torch.cat(embeddings, 1).double().numpy()
+            return {each: read.numpy() for each, read in zip(self.of_encoder, found, strict=True)}
 
-        return self._once("embeddings", split, compute)
+        return self._once("probe", split, compute)
 
-    def give_embeddings(self, computed: Mapping[Split, Any]) -> None:
-        """Embeddings of splits that were computed elsewhere, as ``embeddings`` gives them."""
-        self._computed |= {("embeddings", split): vectors for split, vectors in computed.items()}
+    def give_probe(self, computed: Mapping[Split, Mapping[ProbeFeatures, Any]]) -> None:
+        """Of splits that were read elsewhere, what ``probe`` gives."""
+        self._computed |= {("probe", split): found for split, found in computed.items()}
 
     def _once(self, what: str, split: Split, compute: Callable[[], Any]) -> Any:
         key = (what, split)
@@ -126,6 +139,7 @@ def settings_digest(task: TaskConfig, *, precisions: Precisions, data_sha256: st
     them compare."""
     resolved = configs.dump(task)
     shaping = _without({key: resolved[key] for key in _SHAPING}, _AS_BEFORE)
+    shaping["probe"] = _without(shaping["probe"], _PROBE_AS_BEFORE)
     shaping["finetune"] = _without(shaping["finetune"], _FINETUNE_AS_BEFORE)
     text = json.dumps([shaping, vars(precisions), data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -151,13 +165,7 @@ def prepare(
     """
     precisions = precisions or Precisions.of(task, device)
     positions = max(len(letters) for letters in data.train.letters)
-    features = Features(
-        network.to(device),
-        k=task.kmer.k,
-        positions=positions,
-        precision=precisions.probe,
-        strand=task.strand,
-    )
+    features = Features(network.to(device), task, positions=positions, precision=precisions.probe)
     kind = task.make_kind().fit(data.train.truth_N, balanced=task.class_weights == "balanced")
     return PreparedTask(network, export_config, task, data, kind, precisions, features)
 
@@ -220,7 +228,15 @@ def _onehot(prepared: PreparedTask, seed: int) -> FittedModel:
 
 
 def _probe(prepared: PreparedTask, seed: int) -> FittedModel:
-    return _linear(prepared, prepared.features.embeddings, prepared.task.probe.C, seed)
+    data, features = prepared.data, prepared.features
+    return fit_probe(
+        data.train,
+        data.dev,
+        features={each: lambda split, each=each: features.probe(split)[each] for each in features.of_encoder},
+        kind=prepared.kind,
+        grid=prepared.task.probe.C,
+        seed=seed,
+    )
 
 
 def _linear(

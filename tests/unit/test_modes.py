@@ -249,7 +249,11 @@ def test_settings_of_before_have_the_digest_of_before() -> None:
     }
 
     def digest(*, finetune: dict[str, object] | None = None, **more: object) -> str:
-        config = task(test="x", labels=["0", "1"], finetune=before | (finetune or {}), **more)
+        probe = {"pooling": "mean_max"}
+        config = task(
+            **{"test": "x", "labels": ["0", "1"], "finetune": before | (finetune or {}), "probe": probe}
+            | more
+        )
         return settings_digest(config, precisions=Precisions("fp32", "fp32"), data_sha256="d")
 
     assert digest() == "ce63abbcc722"
@@ -269,6 +273,7 @@ def test_settings_of_before_have_the_digest_of_before() -> None:
             "frozen_steps": 3,
         }.items()
     ]
+    changed += [{"probe": {"pooling": each}} for each in ("layers", "bins", ["bins", "mean_max"])]
     assert len({digest(**values) for values in changed} | {digest()}) == len(changed) + 1
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data_prep import alphabet
-from tests.bench import checkpoint, contrastive, prep, reader, teacher, views
+from tests.bench import backbone, checkpoint, contrastive, prep, reader, teacher, views
 from tests.bench.harness import Row, rate
 
 
@@ -36,6 +36,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "views": lambda: [views.two_views(), views.two_heavy_views()],
     "kernels": lambda: [reverse_complement()],
     "teacher": teacher.rows,
+    "backbone": backbone.rows,
     "contrastive": contrastive.rows,
     "checkpoint": checkpoint.rows,
 }

@@ -1,6 +1,7 @@
 """The same numbers on 1, 2 and 4 ranks under every ZeRO stage, and a sharded teacher that is the unsharded
 one."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
 
 STEPS = 20
 Changes = dict[str, Any]
-# ranks -> name: (config, changes of it, steps). The first two on one rank are what all others are compared
+CONVOLUTIONS = {
+    "model": {"name": "dilated-conv", "hidden_size": 20, "stem_kernel": 5, "kernel": 3, "dilations": [1, 4]}
+}
+# ranks -> name: (config, changes of it, steps). The first three on one rank are what all others are compared
 # with.
 CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
     1: {
         "plain": ("plain", {}, STEPS),
         "coupled": ("coupled", {}, STEPS),
+        "convolutions": ("convolutions", {}, STEPS),
         "plain, 6 micro-batches": ("plain", {"train__micro_batch": 4}, STEPS),
         "coupled, 3 micro-batches, ZeRO-0": (
             "coupled",
@@ -43,6 +48,12 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             STEPS,
         ),
         "coupled, ref": ("coupled", {"loss__contrastive__variant": "ref"}, 5),
+        "convolutions, ZeRO-1": ("convolutions", {}, STEPS),
+        "convolutions, ZeRO-3, 3 micro-batches, activation checkpointing": (
+            "convolutions",
+            {"train__zero_stage": 3, "train__micro_batch": 4, "train__activation_checkpointing": True},
+            STEPS,
+        ),
         "plain, ZeRO-3, activation checkpointing": (
             "plain",
             {"train__zero_stage": 3, "train__activation_checkpointing": True},
@@ -56,6 +67,7 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             {"train__zero_stage": 3, "train__micro_batch": 3},
             10,
         ),
+        "convolutions, ZeRO-2": ("convolutions", {"train__zero_stage": 2}, STEPS),
     },
 }
 BF16 = {
@@ -89,7 +101,11 @@ def toy_dataset(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def runs(toy: str) -> dict[int, list[dict[str, Any]]]:
     """ranks -> by rank: case -> its numbers; bf16 cases begin with "bf16"."""
-    configs = {"plain": small_config, "coupled": coupled_config}
+    configs = {
+        "plain": small_config,
+        "coupled": coupled_config,
+        "convolutions": partial(small_config, **CONVOLUTIONS),
+    }
     found = {}
     for world in (1, 2, 4):
         cases = {

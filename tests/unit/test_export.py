@@ -78,7 +78,7 @@ def change(folder: Path, **values: object) -> None:
     ("values", "sentence"),
     [
         ({"format_version": 99}, "has format version 99, this code reads 1"),
-        ({"model_type": "bert"}, "has model_type 'bert', known are findna"),
+        ({"model_type": "bert"}, "has model_type 'bert', known are dilated-conv, findna"),
         ({"num_groups": 5}, "its wiring [0-9a-f]{12} is not this code's"),
         ({"num_hidden_layers": 3}, "does not fit its config: .*Missing key"),
         ({"num_summary_tokens": None}, "is damaged: KeyError 'num_summary_tokens'"),

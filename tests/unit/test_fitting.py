@@ -194,7 +194,7 @@ def examples(count: int, *, seed: int = 0) -> Examples:
 
 
 def training(*, strand: str = "both", pretrained: bool = True, **values: object) -> Training:
-    config = recipe(**{"epochs": 2, "batch": 16, "lr": 3e-3, "precision": "fp32"} | values)
+    config = recipe(**{"epochs": 2, "batch": 16, "lr": 3e-3, "precision": "fp32", "patience": 0} | values)
     return Training(Classification(("0", "1")), config, "fp32", 0, strand, pretrained)  # type: ignore[arg-type]
 
 

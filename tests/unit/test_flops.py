@@ -35,6 +35,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "wide keys": {"loss__contrastive": {"weight": 1.0, "embedding": 4096, "mlp_size": 8, "variant": "ref"}},
     "ZeRO-3": {"train__zero_stage": 3},
+    "dilated convolutions": {
+        "model": {"name": "dilated-conv", "hidden_size": 32, "dilations": [1, 3, 9, 1], "stem_kernel": 3}
+    },
 }
 
 
@@ -57,7 +60,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, fl
     uri = write_dataset(
         tmp_path_factory.mktemp("toy"), {"train": [markov_sequence(30_000, seed=1)]}, block_bp=1024
     )
-    cases = {name: small_config(uri, **{**SIZES, **changes}) for name, changes in CASES.items()}
+    cases = {
+        name: small_config(uri, **(changes if "model" in changes else {**SIZES, **changes}))
+        for name, changes in CASES.items()
+    }
     cases["student's keys"] = coupled_config(uri, **SIZES)
     return on_ranks(1, counted, cases)[0]
 

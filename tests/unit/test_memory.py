@@ -10,17 +10,18 @@ import torch
 
 from cluster.process.memory import keep_freed_memory
 
-BYTES = 24 << 20
-TURNS = 8
+BYTES, TENSORS, TURNS = 8 << 20, 12, 4
 
 
 def page_faults() -> int:
-    """Of ``TURNS`` tensors, one after the other, after a first one."""
-    torch.ones(BYTES, dtype=torch.uint8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    """Of the last of ``TURNS`` turns, in each of which some tensors come and go together."""
+    counts = []
     for _ in range(TURNS):
-        torch.ones(BYTES, dtype=torch.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        tensors = [torch.ones(BYTES, dtype=torch.uint8) for _ in range(TENSORS)]
+        assert len(tensors) == TENSORS
+        del tensors
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return counts[-1] - counts[-2]
 
 
 def count(answers: Connection) -> None:
@@ -36,7 +37,7 @@ def test_what_is_freed_is_used_again() -> None:
     kept, faults = ours.recv()
     process.join()
     assert kept
-    assert faults < BYTES // resource.getpagesize()  # of one tensor of eight
+    assert faults < BYTES // resource.getpagesize()  # those of one tensor
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

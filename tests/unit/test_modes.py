@@ -71,7 +71,7 @@ def test_linear_selection_takes_the_penalty_that_is_best_on_dev() -> None:
 
 def prepared_task(*, lr: tuple[float, ...] = (3e-3,), **values: object) -> PreparedTask:
     train, dev, test = (make_split(role, rows, seed=i) for i, (role, rows) in enumerate(ROWS.items()))
-    finetune = {"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32", "pooling": "mean_max"}
+    finetune = {"epochs": 2, "batch": 20, "lr": lr, "precision": "fp32", "pooling": "mean_max", "patience": 0}
     config = task(**{"test": "x", "labels": ["0", "1"], "finetune": finetune} | values)
     network = tiny_network()
     export_config = {"model_type": "findna", **network.backbone.export_config()}
@@ -246,6 +246,7 @@ def test_settings_of_before_have_the_digest_of_before() -> None:
         "norm": "batch",
         "dropout": 0,
         "label_smoothing": 0,
+        "patience": 0,
     }
 
     def digest(*, finetune: dict[str, object] | None = None, **more: object) -> str:

@@ -45,12 +45,17 @@ LOSSES = {
     "findna-plus": {"mlm", "distill", "patch", "contrastive", "koleo"},
 }
 # The method stays; sizes, and the rate that goes with them, are those of seconds.
+SMALL_MODEL = {
+    "findna": [
+        "model.num_layers=3",
+        "model.num_groups=6",
+        "model.group_channels=6",
+        "model.intermediate_size=48",
+        "model.num_summary=3",
+    ],
+    "dilated-conv": ["model.hidden_size=36", "model.dilations=[1, 4]"],
+}
 SMALL = [
-    "model.num_layers=3",
-    "model.num_groups=6",
-    "model.group_channels=6",
-    "model.intermediate_size=48",
-    "model.num_summary=3",
     "data.length=80",
     "data.lanes=12",
     "train.global_batch=24",
@@ -89,6 +94,7 @@ def preset(name: str, *overrides: str) -> TrainConfig:
 def small(name: str, run: str, folder: Path, *overrides: str) -> TrainConfig:
     return preset(
         name,
+        *SMALL_MODEL[preset(name).model.name],
         *SMALL,
         *ALSO[name],
         f"data.uri={folder / 'data'}",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.evaluation import batching
 from trainer.evaluation.embedding import Strand, letters_of, mean_over_strands
@@ -131,11 +131,11 @@ class _Trainer:
         self.network, self.training, self.peak = network, training, peak
         self.length = training.config.length(rows)
         self._generator = torch.Generator().manual_seed(training.seed)
-        self._heads = nn.ModuleList(self._head(name, self._generator) for name in training.config.pooling)
-        self._heads.to(device_of(network))
+        device, names = device_of(network), training.config.pooling
+        self._heads = [self._head(name, self._generator).to(device) for name in names]
         self._optimiser = Optimiser(
             network.backbone,
-            list(self._heads),
+            self._heads,
             config=training.config,
             peak=peak,
             steps=self.length.steps,
@@ -165,8 +165,7 @@ class _Trainer:
         order_N = torch.randperm(len(truth_N), generator=self._generator)
         strands = 2 if self.training.strand == "both" else 1
         strand_N = torch.randint(strands, (len(truth_N),), generator=self._generator)
-        self.network.train()
-        self._heads.train()
+        self._train(True)
         return all(
             self._step(examples.sequences, truth_N, index_B, strand_N[index_B])
             for index_B in order_N.tensor_split(self.length.batches)
@@ -174,8 +173,7 @@ class _Trainer:
 
     def read(self, sequences: EncodedSequences) -> list[Tensor]:
         """fp32 [N, K] on the CPU of each head, in eval mode."""
-        self.network.eval()
-        self._heads.eval()
+        self._train(False)
         device = device_of(self.network)
 
         def outputs(codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
@@ -185,6 +183,10 @@ class _Trainer:
         with computing_in(self.training.precision, device):
             output_NHK = mean_over_strands(sequences, outputs, device=device, strand=self.training.strand)
         return list(output_NHK.unbind(1))
+
+    def _train(self, mode: bool) -> None:
+        for part in (self.network, *self._heads):
+            part.train(mode)
 
     def _step(self, sequences: EncodedSequences, truth_N: Tensor, index_B: Tensor, strand_B: Tensor) -> bool:
         """One optimizer step on the rows ``index_B``; False, and no step, if the loss is not finite."""

@@ -58,7 +58,7 @@ class Finetune(Section):
 
     epochs: Positive = 10
     min_steps: Count = 2000
-    patience: Count = 0
+    patience: Count = 6
     batch: Annotated[int, Field(ge=4)] = 64
     lr: Grid = (5e-4, 1e-3, 2e-3)
     weight_decay: Weight = 0.01

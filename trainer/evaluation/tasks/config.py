@@ -46,7 +46,7 @@ class Probe(Section):
         "layers",
         "bins",
     )
-    C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
+    C: Grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     precision: Precision = "auto"
 
     @field_validator("pooling")

@@ -151,8 +151,13 @@ def fit_probe(
         score = kind.main_score(dev.truth_N, fitted.dev_prediction)
         if best is None or score > best[0]:
             assert isinstance(fitted.reader, StandardisedLinear), "what an encoder gives is dense"
-            chosen = fitted.chosen | ({"pooling": read.pooling} if read.pooling != "mean_max" else {})
-            head = ProbeHead(read, fitted.reader)
-            best = score, dataclasses.replace(fitted, chosen=chosen, reader=head)
+            best = (
+                score,
+                dataclasses.replace(
+                    fitted,
+                    chosen=fitted.chosen | {"pooling": read.pooling},
+                    reader=ProbeHead(read, fitted.reader),
+                ),
+            )
     assert best is not None, "the config allows no empty list"
     return best[1]

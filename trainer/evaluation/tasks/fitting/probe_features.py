@@ -26,14 +26,14 @@ from trainer.models.network import Network
 
 ProbePooling = Literal["mean_max", "layers", "bins"]
 FEATURES = 4096  # of one pooling at most: fewer layers or bins are read of a larger network
-BINS = 40
+BINS = 32  # of the strands together
 
 
 class ProbeFeatures(Section):
     """What one linear model reads; it stands in a kept model. The default is what was before there was a
     choice.
 
-    ``layers``: the numbers, from 0, of those whose activations are read. ``bins``: how many.
+    ``layers``: the numbers, from 0, of those whose activations are read. ``bins``: how many of each strand.
     """
 
     pooling: ProbePooling = "mean_max"
@@ -48,8 +48,8 @@ class ProbeFeatures(Section):
             layers = _spread([module.in_features for module in backbone.activation_modules()])
             return cls(pooling=pooling, layers=layers) if layers else cls()
         if pooling == "bins":
-            fitting = FEATURES // (_strands(strand) * backbone.hidden_size)
-            return cls(pooling=pooling, bins=max(1, min(BINS, fitting)))
+            together = min(BINS, FEATURES // backbone.hidden_size)
+            return cls(pooling=pooling, bins=max(1, together // _strands(strand)))
         return cls(pooling=pooling)
 
     def size(self, backbone: Backbone, *, strand: Strand) -> int:

@@ -21,6 +21,7 @@ from trainer.evaluation.tasks.kinds.kind import Array, LinearModel
 
 _GRADIENT = 1e-5  # of the mean loss, in the coordinates of the bound: smaller ends the search
 _STEPS = 500
+_ROWS = 4096  # whose products are made at once
 
 
 def logistic_path(
@@ -30,13 +31,17 @@ def logistic_path(
 
     The features should be centred: then the bound is close.
     """
+    if features_NF.shape[1] > features_NF.shape[0]:
+        # The best weights are sums of rows: as many coordinates as rows are enough.
+        basis_FN, rows_NN = scipy.linalg.qr(features_NF.T, mode="economic", check_finite=False)
+        for model in logistic_path(rows_NN.T, class_N, grid=grid, weights=weights):
+            yield LinearModel(model.weight_KF @ basis_FN.T, model.bias_K)
+        return
     classes = int(class_N.max()) + 1
     weight_N = np.ones(len(class_N)) if weights is None else np.asarray(weights)[class_N]
     target_NK = np.eye(classes)[class_N] if classes > 2 else class_N[:, None].astype(float)
     problem = _Problem(features_NF, target_NK, weight_N / len(class_N))
-    rooted_NF = features_NF * np.sqrt(problem.weight_N)[:, None].astype(features_NF.dtype)
-    products_FF = (rooted_NF.T @ rooted_NF).astype(np.float64)
-    del rooted_NF
+    products_FF = problem.products()
     solution = np.zeros((features_NF.shape[1] + 1, target_NK.shape[1]))  # the last row is the bias
     for c in grid:
         solution = problem.solve(solution, products_FF, penalty=1 / (c * len(class_N)))
@@ -56,6 +61,17 @@ class _Problem:
     features_NF: Array
     target_NK: Array
     weight_N: Array
+
+    def products(self) -> Array:
+        """fp64 [F, F]: the weighted sum over the rows of the products of their features."""
+        size = self.features_NF.shape[1]
+        sum_FF = np.zeros((size, size))
+        for start in range(0, len(self.features_NF), _ROWS):
+            part = slice(start, start + _ROWS)
+            root_N1 = np.sqrt(self.weight_N[part])[:, None].astype(self.features_NF.dtype)
+            rooted_NF = self.features_NF[part] * root_N1
+            sum_FF += rooted_NF.T @ rooted_NF
+        return sum_FF
 
     def solve(self, start: Array, products_FF: Array, *, penalty: float) -> Array:
         """[F + 1, K]: where the sum of weighted losses + ``penalty`` · |w|² / 2 is least."""

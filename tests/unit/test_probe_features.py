@@ -166,8 +166,14 @@ def test_what_is_read_is_chosen_on_dev() -> None:
     kind = Classification(("0", "1"))
 
     def chosen(*named: tuple[ProbeFeatures, dict[Split, np.ndarray]]) -> dict[str, object]:
-        read = {each: found.__getitem__ for each, found in named}
-        fitted = fit_probe(train, dev, features=read, kind=kind, grid=(1.0, 0.1), seed=0)
+        fitted = fit_probe(
+            train,
+            dev,
+            features=lambda split: {each: found[split] for each, found in named},
+            kind=kind,
+            grid=(1.0, 0.1),
+            seed=0,
+        )
         assert fitted.reader.features.pooling == fitted.chosen["pooling"]  # type: ignore[union-attr]
         return fitted.chosen
 

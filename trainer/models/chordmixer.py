@@ -55,7 +55,7 @@ class ChordMixer(Backbone):
         return self.summaries + length
 
     def activation_modules(self) -> list[nn.Linear]:
-        return [layer.contract for layer in self.layers]
+        return [layer.contract for layer in self.layers if isinstance(layer, MixerMLP)]
 
     def wiring(self) -> dict[str, Any]:
         return {

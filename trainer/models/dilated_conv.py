@@ -63,7 +63,7 @@ class DilatedConv(Backbone):
         )
 
     def activation_modules(self) -> list[nn.Linear]:
-        return [block.contract for block in self.blocks]
+        return [block.contract for block in self.blocks if isinstance(block, Block)]
 
     def wiring(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,6 @@ embeddings of the backbone.
 Shapes: N rows, F features, K numbers that a model gives for a row.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,13 +30,13 @@ class FittedModel:
         predict: its predictions for any split.
         dev_prediction: those for dev, by which it was chosen.
         chosen: the settings that were chosen on dev.
-        reader: what makes numbers of sequences or of dense features, to be kept; None of sparse features.
+        reader: what makes numbers of sequences, to be kept; None of k-mers and letters.
     """
 
     predict: Callable[[Split], Array]
     dev_prediction: Array
     chosen: dict[str, Any]
-    reader: "TaskNetwork | ProbeHead | StandardisedLinear | None" = None
+    reader: "TaskNetwork | ProbeHead | None" = None
 
 
 _ROWS = 4096  # dense rows that are standardised at once
@@ -66,6 +65,13 @@ class ProbeHead:
 
     features: ProbeFeatures
     linear: StandardisedLinear
+
+
+@dataclass(frozen=True)
+class FittedLinear(FittedModel):
+    """``linear``: the model itself, of dense features."""
+
+    linear: StandardisedLinear | None = None
 
 
 def kmer_counts(letters: Sequence[str], *, k: int) -> Any:
@@ -99,7 +105,7 @@ def fit_linear(
     kind: TaskKind,
     grid: Sequence[float],
     seed: int,
-) -> FittedModel:
+) -> FittedLinear:
     """The linear model that is best on dev over the ``grid`` of C; of equals the stronger penalty.
 
     Dense features are standardised; sparse ones, counts and letters, are not. The solution is unique, so that
@@ -128,36 +134,34 @@ def fit_linear(
     def predict(split: Split) -> Array:
         return kind.predict(torch.from_numpy(model(features(split))))
 
-    kept = model if isinstance(model, StandardisedLinear) else None
-    return FittedModel(predict, dev_prediction, {"C": c}, kept)
+    dense = model if isinstance(model, StandardisedLinear) else None
+    return FittedLinear(predict, dev_prediction, {"C": c}, linear=dense)
 
 
 def fit_probe(
     train: Split,
     dev: Split,
     *,
-    features: Mapping[ProbeFeatures, Callable[[Split], Any]],
+    features: Callable[[Split], Mapping[ProbeFeatures, Any]],
     kind: TaskKind,
     grid: Sequence[float],
     seed: int,
 ) -> FittedModel:
     """The best on dev over what may be read of an encoder and over the ``grid`` of C; of equals the first.
 
-    ``features``: float [N, F] of each.
+    ``features``: of a split float [N, F] of each that may be read.
     """
     best: tuple[float, FittedModel] | None = None
-    for read, features_of in features.items():
-        fitted = fit_linear(train, dev, features=features_of, kind=kind, grid=grid, seed=seed)
+    for read in features(train):
+
+        def of_one(split: Split, read: ProbeFeatures = read) -> Any:
+            return features(split)[read]
+
+        fitted = fit_linear(train, dev, features=of_one, kind=kind, grid=grid, seed=seed)
         score = kind.main_score(dev.truth_N, fitted.dev_prediction)
         if best is None or score > best[0]:
-            assert isinstance(fitted.reader, StandardisedLinear), "what an encoder gives is dense"
-            best = (
-                score,
-                dataclasses.replace(
-                    fitted,
-                    chosen=fitted.chosen | {"pooling": read.pooling},
-                    reader=ProbeHead(read, fitted.reader),
-                ),
-            )
+            assert fitted.linear, "what an encoder gives is dense"
+            chosen, head = fitted.chosen | {"pooling": read.pooling}, ProbeHead(read, fitted.linear)
+            best = score, FittedModel(fitted.predict, fitted.dev_prediction, chosen, head)
     assert best is not None, "the config allows no empty list"
     return best[1]

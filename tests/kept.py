@@ -33,7 +33,7 @@ def task_of(files: Path, kind: str = "classification", *, name: str = "motif") -
     )
     sections = {
         "finetune": {"epochs": 1, "batch": 20, "lr": [3e-3], "precision": "fp32", "norm": "batch"},
-        "probe": {"precision": "fp32", "C": [0.1]},
+        "probe": {"precision": "fp32", "C": [0.1], "pooling": "layers"},
         "seeds": [0],
     }
     return TaskConfig.model_validate({"name": name, "kind": kind, **labels, **values, **sections})

@@ -157,7 +157,8 @@ def test_contributing_shows_the_examples_that_are_tested(name: str) -> None:
 
 def test_their_keys_are_checked_as_all_others(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = values(uri)
-    with pytest.raises(ConfigError, match=r"model.name: must be one of findna \(given 'tiny-conv'\)"):
+    known = r"model.name: must be one of dilated-conv, findna \(given 'tiny-conv'\)"
+    with pytest.raises(ConfigError, match=known):
         validate(TrainConfig, plain, source="x")
     register(monkeypatch)
     assert validate(TrainConfig, plain, source="x").loss.weights()["agreement"] == 0.5

@@ -249,8 +249,11 @@ def test_settings_of_before_have_the_digest_of_before() -> None:
         "patience": 0,
     }
 
+    probe = {"pooling": "mean_max", "C": [0.001, 0.01, 0.1, 1.0]}
+
     def digest(*, finetune: dict[str, object] | None = None, **more: object) -> str:
-        config = task(test="x", labels=["0", "1"], finetune=before | (finetune or {}), **more)
+        given = {"finetune": before | (finetune or {}), "probe": probe} | more
+        config = task(test="x", labels=["0", "1"], **given)
         return settings_digest(config, precisions=Precisions("fp32", "fp32"), data_sha256="d")
 
     assert digest() == "ce63abbcc722"
@@ -270,6 +273,7 @@ def test_settings_of_before_have_the_digest_of_before() -> None:
             "frozen_steps": 3,
         }.items()
     ]
+    changed += [{"probe": probe | {"pooling": each}} for each in ("layers", "bins", ["bins", "mean_max"])]
     assert len({digest(**values) for values in changed} | {digest()}) == len(changed) + 1
 
 

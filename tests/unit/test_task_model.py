@@ -80,7 +80,9 @@ def test_sequences_of_any_length_alone_and_together(
 @pytest.mark.parametrize(
     ("mode", "pooling", "norm"),
     [
-        ("probe", "mean", "batch"),
+        ("probe", "mean_max", "batch"),
+        ("probe", "layers", "batch"),
+        ("probe", "bins", "batch"),
         ("finetune", "mean", "batch"),
         ("finetune", "mean_max", "layer"),
         ("finetune", "bins", "layer"),
@@ -91,8 +93,10 @@ def test_every_head_and_strand_is_kept(
     where: Registered, tmp_path: Path, mode: str, pooling: str, norm: str, strand: str
 ) -> None:
     task = kept.task_of(where.folder)
-    recipe = task.finetune.model_copy(update={"pooling": (pooling,), "norm": norm, "dropout": 0.2})
+    recipe = task.finetune.model_copy(update={"norm": norm, "dropout": 0.2})
     task = task.model_copy(update={"finetune": recipe, "strand": strand})
+    section = getattr(task, mode).model_copy(update={"pooling": (pooling,)})
+    task = task.model_copy(update={mode: section})
     base = kept.prepared(where)
     prepared = modes.prepare(
         base.network, base.export_config, task=task, data=base.data, device=torch.device("cpu")
@@ -104,12 +108,18 @@ def test_every_head_and_strand_is_kept(
     sequences = prepared.features.sequences(data.test)
     assert model.kind.score(data.test.truth_N, model.predictions(sequences)) == outcome.result.test
     one, other = model.predict(["ACGTTGCATTAGCCG"]), model.predict(["CGGCTAATGCAACGT"])
-    assert np.allclose(one["p_a"], other["p_a"], atol=1e-6) == (strand == "both")
-    words = "the given strand alone is read" if strand == "given" else "the two strands give is averaged"
-    assert model.record.preprocessing.endswith(words)
-    if (pooling, norm, strand) == ("mean", "batch", "both"):  # what earlier releases kept, as they wrote it
+    side_by_side = (mode, pooling) == ("probe", "bins")
+    alike = strand == "both" and not side_by_side
+    assert np.allclose(one["p_a"], other["p_a"], atol=1e-6) == alike
+    words = {
+        "given": "the given strand alone is read",
+        "both": "is read side by side, the given one first" if side_by_side else "strands give is averaged",
+    }
+    assert model.record.preprocessing.endswith(words[strand])
+    before = {"probe": ("mean_max", "both"), "finetune": ("mean", "both")}
+    if (pooling, strand) == before[mode]:  # what earlier releases kept, as they wrote it
         record = json.loads((folder / task_model.TASK).read_text())
-        del record["strand"], record["head"]
+        del record["strand"], record["head"], record["features"]
         (folder / task_model.TASK).write_text(json.dumps(record))
         before = task_model.load(str(folder))
         np.testing.assert_array_equal(before.predictions(sequences), model.predictions(sequences))
@@ -171,6 +181,12 @@ def without(folder: Path, name: str) -> None:
         ),
         ("probe", lambda f: without(f, "linear.bias"), "head.safetensors does not fit task.json: it holds"),
         ("probe", lambda f: changed(f, labels=["a", "b", "c"]), "and should hold"),
+        ("probe", lambda f: changed(f, features={}), "and should hold"),
+        (
+            "probe",
+            lambda f: changed(f, features={"pooling": "layers", "layers": [7]}),
+            r"does not fit task.json: it reads layers \[7\] of an encoder that has 2",
+        ),
         ("probe", lambda f: changed(f, mode="finetune"), "head.safetensors does not fit task.json"),
         ("probe", lambda f: (f / "head.safetensors").write_bytes(b"x"), "does not fit task.json"),
     ],

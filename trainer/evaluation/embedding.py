@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.evaluation import batching
+from trainer.evaluation.batching import PaddedBatch
 from trainer.evaluation.precision import Resolved, computing_in, device_of
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.models.network import Network, mean_pool
@@ -42,14 +43,19 @@ def embed(
 
     def pool(codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
         with computing_in(precision, device):
-            letters_BLD = letters_of(network, codes_BL, length_B).float()
-        mean_BD = mean_pool(letters_BLD, length_B)
-        if length_B is not None:
-            padding_BL = torch.arange(letters_BLD.shape[1], device=device) >= length_B[:, None]
-            letters_BLD = letters_BLD.masked_fill(padding_BL[..., None], -torch.inf)
-        return torch.cat([mean_BD, letters_BLD.amax(1)], -1)
+            letters_BLD = letters_of(network, codes_BL, length_B)
+        return mean_and_max(letters_BLD.float(), length_B)
 
     return Embeddings(*mean_over_strands(sequences, pool, device=device, strand=strand).chunk(2, dim=1))
+
+
+def mean_and_max(letters_BLD: Tensor, length_B: Tensor | None) -> Tensor:
+    """fp32 [B, 2·D]: the mean of each row's letters, then their maximum; padding left out."""
+    mean_BD = mean_pool(letters_BLD, length_B)
+    if length_B is not None:
+        place_L = torch.arange(letters_BLD.shape[1], device=length_B.device)
+        letters_BLD = letters_BLD.masked_fill((place_L >= length_B[:, None])[..., None], -torch.inf)
+    return torch.cat([mean_BD, letters_BLD.amax(1)], -1)
 
 
 def letters_of(network: Network, codes_BL: Tensor, length_B: Tensor | None) -> Tensor:
@@ -58,7 +64,6 @@ def letters_of(network: Network, codes_BL: Tensor, length_B: Tensor | None) -> T
     return letters_BLD
 
 
-@torch.no_grad()
 def mean_over_strands(
     sequences: EncodedSequences,
     function: Callable[[Tensor, Tensor | None], Tensor],
@@ -68,17 +73,33 @@ def mean_over_strands(
 ) -> Tensor:
     """fp32 [N, …] on CPU: ``function(codes_BL, length_B)`` of each sequence, mean of the strands that are
     read."""
+
+    def mean(batches: Sequence[PaddedBatch]) -> Tensor:
+        read = [function(*batch).float() for batch in batches]
+        return sum(read[1:], start=read[0]) / len(read)
+
+    return read_strands(sequences, mean, device=device, strand=strand)
+
+
+@torch.no_grad()
+def read_strands(
+    sequences: EncodedSequences,
+    function: Callable[[Sequence[PaddedBatch]], Tensor],
+    *,
+    device: torch.device,
+    strand: Strand = "both",
+) -> Tensor:
+    """fp32 [N, …] on CPU: ``function`` of a batch of sequences on the given strand and, if both are read, the
+    same on the reverse one."""
     strands = (0, 1) if strand == "both" else (0,)
-    parts, order = [], []
+    result: Tensor | None = None
     for index_B in batching.batches_by_length(sequences.length_N):
         with batching.explain_out_of_memory(sequences.length_N[index_B]):
-            read = [
-                function(*batching.padded_batch(sequences, index_B, strand_B=each, device=device)).float()
-                for each in strands
-            ]
-        parts.append(sum(read[1:], start=read[0]).cpu() / len(read))
-        order.append(index_B)
-    stacked = torch.cat(parts)
-    result = torch.empty_like(stacked)
-    result[torch.cat(order)] = stacked
+            read = function(
+                [batching.padded_batch(sequences, index_B, strand_B=each, device=device) for each in strands]
+            ).cpu()
+        if result is None:
+            result = read.new_empty(len(sequences), *read.shape[1:])
+        result[index_B] = read
+    assert result is not None, "there is a sequence"
     return result

@@ -90,6 +90,13 @@ class Backbone(nn.Module):
         """To how many vectors of a row of ``length`` letters its weights are applied, for counting FLOPs."""
         return length
 
+    def activation_modules(self) -> list[nn.Linear]:
+        """The linear maps that read the hidden activations of its layers, in order; by default none.
+
+        The input of each is [B, T, in_features]; its last L positions are the letters. Probes read it.
+        """
+        return []
+
     def wiring(self) -> dict[str, Any]:
         """What decides which position feeds which: weights mean nothing under another wiring. No length in
         it."""

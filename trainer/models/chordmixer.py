@@ -54,6 +54,9 @@ class ChordMixer(Backbone):
     def positions(self, length: int) -> int:
         return self.summaries + length
 
+    def activation_modules(self) -> list[nn.Linear]:
+        return [layer.contract for layer in self.layers if isinstance(layer, MixerMLP)]
+
     def wiring(self) -> dict[str, Any]:
         return {
             "mixer": "x + roll(mlp(norm(x)), -shift)",

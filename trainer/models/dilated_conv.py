@@ -62,6 +62,9 @@ class DilatedConv(Backbone):
             for dilation in config.dilations
         )
 
+    def activation_modules(self) -> list[nn.Linear]:
+        return [block.contract for block in self.blocks if isinstance(block, Block)]
+
     def wiring(self) -> dict[str, Any]:
         return {
             "conv": "x + contract(gelu(conv(norm(x)))), norm at the end",

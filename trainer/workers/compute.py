@@ -1,17 +1,16 @@
 """What runs on Ray's workers: numbers in, numbers out. They know neither MLflow nor the files of a task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from trainer.evaluation.embedding import embed
 from trainer.evaluation.precision import best_device
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.modes import Precisions, compute_unit, prepare
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.evaluation.tasks.kinds.kind import Array
 from trainer.evaluation.tasks.results.results import Unit, UnitOutcome
 from trainer.evaluation.tasks.rows.data import Split, TaskData
@@ -28,15 +27,16 @@ class SharedNetwork:
 
 @dataclass(frozen=True)
 class EmbeddedSequences:
-    """A version's embeddings of all sequences of a task: row i of ``vectors_ND`` is of ``letters[i]``."""
+    """What the probe may read of a version, of all sequences of a task: row i of each array is of
+    ``letters[i]``."""
 
     letters: tuple[str, ...]
-    vectors_ND: Array
+    vectors: Mapping[ProbeFeatures, Array]
 
-    def of(self, split: Split) -> Array:
+    def of(self, split: Split) -> Mapping[ProbeFeatures, Array]:
         place = {letters: i for i, letters in enumerate(self.letters)}
-        found: Array = self.vectors_ND[[place[letters] for letters in split.letters]]
-        return found
+        rows = [place[letters] for letters in split.letters]
+        return {each: vectors_NF[rows] for each, vectors_NF in self.vectors.items()}
 
 
 def all_letters(data: Sequence[TaskData]) -> tuple[str, ...]:
@@ -52,12 +52,14 @@ def resolve_precisions(task: TaskConfig) -> Precisions:
 def embed_sequences(
     task: TaskConfig, precisions: Precisions, letters: tuple[str, ...], shared: SharedNetwork
 ) -> EmbeddedSequences:
-    """The embeddings of ``letters``, as the mode probe of ``task`` reads them."""
+    """What the mode probe of ``task`` reads of ``letters``."""
     device = _begin(task)
     sequences = EncodedSequences.from_strings(letters)
     network = shared.network.to(device)
-    vectors = embed(network, sequences, precision=precisions.probe, strand=task.strand)
-    return EmbeddedSequences(letters, np.asarray(torch.cat(vectors, 1).double().numpy()))
+    wanted = features_of(task.probe.pooling, network.backbone, strand=task.strand)
+    found = probe_features(network, sequences, wanted, precision=precisions.probe, strand=task.strand)
+    vectors = {each: vectors_NF.numpy() for each, vectors_NF in zip(wanted, found, strict=True)}
+    return EmbeddedSequences(letters, vectors)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def unit_outcome(
         shared.network, shared.config, task=task, data=data, device=device, precisions=asked.precisions
     )
     if embedded:
-        prepared.features.give_embeddings({split: embedded.of(split) for split in data.splits})
+        prepared.features.give_probe({split: embedded.of(split) for split in data.splits})
     return compute_unit(prepared, asked.unit)
 
 

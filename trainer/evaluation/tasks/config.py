@@ -10,6 +10,7 @@ from configs import Section, redact
 from configs.numbers import Positive
 from trainer.evaluation.embedding import Strand
 from trainer.evaluation.precision import Precision
+from trainer.evaluation.tasks.fitting.probe_features import ProbePooling
 from trainer.evaluation.tasks.fitting.recipe import Finetune, Grid, as_list
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.kinds.registry import DEFAULT_KIND, KINDS
@@ -38,11 +39,22 @@ Rows = Annotated[int | tuple[int | None, ...] | None, BeforeValidator(_rows)]
 
 
 class Probe(Section):
-    """A linear model on frozen embeddings. ``C``: inverse L2 penalties, chosen on dev; ``precision``: of the
-    embeddings."""
+    """A linear model on what a frozen encoder gives. ``pooling``: what is read of it, and ``C``: inverse L2
+    penalties, are chosen on dev; ``precision``: the encoder's."""
 
-    C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
+    pooling: Annotated[tuple[ProbePooling, ...], Field(min_length=1), BeforeValidator(as_list)] = (
+        "layers",
+        "bins",
+    )
+    C: Grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     precision: Precision = "auto"
+
+    @field_validator("pooling")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("none may be given twice")
+        return names
 
 
 class Kmer(Section):

@@ -1,11 +1,11 @@
 """Linear models on fixed features, the penalty chosen on dev: k-mer counts, the letters by position, or
 embeddings of the backbone.
 
-Shapes: N rows, F features.
+Shapes: N rows, F features, K numbers that a model gives for a row.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from data_prep import alphabet
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures
 from trainer.evaluation.tasks.fitting.task_network import TaskNetwork
 from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, TaskKind
 from trainer.evaluation.tasks.rows.data import Split
@@ -29,13 +30,16 @@ class FittedModel:
         predict: its predictions for any split.
         dev_prediction: those for dev, by which it was chosen.
         chosen: the settings that were chosen on dev.
-        reader: what makes numbers of sequences or of dense features, to be kept; None of sparse features.
+        reader: what makes numbers of sequences, to be kept; None of k-mers and letters.
     """
 
     predict: Callable[[Split], Array]
     dev_prediction: Array
     chosen: dict[str, Any]
-    reader: "TaskNetwork | StandardisedLinear | None" = None
+    reader: "TaskNetwork | ProbeHead | None" = None
+
+
+_ROWS = 4096  # dense rows that are standardised at once
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,27 @@ class StandardisedLinear:
     linear: LinearModel
 
     def __call__(self, features_NF: Array) -> Array:
-        """fp64 [N, K], as LinearModel gives them."""
-        return self.linear((features_NF - self.mean_F) / self.scale_F)
+        """fp64 [N, K], as LinearModel gives them; some rows at a time, because of the memory."""
+        parts = range(0, max(1, len(features_NF)), _ROWS)
+        return np.concatenate([self._of(features_NF[start : start + _ROWS]) for start in parts])
+
+    def _of(self, features_NF: Array) -> Array:
+        return self.linear((features_NF.astype(np.float64) - self.mean_F) / self.scale_F)
+
+
+@dataclass(frozen=True)
+class ProbeHead:
+    """A linear model, and what it reads of an encoder."""
+
+    features: ProbeFeatures
+    linear: StandardisedLinear
+
+
+@dataclass(frozen=True)
+class FittedLinear(FittedModel):
+    """``linear``: the model itself, of dense features."""
+
+    linear: StandardisedLinear | None = None
 
 
 def kmer_counts(letters: Sequence[str], *, k: int) -> Any:
@@ -82,7 +105,7 @@ def fit_linear(
     kind: TaskKind,
     grid: Sequence[float],
     seed: int,
-) -> FittedModel:
+) -> FittedLinear:
     """The linear model that is best on dev over the ``grid`` of C; of equals the stronger penalty.
 
     Dense features are standardised; sparse ones, counts and letters, are not. The solution is unique, so that
@@ -90,12 +113,16 @@ def fit_linear(
     """
     order = np.random.default_rng(seed).permutation(len(train))
     train_NF, dev_NF = features(train)[order], features(dev)
-    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler().fit(train_NF)
+    scaler = None if scipy.sparse.issparse(train_NF) else StandardScaler(copy=False).fit(train_NF)
     if scaler:
-        train_NF = scaler.transform(train_NF)
+        train_NF = scaler.transform(train_NF)  # in place: it is a copy already
     best: tuple[float, float, LinearModel | StandardisedLinear, Array] | None = None
-    for c in sorted(grid):
-        linear = kind.fit_linear(train_NF, train.truth_N[order], c=c, seed=seed)
+    ascending = sorted(grid)
+    for c, linear in zip(
+        ascending,
+        kind.fit_linears(train_NF, train.truth_N[order], grid=ascending, seed=seed),
+        strict=True,
+    ):
         model = StandardisedLinear(scaler.mean_, scaler.scale_, linear) if scaler else linear
         dev_prediction = kind.predict(torch.from_numpy(model(dev_NF)))
         score = kind.main_score(dev.truth_N, dev_prediction)
@@ -107,5 +134,34 @@ def fit_linear(
     def predict(split: Split) -> Array:
         return kind.predict(torch.from_numpy(model(features(split))))
 
-    kept = model if isinstance(model, StandardisedLinear) else None
-    return FittedModel(predict, dev_prediction, {"C": c}, kept)
+    dense = model if isinstance(model, StandardisedLinear) else None
+    return FittedLinear(predict, dev_prediction, {"C": c}, linear=dense)
+
+
+def fit_probe(
+    train: Split,
+    dev: Split,
+    *,
+    features: Callable[[Split], Mapping[ProbeFeatures, Any]],
+    kind: TaskKind,
+    grid: Sequence[float],
+    seed: int,
+) -> FittedModel:
+    """The best on dev over what may be read of an encoder and over the ``grid`` of C; of equals the first.
+
+    ``features``: of a split float [N, F] of each that may be read.
+    """
+    best: tuple[float, FittedModel] | None = None
+    for read in features(train):
+
+        def of_one(split: Split, read: ProbeFeatures = read) -> Any:
+            return features(split)[read]
+
+        fitted = fit_linear(train, dev, features=of_one, kind=kind, grid=grid, seed=seed)
+        score = kind.main_score(dev.truth_N, fitted.dev_prediction)
+        if best is None or score > best[0]:
+            assert fitted.linear, "what an encoder gives is dense"
+            chosen, head = fitted.chosen | {"pooling": read.pooling}, ProbeHead(read, fitted.linear)
+            best = score, FittedModel(fitted.predict, fitted.dev_prediction, chosen, head)
+    assert best is not None, "the config allows no empty list"
+    return best[1]

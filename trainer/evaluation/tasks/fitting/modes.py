@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 import configs
-from trainer.evaluation.embedding import Strand, embed
 from trainer.evaluation.precision import Resolved, device_of, resolve_precision
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import ENCODER_MODES, TaskConfig
+from trainer.evaluation.tasks.fitting.features import Features
 from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
-from trainer.evaluation.tasks.fitting.linear import FittedModel, fit_linear, kmer_counts, onehot_letters
+from trainer.evaluation.tasks.fitting.linear import FittedModel, fit_linear, fit_probe
 from trainer.evaluation.tasks.kept import task_card, task_model
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
@@ -30,6 +29,7 @@ _SHAPING = ("kind", "labels", "strand", "class_weights", "finetune", "probe", "k
 # Keys that came later, with the values that mean what was done before: then they are left out of the digest,
 # so that earlier results still compare.
 _AS_BEFORE = {"strand": "both", "class_weights": "none", "onehot": {"C": [0.001, 0.01, 0.1, 1.0]}}
+_PROBE_AS_BEFORE = {"pooling": ["mean_max"]}
 _FINETUNE_AS_BEFORE = {
     "patience": 0,
     "min_steps": 0,
@@ -45,7 +45,7 @@ _FINETUNE_AS_BEFORE = {
 
 @dataclass(frozen=True)
 class Precisions:
-    """What each mode computes in: ``probe`` its embeddings, ``finetune`` (and scratch) its training."""
+    """What each mode computes in: ``probe`` its encoder, ``finetune`` (and scratch) its training."""
 
     probe: Resolved
     finetune: Resolved
@@ -56,49 +56,6 @@ class Precisions:
             probe=resolve_precision(task.probe.precision, device),
             finetune=resolve_precision(task.finetune.precision, device),
         )
-
-
-class Features:
-    """What modes read of a split; computed once for all modes and seeds."""
-
-    def __init__(
-        self, network: Network, *, k: int, positions: int, precision: Resolved, strand: Strand
-    ) -> None:
-        self._network, self._k, self._positions = network, k, positions
-        self._precision, self._strand = precision, strand
-        self._computed: dict[tuple[str, Split], Any] = {}
-
-    def sequences(self, split: Split) -> EncodedSequences:
-        return self._once("sequences", split, lambda: EncodedSequences.from_codes(split.codes()))
-
-    def kmers(self, split: Split) -> Any:
-        """Sparse float64 [N, 4ᵏ]."""
-        return self._once("kmers", split, lambda: kmer_counts(split.letters, k=self._k))
-
-    def onehot(self, split: Split) -> Any:
-        """Sparse float64 [N, 4·positions]."""
-        return self._once("onehot", split, lambda: onehot_letters(split.letters, length=self._positions))
-
-    def embeddings(self, split: Split) -> Any:
-        """float64 [N, 2·D]: mean and max over the letters, each averaged over the strands that are read."""
-
-        def compute() -> Any:
-            embeddings = embed(
-                self._network, self.sequences(split), precision=self._precision, strand=self._strand
-            )
-            return torch.cat(embeddings, 1).double().numpy()
-
-        return self._once("embeddings", split, compute)
-
-    def give_embeddings(self, computed: Mapping[Split, Any]) -> None:
-        """Embeddings of splits that were computed elsewhere, as ``embeddings`` gives them."""
-        self._computed |= {("embeddings", split): vectors for split, vectors in computed.items()}
-
-    def _once(self, what: str, split: Split, compute: Callable[[], Any]) -> Any:
-        key = (what, split)
-        if key not in self._computed:
-            self._computed[key] = compute()
-        return self._computed[key]
 
 
 @dataclass(frozen=True)
@@ -126,6 +83,7 @@ def settings_digest(task: TaskConfig, *, precisions: Precisions, data_sha256: st
     them compare."""
     resolved = configs.dump(task)
     shaping = _without({key: resolved[key] for key in _SHAPING}, _AS_BEFORE)
+    shaping["probe"] = _without(shaping["probe"], _PROBE_AS_BEFORE)
     shaping["finetune"] = _without(shaping["finetune"], _FINETUNE_AS_BEFORE)
     text = json.dumps([shaping, vars(precisions), data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -151,13 +109,7 @@ def prepare(
     """
     precisions = precisions or Precisions.of(task, device)
     positions = max(len(letters) for letters in data.train.letters)
-    features = Features(
-        network.to(device),
-        k=task.kmer.k,
-        positions=positions,
-        precision=precisions.probe,
-        strand=task.strand,
-    )
+    features = Features(network.to(device), task, positions=positions, precision=precisions.probe)
     kind = task.make_kind().fit(data.train.truth_N, balanced=task.class_weights == "balanced")
     return PreparedTask(network, export_config, task, data, kind, precisions, features)
 
@@ -220,7 +172,8 @@ def _onehot(prepared: PreparedTask, seed: int) -> FittedModel:
 
 
 def _probe(prepared: PreparedTask, seed: int) -> FittedModel:
-    return _linear(prepared, prepared.features.embeddings, prepared.task.probe.C, seed)
+    data, read, grid = prepared.data, prepared.features.probe, prepared.task.probe.C
+    return fit_probe(data.train, data.dev, features=read, kind=prepared.kind, grid=grid, seed=seed)
 
 
 def _linear(

@@ -48,12 +48,7 @@ class Bins(Pooling):
         self.features = (2 + BINS) * hidden_size
 
     def forward(self, letters_BLD: Tensor, length_B: Tensor | None) -> Tensor:
-        rows, length, _ = letters_BLD.shape
-        if length_B is None:
-            share_BJL = bin_shares(torch.full((1,), length, device=letters_BLD.device), length)
-        else:
-            share_BJL = bin_shares(length_B, length)
-        binned_BJD = share_BJL.expand(rows, -1, -1) @ letters_BLD.float()
+        binned_BJD = bin_means(letters_BLD, length_B)
         whole = [mean_pool(letters_BLD, length_B), max_pool(letters_BLD, length_B)]
         return torch.cat([*whole, binned_BJD.flatten(1)], 1)
 
@@ -91,18 +86,22 @@ def max_pool(letters_BLD: Tensor, length_B: Tensor | None) -> Tensor:
     return letters_BLD.amax(1).float()
 
 
-def bin_shares(length_B: Tensor, width: int) -> Tensor:
-    """fp32 [B, J, L]: the share of each letter in the mean of each bin.
+def bin_means(letters_BLD: Tensor, length_B: Tensor | None, *, bins: int = BINS) -> Tensor:
+    """fp32 [B, J, D]: the mean of each of ``bins`` equal parts of a row, from its start to its end.
 
     Bin j of a row of n letters is those from ⌊jn/J⌋ to ⌈(j+1)n/J⌉; so a short row has no empty one, and bins
     may share a letter.
     """
-    bin_J = torch.arange(BINS, device=length_B.device)
-    start_BJ = length_B[:, None] * bin_J // BINS
-    end_BJ = -(-length_B[:, None] * (bin_J + 1) // BINS)
+    rows, width, _ = letters_BLD.shape
+    if length_B is None:
+        length_B = torch.full((1,), width, device=letters_BLD.device)
+    bin_J = torch.arange(bins, device=length_B.device)
+    start_BJ = length_B[:, None] * bin_J // bins
+    end_BJ = -(-length_B[:, None] * (bin_J + 1) // bins)
     place_L = torch.arange(width, device=length_B.device)
     inside_BJL = (place_L >= start_BJ[..., None]) & (place_L < end_BJ[..., None])
-    return inside_BJL / (end_BJ - start_BJ)[..., None]
+    share_BJL = inside_BJL / (end_BJ - start_BJ)[..., None]
+    return share_BJL.expand(rows, -1, -1) @ letters_BLD.float()
 
 
 def _padding(letters_BLD: Tensor, length_B: Tensor) -> Tensor:

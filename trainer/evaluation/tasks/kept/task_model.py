@@ -19,11 +19,12 @@ from torch import Tensor
 import configs
 from cluster.storage import store
 from configs import Section
-from trainer.evaluation.embedding import Strand, embed
+from trainer.evaluation.embedding import Strand
 from trainer.evaluation.precision import Resolved
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.fitting.linear import StandardisedLinear
+from trainer.evaluation.tasks.fitting.linear import ProbeHead, StandardisedLinear
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, probe_features
 from trainer.evaluation.tasks.fitting.recipe import HeadConfig
 from trainer.evaluation.tasks.fitting.task_network import Head, TaskNetwork
 from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, TaskKind
@@ -39,20 +40,23 @@ _PREPROCESSING = (
     "letters A, C, G, T, N in either case; U is T; other IUPAC letters are N; no length is cut; {}"
 )
 _ONE_STRAND = _PREPROCESSING.format("the given strand alone is read")
+_SIDE_BY_SIDE = _PREPROCESSING.format("what the two strands give is read side by side, the given one first")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A frozen encoder, and a linear model on its standardised embeddings."""
+    """A frozen encoder, and a linear model on what it gives, standardised."""
 
     network: Network
-    linear: StandardisedLinear
+    head: ProbeHead
     strand: Strand
 
     def read(self, sequences: EncodedSequences, *, precision: Resolved) -> Tensor:
-        """float64 [N, K] on the CPU; ``precision`` is that of the embeddings."""
-        vectors = embed(self.network, sequences, precision=precision, strand=self.strand)
-        return torch.from_numpy(self.linear(torch.cat(vectors, 1).double().numpy()))
+        """float64 [N, K] on the CPU; ``precision`` is the encoder's."""
+        (vectors_NF,) = probe_features(
+            self.network, sequences, [self.head.features], precision=precision, strand=self.strand
+        )
+        return torch.from_numpy(self.head.linear(vectors_NF.numpy()))
 
 
 class TaskRecord(Section):
@@ -60,12 +64,13 @@ class TaskRecord(Section):
 
     Attributes:
         kind_state: what the kind took from the train split.
-        precision: in which it was trained and scored; that of its embeddings for a probe.
+        precision: in which it was trained and scored; that of its encoder for a probe.
         encoder, encoder_version: the registered model that it was made from.
         settings: the digest of all that shapes its scores.
         dev_sha256: of the dev rows; scores on the same rows compare.
         strand: what is read of a sequence.
         head: what reads the letters of a network that was trained as a whole.
+        features: what a probe reads of its encoder.
         preprocessing: what is done to a sequence, in words.
         config: the task's config.
 
@@ -89,6 +94,7 @@ class TaskRecord(Section):
     scores: dict[str, float] = Field(min_length=1)
     strand: Strand = "both"
     head: HeadConfig = HeadConfig()
+    features: ProbeFeatures = ProbeFeatures()
     preprocessing: str = _PREPROCESSING.format("what the two strands give is averaged")
     config: dict[str, Any]
 
@@ -127,18 +133,18 @@ class TaskModel:
 
 
 def of(
-    reader: TaskNetwork | StandardisedLinear | None, network: Network, kind: TaskKind, record: TaskRecord
+    reader: TaskNetwork | ProbeHead | None, network: Network, kind: TaskKind, record: TaskRecord
 ) -> TaskModel:
     """The model that a unit fitted; ``network`` is the encoder."""
     assert reader is not None, f"mode {record.mode} gives a model that can be kept"
-    whole = reader if isinstance(reader, TaskNetwork) else Probe(network, reader, record.strand)
+    whole = Probe(network, reader, record.strand) if isinstance(reader, ProbeHead) else reader
     return TaskModel(whole, kind, record)
 
 
 def record_of(
     result: Result,
     *,
-    reader: TaskNetwork | StandardisedLinear | None,
+    reader: TaskNetwork | ProbeHead | None,
     task: TaskConfig,
     kind: TaskKind,
     precision: Resolved,
@@ -149,8 +155,12 @@ def record_of(
     changed: dict[str, Any] = {}
     if isinstance(reader, TaskNetwork):
         changed["head"] = reader.head.config
+    elif reader and reader.features.pooling != "mean_max":
+        changed["features"] = reader.features
     if task.strand == "given":
         changed |= {"strand": task.strand, "preprocessing": _ONE_STRAND}
+    elif isinstance(reader, ProbeHead) and reader.features.pooling == "bins":
+        changed["preprocessing"] = _SIDE_BY_SIDE
     return TaskRecord(
         task=unit.task,
         kind=result.kind,
@@ -186,11 +196,12 @@ def pack(model: TaskModel, *, card: str) -> dict[str, bytes]:
 
 def _head(reader: TaskNetwork | Probe) -> dict[str, Tensor]:
     if isinstance(reader, Probe):
+        standardised = reader.head.linear
         arrays = {
-            "standardise.mean": reader.linear.mean_F,
-            "standardise.scale": reader.linear.scale_F,
-            "linear.weight": reader.linear.linear.weight_KF,
-            "linear.bias": reader.linear.linear.bias_K,
+            "standardise.mean": standardised.mean_F,
+            "standardise.scale": standardised.scale_F,
+            "linear.weight": standardised.linear.weight_KF,
+            "linear.bias": standardised.linear.bias_K,
         }
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in reader.head.state_dict().items()}
@@ -242,7 +253,7 @@ def read_record(uri: str) -> TaskRecord:
 
 
 def _probe(network: Network, tensors: dict[str, Tensor], kind: TaskKind, record: TaskRecord) -> Probe:
-    features, outputs = 2 * network.backbone.hidden_size, kind.outputs
+    features, outputs = record.features.size(network.backbone, strand=record.strand), kind.outputs
     shapes = {
         "linear.bias": (outputs,),
         "linear.weight": (outputs, features),
@@ -254,7 +265,7 @@ def _probe(network: Network, tensors: dict[str, Tensor], kind: TaskKind, record:
         raise ValueError(f"it holds {found} and should hold {shapes}")
     bias_K, weight_KF, mean_F, scale_F = (tensors[name].numpy() for name in shapes)
     linear = StandardisedLinear(mean_F, scale_F, LinearModel(weight_KF, bias_K))
-    return Probe(network, linear, record.strand)
+    return Probe(network, ProbeHead(record.features, linear), record.strand)
 
 
 def _network(network: Network, tensors: dict[str, Tensor], kind: TaskKind, record: TaskRecord) -> TaskNetwork:

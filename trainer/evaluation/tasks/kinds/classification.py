@@ -3,7 +3,7 @@
 Shapes: N rows, B of a batch, K classes, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc
 from torch import Tensor
 
 from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, Metric, TaskKind
+from trainer.evaluation.tasks.kinds.logistic import as_outputs, logistic_path
 
 
 class Classification(TaskKind):
@@ -85,8 +86,13 @@ class Classification(TaskKind):
 
     def fit_linear(self, features_NF: Any, truth_N: Array, *, c: float, seed: int) -> LinearModel:
         """Logistic regression."""
+        return next(self.fit_linears(features_NF, truth_N, grid=[c], seed=seed))
+
+    def fit_linears(
+        self, features_NF: Any, truth_N: Array, *, grid: Sequence[float], seed: int
+    ) -> Iterator[LinearModel]:
         weights = self.state.get("class_weights")
-        return logistic_regression(features_NF, truth_N, c=c, seed=seed, weights=weights)
+        return logistic_regressions(features_NF, truth_N, grid=grid, seed=seed, weights=weights)
 
     def score(self, truth_N: Array, prediction_N: Array) -> dict[str, float]:
         """auroc is that of class 1; with more than 2 classes one-vs-rest, macro average."""
@@ -105,21 +111,24 @@ class Classification(TaskKind):
         }
 
 
-def logistic_regression(
-    features_NF: Any, class_N: Array, *, c: float, seed: int, weights: Sequence[float] | None
-) -> LinearModel:
-    """Fitted to classes numbered from 0, with ``weights`` of the classes, if any. Of two classes the output
-    of the first is 0."""
-    # Dense features are few and correlated: Newton takes tens of steps where L-BFGS takes thousands.
-    solver = "lbfgs" if scipy.sparse.issparse(features_NF) else "newton-cholesky"
-    model = LogisticRegression(
-        C=c,
-        solver=solver,
-        class_weight=None if weights is None else dict(enumerate(weights)),
-        max_iter=2000,
-        random_state=seed,
-    ).fit(features_NF, class_N)
-    weight_KF, bias_K = model.coef_, model.intercept_
-    if len(weight_KF) == 1:  # sklearn has one row for two classes
-        weight_KF, bias_K = np.concatenate([0 * weight_KF, weight_KF]), np.concatenate([0 * bias_K, bias_K])
-    return LinearModel(weight_KF, bias_K)
+def logistic_regressions(
+    features_NF: Any,
+    class_N: Array,
+    *,
+    grid: Sequence[float],
+    seed: int,
+    weights: Sequence[float] | None,
+) -> Iterator[LinearModel]:
+    """For each C of ``grid`` one fitted to classes numbered from 0, with ``weights`` of the classes, if any.
+    Of two classes the output of the first is 0."""
+    if not scipy.sparse.issparse(features_NF):
+        yield from logistic_path(features_NF, class_N, grid=grid, weights=weights)
+        return
+    for c in grid:
+        model = LogisticRegression(
+            C=c,
+            class_weight=None if weights is None else dict(enumerate(weights)),
+            max_iter=2000,
+            random_state=seed,
+        ).fit(features_NF, class_N)
+        yield as_outputs(model.coef_, model.intercept_)

@@ -5,7 +5,7 @@ Shapes: N rows, B of a batch, K numbers that the network gives for a row, F feat
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -132,6 +132,13 @@ class TaskKind(ABC):
     @abstractmethod
     def fit_linear(self, features_NF: Any, truth_N: Array, *, c: float, seed: int) -> LinearModel:
         """A linear model fitted to features, dense or sparse; ``c`` is the inverse of its L2 penalty."""
+
+    def fit_linears(
+        self, features_NF: Any, truth_N: Array, *, grid: Sequence[float], seed: int
+    ) -> Iterator[LinearModel]:
+        """``fit_linear`` for each C of ``grid``, the smallest first; a kind may share work between them."""
+        for c in grid:
+            yield self.fit_linear(features_NF, truth_N, c=c, seed=seed)
 
     @abstractmethod
     def score(self, truth_N: Array, prediction_N: Array) -> dict[str, float]:

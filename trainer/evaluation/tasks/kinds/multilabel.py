@@ -8,6 +8,7 @@ Shapes: N rows, B of a batch, K labels, F features.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from trainer.evaluation.tasks.kinds.classification import logistic_regression
+from trainer.evaluation.tasks.kinds.classification import logistic_regressions
 from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, Metric, TaskKind
 
 _SEPARATOR = re.compile("[,;|]")
@@ -95,15 +96,25 @@ class MultiLabel(TaskKind):
 
     def fit_linear(self, features_NF: Any, truth_N: Array, *, c: float, seed: int) -> LinearModel:
         """One logistic regression for each label."""
+        return next(self.fit_linears(features_NF, truth_N, grid=[c], seed=seed))
+
+    def fit_linears(
+        self, features_NF: Any, truth_N: Array, *, grid: Sequence[float], seed: int
+    ) -> Iterator[LinearModel]:
         weights_K2 = self.state.get("class_weights", [None] * self.outputs)
-        models = [
-            logistic_regression(features_NF, truth_N[:, number], c=c, seed=seed, weights=weights)
+        of_labels = [
+            list(
+                logistic_regressions(
+                    features_NF, truth_N[:, number].astype(np.int64), grid=grid, seed=seed, weights=weights
+                )
+            )
             for number, weights in enumerate(weights_K2)
         ]
-        return LinearModel(
-            np.stack([model.weight_KF[1] for model in models]),
-            np.stack([model.bias_K[1] for model in models]),
-        )
+        for models in zip(*of_labels, strict=True):
+            yield LinearModel(
+                np.stack([model.weight_KF[1] for model in models]),
+                np.stack([model.bias_K[1] for model in models]),
+            )
 
     def score(self, truth_N: Array, prediction_N: Array) -> dict[str, float]:
         """Means over the labels, each as much as any other."""

@@ -23,6 +23,7 @@ from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks import curve_names
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.modes import fit_mode, prepare
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.evaluation.tasks.kinds.registry import KINDS
 from trainer.evaluation.tasks.results import curves
 from trainer.evaluation.tasks.results.results import Result, Unit
@@ -119,13 +120,17 @@ def test_ranks_share_the_same_batches_each_equally_many(ranks: int) -> None:
     assert {batch.codes_M.tobytes() for part in parts for batch in part.batches} == alone
 
 
-def test_embeddings_are_those_of_embed_and_the_network_stays_as_it_was(task: OnlineTask) -> None:
+def test_embeddings_are_those_of_mode_probe_and_the_network_stays_as_it_was(task: OnlineTask) -> None:
     network, sequences = tiny_network(), task.sequences()
     network.train()
     shared = SharedTask(task.config, Slice.of(sequences, Group(0, 1)), task)
     found = slices.embed_together(network, shared, group=Group(0, 1))
     assert network.training
-    assert torch.allclose(found, torch.cat(embed(network.eval(), sequences), 1), atol=1e-6)
+    wanted = features_of(task.config.probe.pooling, network.backbone, strand=task.config.strand)
+    assert list(found) == list(wanted) and len(wanted) == 2
+    alone = probe_features(network.eval(), sequences, wanted, strand=task.config.strand)
+    for ours, theirs in zip(found.values(), alone, strict=True):
+        assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_probe_and_floor_are_those_of_the_modes_on_the_same_rows(task: OnlineTask) -> None:
@@ -138,7 +143,8 @@ def test_probe_and_floor_are_those_of_the_modes_on_the_same_rows(task: OnlineTas
         mode: task.kind.main_score(task.dev.truth_N, fit_mode(prepared, mode, seed=0).dev_prediction)
         for mode in ("kmer", "onehot", "probe")
     }
-    embeddings = np.concatenate([prepared.features.embeddings(split) for split in (task.train, task.dev)])
+    by_split = [prepared.features.probe(split) for split in (task.train, task.dev)]
+    embeddings = {read: np.concatenate([of[read] for of in by_split]) for read in by_split[0]}
     assert scores_of(task, embeddings).probe == by_mode["probe"]
     assert floor_of(task) == max(by_mode["kmer"], by_mode["onehot"]) > 0
 
@@ -170,7 +176,7 @@ def test_neighbours_are_the_mean_of_the_nearest_by_angle_in_every_kind(kind_name
     config = validate(TaskConfig, {"name": "t", "kind": kind_name, "train": "x", **labels}, source="t")
     features = rng.normal(size=(70, 6)) * [1, 2, 3, 4, 5, 100] + 7
     features[:, 1] += 10 * kind.sure(truth).reshape(70, -1)[:, 0]  # something to find
-    found = scores_of(OnlineTask(config, kind, split[0], split[1]), features)
+    found = scores_of(OnlineTask(config, kind, split[0], split[1]), {ProbeFeatures(): features})
     standard = (features - features[:50].mean(0)) / features[:50].std(0)
     unit = standard / np.linalg.norm(standard, axis=1, keepdims=True)
     said = []
@@ -305,24 +311,24 @@ def test_other_ranks_embed_alone_and_a_run_without_tasks_does_nothing(
 
 
 def test_the_process_fits_says_what_went_wrong_and_is_started_again_after_its_death(task: OnlineTask) -> None:
-    vectors = torch.cat(embed(tiny_network(), task.sequences()), 1)
+    vectors, read = torch.cat(embed(tiny_network(), task.sequences()), 1), ProbeFeatures()
     process = FitProcess([task])
     try:
-        found = process.fit([vectors])
-        assert found.scores == [scores_of(task, vectors.double().numpy())]
+        found = process.fit([{read: vectors}])
+        assert found.scores == [scores_of(task, {read: vectors.numpy()})]
         assert process.floors == [floor_of(task)]
         with pytest.raises(FitError, match=r"^ValueError: Input .*contains NaN"):
-            process.fit([vectors * torch.nan])
+            process.fit([{read: vectors * torch.nan}])
         assert process._process
         process._process.kill()
         process._process.wait()
         with pytest.raises(FitError, match=r"^the process that fits ended with code -9"):
-            process.fit([vectors])
-        assert process.fit([vectors]).scores == found.scores
+            process.fit([{read: vectors}])
+        assert process.fit([{read: vectors}]).scores == found.scores
     finally:
         process.close()
     with pytest.raises(FitError):
-        process.fit([vectors])
+        process.fit([{read: vectors}])
 
 
 def test_names_of_curves_tell_dev_from_test() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.evaluation.online.fitting import EMBEDDINGS, TASKS, OnlineScores
 from trainer.evaluation.online.rows import OnlineTask
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures
 from trainer.run.report_process import OF_RANKS
 
 _ROOT = Path(__file__).parents[2]
@@ -45,8 +46,8 @@ class FitProcess:
         self._lock, self._closed = threading.Lock(), False
         self.floors: list[float] = []  # of the tasks, from the first ``fit`` on
 
-    def fit(self, embeddings: Sequence[Tensor]) -> Fitted:
-        """The scores of each task's embeddings, [N, F] each.
+    def fit(self, embeddings: Sequence[Mapping[ProbeFeatures, Tensor]]) -> Fitted:
+        """The scores of each task's embeddings, [N, F] of each kind.
 
         Raises:
             FitError: it did not work; the next call starts another process.
@@ -56,7 +57,8 @@ class FitProcess:
             self.floors = []
         if not self.floors:
             self.floors = self._ask(TASKS, self._tasks)[0]
-        return Fitted(*self._ask(EMBEDDINGS, [vectors_NF.numpy() for vectors_NF in embeddings]))
+        arrays = [{read: vectors.numpy() for read, vectors in of_task.items()} for of_task in embeddings]
+        return Fitted(*self._ask(EMBEDDINGS, arrays))
 
     def close(self) -> None:
         """End it, from any thread; a fit that is under way fails."""

@@ -18,6 +18,7 @@ from trainer.evaluation.online.fitting import OnlineScores
 from trainer.evaluation.online.rows import OnlineTask
 from trainer.evaluation.online.slices import SharedTask, embed_together
 from trainer.evaluation.tasks.curve_names import downstream, online_scores
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures
 from trainer.models.network import Network
 from trainer.run.artifacts import Artifacts
 from trainer.run.config import TrainConfig
@@ -42,10 +43,11 @@ def interval(asked: int | None, *, reading: float, step: float) -> int:
 
 @dataclass(frozen=True)
 class Due:
-    """Embeddings of ``step`` to be fitted, [N, F] of each task. ``metrics``: of the reading itself."""
+    """Embeddings of ``step`` to be fitted, [N, F] of each task and kind. ``metrics``: of the reading
+    itself."""
 
     step: int
-    embeddings: Sequence[Tensor]
+    embeddings: Sequence[Mapping[ProbeFeatures, Tensor]]
     metrics: Mapping[str, float]
 
 

@@ -11,8 +11,6 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
-
 from cluster.process.exits import EXIT_OK
 from trainer.evaluation.online.fitting import EMBEDDINGS, TASKS, floor_of, scores_of
 from trainer.evaluation.online.rows import OnlineTask
@@ -34,7 +32,7 @@ class Fitter:
             else:
                 assert what == EMBEDDINGS, what
                 pairs = zip(self._tasks, given, strict=True)
-                found = [scores_of(task, vectors_NF.astype(np.float64)) for task, vectors_NF in pairs]
+                found = [scores_of(task, embeddings) for task, embeddings in pairs]
         except Exception as fault:  # whatever a library raises is the training's to report
             return f"{type(fault).__name__}: {' '.join(str(fault).split())}"
         return found, time.monotonic() - started

@@ -4,13 +4,15 @@ scored on dev.
 Shapes: N rows of train, M of dev, F features.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler, normalize
 
 from trainer.evaluation.online.rows import OnlineTask
-from trainer.evaluation.tasks.fitting.linear import fit_linear, kmer_counts, onehot_letters
+from trainer.evaluation.tasks.fitting.linear import fit_linear, fit_probe, kmer_counts, onehot_letters
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures
 from trainer.evaluation.tasks.kinds.kind import Array
 
 NEIGHBOURS = 20
@@ -49,17 +51,24 @@ def floor_of(task: OnlineTask) -> float:
     return max(task.kind.main_score(task.dev.truth_N, model.dev_prediction) for model in fitted)
 
 
-def scores_of(task: OnlineTask, embeddings_NF: Array) -> OnlineScores:
-    """What the embeddings of train and then dev, as Slice has them, tell of the task.
+def scores_of(task: OnlineTask, embeddings: Mapping[ProbeFeatures, Array]) -> OnlineScores:
+    """What the embeddings tell of the task: of each kind [N, F], the rows of train and then dev, as Slice has
+    them.
 
-    The probe is that of mode ``probe``. Neighbours are by the angle between vectors that are standardised as
-    the probe's are; the prediction is the mean of what the NEIGHBOURS nearest rows of train say.
+    The probe is that of mode ``probe``. Neighbours are by the angle between vectors of the first kind that
+    are standardised as the probe's are; the prediction is the mean of what the NEIGHBOURS nearest rows of
+    train say.
     """
-    train_NF, dev_MF = embeddings_NF[: len(task.train)], embeddings_NF[len(task.train) :]
-    features = {task.train: train_NF, task.dev: dev_MF}
-    probe = fit_linear(
+    rows = len(task.train)
+    features = {
+        task.train: {read: vectors_NF[:rows] for read, vectors_NF in embeddings.items()},
+        task.dev: {read: vectors_NF[rows:] for read, vectors_NF in embeddings.items()},
+    }
+    probe = fit_probe(
         task.train, task.dev, features=features.__getitem__, kind=task.kind, grid=task.config.probe.C, seed=0
     )
+    first = next(iter(embeddings))
+    train_NF, dev_MF = features[task.train][first], features[task.dev][first]
     scaler = StandardScaler().fit(train_NF)
     neighbours = KNeighborsRegressor(min(NEIGHBOURS, len(task.train)), algorithm="brute")
     neighbours.fit(normalize(scaler.transform(train_NF)), task.kind.sure(task.train.truth_N))

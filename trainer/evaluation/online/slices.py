@@ -13,11 +13,11 @@ from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.evaluation import batching
 from trainer.evaluation.config import Validation
-from trainer.evaluation.embedding import embed
 from trainer.evaluation.online.rows import OnlineTask, read_tasks
 from trainer.evaluation.precision import device_of
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
+from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.models.network import Network
 
 
@@ -85,21 +85,24 @@ def open_tasks(val: Validation, group: Group) -> list[SharedTask]:
 
 
 @torch.no_grad()
-def embed_together(network: Network, shared: SharedTask, *, group: Group) -> Tensor:
-    """fp32 [N, F] on the CPU of every rank: mean and max over the letters, as mode ``probe`` has them; a
+def embed_together(network: Network, shared: SharedTask, *, group: Group) -> dict[ProbeFeatures, Tensor]:
+    """fp32 [N, F] on the CPU of every rank, of each kind of features that mode ``probe`` may read; a
     collective.
 
     In the precision of the weights of ``network``, which is the run's.
     """
     part, was_training = shared.slice, network.training
+    strand = shared.config.strand
+    wanted = features_of(shared.config.probe.pooling, network.backbone, strand=strand)
     network.eval()
     vectors = []
     for batch in part.batches:
-        vectors.append(torch.cat(embed(network, batch, precision="fp32", strand=shared.config.strand), 1))
+        vectors.append(torch.cat(probe_features(network, batch, wanted, strand=strand), 1))
         heartbeat.advance()
     network.train(was_training)
     own = torch.cat([vectors[0][:0], *vectors[: part.real]])
     gathered = collectives.gather_rows(group, own.to(device_of(network))).cpu()
     in_order_NF = torch.empty_like(gathered)
     in_order_NF[part.order_N] = gathered
-    return in_order_NF
+    sizes = [each.size(network.backbone, strand=strand) for each in wanted]
+    return dict(zip(wanted, in_order_NF.split(sizes, 1), strict=True))

@@ -16,7 +16,8 @@ from trainer.core.collectives import Group
 from trainer.evaluation.config import Validation
 from trainer.evaluation.embedding import embed
 from trainer.evaluation.online import fitting, slices
-from trainer.evaluation.online.fitting import OnlineScores, floor_of, scores_of
+from trainer.evaluation.online.fitting import floor_of, scores_of
+from trainer.evaluation.online.messages import Scores, ToRead
 from trainer.evaluation.online.rows import OnlineTask, read_tasks
 from trainer.evaluation.online.slices import SharedTask, Slice
 from trainer.evaluation.sequences import EncodedSequences
@@ -121,9 +122,10 @@ def test_ranks_share_the_same_batches_each_equally_many(ranks: int) -> None:
 
 
 def test_embeddings_are_those_of_mode_probe_and_the_network_stays_as_it_was(task: OnlineTask) -> None:
-    network, sequences = tiny_network(), task.sequences()
+    network, rows = tiny_network(), task.rows()
+    sequences = rows.sequences
     network.train()
-    shared = SharedTask(task.config, Slice.of(sequences, Group(0, 1)), task)
+    shared = SharedTask(rows, Slice.of(sequences, Group(0, 1)))
     found = slices.embed_together(network, shared, group=Group(0, 1))
     assert network.training
     wanted = features_of(task.config.probe.pooling, network.backbone, strand=task.config.strand)
@@ -145,7 +147,7 @@ def test_probe_and_floor_are_those_of_the_modes_on_the_same_rows(task: OnlineTas
     }
     by_split = [prepared.features.probe(split) for split in (task.train, task.dev)]
     embeddings = {read: np.concatenate([of[read] for of in by_split]) for read in by_split[0]}
-    assert scores_of(task, embeddings).probe == by_mode["probe"]
+    assert scores_of(task, embeddings, floor=0.125)._replace(knn=0) == Scores(by_mode["probe"], 0, 0.125)
     assert floor_of(task) == max(by_mode["kmer"], by_mode["onehot"]) > 0
 
 
@@ -176,7 +178,7 @@ def test_neighbours_are_the_mean_of_the_nearest_by_angle_in_every_kind(kind_name
     config = validate(TaskConfig, {"name": "t", "kind": kind_name, "train": "x", **labels}, source="t")
     features = rng.normal(size=(70, 6)) * [1, 2, 3, 4, 5, 100] + 7
     features[:, 1] += 10 * kind.sure(truth).reshape(70, -1)[:, 0]  # something to find
-    found = scores_of(OnlineTask(config, kind, split[0], split[1]), {ProbeFeatures(): features})
+    found = scores_of(OnlineTask(config, kind, split[0], split[1]), {ProbeFeatures(): features}, floor=0)
     standard = (features - features[:50].mean(0)) / features[:50].std(0)
     unit = standard / np.linalg.norm(standard, axis=1, keepdims=True)
     said = []
@@ -199,13 +201,13 @@ class Process:
     """Stands for the process that fits; ``faults``: what befalls its calls, "" for nothing."""
 
     def __init__(self, *faults: str) -> None:
-        self._faults, self.floors, self.closed, self.go_on = [*faults], [0.25], False, threading.Event()
+        self._faults, self.closed, self.go_on = [*faults], False, threading.Event()
 
     def fit(self, embeddings: Any) -> Fitted:
         self.go_on.wait(20)
         if self._faults and (fault := self._faults.pop(0)):
             raise FitError(fault)
-        return Fitted([OnlineScores(float(embeddings[0]), 0.5)], 1.5)
+        return Fitted([Scores(float(embeddings[0]), 0.5, 0.25)], 1.5)
 
     def close(self) -> None:
         self.closed = True
@@ -213,18 +215,23 @@ class Process:
 
 
 def fits_of(
-    task: OnlineTask, process: Process, monkeypatch: pytest.MonkeyPatch, **more: Any
+    task: OnlineTask, process: Process, **more: Any
 ) -> tuple[Fits, list[tuple[int, Mapping[str, float]]]]:
     logged: list[tuple[int, Mapping[str, float]]] = []
-    monkeypatch.setattr(online_readings, "FitProcess", lambda tasks: process)
-    return Fits([task], lambda metrics, step: logged.append((step, metrics)), **more), logged
+    fits = Fits(
+        [task.rows()],
+        process,  # type: ignore[arg-type]
+        lambda metrics, step: logged.append((step, metrics)),
+        **more,
+    )
+    return fits, logged
 
 
 def test_a_fit_is_logged_at_the_step_of_its_reading_and_a_failed_one_is_said(
     task: OnlineTask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = Process("", "ValueError: Input contains NaN")
-    fits, logged = fits_of(task, process, monkeypatch)
+    fits, logged = fits_of(task, process)
     fits.begin(Due(3, [torch.tensor(0.75)], {"online/step_s": 0.1}))
     assert logged == [], "the fit is beside the steps"
     process.go_on.set()
@@ -256,7 +263,7 @@ def test_a_fit_is_logged_at_the_step_of_its_reading_and_a_failed_one_is_said(
 def test_closing_ends_a_fit_that_is_under_way_and_says_nothing(
     task: OnlineTask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fits, logged = fits_of(task, Process("killed"), monkeypatch)
+    fits, logged = fits_of(task, Process("killed"))
     fits.begin(Due(3, [torch.tensor(0.75)], {}))
     fits.close()
     assert logged == [] and capsys.readouterr().err == ""
@@ -267,7 +274,7 @@ def test_a_run_that_is_told_to_stop_waits_for_a_fit_only_so_long(
 ) -> None:
     monkeypatch.setattr(online_readings, "_STOPPED_S", 0.2)
     process, stops = Process(), [False, False, True]
-    fits, logged = fits_of(task, process, monkeypatch, stopping=lambda: len(stops) < 2 or stops.pop(0))
+    fits, logged = fits_of(task, process, stopping=lambda: len(stops) < 2 or stops.pop(0))
     fits.begin(Due(3, [torch.tensor(0.75)], {}))
     fits.wait()
     fits.wait()
@@ -310,25 +317,44 @@ def test_other_ranks_embed_alone_and_a_run_without_tasks_does_nothing(
     assert not step.paused and len(embedded) == 1
 
 
-def test_the_process_fits_says_what_went_wrong_and_is_started_again_after_its_death(task: OnlineTask) -> None:
-    vectors, read = torch.cat(embed(tiny_network(), task.sequences()), 1), ProbeFeatures()
-    process = FitProcess([task])
+def test_the_process_fits_says_what_went_wrong_and_is_started_again_after_its_death(
+    task: OnlineTask, tmp_path: Path
+) -> None:
+    path = write_task(tmp_path)  # the same rows
+    vectors, read = torch.cat(embed(tiny_network(), task.rows().sequences), 1), ProbeFeatures()
+    process = FitProcess(ToRead((str(path),), 120))
     try:
+        (rows,) = process.read()
+        assert (rows.sha256, rows.name, rows.metric) == (task.rows().sha256, "motif", "mcc")
+        assert np.array_equal(rows.sequences.codes_M, task.rows().sequences.codes_M)
         found = process.fit([{read: vectors}])
-        assert found.scores == [scores_of(task, {read: vectors.numpy()})]
-        assert process.floors == [floor_of(task)]
+        assert found.scores == [scores_of(task, {read: vectors.numpy()}, floor=floor_of(task))]
         with pytest.raises(FitError, match=r"^ValueError: Input .*contains NaN"):
             process.fit([{read: vectors * torch.nan}])
-        assert process._process
-        process._process.kill()
-        process._process.wait()
+        kill(process)
         with pytest.raises(FitError, match=r"^the process that fits ended with code -9"):
             process.fit([{read: vectors}])
         assert process.fit([{read: vectors}]).scores == found.scores
+        with (tmp_path / "dev.csv").open("a") as file:
+            file.write("ACGTACGTAACC,a\n")
+        kill(process)
+        with pytest.raises(FitError, match=r"^the process that fits ended with code -9"):
+            process.fit([{read: vectors}])
+        with pytest.raises(FitError, match=r"^the files of the tasks have changed since the start$"):
+            process.fit([{read: vectors}])
+        path.write_text("name: motif")
+        with pytest.raises(ConfigError, match=r"^val\.tasks: .*motif\.yaml"):
+            process.read()
     finally:
         process.close()
     with pytest.raises(FitError):
         process.fit([{read: vectors}])
+
+
+def kill(process: FitProcess) -> None:
+    assert process._process
+    process._process.kill()
+    process._process.wait()
 
 
 def test_names_of_curves_tell_dev_from_test() -> None:

@@ -62,7 +62,7 @@ def activations(network: Network, codes_L: alphabet.Codes) -> list[Tensor]:
     x_BTD = backbone.input(nn.functional.one_hot(all_BT.long(), alphabet.SIZE).float())
     for layer in backbone.layers:
         found.append(nn.functional.gelu(layer.expand(layer.norm(x_BTD)))[0, first:])
-        x_BTD = backbone._mix(layer, x_BTD, None)
+        x_BTD = x_BTD + backbone._shifted(layer(x_BTD), None)
     return [*found, x_BTD[0, first:]]
 
 

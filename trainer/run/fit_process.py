@@ -1,4 +1,5 @@
-"""The process that fits probes beside the steps: at low priority, on one core, without a GPU."""
+"""The process that reads tasks and fits probes beside the steps: at low priority, on one core, without a
+GPU."""
 
 import os
 import pickle
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from trainer.evaluation.online.fitting import EMBEDDINGS, TASKS, OnlineScores
-from trainer.evaluation.online.rows import OnlineTask
+from configs import ConfigError
+from trainer.evaluation.online.messages import FIT, READ, Refused, Scores, TaskRows, ToRead
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures
 from trainer.run.report_process import OF_RANKS
 
@@ -32,33 +33,53 @@ class FitError(RuntimeError):
 class Fitted(NamedTuple):
     """What the process gave for all tasks, and its seconds for that."""
 
-    scores: list[OnlineScores]
+    scores: list[Scores]
     seconds: float
 
 
 class FitProcess:
     """The process, started when it is first asked. For one thread at a time, but for ``close``."""
 
-    def __init__(self, tasks: Sequence[OnlineTask]) -> None:
-        self._tasks = list(tasks)
+    def __init__(self, to_read: ToRead) -> None:
+        self._to_read = to_read
+        self._rows: list[str] = []  # their digests, once they are read
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as this object
         self._lock, self._closed = threading.Lock(), False
-        self.floors: list[float] = []  # of the tasks, from the first ``fit`` on
+
+    def read(self) -> list[TaskRows]:
+        """The rows of all tasks.
+
+        Raises:
+            ConfigError: a task cannot be read. FitError: the process did not work.
+        """
+        if self._process is None:
+            self._start()
+        rows: list[TaskRows] = self._ask(READ, self._to_read)
+        self._rows = [task.sha256 for task in rows]
+        return rows
 
     def fit(self, embeddings: Sequence[Mapping[ProbeFeatures, Tensor]]) -> Fitted:
         """The scores of each task's embeddings, [N, F] of each kind.
 
         Raises:
-            FitError: it did not work; the next call starts another process.
+            FitError: it did not work; if the process ended, the next call starts another one.
         """
         if self._process is None:
-            self._start()
-            self.floors = []
-        if not self.floors:
-            self.floors = self._ask(TASKS, self._tasks)[0]
+            self._read_again()
         arrays = [{read: vectors.numpy() for read, vectors in of_task.items()} for of_task in embeddings]
-        return Fitted(*self._ask(EMBEDDINGS, arrays))
+        return Fitted(*self._ask(FIT, arrays))
+
+    def _read_again(self) -> None:
+        """In a new process: the rows must be those of the start, which the embeddings are of."""
+        before = self._rows
+        try:
+            after = [task.sha256 for task in self.read()]
+        except ConfigError as fault:
+            raise FitError(str(fault)) from fault
+        self._rows = before
+        if after != before:
+            raise FitError("the files of the tasks have changed since the start")
 
     def close(self) -> None:
         """End it, from any thread; a fit that is under way fails."""
@@ -105,6 +126,8 @@ class FitProcess:
             raise FitError(self._ending(process)) from fault
         finally:
             limit.cancel()
+        if isinstance(answer, Refused):
+            raise ConfigError(answer.sentence)
         if isinstance(answer, str):
             raise FitError(answer)
         return answer

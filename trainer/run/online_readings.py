@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,9 +15,9 @@ from cluster.process.heartbeat import heartbeat
 from trainer.core.collectives import Group
 from trainer.core.console import say
 from trainer.distill.method import Method
-from trainer.evaluation.online.fitting import OnlineScores
-from trainer.evaluation.online.rows import OnlineTask
-from trainer.evaluation.online.slices import SharedTask, embed_together
+from trainer.evaluation.config import Validation
+from trainer.evaluation.online.messages import Scores, TaskRows, ToRead
+from trainer.evaluation.online.slices import SharedTask, embed_together, share_tasks
 from trainer.evaluation.tasks.curve_names import downstream, online_scores
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures
 from trainer.models.network import Network
@@ -60,13 +61,14 @@ class Fits:
 
     def __init__(
         self,
-        tasks: Sequence[OnlineTask],
+        tasks: Sequence[TaskRows],
+        process: FitProcess,
         log: Callable[[Mapping[str, float], int], None],
         *,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """``stopping``: whether the run is told to stop, so that its state must be saved soon."""
-        self._tasks, self._log, self._process = tasks, log, FitProcess(tasks)
+        self._tasks, self._log, self._process = tasks, log, process
         self._stopping = stopping
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fits")
         self._latest: Future[None] | None = None
@@ -105,32 +107,61 @@ class Fits:
             say(f"warning: the labelled tasks are not read at step {due.step}: {fault}")
             return
         metrics, sentences = {**due.metrics, "online/fit_s": fitted.seconds}, []
-        for task, floor, scores in zip(self._tasks, self._process.floors, fitted.scores, strict=True):
-            metrics |= task_metrics(task, floor, scores)
+        for task, scores in zip(self._tasks, fitted.scores, strict=True):
+            metrics |= task_metrics(task, scores)
             sentences.append(
-                f"{task.name} {task.metric.heading} {scores.probe:.3f}, {scores.knn:.3f}, {floor:.3f}"
+                f"{task.name} {task.heading} {scores.probe:.3f}, {scores.knn:.3f}, {scores.floor:.3f}"
             )
         self._log(metrics, due.step)
         say(f"step {due.step}, probe, neighbours and floor on dev: {'; '.join(sentences)}")
 
 
-def task_metrics(task: OnlineTask, floor: float, scores: OnlineScores) -> dict[str, float]:
+def task_metrics(task: TaskRows, scores: Scores) -> dict[str, float]:
     """The metrics of a task at one step, by their names in MLflow."""
-    named = online_scores(task.metric.name, probe=scores.probe, knn=scores.knn, floor=floor)
+    named = online_scores(task.metric, probe=scores.probe, knn=scores.knn, floor=scores.floor)
     return {downstream(task.name, score): value for score, value in named.items()}
+
+
+class OpenTasks(NamedTuple):
+    """The tasks of a run on this rank, and the process that fits, if this is the first."""
+
+    shared: Sequence[SharedTask]
+    process: FitProcess | None
+
+
+@contextmanager
+def open_tasks(val: Validation, group: Group) -> Iterator[OpenTasks]:
+    """The tasks of ``val``, which a process of the first rank reads; a collective.
+
+    Raises:
+        ConfigError: on all ranks: a task cannot be read. EverywhereError: the process did not work.
+    """
+    if not val.tasks:
+        yield OpenTasks([], None)
+        return
+    process = FitProcess(ToRead(val.tasks, val.tasks_rows))
+    try:
+        shared = share_tasks(process.read, group)
+        yield OpenTasks(shared, process if group.rank == 0 else None)
+    finally:
+        process.close()
 
 
 @contextmanager
 def open_fits(
-    shared: Sequence[SharedTask], artifacts: Artifacts | None, *, stopping: Callable[[], bool]
+    tasks: OpenTasks, artifacts: Artifacts | None, *, stopping: Callable[[], bool]
 ) -> Iterator[Fits | None]:
-    """The fits of ``shared`` tasks, where there are tasks and ``artifacts`` to log to; ``stopping`` as
+    """The fits of ``tasks``, where this rank has their process and ``artifacts`` to log to; ``stopping`` as
     Fits."""
-    tasks = [each.task for each in shared if each.task]
-    if not tasks or artifacts is None:
+    if tasks.process is None or artifacts is None:
         yield None
         return
-    fits = Fits(tasks, lambda metrics, step: artifacts.log_late(metrics, step=step), stopping=stopping)
+    fits = Fits(
+        [task.rows for task in tasks.shared],
+        tasks.process,
+        lambda metrics, step: artifacts.log_late(metrics, step=step),
+        stopping=stopping,
+    )
     try:
         yield fits
     finally:

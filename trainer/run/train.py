@@ -24,7 +24,6 @@ from trainer.distill.step import train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
 from trainer.evaluation.held_out import Validator
-from trainer.evaluation.online.slices import SharedTask, open_tasks
 from trainer.losses.config import projection_heads
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
@@ -51,7 +50,7 @@ from trainer.run.hooks import (
     Validate,
     is_due,
 )
-from trainer.run.online_readings import Fits, open_fits, task_hook
+from trainer.run.online_readings import Fits, OpenTasks, open_fits, open_tasks, task_hook
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
 
@@ -65,7 +64,7 @@ class TrainingRun:
     engine: Engine
     reader: Reader
     validator: Validator
-    tasks: Sequence[SharedTask]
+    tasks: OpenTasks
     saver: Saver
     exporter: Exporter
     artifacts: Artifacts | None  # on rank 0
@@ -104,8 +103,7 @@ def train(
     with collectives.together(group):
         datasets = list(open_datasets(config.data, "train", warn=say).values())
     validator = Validator(config.data, config.val, config.views, device=device, group=group)
-    tasks = open_tasks(config.val, group)
-    with run_dir.hold_lock(config.run.dir, group) as lock:
+    with open_tasks(config.val, group) as tasks, run_dir.hold_lock(config.run.dir, group) as lock:
         plan = run_dir.plan(config, group, locked=True)  # a run that held the lock may have finished this one
         if plan is None:
             return EXIT_OK
@@ -117,7 +115,7 @@ def train(
         with closing(_open_reader(config, datasets, engine, resumed)) as reader:
             if group.rank == 0:
                 say_beginning(validator, resumed)
-            start = start_of(engine, datasets, validator, tasks, resumed)
+            start = start_of(engine, datasets, validator, tasks.shared, resumed)
             with (
                 begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts,
                 open_fits(tasks, artifacts, stopping=lambda: bool(stops and stops.code)) as fits,
@@ -195,7 +193,9 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
         baselines=baselines,
         artifacts=run.artifacts,
     )
-    reading = task_hook(config, tasks=run.tasks, method=run.method, network=run.engine.network, fits=run.fits)
+    reading = task_hook(
+        config, tasks=run.tasks.shared, method=run.method, network=run.engine.network, fits=run.fits
+    )
     if state.step == 0:
         validation.run(state)
         reading.run(state)

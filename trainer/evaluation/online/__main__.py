@@ -1,8 +1,9 @@
-"""A process that fits for a training run beside it, which starts it (trainer/run/fit_process.py).
+"""A process that reads labelled tasks and fits for a training run, which starts it
+(trainer/run/fit_process.py).
 
-On stdin come pickled pairs: TASKS with the tasks, then EMBEDDINGS with those of each task, reading by
-reading. To stdout goes a pickled answer to each: the floors, or the scores, and the seconds; or a text, what
-went wrong.
+On stdin come pickled pairs: READ with what is to be read, then FIT with the embeddings of each task, reading
+by reading. To stdout goes a pickled answer to each: the rows, or the scores and the seconds that they took;
+Refused; or a text, what went wrong.
 """
 
 import os
@@ -12,30 +13,38 @@ import time
 from typing import Any
 
 from cluster.process.exits import EXIT_OK
-from trainer.evaluation.online.fitting import EMBEDDINGS, TASKS, floor_of, scores_of
-from trainer.evaluation.online.rows import OnlineTask
+from configs import ConfigError
+from trainer.evaluation.online.fitting import floor_of, scores_of
+from trainer.evaluation.online.messages import FIT, READ, Refused
+from trainer.evaluation.online.rows import OnlineTask, read_tasks
 
 
 class Fitter:
-    """What the process knows: the tasks that it was told of."""
+    """What the process knows: the tasks that it has read, and their floors from the first fit on."""
 
     def __init__(self) -> None:
         self._tasks: list[OnlineTask] = []
+        self._floors: list[float] = []
 
     def answer(self, what: str, given: Any) -> Any:
-        """(floors or scores of the tasks, seconds), or a text."""
-        started = time.monotonic()
         try:
-            if what == TASKS:
-                self._tasks = given
-                found: Any = [floor_of(task) for task in self._tasks]
-            else:
-                assert what == EMBEDDINGS, what
-                pairs = zip(self._tasks, given, strict=True)
-                found = [scores_of(task, embeddings) for task, embeddings in pairs]
+            return self._read(*given) if what == READ else self._fit(what, given)
+        except ConfigError as fault:
+            return Refused(str(fault))
         except Exception as fault:  # whatever a library raises is the training's to report
             return f"{type(fault).__name__}: {' '.join(str(fault).split())}"
-        return found, time.monotonic() - started
+
+    def _read(self, paths: tuple[str, ...], most: int) -> Any:
+        self._tasks, self._floors = read_tasks(paths, most=most), []
+        return [task.rows() for task in self._tasks]
+
+    def _fit(self, what: str, given: Any) -> Any:
+        assert what == FIT, what
+        started = time.monotonic()
+        self._floors = self._floors or [floor_of(task) for task in self._tasks]
+        told = zip(self._tasks, given, self._floors, strict=True)
+        scores = [scores_of(task, embeddings, floor=floor) for task, embeddings, floor in told]
+        return scores, time.monotonic() - started
 
 
 def main() -> int:

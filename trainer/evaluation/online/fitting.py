@@ -5,25 +5,17 @@ Shapes: N rows of train, M of dev, F features.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler, normalize
 
+from trainer.evaluation.online.messages import Scores
 from trainer.evaluation.online.rows import OnlineTask
 from trainer.evaluation.tasks.fitting.linear import fit_linear, fit_probe, kmer_counts, onehot_letters
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures
 from trainer.evaluation.tasks.kinds.kind import Array
 
 NEIGHBOURS = 20
-TASKS, EMBEDDINGS = "tasks", "embeddings"  # what the process that fits is told
-
-
-class OnlineScores(NamedTuple):
-    """The main score of the task's kind on dev."""
-
-    probe: float
-    knn: float
 
 
 def floor_of(task: OnlineTask) -> float:
@@ -51,9 +43,9 @@ def floor_of(task: OnlineTask) -> float:
     return max(task.kind.main_score(task.dev.truth_N, model.dev_prediction) for model in fitted)
 
 
-def scores_of(task: OnlineTask, embeddings: Mapping[ProbeFeatures, Array]) -> OnlineScores:
-    """What the embeddings tell of the task: of each kind [N, F], the rows of train and then dev, as Slice has
-    them.
+def scores_of(task: OnlineTask, embeddings: Mapping[ProbeFeatures, Array], *, floor: float) -> Scores:
+    """What the embeddings tell of the task, beside its ``floor``: of each kind [N, F], the rows of train and
+    then dev, as TaskRows has them.
 
     The probe is that of mode ``probe``. Neighbours are by the angle between vectors of the first kind that
     are standardised as the probe's are; the prediction is the mean of what the NEIGHBOURS nearest rows of
@@ -74,6 +66,6 @@ def scores_of(task: OnlineTask, embeddings: Mapping[ProbeFeatures, Array]) -> On
     neighbours.fit(normalize(scaler.transform(train_NF)), task.kind.sure(task.train.truth_N))
     said = neighbours.predict(normalize(scaler.transform(dev_MF)))
     truth_M = task.dev.truth_N
-    return OnlineScores(
-        task.kind.main_score(truth_M, probe.dev_prediction), task.kind.main_score(truth_M, said)
+    return Scores(
+        task.kind.main_score(truth_M, probe.dev_prediction), task.kind.main_score(truth_M, said), floor
     )

@@ -1,6 +1,7 @@
 """The labelled rows that the teacher is read on: some of train, to fit, and some of dev, to score. Test is
 left alone."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +9,11 @@ from dataclasses import dataclass
 import configs
 from cluster.storage.store import StoreError
 from configs import ConfigError, redact
+from trainer.evaluation.online.messages import TaskRows
 from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.curve_names import plain
-from trainer.evaluation.tasks.kinds.kind import Metric, TaskKind
+from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.rows.data import Split, load, subsample
 
 
@@ -28,14 +30,22 @@ class OnlineTask:
     def name(self) -> str:
         return self.config.name
 
-    @property
-    def metric(self) -> Metric:
-        """The main one."""
-        return self.kind.metrics[0]
-
-    def sequences(self) -> EncodedSequences:
-        """Those of train, then those of dev."""
-        return EncodedSequences.from_codes([*self.train.codes(), *self.dev.codes()])
+    def rows(self) -> TaskRows:
+        """What the training is told."""
+        sequences = EncodedSequences.from_codes([*self.train.codes(), *self.dev.codes()])
+        digest = hashlib.sha256()
+        for array in (sequences.codes_M, sequences.length_N.numpy(), self.train.truth_N, self.dev.truth_N):
+            digest.update(array.tobytes())
+        metric = self.kind.metrics[0]
+        return TaskRows(
+            self.name,
+            metric.name,
+            metric.heading,
+            self.config.strand,
+            self.config.probe.pooling,
+            sequences,
+            digest.hexdigest(),
+        )
 
 
 def read_tasks(paths: Sequence[str], *, most: int) -> list[OnlineTask]:

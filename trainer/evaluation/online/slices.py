@@ -3,6 +3,7 @@
 Shapes: N rows of a task, F features.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +13,9 @@ from cluster.process.heartbeat import heartbeat
 from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.evaluation import batching
-from trainer.evaluation.config import Validation
-from trainer.evaluation.online.rows import OnlineTask, read_tasks
+from trainer.evaluation.online.messages import TaskRows
 from trainer.evaluation.precision import device_of
 from trainer.evaluation.sequences import EncodedSequences
-from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.models.network import Network
 
@@ -52,36 +51,31 @@ class Slice:
 
 @dataclass(frozen=True)
 class SharedTask:
-    """A task on all ranks; ``task``, with letters and truth of all rows, on the first alone."""
+    """A task on all ranks, and this one's part of it."""
 
-    config: TaskConfig
+    rows: TaskRows
     slice: Slice
-    task: OnlineTask | None
 
     @property
     def name(self) -> str:
-        return self.config.name
+        return self.rows.name
 
 
-def open_tasks(val: Validation, group: Group) -> list[SharedTask]:
-    """The tasks of ``val``: the first rank reads their files; a collective.
+def share_tasks(read: Callable[[], Sequence[TaskRows]], group: Group) -> list[SharedTask]:
+    """The tasks that the first rank reads with ``read``; a collective.
 
     Raises:
-        ConfigError: on all ranks, as ``read_tasks``.
+        ConfigError, EverywhereError: on all ranks, where ``read`` raises a ConfigError, or a RuntimeError.
     """
-    if not val.tasks:
-        return []
-    tasks: list[OnlineTask] = []
-    with heartbeat.inside("reading tasks", phase=True), collectives.first_rank_decides(group, ValueError):
+    tasks: Sequence[TaskRows] = []
+    with (
+        heartbeat.inside("reading tasks", phase=True),
+        collectives.first_rank_decides(group, ValueError, RuntimeError),
+    ):
         if group.rank == 0:
-            tasks = read_tasks(val.tasks, most=val.tasks_rows)
-    own = [(task.config, task.sequences()) for task in tasks]
-    everywhere = collectives.object_from_first(group, own)
-    held: list[OnlineTask | None] = [*tasks] or [None] * len(everywhere)
-    return [
-        SharedTask(config, Slice.of(sequences, group), task)
-        for (config, sequences), task in zip(everywhere, held, strict=True)
-    ]
+            tasks = read()
+    everywhere = collectives.object_from_first(group, list(tasks))
+    return [SharedTask(rows, Slice.of(rows.sequences, group)) for rows in everywhere]
 
 
 @torch.no_grad()
@@ -92,8 +86,8 @@ def embed_together(network: Network, shared: SharedTask, *, group: Group) -> dic
     In the precision of the weights of ``network``, which is the run's.
     """
     part, was_training = shared.slice, network.training
-    strand = shared.config.strand
-    wanted = features_of(shared.config.probe.pooling, network.backbone, strand=strand)
+    strand = shared.rows.strand
+    wanted = features_of(shared.rows.pooling, network.backbone, strand=strand)
     network.eval()
     vectors = []
     for batch in part.batches:

@@ -13,7 +13,7 @@ from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.timeout(300)  # all cases run in the first test
 
-STEPS = 20
+STEPS, FEW = 20, 6
 Changes = dict[str, Any]
 CONVOLUTIONS = {
     "model": {"name": "dilated-conv", "hidden_size": 20, "stem_kernel": 5, "kernel": 3, "dilations": [1, 4]}
@@ -24,15 +24,15 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
     1: {
         "plain": ("plain", {}, STEPS),
         "coupled": ("coupled", {}, STEPS),
-        "convolutions": ("convolutions", {}, STEPS),
+        "convolutions": ("convolutions", {}, FEW),
         "plain, 6 micro-batches": ("plain", {"train__micro_batch": 4}, STEPS),
         "coupled, 3 micro-batches, ZeRO-0": (
             "coupled",
             {"train__micro_batch": 8, "train__zero_stage": 0},
             STEPS,
         ),
-        "taught": ("taught", {}, 10),
-        "taught, 3 micro-batches": ("taught", {"train__micro_batch": 8}, 10),
+        "taught": ("taught", {}, FEW),
+        "taught, 3 micro-batches": ("taught", {"train__micro_batch": 8}, FEW),
         "plain, activation checkpointing": ("plain", {"train__activation_checkpointing": True}, 5),
     },
     2: {
@@ -52,14 +52,14 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
         "taught, ZeRO-3, 2 micro-batches": (
             "taught",
             {"train__zero_stage": 3, "train__micro_batch": 6},
-            10,
+            FEW,
         ),
         "coupled, ref": ("coupled", {"loss__contrastive__variant": "ref"}, 5),
-        "convolutions, ZeRO-1": ("convolutions", {}, STEPS),
+        "convolutions, ZeRO-1": ("convolutions", {}, FEW),
         "convolutions, ZeRO-3, 3 micro-batches, activation checkpointing": (
             "convolutions",
             {"train__zero_stage": 3, "train__micro_batch": 4, "train__activation_checkpointing": True},
-            STEPS,
+            FEW,
         ),
         "plain, ZeRO-3, activation checkpointing": (
             "plain",
@@ -74,8 +74,8 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             {"train__zero_stage": 3, "train__micro_batch": 3},
             10,
         ),
-        "convolutions, ZeRO-2": ("convolutions", {"train__zero_stage": 2}, STEPS),
-        "taught, 2 micro-batches": ("taught", {"train__micro_batch": 3}, 10),
+        "convolutions, ZeRO-2": ("convolutions", {"train__zero_stage": 2}, FEW),
+        "taught, 2 micro-batches": ("taught", {"train__micro_batch": 3}, FEW),
     },
 }
 BF16 = {

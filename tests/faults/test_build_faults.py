@@ -164,6 +164,7 @@ def own_build(
         process.communicate()
 
 
+@pytest.mark.faults
 def test_a_killed_driver_leaves_no_worker_and_the_next_one_goes_on(
     genome: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -186,7 +187,14 @@ def test_a_killed_driver_leaves_no_worker_and_the_next_one_goes_on(
     assert contents(output) == undisturbed
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.faults),
+        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.faults),
+    ],
+)
 def test_a_build_that_is_told_to_stop_says_what_stays(
     genome: Path, tmp_path: Path, stop: signal.Signals, code: int
 ) -> None:
@@ -206,6 +214,7 @@ def test_a_build_that_is_told_to_stop_says_what_stays(
     )
 
 
+@pytest.mark.faults
 def test_a_build_that_is_told_to_stop_while_ray_starts(genome: Path, tmp_path: Path) -> None:
     with own_build(genome, tmp_path / "o", tmp_path / "cache") as process:
         wait_for(

@@ -79,6 +79,7 @@ def answers(port: int) -> bool:
     return False
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_on_two_nodes_of_which_one_dies(s3: S3, tmp_path: Path) -> None:

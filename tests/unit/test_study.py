@@ -163,6 +163,7 @@ def check_mlflow() -> None:
     assert {run.data.tags["study.seed"] for run in children} == {"0", "1"}
 
 
+@pytest.mark.faults
 def test_a_study_that_is_told_to_stop_goes_on_with_what_is_missing(
     where: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_study_that_is_told_to_stop_goes_on_with_what_is_missing(
     assert "What is missing" not in (where / "out/report/index.html").read_text()
 
 
+@pytest.mark.faults
 def test_one_that_was_killed_is_started_again_and_one_that_fails_stops_no_other(
     where: Path, capsys: Said
 ) -> None:

@@ -141,7 +141,12 @@ def _evaluation(version: Any, task: str, track_uri: str, *, rows: int, report: P
     tracking = ("--track-uri", track_uri)
     model = f"models:/{version.name}/{version.version}"
     finetune = ("trainer.finetune", "--model", model, "--task", task, *tracking)
-    settings = (f"max_train_rows={rows}", "finetune.epochs=2", "finetune.lr=3e-4")
+    settings = (
+        f"max_train_rows={rows}",
+        "finetune.epochs=2",
+        "finetune.lr=2e-3",
+        "finetune.pooling=mean_max",
+    )
     return [
         (*_PYTHON, *finetune, *settings),
         (*_PYTHON, "trainer.report", version.run_id, *tracking, "--output", str(report)),

@@ -82,6 +82,20 @@ def stored(where: Registered, reader: Registry, run_id: str) -> bool:
     return bool(reader.client.list_artifacts(run_id, "task_model"))
 
 
+def test_of_several_numbers_of_rows_only_the_largest_keeps_a_model(where: Registered) -> None:
+    reader = registry(where)
+    task = configs.load(TaskConfig, where.task, ["name=curve", "modes=probe", "max_train_rows=[40,null,20]"])
+    results = finetune(reader, CANDIDATE, task)
+    rows = [result.rows["train"] for result in results]
+    assert rows[:2] == [20, 40] and rows[2] > 40
+    found = reader.tagged(None, {"finetune": "child"})
+    found = [run for run in found if run.data.params["task"] == "curve"]
+    held = [run for run in found if "task_model" in run.data.tags]
+    assert len(found) == 3 and [run.data.params["train_rows"] for run in held] == [str(rows[2])]
+    (version,) = versions(reader, name_of(NAME, "curve"))
+    assert version.run_id == held[0].info.run_id
+
+
 def test_fine_tuning_keeps_the_best_and_a_user_can_predict_with_it(
     where: Registered, capsys: pytest.CaptureFixture[str]
 ) -> None:

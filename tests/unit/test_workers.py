@@ -89,8 +89,9 @@ def test_two_tasks_then_a_rerun_then_another_version(
     ]
     assert pretraining.metrics["downstream/two/scratch_mcc"] == pytest.approx(sum(two) / 2)
     (kept,) = registry.client.search_model_versions("name='toy-two'")
-    rows = {run.info.run_id: run.data.params["train_rows"] for run in children(where)}
-    assert rows[kept.run_id] == "200", "of several numbers of rows the models of the largest are kept"
+    held = {run.info.run_id: run.data.params for run in children(where) if "task_model" in run.data.tags}
+    assert {params["train_rows"] for params in held.values() if params["task"] == "two"} == {"200"}
+    assert held[kept.run_id]["task"] == "two", "of several numbers of rows only the largest keeps models"
     (parent,) = registry.tagged(None, {"finetune": "parent", "model.version": "1", "model.name": NAME})
     assert parent.data.tags["mlflow.parentRunId"] == where.run_id
     assert parent.info.status == "FINISHED" and "| two" in parent.data.tags["mlflow.note.content"]

@@ -15,7 +15,7 @@ from trainer.models.network import Network
 from trainer.tracking.mlmodel import Pyfunc, write_mlmodel
 
 INPUT = "sequence"
-_EXAMPLE = ("ACGTTGCATTAGCCGATAACGG", "gattacaNNgattaca")
+EXAMPLE = ("ACGTTGCATTAGCCGATAACGG", "gattacaNNgattaca")
 
 
 class EncoderModel:
@@ -57,6 +57,6 @@ def write_encoder_mlmodel(folder: Path) -> None:
             loader=__name__,
             inputs={INPUT: "string"},
             outputs=dict.fromkeys(columns(size), "float"),
-            example=pd.DataFrame({INPUT: list(_EXAMPLE)}),
+            example=pd.DataFrame({INPUT: list(EXAMPLE)}),
         ),
     )

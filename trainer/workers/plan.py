@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 
 import configs
 from configs import ConfigError
@@ -36,6 +36,11 @@ class WorkTask:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @cached_property  # asked at every turn of the driver, and the rows of all tasks are many
+    def letters(self) -> dict[str, int]:
+        """The letters of each split, by its role."""
+        return {split.role: sum(map(len, split.letters)) for split in self.data.splits}
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,11 @@ def distinct(tasks: Iterable[WorkTask]) -> list[WorkTask]:
     return list({(task.name, task.settings): task for task in reversed(list(tasks))}.values())[::-1]
 
 
-@cache  # asked at every turn of the driver, and the rows of all tasks are many
 def weight(mode: str, task: WorkTask) -> float:
     """About how much there is to compute, in letters read by a network."""
-    letters = {split.role: sum(map(len, split.letters)) for split in task.data.splits}
     if mode not in _TRAINING:
         return float(len(task.data.train))  # linear models last
-    finetune = task.config.finetune
+    finetune, letters = task.config.finetune, task.letters
     length = finetune.length(len(task.data.train))
     training = length.epochs * _BACKWARD * letters["train"] + length.readings * 2.0 * letters["dev"]
     return len(finetune.lr) * training

@@ -63,10 +63,10 @@ def finetune(
             say(sentence)
             results[unit, prepared.settings] = result
         if number == fullest:
-            sentences += keep_best(registry, model, variant, prepared.settings)
+            sentences = keep_best(registry, model, variant, prepared.settings)
+            for sentence in sentences:
+                say(sentence)
             add_points(registry, model, version.shared, tasks=[CurveTask(variant, prepared.settings)])
-    for sentence in sentences:
-        say(sentence)
     champion = settle_champion(registry, model.name, model.version)
     say(champion)
     past = past_results(registry, model.name, model.version)

@@ -8,13 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from trainer.evaluation.encoder_pyfunc import EXAMPLE, INPUT
 from trainer.evaluation.precision import best_device
 from trainer.evaluation.tasks.kept import task_model
 from trainer.evaluation.tasks.kept.task_model import TaskModel
 from trainer.tracking.mlmodel import Pyfunc, write_mlmodel
-
-INPUT = "sequence"
-_EXAMPLE = ("ACGTTGCATTAGCCGATAACGG", "gattacaNNgattaca")
 
 
 class TaskPyfunc:
@@ -44,7 +42,7 @@ def write_task_mlmodel(folder: Path, *, model_id: str | None = None) -> None:
             loader=__name__,
             inputs={INPUT: "string"},
             outputs=task_model.load(str(folder)).columns,
-            example=pd.DataFrame({INPUT: list(_EXAMPLE)}),
+            example=pd.DataFrame({INPUT: list(EXAMPLE)}),
         ),
         model_id=model_id,
     )

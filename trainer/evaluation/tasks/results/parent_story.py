@@ -57,11 +57,12 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
     """The run's description in markdown: what was done, the table, ``lines``, how to go on."""
     unit, tables = results[0].unit, results_tables(summarise(results))
     model, tasks = f"models:/{unit.model}/{unit.version}", dict.fromkeys(r.unit.task for r in results)
-    parts = [
+    before = [
         f"**{unit.model} version {unit.version} on labelled tasks:** {', '.join(tasks)}; "
         f"{len(results)} results, each a child run.",
         *_headlines(summarise(results)),
-        "{tables}",
+    ]
+    after = [
         _READING,
         *(["\n".join(f"- {line}" for line in lines)] if lines else []),
         "**Files:** the same table as CSV, JSON and HTML, and a picture, in the artifacts, folder "
@@ -69,10 +70,12 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
         f"**Go on:**\n```\npython -m trainer.finetune --model {model} --task configs/tasks/NAME.yaml\n"
         f"python -m cluster finetune --model {model} --tasks configs/tasks/*.yaml\n```",
     ]
-    text, shown = "\n\n".join(parts), "\n\n".join(markdown.table(one.headings, one.rows) for one in tables)
-    if len(text) + len(shown) > _LONGEST:
-        shown = f"The table is too long for a description; it is `{FOLDER}/summary.html` of the artifacts."
-    return text.replace("{tables}", shown, 1)
+    shown = [markdown.table(one.headings, one.rows) for one in tables]
+    text = "\n\n".join([*before, *shown, *after])
+    if len(text) <= _LONGEST:
+        return text
+    instead = f"The table is too long for a description; it is `{FOLDER}/summary.html` of the artifacts."
+    return "\n\n".join([*before, instead, *after])
 
 
 def _headlines(summary: pd.DataFrame) -> list[str]:

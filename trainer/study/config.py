@@ -14,7 +14,7 @@ from trainer.tracking.config import default_tracking_uri
 
 FLOOR = "floor"  # stands for the better floor in ``compare``
 SCRATCH, PRESET = "scratch", "config"  # keys of an arm that are no overrides
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 Overrides = dict[str, Any]
 
@@ -32,7 +32,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 def _plain_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} must be letters, digits, '.', '_', '+' or '-' only, since folders are named by it"
+            f"{name!r} must be letters, digits, '.', '_' or '-' only, since folders and MLflow's parameters are "
+            "named by it"
         )
     return name
 

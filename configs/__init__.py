@@ -75,7 +75,7 @@ def _override(tree: DictConfig, item: str) -> None:
     except ValueError as fault:
         raise ValueError(f"{item}: {fault}") from fault
     old = OmegaConf.select(tree, key, throw_on_resolution_failure=False)
-    # A mapping is merged into a mapping; it takes the place of anything else, and one without keys that of all.
+    # A mapping is merged into a mapping; it takes the place of anything else, as {} does of a mapping, too.
     merge = not isinstance(new, dict) or (isinstance(old, DictConfig) and bool(new))
     OmegaConf.update(tree, key, _tree(new) if isinstance(new, dict | list) else new, merge=merge)
 

@@ -21,12 +21,10 @@ from trainer.models import pretrained
 ROOT = Path(__file__).parents[2]
 MARK = "DNA_TEST_MARK"  # in the environment of all that a run starts
 TRAIN = [
-    "model.num_layers=2",
-    "model.num_groups=5",
-    "model.group_channels=6",
-    "model.intermediate_size=32",
+    "model.hidden_size=20",
+    "model.dilations=[1, 4]",
     "data.length=48",
-    "loss.distill.prototypes=32",
+    "loss.patch.prototypes=32",
     "val.windows=24",
     "val.every=100000",
     "track.registered_model=null",

@@ -289,7 +289,7 @@ def test_an_override_may_put_a_mapping_in_the_place_of_a_list(tmp_path: Path) ->
     config = load(DataConfig, file, ["split.val={bed: v.bed}"])
     assert config.split.val == BedSplit(bed=("v.bed",))
     assert load(DataConfig, file, ["split={test: 0.1}"]).split.gap == 5, "a mapping is merged into a mapping"
-    assert load(DataConfig, file, ["split={}"]).split.gap == 1024, "one without keys takes the place of another"
+    assert load(DataConfig, file, ["split={}"]).split.gap == 1024, "{} takes the place of one"
 
 
 def test_dump_hides_credentials_and_flatten_gives_dotted_keys() -> None:

@@ -44,7 +44,7 @@ def test_demo_goes_from_a_generated_genome_to_a_report(
         "--rows",
         "100",
         "train.steps=60",
-        "model.num_layers=4",
+        "model.dilations=[1, 2, 4]",
         "val.every=30",
         "val.windows=256",
         "run.name=bob's",

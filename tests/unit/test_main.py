@@ -22,12 +22,10 @@ from trainer.tracking.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = [
-    "model.num_layers=2",
-    "model.num_groups=5",
-    "model.group_channels=6",
-    "model.intermediate_size=32",
+    "model.hidden_size=20",
+    "model.dilations=[1, 4]",
     "data.length=48",
-    "loss.distill.prototypes=32",
+    "loss.patch.prototypes=32",
     "val.windows=24",
     "val.every=4",
     "track.every=2",
@@ -86,8 +84,7 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
     for name in (
         "loss/total",
         "loss/mlm",
-        "loss/distill",
-        "loss/contrastive",
+        "loss/patch",
         "lr",
         "ema/momentum",
         "grad_norm",
@@ -100,7 +97,7 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
         "val/student_mlm_accuracy",
         "val/mlm_accuracy_majority",
         "val/mlm_accuracy_markov",
-        "health/teacher_entropy",
+        "health/patch_entropy",
         "health/embedding_std",
         "health/effective_rank",
         "health/alignment",
@@ -127,10 +124,10 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
     tensors = safetensors.torch.load_file(exported / pretrained.WEIGHTS)
     assert not any(name.startswith("heads.") for name in tensors)
     heads = safetensors.torch.load_file(exported / pretrained.HEADS)
-    assert {name.split(".")[1] for name in heads} == {"distill", "contrastive"}
+    assert {name.split(".")[1] for name in heads} == {"patch"}
     config = json.loads((exported / pretrained.CONFIG).read_text())
-    assert config["model_type"] == "findna"
-    assert config["hidden_size"] == 30
+    assert config["model_type"] == "dilated-conv"
+    assert config["hidden_size"] == 20
     pretrained.load(str(exported))
     kept = sorted(p.name for p in (exported / "checkpoints").iterdir())
     assert kept == ["latest.json", "step-00000006", "step-00000008"]
@@ -198,7 +195,7 @@ def test_launcher_with_two_processes_gives_the_losses_of_one(toy: str, tmp_path:
             "train.deepspeed: fp16 cannot be set: set train.precision",
         ),
         (
-            "loss={mlm: {weight: 0}, distill: {weight: 0}, contrastive: {weight: 0}}",
+            "loss={mlm: {weight: 0}, patch: {weight: 0}}",
             "every loss has weight 0",
         ),
         ("views.teacher.operations={rotate: 3}", "unknown rotate; must be of deletion, insertion, neighb"),

@@ -52,9 +52,9 @@ def test_the_contract_names_are_there() -> None:
     assert {"demo", "findna", "findna-plus"} <= {path.stem for path in FILES if path.parent.name == "train"}
 
 
-def test_demo_has_all_losses_and_a_batch_that_1_to_4_ranks_divide() -> None:
+def test_demo_distils_and_has_a_batch_that_1_to_4_ranks_divide() -> None:
     demo = configs.load(TrainConfig, FOLDER / "train" / "demo.yaml")
-    assert demo.loss.weights().keys() == {"mlm", "distill", "contrastive"}
+    assert demo.loss.weights().keys() == {"mlm", "patch"}
     assert all(
         world_size.faults(demo.train, lanes=demo.data.lanes, world=world) == [] for world in (1, 2, 3, 4)
     )

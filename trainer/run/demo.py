@@ -19,7 +19,9 @@ from cluster.storage import store
 from configs import ConfigError, redact
 from data_prep import shards
 from trainer.evaluation.statistics import standard_error
+from trainer.evaluation.tasks.curve_names import FLOOR, PROBE, downstream
 from trainer.evaluation.tasks.kept.kept_models import kept_versions
+from trainer.evaluation.tasks.results.parent_story import headlines
 from trainer.evaluation.tasks.results.results import summarise
 from trainer.evaluation.tasks.results.results_log import past_results
 from trainer.evaluation.tasks.results.results_table import as_text
@@ -33,6 +35,12 @@ _TRAIN_CONFIG = "configs/train/demo.yaml"
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = (sys.executable, "-m")
 _ROWS_SHOWN = 5  # predictions at the end
+_RECIPE = (
+    "seeds=[0,1,2]",
+    "finetune.epochs=20",
+    "finetune.lr=1e-3",
+    "finetune.pooling=mean_max",
+)  # seconds each
 
 Command = Sequence[str]
 
@@ -74,19 +82,20 @@ def run_demo(options: DemoOptions) -> int:
     start = time.monotonic()
     folder = options.folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     dataset, processes = folder / "dataset", options.processes or _default_ranks()
+    genome = _choose_genome(options, folder)
     overrides = [
         f"data.uri={dataset}",
         f"run.dir={folder / 'pretrain'}",
         f"run.name={folder.name}",
         f"track.uri={_TRACKING}",
         "track.report_every=0",  # the demo makes one itself, once there are results on the task
+        f"val.tasks=[{genome.task}]",
         *options.overrides,
     ]
     if options.rows < 1:
         raise ConfigError(f"--rows: {options.rows} must be at least 1")
     config = _checked_config(overrides, dataset=dataset, processes=processes)
     folder.mkdir(parents=True)
-    genome = _choose_genome(options, folder)
     print(genome.message, flush=True)
     build = ("data_prep", "build", "--config", genome.data_config, f"output={dataset}", "workers=2")
     train = (*_deepspeed(processes), str(_ROOT / "trainer/main.py"), "--config", _TRAIN_CONFIG, *overrides)
@@ -104,7 +113,7 @@ def run_demo(options: DemoOptions) -> int:
     if code := _run_all([predict], genome.environment):
         return code
     print((folder / "predictions.csv").read_text(), end="")
-    print(_table(registry, dataset, version))
+    print(_table(registry, dataset, version, task=Path(genome.task).stem))
     uri = redact(config.track.uri)
     runs = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     print(f"\nReport: {folder / 'report'}/index.html   Runs: {runs}")
@@ -120,9 +129,9 @@ def _choose_genome(options: DemoOptions, folder: Path) -> _Genome:
     data = Path(paths.expand(given, what="DNA_DATA"))
     if (data / "genomes" / "sacCer_R64.fa.gz").is_file() and not options.generated:
         return _Genome(
-            "Genome: S. cerevisiae R64 from DNA_DATA; task: mouse_0 (transcription factor binding, GUE).",
+            "Genome: S. cerevisiae R64 from DNA_DATA; task: H4 (a histone mark of yeast, GUE).",
             data_config="configs/data/yeast.yaml",
-            task="configs/tasks/mouse_0.yaml",
+            task="configs/tasks/H4.yaml",
         )
     why = "as asked for" if options.generated else f"since {data} has no yeast genome"
     output = str(folder / "genome")
@@ -141,14 +150,8 @@ def _evaluation(version: Any, task: str, track_uri: str, *, rows: int, report: P
     tracking = ("--track-uri", track_uri)
     model = f"models:/{version.name}/{version.version}"
     finetune = ("trainer.finetune", "--model", model, "--task", task, *tracking)
-    settings = (
-        f"max_train_rows={rows}",
-        "finetune.epochs=2",
-        "finetune.lr=2e-3",
-        "finetune.pooling=mean_max",
-    )
     return [
-        (*_PYTHON, *finetune, *settings),
+        (*_PYTHON, *finetune, f"max_train_rows={rows}", *_RECIPE),
         (*_PYTHON, "trainer.report", version.run_id, *tracking, "--output", str(report)),
     ]
 
@@ -227,8 +230,8 @@ def _registered(registry: Registry, config: TrainConfig) -> Any:
     return registry.version(f"models:/{config.track.registered_model}/{run.data.tags['model.version']}")
 
 
-def _table(registry: Registry, dataset: Path, version: Any) -> str:
-    """The results, from the manifest, the MLflow run and its fine-tuning runs."""
+def _table(registry: Registry, dataset: Path, version: Any, *, task: str) -> str:
+    """The results, from the manifest, the MLflow run and its fine-tuning runs of ``task``."""
     manifest = shards.Manifest.from_bytes(store.read_bytes(str(dataset / shards.MANIFEST)))
     bp = sum(manifest.bp(split) for split in shards.SPLITS)
     written = [shard for split in shards.SPLITS for shard in manifest.shards[split]]
@@ -252,9 +255,23 @@ def _table(registry: Registry, dataset: Path, version: Any) -> str:
         ("  majority letter", f"{majority:.4f}: {(accuracy[-1] - majority) / error:+.1f} standard errors"),
         ("  4+4 Markov", f"{markov:.4f}: {(accuracy[-1] - markov) / error:+.1f} standard errors"),
     ]
-    readings = ("teacher_entropy", "embedding_std", "effective_rank", "alignment", "uniformity")
+    readings = (
+        "patch_entropy",
+        "patch_learned",
+        "embedding_std",
+        "effective_rank",
+        "alignment",
+        "uniformity",
+    )
     found = [f"{name} {metrics[f'health/{name}']:.2f}" for name in readings if f"health/{name}" in metrics]
     lines.append(("health", ", ".join(found)))
+    probe, floor = (
+        registry.history(run_id, downstream(task, f"{name}_mcc"))["value"] for name in (PROBE, FLOOR)
+    )
+    rising = " → ".join(f"{value:.3f}" for value in probe)
+    lines.append((f"probe of {task}", f"MCC on dev while it trained: {rising} (floor {floor.iloc[-1]:.3f})"))
+    results = summarise(past_results(registry, version.name, version.version))
     width = max(len(name) for name, _ in lines)
-    summary = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-    return f"\n{summary}\n\n{as_text(summarise(past_results(registry, version.name, version.version)))}"
+    shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    told = [f"{name}: {sentence}" for name, sentence in headlines(results).items()]
+    return "\n".join(["", shown, "", as_text(results), "", *told])

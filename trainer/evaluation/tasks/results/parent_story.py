@@ -60,7 +60,7 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
     before = [
         f"**{unit.model} version {unit.version} on labelled tasks:** {', '.join(tasks)}; "
         f"{len(results)} results, each a child run.",
-        *_headlines(summarise(results)),
+        *_best_modes(summarise(results)),
     ]
     after = [
         _READING,
@@ -78,14 +78,29 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
     return "\n\n".join([*before, instead, *after])
 
 
-def _headlines(summary: pd.DataFrame) -> list[str]:
-    """The best mode of each task in a sentence, where a folded description shows it."""
-    lines = []
+def _best_modes(summary: pd.DataFrame) -> list[str]:
+    """A paragraph, where a folded description shows it."""
+    lines = [f"- **{task}**: {text}" for task, text in headlines(summary).items()]
+    return ["Best on dev of the modes that use the encoder:\n\n" + "\n".join(lines)] if lines else []
+
+
+def headlines(summary: pd.DataFrame) -> dict[str, str]:
+    """Task -> its best mode in a sentence, beside the same network from scratch and the floor."""
+    lines = {}
     for task, best in _best_by_dev(summary).items():
         metric = KINDS[best["kind"]].metrics[0]
-        floor = "no floor was run" if pd.isna(best["floor"]) else f"the floor {best['floor']:.3f}"
-        lines.append(f"- **{task}**: {best['mode']}, test {metric.heading} {best['score']:.3f}; {floor}")
-    return ["Best on dev of the modes that use the encoder:\n\n" + "\n".join(lines)] if lines else []
+        text = [f"{best['mode']}, test {metric.heading} {best['score']:.3f}"]
+        same = (summary["task"] == task) & (summary["settings"] == best["settings"])
+        scratch = summary[same & (summary["mode"] == "scratch")]["score"]
+        if not scratch.empty:
+            ahead = best["score"] - scratch.iloc[0]
+            text.append(f"the same network from scratch {scratch.iloc[0]:.3f} ({ahead:+.3f})")
+        if pd.notna(best["floor"]):
+            text.append(f"the floor {best['floor']:.3f} ({best['score'] - best['floor']:+.3f})")
+        else:
+            text.append("no floor was run")
+        lines[task] = "; ".join(text)
+    return lines
 
 
 def _best_by_dev(summary: pd.DataFrame) -> dict[str, "pd.Series[Any]"]:

@@ -69,17 +69,15 @@ SMALL = [
     "health.every=25",
     "loss.distill={prototypes: 48, mlp_size: 24, bottleneck: 16}",
 ]
+SMALL_PATCH = "loss.patch={prototypes: 32, mlp_size: 24, bottleneck: 16, pairs: 6}"
 ALSO = {
-    "demo": ["loss.patch={prototypes: 32, mlp_size: 24, bottleneck: 16, pairs: 6}"],
-    "small": [
-        "loss.patch={prototypes: 32, mlp_size: 24, bottleneck: 16, pairs: 6}",
-        "train.micro_batch=null",
-    ],
+    "demo": [SMALL_PATCH],
+    "small": [SMALL_PATCH, "train.micro_batch=null"],
     "findna": [],
     "findna-plus": [
         "loss.contrastive={mlp_size: 24, embedding: 16}",
         "views.crops.length=24",
-        "loss.patch={prototypes: 32, mlp_size: 24, bottleneck: 16, pairs: 6}",
+        SMALL_PATCH,
     ],
 }
 # The method changed by a hair: preset, the change, the first step whose losses tell, and which of them.

@@ -32,8 +32,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 def _plain_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} must be letters, digits, '.', '_' or '-' only, since folders and MLflow's parameters are "
-            "named by it"
+            f"{name!r} must be letters, digits, '.', '_' or '-' only, since folders, and parameters in "
+            "MLflow, are named by it"
         )
     return name
 

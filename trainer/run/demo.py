@@ -36,7 +36,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = (sys.executable, "-m")
 _ROWS_SHOWN = 5  # predictions at the end
 _SEEDS = "seeds=[0,1,2]"
-_RECIPE = ("finetune.epochs=20", "finetune.lr=1e-3", "finetune.pooling=mean_max")  # of seconds
+_RECIPE = ("finetune.epochs=30", "finetune.batch=16", "finetune.lr=1e-3", "finetune.pooling=mean_max")
 
 Command = Sequence[str]
 
@@ -52,7 +52,7 @@ class DemoOptions:
     folder: Path | None = None
     generated: bool = False
     genome_bp: int = 6_000_000
-    rows: int = 2400
+    rows: int = 200
     processes: int | None = None
     overrides: Sequence[str] = ()
 

@@ -2,6 +2,7 @@
 with any of them is told before the first of them starts."""
 
 import glob
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -85,6 +86,7 @@ def make_plan(config: StudyConfig) -> StudyPlan:
     for arm in config.pretrained():
         pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset)) or []
     found = _collect(faults, lambda: _tasks(config)) or []
+    _collect(faults, lambda: _refuse_twins(pretrainings))
     scratch = {} if faults else _collect(faults, lambda: _scratch(config, pretrainings)) or {}
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
@@ -190,6 +192,16 @@ def _own_words(config: StudyConfig, arm: str, seed: int, *, steps: int, precisio
         "track.uri": config.track.uri,
     }
     return words(own | ({"train.precision": precision} if precision else {}))
+
+
+def _refuse_twins(pretrainings: Sequence[Pretraining]) -> None:
+    """ConfigError: an arm changes nothing that another one has."""
+    first: dict[str, str] = {}
+    for one in pretrainings:
+        settings = json.dumps(configs.dump(one.config) | {"run": one.seed}, sort_keys=True)
+        twin = first.setdefault(settings, one.arm)
+        if twin != one.arm:
+            raise ConfigError(f"arms.{one.arm}: it is the same pretraining as arms.{twin}; remove one")
 
 
 def _scratch(config: StudyConfig, pretrainings: Sequence[Pretraining]) -> dict[str, str]:

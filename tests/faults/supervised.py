@@ -25,6 +25,7 @@ TRAIN = [
     "model.dilations=[1, 4]",
     "data.length=48",
     "loss.patch.prototypes=32",
+    "train.precision=fp32",
     "val.windows=24",
     "val.every=100000",
     "track.registered_model=null",

@@ -72,7 +72,7 @@ SMALL = [
 SMALL_PATCH = "loss.patch={prototypes: 32, mlp_size: 24, bottleneck: 16, pairs: 6}"
 ALSO = {
     "demo": [SMALL_PATCH],
-    "small": [SMALL_PATCH, "train.micro_batch=null"],
+    "small": [SMALL_PATCH],
     "findna": [],
     "findna-plus": [
         "loss.contrastive={mlp_size: 24, embedding: 16}",

@@ -35,7 +35,6 @@ _TRAIN_CONFIG = "configs/train/demo.yaml"
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = (sys.executable, "-m")
 _ROWS_SHOWN = 5  # predictions at the end
-_SEEDS = "seeds=[0,1,2]"
 _RECIPE = ("finetune.epochs=30", "finetune.batch=16", "finetune.lr=1e-3", "finetune.pooling=mean_max")
 
 Command = Sequence[str]
@@ -45,7 +44,7 @@ Command = Sequence[str]
 class DemoOptions:
     """``folder``: a new one, None for runs/demo-TIME. ``generated``: the generated genome in any case.
 
-    ``rows``: labelled rows that fine-tuning learns from. ``processes``: ranks of the pretraining.
+    ``rows``: labelled rows that fine-tuning learns from, ``seeds`` times. ``processes``: ranks of the pretraining.
     ``overrides``: of its config.
     """
 
@@ -53,6 +52,7 @@ class DemoOptions:
     generated: bool = False
     genome_bp: int = 6_000_000
     rows: int = 200
+    seeds: int = 3
     processes: int | None = None
     overrides: Sequence[str] = ()
 
@@ -88,8 +88,9 @@ def run_demo(options: DemoOptions) -> int:
         f"val.tasks=[{genome.task}]",
         *options.overrides,
     ]
-    if options.rows < 1:
-        raise ConfigError(f"--rows: {options.rows} must be at least 1")
+    for name, value in (("rows", options.rows), ("seeds", options.seeds)):
+        if value < 1:
+            raise ConfigError(f"--{name}: {value} must be at least 1")
     config = _checked_config(overrides, dataset=dataset, processes=processes)
     folder.mkdir(parents=True)
     print(genome.message, flush=True)
@@ -99,7 +100,7 @@ def run_demo(options: DemoOptions) -> int:
         return code
     registry = Registry(config.track.uri)
     version = _registered(registry, config)
-    after = _evaluation(version, genome.task, config.track.uri, rows=options.rows, report=folder / "report")
+    after = _evaluation(version, genome.task, config.track.uri, options, report=folder / "report")
     if code := _run_all(after, genome.environment):
         return code
     (kept,) = kept_versions(registry, version)
@@ -141,13 +142,16 @@ def _choose_genome(options: DemoOptions, folder: Path) -> _Genome:
     )
 
 
-def _evaluation(version: Any, task: str, track_uri: str, *, rows: int, report: Path) -> list[Command]:
+def _evaluation(
+    version: Any, task: str, track_uri: str, options: DemoOptions, *, report: Path
+) -> list[Command]:
     """The commands that use the registered model: fine-tuning, and the report of its run."""
     tracking = ("--track-uri", track_uri)
     model = f"models:/{version.name}/{version.version}"
     finetune = ("trainer.finetune", "--model", model, "--task", task, *tracking)
+    few = (f"max_train_rows={options.rows}", f"seeds=[{','.join(map(str, range(options.seeds)))}]")
     return [
-        (*_PYTHON, *finetune, f"max_train_rows={rows}", _SEEDS, *_RECIPE),
+        (*_PYTHON, *finetune, *few, *_RECIPE),
         (*_PYTHON, "trainer.report", version.run_id, *tracking, "--output", str(report)),
     ]
 

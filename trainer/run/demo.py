@@ -44,8 +44,8 @@ Command = Sequence[str]
 class DemoOptions:
     """``folder``: a new one, None for runs/demo-TIME. ``generated``: the generated genome in any case.
 
-    ``rows``: labelled rows that fine-tuning learns from, ``seeds`` times. ``processes``: ranks of the pretraining.
-    ``overrides``: of its config.
+    ``rows``: labelled rows that fine-tuning learns from, ``seeds`` times. ``processes``: ranks of the
+    pretraining. ``overrides``: of its config.
     """
 
     folder: Path | None = None

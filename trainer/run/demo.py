@@ -19,7 +19,7 @@ from cluster.storage import store
 from configs import ConfigError, redact
 from data_prep import shards
 from trainer.evaluation.statistics import standard_error
-from trainer.evaluation.tasks.curve_names import FLOOR, PROBE, downstream
+from trainer.evaluation.tasks.curve_names import FLOOR, KNN, PROBE, downstream
 from trainer.evaluation.tasks.kept.kept_models import kept_versions
 from trainer.evaluation.tasks.results.parent_story import headlines
 from trainer.evaluation.tasks.results.results import summarise
@@ -35,7 +35,13 @@ _TRAIN_CONFIG = "configs/train/demo.yaml"
 _ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = (sys.executable, "-m")
 _ROWS_SHOWN = 5  # predictions at the end
-_RECIPE = ("finetune.epochs=30", "finetune.batch=16", "finetune.lr=1e-3", "finetune.pooling=mean_max")
+_RECIPE = (
+    "finetune.epochs=30",
+    "finetune.batch=16",
+    "finetune.lr=1e-3",
+    "finetune.patience=10",  # with fewer some trainings from scratch end before they begin to learn
+    "finetune.pooling=mean_max",
+)
 
 Command = Sequence[str]
 
@@ -255,17 +261,16 @@ def _table(registry: Registry, dataset: Path, version: Any, *, task: str) -> str
         ("  majority letter", f"{majority:.4f}: {(accuracy[-1] - majority) / error:+.1f} standard errors"),
         ("  4+4 Markov", f"{markov:.4f}: {(accuracy[-1] - markov) / error:+.1f} standard errors"),
     ]
-    readings = ("patch_entropy", "patch_learned", "effective_rank", "alignment", "uniformity")
+    readings = ("patch_information", "patch_learned", "effective_rank", "alignment", "uniformity")
     found = [f"{name} {metrics[f'health/{name}']:.2f}" for name in readings if f"health/{name}" in metrics]
     lines.append(("health", ", ".join(found)))
-    probe, floor = (
-        registry.history(run_id, downstream(task, f"{name}_mcc"))["value"] for name in (PROBE, FLOOR)
+    probe, knn, floor = (
+        registry.history(run_id, downstream(task, f"{name}_mcc"))["value"] for name in (PROBE, KNN, FLOOR)
     )
-    if len(probe):  # none, if an override took the task away
-        rising = " → ".join(f"{value:.3f}" for value in probe)
-        lines.append(
-            (f"probe of {task}", f"{rising} (floor {floor.iloc[-1]:.3f}), MCC on dev while it trained")
-        )
+    for name, scores in ((f"{task}, probe", probe), ("  20 neighbours", knn)):
+        if len(scores):  # none, if an override took the task away
+            rising = " → ".join(f"{score:.3f}" for score in scores)
+            lines.append((name, f"{rising} (floor {floor.iloc[-1]:.3f}), MCC on dev as it trained"))
     results = summarise(past_results(registry, version.name, version.version))
     width = max(len(name) for name, _ in lines)
     shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

@@ -261,9 +261,13 @@ def _table(registry: Registry, dataset: Path, version: Any, *, task: str) -> str
         ("  majority letter", f"{majority:.4f}: {(accuracy[-1] - majority) / error:+.1f} standard errors"),
         ("  4+4 Markov", f"{markov:.4f}: {(accuracy[-1] - markov) / error:+.1f} standard errors"),
     ]
-    readings = ("patch_information", "patch_learned", "effective_rank", "alignment", "uniformity")
+    readings = ("effective_rank", "alignment", "uniformity")
     found = [f"{name} {metrics[f'health/{name}']:.2f}" for name in readings if f"health/{name}" in metrics]
     lines.append(("health", ", ".join(found)))
+    if (information := metrics.get("batch_health/patch_information")) is not None:
+        learned = metrics["batch_health/patch_learned"]
+        nats = f"{information:.2f} nats of a letter, the student knows {learned:.2f} of them"
+        lines.append(("distillation", f"the teacher tells {nats}"))
     probe, knn, floor = (
         registry.history(run_id, downstream(task, f"{name}_mcc"))["value"] for name in (PROBE, KNN, FLOOR)
     )

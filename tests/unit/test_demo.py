@@ -62,6 +62,12 @@ def test_demo_goes_from_a_generated_genome_to_a_report(
     assert float(majority.split(":")[1].split()[0]) > 3  # standard errors above, after 60 steps
     for mode in ("kmer", "onehot", "probe", "finetune", "scratch"):
         assert any(line.split()[:2] == ["synthetic", mode] for line in table.splitlines())
+    for told in ("distillation", "synthetic, probe", "  20 neighbours"):
+        assert any(line.startswith(told) for line in table.splitlines()), told
+    (curve,) = [line for line in table.splitlines() if line.startswith("  20 neighbours")]
+    assert curve.count(" → ") == 1 and "(floor " in curve  # steps 0 and 60
+    (sentence,) = [line for line in table.splitlines() if line.startswith("synthetic: ")]
+    assert "the same network from scratch" in sentence and "the floor" in sentence
     report = (tmp_path / "demo" / "report" / "index.html").read_text()
     assert "data:image/png;base64," in report
     assert "is kept as models:/bob's model-synthetic/1. To use it on sequences of your own:" in done.stdout

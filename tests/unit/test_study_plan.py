@@ -194,6 +194,7 @@ def test_of_a_key_in_both_ways_the_later_counts() -> None:
             "arms.both: track.experiment is set by the study itself",
         ),
         ({"arms": {"a/b": {}}}, "'a/b' must be letters, digits"),
+        ({"arms": {"a+b": {}}}, "'a+b' must be letters, digits"),
         (
             {"arms": {"x": {}, "y": {"loss.mlm.weight": 1.0}}},
             "arms.y: it is the same pretraining as arms.x; remove one",

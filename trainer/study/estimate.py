@@ -17,7 +17,7 @@ from trainer.study.config import SCRATCH
 from trainer.study.plan import Pretraining, StudyPlan
 from trainer.workers.plan import EMBEDDING_MODE, WorkTask, read_data, weight
 
-_ROWS = 64  # of the batch that is timed; of fewer a CPU is half as fast
+_ROWS = 64  # of the batch that is timed
 _TIMED_S = 1.0
 _FORWARD, _TRAINING = 2, 6  # FLOPs for each weight and letter: of reading, of a step
 _SHARE = 0.8  # of the bare network's speed, which pretraining and fine-tuning reach about

@@ -3,7 +3,7 @@ with any of them is told before the first of them starts."""
 
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -86,7 +86,7 @@ def make_plan(config: StudyConfig) -> StudyPlan:
     for arm in config.pretrained():
         pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset)) or []
     found = _collect(faults, lambda: _tasks(config)) or []
-    _collect(faults, lambda: _refuse_twins(pretrainings))
+    faults += _twins(pretrainings)
     scratch = {} if faults else _collect(faults, lambda: _scratch(config, pretrainings)) or {}
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
@@ -194,14 +194,13 @@ def _own_words(config: StudyConfig, arm: str, seed: int, *, steps: int, precisio
     return words(own | ({"train.precision": precision} if precision else {}))
 
 
-def _refuse_twins(pretrainings: Sequence[Pretraining]) -> None:
-    """ConfigError: an arm changes nothing that another one has."""
+def _twins(pretrainings: Sequence[Pretraining]) -> Iterator[str]:
+    """A fault for each arm that changes nothing of another one."""
     first: dict[str, str] = {}
-    for one in pretrainings:
-        settings = json.dumps(configs.dump(one.config) | {"run": one.seed}, sort_keys=True)
-        twin = first.setdefault(settings, one.arm)
-        if twin != one.arm:
-            raise ConfigError(f"arms.{one.arm}: it is the same pretraining as arms.{twin}; remove one")
+    for arm, config in {one.arm: one.config for one in pretrainings}.items():
+        settings = json.dumps(configs.dump(config) | {"run": None}, sort_keys=True)
+        if (twin := first.setdefault(settings, arm)) != arm:
+            yield f"arms.{arm}: it is the same pretraining as arms.{twin}; remove one"
 
 
 def _scratch(config: StudyConfig, pretrainings: Sequence[Pretraining]) -> dict[str, str]:

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--genome-bp", type=int, default=6_000_000, help="size of the generated genome")
     parser.add_argument("--rows", type=int, default=200, help="labelled rows that fine-tuning learns from")
-    parser.add_argument("--seeds", type=int, default=3, help="times that it learns from them")
+    parser.add_argument("--seeds", type=int, default=2, help="times that it learns from them")
     parser.add_argument("--folder", help="a new folder for the results, default runs/demo-TIME")
     parser.add_argument("--processes", type=int, help="ranks of the pretraining, default 2; 1 on one GPU")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

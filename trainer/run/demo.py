@@ -58,7 +58,7 @@ class DemoOptions:
     generated: bool = False
     genome_bp: int = 6_000_000
     rows: int = 200
-    seeds: int = 3
+    seeds: int = 2
     processes: int | None = None
     overrides: Sequence[str] = ()
 

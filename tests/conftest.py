@@ -3,8 +3,10 @@
 Ray, boto3 and moto are imported by the fixtures that need them: tests/gpu runs on machines that lack them.
 """
 
+import faulthandler
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,16 @@ if TYPE_CHECKING:
     from tests import s3 as s3_service
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+_SUITE_S = 3600.0
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A process of `make test` that has not ended after an hour says where it is and ends: the limit of a
+    test does not hold for what comes after its own end."""
+    if hasattr(session.config, "workerinput"):
+        faulthandler.dump_traceback_later(_SUITE_S, exit=True, file=sys.__stderr__)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -299,7 +299,10 @@ def service() -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.stdin.close()  # it ends at the end of its input, so also when the tests are killed
-            process.wait()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # a process that a test forked holds the other end of the pipe
+                process.kill()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The cache on disk keeps its limit and survives what happens to its folder."""
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 import warnings
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import forkserver
 from trainer.data.block_cache import DiskCache
 
 LIMIT = 10_000
@@ -105,9 +105,11 @@ def _fill(folder: Path, numbers: range) -> None:
 
 
 def test_processes_share_it(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = forkserver()
     ranges = [range(0, 120), range(60, 180), range(100, 220)]
-    children = [context.Process(target=_fill, args=(tmp_path / "shared", numbers)) for numbers in ranges]
+    children = [
+        context.Process(target=_fill, args=(tmp_path / "shared", numbers), daemon=True) for numbers in ranges
+    ]
     for child in children:
         child.start()
     for child in children:

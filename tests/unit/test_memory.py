@@ -1,7 +1,6 @@
 """Memory that is freed stays with the process that asks for it."""
 
 import ctypes
-import multiprocessing
 import resource
 from multiprocessing.connection import Connection
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from cluster.process.memory import keep_freed_memory
+from tests.ranks import forkserver
 
 BYTES, TENSORS, TURNS = 8 << 20, 12, 4
 
@@ -31,9 +31,11 @@ def count(answers: Connection) -> None:
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's mallopt is not there")
 def test_what_is_freed_is_used_again() -> None:
     """In a process of its own, since it is for good."""
-    ours, theirs = multiprocessing.get_context("fork").Pipe()
-    process = multiprocessing.get_context("fork").Process(target=count, args=(theirs,))
+    context = forkserver()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=count, args=(theirs,), daemon=True)
     process.start()
+    theirs.close()
     kept, faults = ours.recv()
     process.join()
     assert kept

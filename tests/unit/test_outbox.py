@@ -7,12 +7,14 @@ import signal
 import sqlite3
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.storage.store import StoreError
+from tests.ranks import forkserver
 from trainer.tracking import outbox as module
 from trainer.tracking.messages import Attachment, Metrics, Tags, to_line
 from trainer.tracking.outbox import FILE, Outbox
@@ -62,9 +64,9 @@ def test_the_file_is_one_that_a_crash_and_a_network_file_system_leave_whole(tmp_
     assert database.execute("PRAGMA synchronous").fetchone() == (2,)  # full
 
 
-def _write_until_killed(folder: Path, pipe: int) -> None:
+def _write_until_killed(folder: Path, answers: Connection) -> None:
     """Reports s<step> after the step is on the disk, c<step> before it is confirmed, d<step> after."""
-    outbox = Outbox(folder)
+    outbox, pipe = Outbox(folder), answers.fileno()
     for step in range(1, 1_000_000):
         outbox.append(metrics(step))
         if step % 3 == 0:
@@ -79,24 +81,24 @@ def _write_until_killed(folder: Path, pipe: int) -> None:
 
 
 def test_a_kill_at_any_moment_loses_nothing_that_was_flushed(tmp_path: Path) -> None:
-    chance = random.Random(0)
+    chance, context = random.Random(0), forkserver()
     for number in range(30):
         folder = tmp_path / str(number)
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.close(reading)
-                _write_until_killed(folder, writing)
-            finally:
-                os._exit(1)
-        os.close(writing)
-        with open(reading, "rb") as file:
-            lines = [file.readline() for _ in range(chance.randrange(1, 40))]
-            time.sleep(chance.uniform(0, 0.003))
-            os.kill(pid, signal.SIGKILL)
-            lines += file.readlines()
-        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        reading, writing = context.Pipe(duplex=False)
+        process = context.Process(target=_write_until_killed, args=(folder, writing), daemon=True)
+        process.start()
+        writing.close()
+        try:
+            with open(reading.fileno(), "rb", closefd=False) as file:
+                lines = [file.readline() for _ in range(chance.randrange(1, 40))]
+                time.sleep(chance.uniform(0, 0.003))
+                process.kill()
+                lines += file.readlines()
+        finally:
+            process.kill()
+            process.join()
+            reading.close()
+        assert process.exitcode == -signal.SIGKILL
         flushed, to_confirm, confirmed = (
             max((int(line[1:]) for line in lines if line.startswith(kind)), default=0)
             for kind in (b"s", b"c", b"d")

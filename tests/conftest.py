@@ -53,6 +53,14 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return "gzip" if isinstance(val, bytes) and val.startswith(b"\x1f\x8b") else None
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What a test calls in this process may ask for a thread a core; the next test has one again."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def dna_data() -> Path:
     """The folder of real genomes and tasks: DNA_DATA, else ../shared/data beside the repository."""

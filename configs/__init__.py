@@ -37,6 +37,12 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
     Raises:
         ConfigError: naming every fault at once: its key, the value given, and what is accepted.
     """
+    return validate(model, read(path, overrides), source=str(path))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
+    """The values at ``path`` after the overrides, as ``load`` validates them. ConfigError: they cannot be
+    read."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist (looked in {Path.cwd()})")
@@ -60,7 +66,7 @@ def load(model: type[M], path: str | Path, overrides: Sequence[str] = ()) -> M:
     if not isinstance(values, dict):
         kind = "a number" if isinstance(values, int | float) else type(values).__name__
         raise ConfigError(f"{path}: a mapping of keys is needed, not {kind}")
-    return validate(model, values, source=str(path))
+    return values
 
 
 def _tree(values: Any) -> Any:

@@ -328,13 +328,27 @@ def test_where_a_partner_s_block_is_damaged_the_teacher_reads_the_sample_s_own(
         list(steps(reader([str(copy)], share=1.0)))
 
 
-def test_a_loss_must_read_the_teacher() -> None:
+@pytest.mark.parametrize(
+    ("losses", "reads"),
+    [
+        ({"mlm": {"weight": 1}}, False),
+        ({"mlm": {"weight": 1}, "patch": {"weight": 1}}, False),  # a partner has none of the window's letters
+        ({"mlm": {"weight": 1}, "contrastive": {"weight": 1, "keys": "student"}}, False),
+        ({"patch": {"weight": 1}, "contrastive": {"weight": 1, "keys": "teacher"}}, True),
+        ({"distill": {"weight": 1}}, True),
+    ],
+)
+def test_a_loss_must_compare_the_teachers_whole_windows(losses: dict[str, Any], reads: bool) -> None:
     values = {
         "run": {"dir": "x"},
         "data": {"uri": "y", "partners": {"share": 0.5}},
-        "loss": {"mlm": {"weight": 1}, "distill": {"weight": 0}},
+        "loss": {"distill": {"weight": 0}} | losses,
         "train": {"steps": 1},
     }
-    with pytest.raises(ValueError, match=r"data.partners.share: partners are read by the teacher alone"):
+    if reads:
         TrainConfig.model_validate(values)
-    TrainConfig.model_validate(values | {"loss": {"distill": {"weight": 1}}})
+        return
+    with pytest.raises(
+        ValueError, match=r"data.partners.share: the teacher alone reads partners, and no loss"
+    ):
+        TrainConfig.model_validate(values)

@@ -1,18 +1,23 @@
 """What a study would run: steps for the same FLOPs, overrides, tasks; every fault of a config."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import configs
 from configs import ConfigError
 from configs.values import argument
+from trainer.models import pretrained
+from trainer.run import run_status
 from trainer.run.config import TrainConfig
-from trainer.study.budget import cost_of, spent, steps_within
+from trainer.study import estimate
+from trainer.study import plan as plans
+from trainer.study.budget import Cost, cost_of, spent, steps_within
 from trainer.study.config import StudyConfig, flat, words
 from trainer.study.plan import make_plan
 from trainer.study.pretrainings import program_of, statuses
@@ -105,6 +110,86 @@ def test_the_overrides_are_those_of_an_ordinary_run(study: Study) -> None:
     assert "track.uri=${oc.env:MLFLOW_TRACKING_URI}" in program.arguments
     assert program.environment["MLFLOW_TRACKING_URI"] == config.track.uri
     assert (program.environment["DNA_THREADS"], program.environment["CUDA_VISIBLE_DEVICES"]) == ("1", "")
+
+
+def test_automatic_precision_is_what_the_pretrainings_began_with_also_on_another_machine(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = study(pretrain__seeds=[0, 1], pretrain__set={"train.precision": "auto"})
+    monkeypatch.setattr(plans, "best_precision", lambda device: "bf16")
+    first = planned(given).pretrainings
+    assert {one.config.train.precision for one in first} == {"bf16"}
+    run_status.write_config(first[1].config)
+    run_status.write_finished(first[1].config.run.dir, steps=first[1].cost.steps, delivered=True)
+    Path(first[1].config.run.dir, pretrained.WEIGHTS).touch()
+    monkeypatch.setattr(plans, "best_precision", lambda device: "fp32")
+    again = planned(given).pretrainings
+    assert [one.config for one in again] == [one.config for one in first]
+    assert statuses(again)[str(again[1])] == "finished"
+    fixed = planned(study(pretrain__seeds=[0, 1], pretrain__set={"train.precision": "fp32"})).pretrainings
+    assert {one.config.train.precision for one in fixed} == {"fp32"}
+    with pytest.raises(ConfigError, match=r"(?s)masked-s1: .*train.precision: was 'bf16', now 'fp32'"):
+        statuses(fixed)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.3, "cuda")])
+def test_automatic_precision_is_that_of_the_device_that_pretrainings_get(
+    gpus: float, device: str, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(plans, "best_precision", lambda device: asked.append(device.type) or "bf16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    planned(study(pretrain__gpus=gpus, pretrain__set={"train.precision": "bf16"}))
+    assert asked == [device]
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "cores", "chips", "seconds", "said"),
+    [
+        ({}, 2, 0, 500, "all pretrainings, at the speed of 2 at once: about 500 s to go"),
+        ({"cpus": 2}, 2, 0, 500, "at the speed of 1 at once: about 1,000 s to go"),
+        ({"at_once": 1}, 8, 0, 500, "at the speed of 1 at once: about 1,000 s to go"),
+        ({"gpus": 0.2}, 16, 1, 50, "at the speed of 1 at once: about 100 s to go"),  # they share one
+        ({"gpus": 0.5}, 16, 2, 50, "at the speed of 2 at once: about 50 s to go"),
+        ({"gpus": 1}, 16, 0, None, "not timed, there is no GPU here"),
+    ],
+)
+def test_the_time_of_a_plan(
+    pretrain: dict[str, Any],
+    cores: int,
+    chips: int,
+    seconds: int | None,
+    said: str,
+    study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two networks that are the same are timed once, and each on the device that it will have."""
+    asked = []
+
+    def speed(config: TrainConfig, *, threads: int, on_gpu: bool) -> float:
+        asked.append((threads, on_gpu))
+        return (10 if on_gpu else 1) * 1e9 / (0.8 * 500)
+
+    given = study(tasks=[{"configs": ["b.yaml"], "set": {"modes": ["kmer", "finetune"]}}])
+    given["pretrain"] |= pretrain
+    plan = planned(given)
+    same = [replace(one, cost=Cost(steps=10, flops=1e9, parameters=1)) for one in plan.pretrainings]
+    plan = replace(plan, pretrainings=tuple(same))
+    monkeypatch.setattr(estimate, "speed", speed)
+    monkeypatch.setattr(estimate.host, "usable", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(chips))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: chips)
+    monkeypatch.setattr(estimate, "read_data", lambda tasks: [(task, None) for task in tasks])
+    monkeypatch.setattr(estimate, "weight", lambda mode, work: 0.0)
+    lines = list(estimate.describe_plan(plan, {str(one): "new" for one in plan.pretrainings}))
+    assert any(said in line for line in lines), lines
+    if seconds:
+        assert [f"about {seconds} s alone" in line for line in lines[:2]] == [True, True]
+    of_pretraining = (pretrain.get("cpus", 1), "gpus" in pretrain)
+    of_tasks = (1, False)
+    assert asked == list(dict.fromkeys([of_pretraining, of_tasks] if seconds else [of_tasks]))
+    done = list(estimate.describe_plan(plan, {str(one): "finished" for one in plan.pretrainings}))
+    assert done[0].endswith("; done") and not any("to go" in line for line in done)
 
 
 def test_a_cluster_config_makes_each_pretraining_a_supervised_one(study: Study) -> None:

@@ -184,6 +184,52 @@ def test_half_a_study_is_drawn_with_what_there_is(tmp_path: Path, monkeypatch: p
     assert render("t", "s", sections)
 
 
+def test_curves_are_of_the_numbers_of_rows_that_arms_have_and_not_of_those_of_floors() -> None:
+    """As in a study that probes with many rows and fine-tunes with few, and so has floors at both."""
+    kept = {"probe": ALL, "finetune": "100", "scratch": "100"}
+    apart = [one for one in results() if one.settings[1:] == kept.get(one.unit.mode, one.settings[1:])]
+    table = study_table(apart, asked=ASKED, versions=VERSIONS)
+    assert set(table[table["arm"] == "floor"]["rows"]) == {"100", ALL}
+    assert figures.curves(table, "probe") is None and figures.curves(table, "finetune") is None
+
+
+def test_the_mean_of_curves_is_over_tasks_that_have_all_results() -> None:
+    """One arm lacks task c, of which the floors are there."""
+    given = [
+        one for one in results() if (one.unit.version, one.unit.task, one.unit.mode) != ("2", "c", "probe")
+    ]
+    drawn = figures.curves(study_table(given, asked=ASKED, versions=VERSIONS), "probe")
+    assert drawn is not None
+    assert (drawn.numbers, drawn.tasks, drawn.full) == (["100", ALL], ["a", "b", "c"], ["a", "b"])
+    average = drawn.means().set_index(["arm", "rows"])["test"].to_dict()
+    whole = 0.1 + 0.1 * MODES.index("probe") + 0.05 * 0.5
+    assert average == pytest.approx(
+        {
+            **{("masked", rows): whole + 0.01 for rows in ("100", ALL)},
+            **{("both", rows): whole + 0.02 for rows in ("100", ALL)},
+            **{("floor", rows): 0.1 + 0.1 + 0.01 + 0.025 for rows in ("100", ALL)},
+        }
+    )
+    assert figures.by_rows(drawn).axes[0].get_title() == "mean of 2 tasks"
+
+
+def test_more_tasks_than_there_are_panels_are_all_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MOST_TASKS", 2)
+    drawn = figures.curves(study_table(results(), asked=ASKED, versions=VERSIONS), "finetune")
+    assert drawn is not None and drawn.full == ["a", "b", "c"]
+    titles = [axis.get_title() for axis in figures.by_rows(drawn).axes if axis.axison]
+    assert titles == ["mean of 3 tasks", "a", "b"]
+
+
+def test_one_seed_of_either_kind_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [one for one in results() if one.unit.seed == 0]
+    said = section(all_sections(found(tmp_path, monkeypatch, first)), "What the study shows").sentences[-2:]
+    assert [sentence.partition(":")[0] for sentence in said] == [
+        "There is one pretraining seed",
+        "There is one seed of fine-tuning",
+    ]
+
+
 def test_what_a_whole_study_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = found(tmp_path, monkeypatch, results())
     assert len(wanted(findings.plan, ASKED)) == len(findings.table) == 60
@@ -193,4 +239,4 @@ def test_no_picture_of_nothing() -> None:
     assert figures.forest([], interval=0.9) is None
     assert figures.by_task([]) is None
     none = pd.DataFrame(columns=["task", "rows", "arm", "mode", "dev", "test"])
-    assert figures.by_rows(none, "probe") is None
+    assert figures.curves(none, "probe") is None

@@ -56,6 +56,7 @@ class Patch(PrototypeLoss[PatchConfig]):
 
     name = "patch"
     Config = PatchConfig
+    needs_same_letters = True
     metrics = {
         name: f"patch_{name}" for name in ("entropy", "kl", "usage", "chosen", "information", "learned")
     }

@@ -113,6 +113,7 @@ class LossTerm(Generic[C, Context]):
     Config: ClassVar[type[LossConfig]]
     reads_crops: ClassVar[bool] = False  # its head reads local windows too
     reads_teacher: bool = True
+    needs_same_letters: ClassVar[bool] = False  # compares letters that both views hold; a partner has none
     watches_drift: ClassVar[bool] = False  # its state is a centre whose drift tells a collapse
     coupled: bool = False  # its value ties the student's rows of all ranks to each other: ``coupled_value``
 

@@ -48,9 +48,13 @@ class TrainConfig(Section):
     def _fits(self) -> "TrainConfig":
         faults = self.loss.faults(self.views, global_batch=self.train.global_batch)
         faults += self.views.faults(min(part.length for part in self.data.length))
-        if self.data.partners.share and not any(term.reads_teacher for term in self.loss.terms()):
+        terms = self.loss.terms()
+        if self.data.partners.share and not any(
+            term.reads_teacher and not term.needs_same_letters for term in terms
+        ):
             faults.append(
-                "data.partners.share: partners are read by the teacher alone, and no loss in use reads it"
+                "data.partners.share: the teacher alone reads partners, and no loss in use compares its "
+                "whole windows; give loss.contrastive, loss.distill or loss.vicreg a weight"
             )
         if faults:
             raise ValueError("\n".join(faults))

@@ -92,6 +92,15 @@ def inspect(config: TrainConfig) -> RunStatus:
     return decide(read_contents(config.run.dir), config)
 
 
+def begun_precision(run_dir: str) -> str | None:
+    """What the run that began in ``run_dir`` computes in; None if there is none. StoreError if it cannot be
+    read."""
+    if not store.exists(store.join(run_dir, RESOLVED)):
+        return None
+    begun = _read_json(run_dir, RESOLVED)
+    return str(begun["train"]["precision"]) if begun and _is_dumped_config(begun) else None
+
+
 def read_contents(run_dir: str) -> Contents:
     """What ``run_dir`` holds. StoreError if it cannot be read."""
     files = frozenset(store.list_files(run_dir))

@@ -1,11 +1,14 @@
 """What a study would run, in FLOPs and in seconds of this machine; nothing is started."""
 
+import json
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+import configs
 from cluster.process import host
 from trainer.evaluation.precision import computing_in
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
@@ -18,8 +21,10 @@ from trainer.study.plan import Pretraining, StudyPlan
 from trainer.workers.plan import EMBEDDING_MODE, WorkTask, read_data, weight
 
 _ROWS = 64  # of the batch that is timed
-_TIMED_S = 1.0
+_TIMED_S = 3.0
+_LEAST_STEPS = 4  # of which the first does not count
 _FORWARD, _TRAINING = 2, 6  # FLOPs for each weight and letter: of reading, of a step
+_NO_GPU = "not timed, there is no GPU here"
 _SHARE = 0.8  # of the bare network's speed, which pretraining and fine-tuning reach about
 
 
@@ -28,36 +33,35 @@ def describe_plan(plan: StudyPlan, status: Mapping[str, str]) -> Iterator[str]:
 
     Raises: StoreError, ValueError: a task cannot be read.
     """
-    config = plan.config
+    pretrain, timer = plan.config.pretrain, _Timer()
     if plan.dataset:
         yield f"dataset: {plan.dataset.uri}, made of {plan.dataset.config} where it is not there"
-    speeds = {one.arm: speed(one.config, threads=config.pretrain.cpus or 1) for one in plan.pretrainings}
-    places = config.pretrain.at_once or len(plan.pretrainings)
-    if not config.pretrain.gpus and config.pretrain.cpus:
-        places = min(places, max(1, host.usable() // config.pretrain.cpus))
     left = 0.0
     for one in plan.pretrainings:
-        done = status[str(one)] == "finished"
-        seconds = _seconds(one.cost.flops, speeds[one.arm], on_gpu=bool(config.pretrain.gpus))
-        left += 0.0 if done else seconds or 0.0
-        what = (
-            "done"
-            if done
-            else "not timed, there is no GPU here"
-            if seconds is None
-            else f"about {seconds:,.0f} s"
-        )
+        what, on_gpu = "done", bool(pretrain.gpus)
+        if status[str(one)] != "finished":
+            seconds = timer.seconds(one, one.cost.flops, threads=pretrain.cpus or 1, on_gpu=on_gpu)
+            what = _NO_GPU if seconds is None else f"about {seconds:,.0f} s alone"
+            left += seconds or 0.0
         yield (
             f"pretraining {one}: {one.cost.parameters:,} parameters, {one.cost.steps:,} steps, "
-            f"{one.cost.flops:.3e} FLOPs of {config.pretrain.flops:.3g}; {what}"
+            f"{one.cost.flops:.3e} FLOPs of {pretrain.flops:.3g}; {what}"
         )
     if left:
-        at_once = min(places, len(plan.pretrainings))
-        yield f"pretraining, {at_once} at once: about {left / at_once:,.0f} s to go"
-    yield from _describe_tasks(plan, speeds)
+        places = min(places_of(pretrain.cpus, pretrain.gpus), pretrain.at_once or len(plan.pretrainings))
+        yield f"all pretrainings, at the speed of {places} at once: about {left / places:,.0f} s to go"
+    yield from _describe_tasks(plan, timer)
 
 
-def _describe_tasks(plan: StudyPlan, speeds: Mapping[str, float]) -> Iterator[str]:
+def places_of(cpus: float, gpus: float) -> int:
+    """How many processes that take so much work at full speed at once on this machine; those that share a
+    GPU have the speed of one."""
+    if gpus:
+        return max(1, int(torch.cuda.device_count() // max(1, gpus)))
+    return max(1, int(host.usable() // cpus)) if cpus else host.usable()
+
+
+def _describe_tasks(plan: StudyPlan, timer: "_Timer") -> Iterator[str]:
     found = read_data(plan.task_configs)
     units, flops = Counter[str](), 0.0
     largest = max(plan.pretrainings, key=lambda one: one.cost.parameters)
@@ -75,15 +79,31 @@ def _describe_tasks(plan: StudyPlan, speeds: Mapping[str, float]) -> Iterator[st
     counts = ", ".join(f"{count:,} {mode}" for mode, count in units.items())
     yield f"units of tasks: {sum(units.values()):,} ({counts}); what MLflow has is not run again"
     cpus, gpus = (max(getattr(task.workers, name) for task, _ in found) for name in ("cpus", "gpus"))
-    seconds = _seconds(flops, min(speeds.values()), on_gpu=bool(gpus))
-    places = max(1, host.usable() // cpus)
+    seconds = timer.seconds(largest, flops, threads=max(1, int(cpus)), on_gpu=bool(gpus))
     if seconds is None:
-        yield f"networks on tasks: {flops:.3e} FLOPs; not timed, there is no GPU here"
+        yield f"networks on tasks: {flops:.3e} FLOPs; {_NO_GPU}"
     else:
+        places = places_of(cpus, gpus)
         yield (
-            f"networks on tasks: {flops:.3e} FLOPs, about {seconds / places:,.0f} s with {places} units at "
-            "once; linear models come on top, some seconds each"
+            f"networks on tasks: {flops:.3e} FLOPs, about {seconds / places:,.0f} s at the speed of {places} "
+            "at once; linear models come on top, some seconds each"
         )
+
+
+class _Timer:
+    """Times each network once on each kind of device."""
+
+    def __init__(self) -> None:
+        self._speeds: dict[tuple[str, int, bool], float] = {}
+
+    def seconds(self, one: Pretraining, flops: float, *, threads: int, on_gpu: bool) -> float | None:
+        """The time of ``flops`` with the network of ``one``; None where it needs a GPU, and there is none."""
+        if on_gpu and not torch.cuda.is_available():
+            return None
+        key = (json.dumps(configs.dump(one.config.model), sort_keys=True), threads, on_gpu)
+        if key not in self._speeds:
+            self._speeds[key] = speed(one.config, threads=threads, on_gpu=on_gpu)
+        return flops / (_SHARE * self._speeds[key])
 
 
 def _times(pretrainings: Sequence[Pretraining], task: TaskConfig, mode: str, *, scratch: int) -> int:
@@ -94,36 +114,32 @@ def _times(pretrainings: Sequence[Pretraining], task: TaskConfig, mode: str, *, 
     return seeds * (scratch if mode == SCRATCH else len(pretrainings))
 
 
-def speed(config: TrainConfig, *, threads: int) -> float:
-    """FLOP/s of the bare network's forward and backward on this machine's GPU, else on ``threads`` cores."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def speed(config: TrainConfig, *, threads: int, on_gpu: bool) -> float:
+    """FLOP/s of the bare network's forward and backward on this machine's GPU, or on ``threads`` cores.
+
+    Of the median step in some seconds: the mean is less steady where a machine is shared.
+    """
+    device = torch.device("cuda" if on_gpu else "cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         network = Network(build_backbone(config.model), heads={}).to(device)
         codes = torch.randint(4, (_ROWS, config.data.last_length), dtype=torch.uint8, device=device)
-        steps, began = 0, time.monotonic()
-        while (
-            time.monotonic() - began < _TIMED_S or steps < 3
-        ):  # the first one, which is slow, does not count
-            if steps == 1:
-                began = time.monotonic()
+        seconds: list[float] = []
+        while sum(seconds) < _TIMED_S or len(seconds) < _LEAST_STEPS:
+            began = time.monotonic()
             with computing_in(config.train.precision, device):
                 pooled = network(codes, nucleotides=False).pooled_BD
             pooled.float().square().mean().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            steps += 1
+            seconds.append(time.monotonic() - began)
         positions = _ROWS * network.backbone.positions(config.data.last_length)
-        return (steps - 1) * _TRAINING * _weights(config) * positions / (time.monotonic() - began)
+        # The first step is slow: libraries choose their kernels.
+        return _TRAINING * _weights(config) * positions / statistics.median(seconds[1:])
     finally:
         torch.set_num_threads(before)
 
 
 def _weights(config: TrainConfig) -> int:
     return sum(p.numel() for p in build_backbone(config.model).parameters() if p.ndim >= 2)
-
-
-def _seconds(flops: float, rate: float, *, on_gpu: bool) -> float | None:
-    """The time of ``flops``; None where it will be a GPU's, and this machine has none."""
-    return None if on_gpu and not torch.cuda.is_available() else flops / (_SHARE * rate)

@@ -1,6 +1,7 @@
 """The pictures of a study."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from trainer.study.comparison import Comparison
 from trainer.study.config import FLOOR, SCRATCH
 from trainer.study.table import ALL, floors, means, numbers_of_rows
 
-_MOST = 12  # panels of tasks in one picture
+MOST_TASKS = 27  # panels of tasks in one picture, beside that of the mean
 
 
 def forest(comparisons: Sequence[Comparison], *, interval: float) -> Figure | None:
@@ -54,29 +55,53 @@ def by_task(comparisons: Sequence[Comparison]) -> Figure | None:
     return figure
 
 
-def by_rows(table: pd.DataFrame, mode: str) -> Figure | None:
-    """Test scores against the number of training rows in ``mode``: their mean over the tasks that have every
-    number, then each task. None where no task was scored with several numbers."""
-    lines = _lines(table, mode)
-    several = lines.groupby("task")["rows"].nunique()
-    tasks = [task for task in dict.fromkeys(lines["task"]) if several[task] > 1][:_MOST]
-    if not tasks:
-        return None
-    figure, axes = drawing.panels(1 + len(tasks))
-    everywhere = [rows for rows in numbers_of_rows(lines) if lines[lines["rows"] == rows]["task"].nunique()]
-    full = [task for task in tasks if several[task] == len(everywhere)]
-    average = lines[lines["task"].isin(full)].groupby(["arm", "rows"], sort=False)["test"].mean()
-    _curve(axes[0], average.reset_index(), everywhere, f"mean of {len(full)} tasks")
-    for axis, task in zip(axes[1:], tasks, strict=True):
-        _curve(axis, lines[lines["task"] == task], everywhere, str(task))
-    return figure
+class Curves(NamedTuple):
+    """What ``by_rows`` draws.
+
+    Attributes:
+        lines: columns task, rows, arm, test: what is pretrained, scratch, the better floor.
+        numbers: of training rows, with which an arm was scored, as text.
+        tasks: those that an arm was scored on with several numbers.
+        full: those of them that have all that any task has, so that means are of the same tasks.
+    """
+
+    lines: pd.DataFrame
+    numbers: list[str]
+    tasks: list[str]
+    full: list[str]
+
+    def means(self) -> pd.DataFrame:
+        """Columns arm, rows, test: over the tasks in ``full``."""
+        shared = self.lines[self.lines["task"].isin(self.full)]
+        return shared.groupby(["arm", "rows"], sort=False)["test"].mean().reset_index()
 
 
-def _lines(table: pd.DataFrame, mode: str) -> pd.DataFrame:
-    """Columns task, rows, arm, test: ``mode`` of what is pretrained, scratch, the better floor."""
+def curves(table: pd.DataFrame, mode: str) -> Curves | None:
+    """Test scores in ``mode`` by the number of training rows; None where no arm has several numbers. Floors
+    are there for the numbers of the arms alone."""
     own = means(table)
     own = own[(own["mode"] == mode) | ((own["mode"] == SCRATCH) & (mode != "probe"))]
-    return pd.concat([own, floors(table).assign(arm=FLOOR)])[["task", "rows", "arm", "test"]]
+    own = own[["task", "rows", "arm", "test"]]
+    several = own.groupby(["task", "arm"])["rows"].nunique().groupby("task").max()
+    tasks = [task for task in dict.fromkeys(own["task"]) if several[task] > 1]
+    if not tasks:
+        return None
+    numbers = list(numbers_of_rows(own))
+    complete = own.groupby(["arm", "rows"]).ngroups
+    full = [task for task in tasks if len(own[own["task"] == task]) == complete]
+    floor = floors(table).assign(arm=FLOOR)[own.columns]
+    lines = pd.concat([own, floor[floor["rows"].isin(numbers)]])
+    return Curves(lines, numbers, tasks, full)
+
+
+def by_rows(found: Curves) -> Figure:
+    """The mean over tasks, then each task, at most ``MOST_TASKS`` of them."""
+    tasks = found.tasks[:MOST_TASKS]
+    figure, axes = drawing.panels(1 + len(tasks))
+    _curve(axes[0], found.means(), found.numbers, f"mean of {len(found.full)} tasks")
+    for axis, task in zip(axes[1:], tasks, strict=True):
+        _curve(axis, found.lines[found.lines["task"] == task], found.numbers, task)
+    return figure
 
 
 def _curve(axis: Axes, lines: pd.DataFrame, numbers: Sequence[str], title: str) -> None:

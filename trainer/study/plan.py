@@ -10,13 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import configs
 from cluster.process import paths
 from cluster.storage import store
 from configs import ConfigError
 from data_prep.config import DataConfig
+from trainer.core.precision import best_precision
 from trainer.evaluation.tasks.config import ENCODER_MODES, ROLES, TaskConfig
 from trainer.run.config import TrainConfig
+from trainer.run.run_status import begun_precision
 from trainer.study.budget import Cost, cost_of, first_step
 from trainer.study.config import PRESET, SCRATCH, Overrides, StudyConfig, flat, words
 
@@ -79,12 +83,14 @@ class StudyPlan:
 
 
 def make_plan(config: StudyConfig) -> StudyPlan:
-    """The plan of ``config``. ConfigError with every fault of presets, arms, tasks and data."""
+    """The plan of ``config``. ConfigError with every fault of presets, arms, tasks and data; StoreError: its
+    folder cannot be read."""
     faults: list[str] = []
     dataset = _collect(faults, lambda: _dataset(config))
     pretrainings: list[Pretraining] = []
+    automatic = _automatic_precision(config)
     for arm in config.pretrained():
-        pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset)) or []
+        pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset, automatic)) or []
     found = _collect(faults, lambda: _tasks(config)) or []
     faults += _twins(pretrainings)
     scratch = {} if faults else _collect(faults, lambda: _scratch(config, pretrainings)) or {}
@@ -119,8 +125,22 @@ def _dataset(config: StudyConfig) -> Dataset | None:
     return Dataset(built.output, config.data.config)
 
 
-def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None) -> list[Pretraining]:
-    """The pretrainings of an arm, one for each seed. ConfigError: its keys are wrong, or no step fits."""
+def _automatic_precision(config: StudyConfig) -> str:
+    """What ``train.precision: auto`` means for all pretrainings: what those that began already compute in,
+    so that another machine goes on with them; else the best of the device that they will have.
+
+    A supervised pretraining (``pretrain.cluster``) has the devices of its nodes, which are taken to be like
+    this machine's.
+    """
+    folders = [run_dir(config, arm, seed) for arm in config.pretrained() for seed in config.pretrain.seeds]
+    begun = next(filter(None, map(begun_precision, folders)), None)
+    on_gpu = torch.cuda.is_available() and bool(config.pretrain.gpus or config.pretrain.cluster)
+    return begun or best_precision(torch.device("cuda" if on_gpu else "cpu"))
+
+
+def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None, automatic: str) -> list[Pretraining]:
+    """The pretrainings of an arm, one for each seed; ``automatic``: the precision that ``auto`` is.
+    ConfigError: its keys are wrong, or no step fits."""
     given = arm_overrides(config, arm)
     if own := [key for key in given if key.startswith(_OWN[:2]) or key in _OWN]:
         allowed = [key for key in own if key.startswith("track.") and key.partition(".")[2] in _TRACK_FREE]
@@ -140,9 +160,11 @@ def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None) -> list[Pret
             f"pretrain.flops: {config.pretrain.flops:g} is less than one step of arm {arm}, "
             f"{first_step(first):.3g}"
         )
+    asked = configs.read(preset, shared).get("train", {}).get("precision")
+    precision = automatic if asked == "auto" else first.train.precision
     found = []
     for seed in config.pretrain.seeds:
-        own = _own_words(config, arm, seed, steps=cost.steps, precision=first.train.precision)
+        own = _own_words(config, arm, seed, steps=cost.steps, precision=precision)
         found.append(
             Pretraining(arm, seed, preset, (*shared, *own), _load(arm, preset, [*shared, *own]), cost)
         )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import configs
 from trainer.evaluation import drawing
-from trainer.evaluation.tasks.config import ENCODER_MODES, FLOORS
+from trainer.evaluation.tasks.config import ENCODER_MODES, FLOORS, SEEDLESS
 from trainer.report.page import Picture, Section
 from trainer.study import figures
 from trainer.study.comparison import Comparison, sentences
@@ -52,9 +52,13 @@ def headlines(found: Findings) -> list[str]:
 
 
 def _answer(found: Findings) -> Section:
-    one_seed = len(found.plan.config.pretrain.seeds) == 1
-    chance = ["There is one pretraining seed: the intervals do not hold what another seed would change."]
-    return Section("What the study shows", [*headlines(found), *(chance if one_seed else [])])
+    seeds = found.table[~found.table["mode"].isin(SEEDLESS)]["task_seed"]
+    once = ["pretraining seed"] if len(found.plan.config.pretrain.seeds) == 1 else []
+    once += ["seed of fine-tuning"] if seeds.nunique() == 1 else []
+    chance = [
+        f"There is one {each}: the intervals do not hold what another one would change." for each in once
+    ]
+    return Section("What the study shows", [*headlines(found), *chance])
 
 
 def _missing(found: Findings) -> list[Section]:
@@ -152,11 +156,17 @@ def _curves(found: Findings) -> list[Section]:
     """Scores by the number of training rows; no section where there is one number."""
     sections = []
     for mode in ENCODER_MODES:
-        figure = figures.by_rows(found.table, mode)
-        if figure is not None:
-            text = f"Mode {mode}; the broken line is the better floor on dev."
-            pictures = _picture(f"by_rows_{mode}", f"Test scores by training rows: {mode}", figure)
-            sections.append(Section(f"Few labels: {mode}", [text], pictures=pictures))
+        drawn = figures.curves(found.table, mode)
+        if drawn is not None:
+            text = [f"Mode {mode}; the broken line is the better floor on dev."]
+            if len(drawn.full) < len(drawn.tasks):
+                share = f"{len(drawn.full)} of {len(drawn.tasks)}"
+                text.append(f"The mean is over the {share} tasks that have all results.")
+            if len(drawn.tasks) > figures.MOST_TASKS:
+                text.append(f"The first {figures.MOST_TASKS} of {len(drawn.tasks)} tasks are drawn.")
+            title = f"Test scores by training rows: {mode}"
+            pictures = _picture(f"by_rows_{mode}", title, figures.by_rows(drawn))
+            sections.append(Section(f"Few labels: {mode}", text, pictures=pictures))
     return sections
 
 

@@ -1,4 +1,4 @@
-"""Losses that compare the student's rows of a direction with those of all ranks: KoLeo, VICReg.
+"""Losses that compare the student's rows of a direction with those of all ranks: KoLeo, VICReg, SIGReg.
 
 Shapes: A rows of this rank, G of all ranks, E features.
 """

@@ -15,8 +15,7 @@ from configs.values import argument
 from trainer.models import pretrained
 from trainer.run import run_status
 from trainer.run.config import TrainConfig
-from trainer.study import estimate
-from trainer.study import plan as plans
+from trainer.study import estimate, precision
 from trainer.study.budget import Cost, cost_of, spent, steps_within
 from trainer.study.config import StudyConfig, flat, words
 from trainer.study.plan import make_plan
@@ -116,13 +115,13 @@ def test_automatic_precision_is_what_the_pretrainings_began_with_also_on_another
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = study(pretrain__seeds=[0, 1], pretrain__set={"train.precision": "auto"})
-    monkeypatch.setattr(plans, "best_precision", lambda device: "bf16")
+    monkeypatch.setattr(precision, "best_precision", lambda device: "bf16")
     first = planned(given).pretrainings
     assert {one.config.train.precision for one in first} == {"bf16"}
     run_status.write_config(first[1].config)
     run_status.write_finished(first[1].config.run.dir, steps=first[1].cost.steps, delivered=True)
     Path(first[1].config.run.dir, pretrained.WEIGHTS).touch()
-    monkeypatch.setattr(plans, "best_precision", lambda device: "fp32")
+    monkeypatch.setattr(precision, "best_precision", lambda device: "fp32")
     again = planned(given).pretrainings
     assert [one.config for one in again] == [one.config for one in first]
     assert statuses(again)[str(again[1])] == "finished"
@@ -137,7 +136,7 @@ def test_automatic_precision_is_that_of_the_device_that_pretrainings_get(
     gpus: float, device: str, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(plans, "best_precision", lambda device: asked.append(device.type) or "bf16")
+    monkeypatch.setattr(precision, "best_precision", lambda device: asked.append(device.type) or "bf16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     planned(study(pretrain__gpus=gpus, pretrain__set={"train.precision": "bf16"}))
     assert asked == [device]
@@ -215,8 +214,8 @@ def test_tasks_of_globs_in_their_numbers_of_rows_with_the_modes_that_the_arms_ha
 
 def test_scratch_is_made_of_an_arm_with_the_same_network(study: Study) -> None:
     wide = {"model.hidden_size": 16}
-    arms = {"masked": {}, "wide": wide, "from_scratch": {"scratch": True, **wide}}
-    assert planned(study(arms=arms)).scratch == {"from_scratch": "wide"}
+    arms = {"masked": {}, "wide": wide, "from_scratch": {"scratch": True, **wide}, "plain": {"scratch": True}}
+    assert planned(study(arms=arms)).scratch == {"from_scratch": "wide", "plain": "masked"}
 
 
 def test_all_pairs_are_compared_unless_it_is_said(study: Study) -> None:
@@ -291,6 +290,10 @@ def test_of_a_key_in_both_ways_the_later_counts() -> None:
         (
             {"arms": {"x": {}, "y": {"scratch": True, "model.hidden_size": 16}}},
             "arms.y: no arm that is pretrained has its network",
+        ),
+        (
+            {"arms": {"x": {}, "wide": {"model.hidden_size": 16}, "y": {"scratch": True}}},
+            "arms.wide: no arm with scratch: true has its network, so that what is learned from scratch",
         ),
         (
             {"arms": {"x": {}, "y": {"scratch": True}, "z": {"scratch": True}}},

@@ -10,19 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import configs
 from cluster.process import paths
 from cluster.storage import store
 from configs import ConfigError
 from data_prep.config import DataConfig
-from trainer.core.precision import best_precision
 from trainer.evaluation.tasks.config import ENCODER_MODES, ROLES, TaskConfig
 from trainer.run.config import TrainConfig
-from trainer.run.run_status import begun_precision
 from trainer.study.budget import Cost, cost_of, first_step
 from trainer.study.config import PRESET, SCRATCH, Overrides, StudyConfig, flat, words
+from trainer.study.precision import automatic_precision
 
 _OWN = ("run.", "track.", "train.steps", "train.schedule_steps")  # keys of a pretraining that the study sets
 _FIRST: Overrides = {
@@ -88,7 +85,8 @@ def make_plan(config: StudyConfig) -> StudyPlan:
     faults: list[str] = []
     dataset = _collect(faults, lambda: _dataset(config))
     pretrainings: list[Pretraining] = []
-    automatic = _automatic_precision(config)
+    folders = [run_dir(config, arm, seed) for arm in config.pretrained() for seed in config.pretrain.seeds]
+    automatic = automatic_precision(folders, config.pretrain)
     for arm in config.pretrained():
         pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset, automatic)) or []
     found = _collect(faults, lambda: _tasks(config)) or []
@@ -123,19 +121,6 @@ def _dataset(config: StudyConfig) -> Dataset | None:
     overrides = [f"output={config.data.uri}"] if config.data.uri else []
     built = configs.load(DataConfig, config.data.config, overrides)
     return Dataset(built.output, config.data.config)
-
-
-def _automatic_precision(config: StudyConfig) -> str:
-    """What ``train.precision: auto`` means for all pretrainings: what those that began already compute in,
-    so that another machine goes on with them; else the best of the device that they will have.
-
-    A supervised pretraining (``pretrain.cluster``) has the devices of its nodes, which are taken to be like
-    this machine's.
-    """
-    folders = [run_dir(config, arm, seed) for arm in config.pretrained() for seed in config.pretrain.seeds]
-    begun = next(filter(None, map(begun_precision, folders)), None)
-    on_gpu = torch.cuda.is_available() and bool(config.pretrain.gpus or config.pretrain.cluster)
-    return begun or best_precision(torch.device("cuda" if on_gpu else "cpu"))
 
 
 def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None, automatic: str) -> list[Pretraining]:
@@ -243,6 +228,12 @@ def _scratch(config: StudyConfig, pretrainings: Sequence[Pretraining]) -> dict[s
         if same[0] in found.values():
             raise ConfigError(f"arms.{arm}: another arm is the same network from scratch")
         found[arm] = same[0]
+    served = [one.config.model for one in pretrainings if one.arm in found.values()]
+    if found and (lacking := [one.arm for one in pretrainings if one.config.model not in served]):
+        raise ConfigError(
+            f"arms.{lacking[0]}: no arm with scratch: true has its network, so that what is learned from "
+            "scratch with it would be shown nowhere; add one"
+        )
     return found
 
 

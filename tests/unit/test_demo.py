@@ -64,6 +64,10 @@ def test_demo_goes_from_a_generated_genome_to_a_report(
         assert any(line.split()[:2] == ["synthetic", mode] for line in table.splitlines())
     for told in ("distillation", "synthetic, probe", "  20 neighbours"):
         assert any(line.startswith(told) for line in table.splitlines()), told
+    (told,) = [line for line in table.splitlines() if line.startswith("distillation")]
+    assert float(told.split("tells")[1].split()[0]) > 0.1, (
+        "nats: the teacher of the shipped preset is not uniform"
+    )
     (curve,) = [line for line in table.splitlines() if line.startswith("  20 neighbours")]
     assert curve.count(" → ") == 1 and "(floor " in curve  # steps 0 and 60
     (sentence,) = [line for line in table.splitlines() if line.startswith("synthetic: ")]

@@ -279,7 +279,7 @@ def test_a_run_that_is_told_to_stop_waits_for_a_fit_only_so_long(
     fits.wait()
     fits.wait()
     fits.close()
-    assert [step for step, _ in logged] in ([], [3]), "it may end just then"
+    assert len(logged) <= 1, "the fit may end just then, and is not logged twice"
     assert capsys.readouterr().err.count("is left out, as the run is told to stop") == 1
 
 

@@ -12,6 +12,7 @@ import yaml
 import configs
 from configs import ConfigError
 from configs.values import argument
+from trainer.engine import config as engine_config
 from trainer.models import pretrained
 from trainer.run import run_status
 from trainer.run.config import TrainConfig
@@ -125,6 +126,11 @@ def test_automatic_precision_is_what_the_pretrainings_began_with_also_on_another
     again = planned(given).pretrainings
     assert [one.config for one in again] == [one.config for one in first]
     assert statuses(again)[str(again[1])] == "finished"
+    arms = {"plain": {"train.precision": "fp32"}, "masked": {"loss.contrastive.weight": 0}}
+    mixed = study(pretrain__seeds=[0, 1], pretrain__set={"train.precision": "auto"}, arms=arms)
+    run_status.write_config(planned(mixed).pretrainings[0].config)
+    found = {one.arm: one.config.train.precision for one in planned(mixed).pretrainings}
+    assert found == {"plain": "fp32", "masked": "bf16"}, "the arm's own before that of another one"
     fixed = planned(study(pretrain__seeds=[0, 1], pretrain__set={"train.precision": "fp32"})).pretrainings
     assert {one.config.train.precision for one in fixed} == {"fp32"}
     with pytest.raises(ConfigError, match=r"(?s)masked-s1: .*train.precision: was 'bf16', now 'fp32'"):
@@ -137,9 +143,12 @@ def test_automatic_precision_is_that_of_the_device_that_pretrainings_get(
 ) -> None:
     asked = []
     monkeypatch.setattr(precision, "best_precision", lambda device: asked.append(device.type) or "bf16")
+    monkeypatch.setattr(engine_config, "best_precision", lambda device: "fp32")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     planned(study(pretrain__gpus=gpus, pretrain__set={"train.precision": "bf16"}))
-    assert asked == [device]
+    assert asked == []
+    arms = planned(study(pretrain__gpus=gpus, pretrain__set={"train.precision": "auto"})).pretrainings
+    assert asked == [device] * 2 and {one.config.train.precision for one in arms} == {"bf16"}
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def begun_precision(run_dir: str) -> str | None:
     if not store.exists(store.join(run_dir, RESOLVED)):
         return None
     begun = _read_json(run_dir, RESOLVED)
-    return str(begun["train"]["precision"]) if begun and _is_dumped_config(begun) else None
+    return begun["train"].get("precision") if begun and _is_dumped_config(begun) else None
 
 
 def read_contents(run_dir: str) -> Contents:

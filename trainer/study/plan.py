@@ -12,14 +12,13 @@ from typing import Any
 
 import configs
 from cluster.process import paths
-from cluster.storage import store
 from configs import ConfigError
 from data_prep.config import DataConfig
 from trainer.evaluation.tasks.config import ENCODER_MODES, ROLES, TaskConfig
 from trainer.run.config import TrainConfig
 from trainer.study.budget import Cost, cost_of, first_step
 from trainer.study.config import PRESET, SCRATCH, Overrides, StudyConfig, flat, words
-from trainer.study.precision import automatic_precision
+from trainer.study.precision import automatic_precision, run_dir
 
 _OWN = ("run.", "track.", "train.steps", "train.schedule_steps")  # keys of a pretraining that the study sets
 _FIRST: Overrides = {
@@ -85,10 +84,8 @@ def make_plan(config: StudyConfig) -> StudyPlan:
     faults: list[str] = []
     dataset = _collect(faults, lambda: _dataset(config))
     pretrainings: list[Pretraining] = []
-    folders = [run_dir(config, arm, seed) for arm in config.pretrained() for seed in config.pretrain.seeds]
-    automatic = automatic_precision(folders, config.pretrain)
     for arm in config.pretrained():
-        pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset, automatic)) or []
+        pretrainings += _collect(faults, lambda arm=arm: _of_arm(config, arm, dataset)) or []
     found = _collect(faults, lambda: _tasks(config)) or []
     faults += _twins(pretrainings)
     scratch = {} if faults else _collect(faults, lambda: _scratch(config, pretrainings)) or {}
@@ -96,10 +93,6 @@ def make_plan(config: StudyConfig) -> StudyPlan:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     _refuse_lost(config, dataset, found)
     return StudyPlan(config, dataset, tuple(pretrainings), scratch, tuple(found))
-
-
-def run_dir(config: StudyConfig, arm: str, seed: int) -> str:
-    return store.join(config.output, "pretraining", f"{arm}-s{seed}")
 
 
 def _collect(faults: list[str], read: Any) -> Any:
@@ -123,9 +116,8 @@ def _dataset(config: StudyConfig) -> Dataset | None:
     return Dataset(built.output, config.data.config)
 
 
-def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None, automatic: str) -> list[Pretraining]:
-    """The pretrainings of an arm, one for each seed; ``automatic``: the precision that ``auto`` is.
-    ConfigError: its keys are wrong, or no step fits."""
+def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None) -> list[Pretraining]:
+    """The pretrainings of an arm, one for each seed. ConfigError: its keys are wrong, or no step fits."""
     given = arm_overrides(config, arm)
     if own := [key for key in given if key.startswith(_OWN[:2]) or key in _OWN]:
         allowed = [key for key in own if key.startswith("track.") and key.partition(".")[2] in _TRACK_FREE]
@@ -146,7 +138,7 @@ def _of_arm(config: StudyConfig, arm: str, dataset: Dataset | None, automatic: s
             f"{first_step(first):.3g}"
         )
     asked = configs.read(preset, shared).get("train", {}).get("precision")
-    precision = automatic if asked == "auto" else first.train.precision
+    precision = automatic_precision(config, arm) if asked == "auto" else first.train.precision
     found = []
     for seed in config.pretrain.seeds:
         own = _own_words(config, arm, seed, steps=cost.steps, precision=precision)

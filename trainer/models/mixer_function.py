@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.models import mixer_kernels as kernels
+from trainer.models.mixer_rotation import Rotation
 
 Options = Mapping[str, int]
 
@@ -37,15 +38,6 @@ def _options(rows: int, columns: int, depth: int, warps: int, stages: int) -> di
 
 
 TILING = Tiling()
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Which circles the positions form. ``circle_B``: int32, positions of each circle; None: all T."""
-
-    positions: int
-    group_channels: int
-    circle_B: Tensor | None = None
 
 
 def padded(columns: int) -> int:

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 try:
     import triton
     import triton.language as tl
@@ -38,12 +40,35 @@ except ImportError:  # torch for CPUs brings none
         return function
 
 
+def unusable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why these kernels are not for ``device`` and ``dtype``, in words; None if they are."""
+    if not has_triton:
+        return "Triton is not installed"
+    if triton.knobs.runtime.interpret:
+        return None
+    if device.type != "cuda":
+        return "there is no NVIDIA GPU"
+    if torch.cuda.get_device_capability(device) < _LEAST:
+        return f"{torch.cuda.get_device_name(device)} is older than the kernels are for"
+    return None if dtype in (torch.bfloat16, torch.float16) else "weights are not in bf16"
+
+
+_LEAST = (8, 0)  # Ampere: bf16 on tensor cores
 MULTIPLE = 64  # columns; the depth of one product on the tensor cores of a row of 128 bytes
 
 
 @jit
-def _gelu(s):
-    return 0.5 * s * (1.0 + tl.erf(s * 0.7071067811865476))
+def _normal(s):
+    """Of the normal distribution: Φ(s), and √(2π) times its density. gelu(s) = s Φ(s).
+
+    Φ to 8·10⁻⁸ (Abramowitz and Stegun 1964, 7.1.26): one exponential for both, where erf takes 90
+    instructions.
+    """
+    density = tl.exp(-0.5 * s * s)
+    t = 1.0 / (1.0 + 0.23164190 * tl.abs(s))
+    tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
+    tail *= density
+    return tl.where(s < 0, tail, 1.0 - tail), density
 
 
 @jit
@@ -105,7 +130,9 @@ def expand(h_ptr, w_ptr, bias_ptr, s_ptr, a_ptr, N, X: tl.constexpr, Y: tl.const
     mask = live[:, None] & (n < Y)[None, :]
     if KEEP:
         tl.store(s_ptr + at, s.to(kind), mask=mask)
-    tl.store(a_ptr + at, _gelu(s.to(kind).to(tl.float32)).to(kind), mask=mask)
+    s = s.to(kind).to(tl.float32)  # as the backward will read it
+    below, _ = _normal(s)
+    tl.store(a_ptr + at, (s * below).to(kind), mask=mask)
 
 
 @jit
@@ -142,8 +169,8 @@ def slope(dy_ptr, w_ptr, s_ptr, ds_ptr, a_ptr, circle_ptr, N, T, X: tl.constexpr
     at = row[:, None] * Y + n[None, :]
     mask = live[:, None] & (n < Y)[None, :]
     s = tl.load(s_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    below = 0.5 * (1.0 + tl.erf(s * 0.7071067811865476))  # Φ(s); gelu(s) = s Φ(s)
-    ds = da * (below + s * 0.3989422804014327 * tl.exp(-0.5 * s * s))
+    below, density = _normal(s)
+    ds = da * (below + s * 0.3989422804014327 * density)
     kind = ds_ptr.dtype.element_ty
     tl.store(ds_ptr + at, ds.to(kind), mask=mask)
     tl.store(a_ptr + at, (s * below).to(kind), mask=mask)

@@ -38,7 +38,11 @@ class BackboneConfig(Section):
 
         A field that was added to the backbone later counts as its default if it is in ``ADDED_LATER``.
         """
-        keys = {field: cls.EXPORT_KEYS.get(field, field) for field in cls.model_fields if field not in cls.NOT_EXPORTED}
+        keys = {
+            field: cls.EXPORT_KEYS.get(field, field)
+            for field in cls.model_fields
+            if field not in cls.NOT_EXPORTED
+        }
         sizes = {
             field: config[key] for field, key in keys.items() if key in config or field not in cls.ADDED_LATER
         }

@@ -82,11 +82,12 @@ class ChordMixer(Backbone):
     def export_config(self) -> dict[str, Any]:
         return super().export_config() | {"hidden_act": "gelu"}
 
-    def plain_because(self, device: torch.device) -> str | None:
-        """Why its layers run by plain operations on ``device``; None: they run by Triton kernels."""
+    def plain_because(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why its layers run by plain operations on ``device`` with weights of ``dtype``; None: by Triton
+        kernels."""
         if self.config.kernel == "plain":
             return "model.kernel is plain"
-        if fault := kernels.unusable(device, self.input.weight.dtype):
+        if fault := kernels.unusable(device, dtype):
             return fault
         if any(layer.is_read() for layer in self.layers if isinstance(layer, MixerLayer)):
             return "activations or weights within a layer are read from outside, as under ZeRO-3"
@@ -108,19 +109,17 @@ class ChordMixer(Backbone):
             group_channels=self.group_channels,
             circle_B=None if length_B is None else length_B + self.summaries,
         )
-        step = self._fused if self._is_fused(x_BTX) else self._plain
+        fused = self._is_fused(x_BTX)
         for layer in self.layers:
-            x_BTX = step(layer, x_BTX, rotation)
+            assert isinstance(layer, MixerLayer)
+            if fused:
+                x_BTX = self.run(partial(layer.fused, rotation=rotation), x_BTX)
+            else:
+                x_BTX = x_BTX + rotation(self.run(layer, x_BTX))
         return Hidden(*x_BTX[..., : self.hidden_size].split([self.summaries, length], dim=1))
 
-    def _plain(self, layer: nn.Module, x_BTX: Tensor, rotation: Rotation) -> Tensor:
-        return x_BTX + rotation(self.run(layer, x_BTX))
-
-    def _fused(self, layer: nn.Module, x_BTX: Tensor, rotation: Rotation) -> Tensor:
-        return self.run(partial(layer.fused, rotation=rotation), x_BTX)
-
     def _is_fused(self, x_BTX: Tensor) -> bool:
-        because = self.plain_because(x_BTX.device)
+        because = self.plain_because(x_BTX.device, self.input.weight.dtype)
         if because is None and x_BTX.dtype != self.input.weight.dtype:
             because = f"the input is {x_BTX.dtype} by autocast and weights are {self.input.weight.dtype}"
         if because and self.config.kernel == "triton":

@@ -35,7 +35,9 @@ class Rotation:
         self.channels = math.gcd(group_channels, columns)
         self._pieces = columns // self.channels
         self._in_group, self._num_groups = group_channels // self.channels, num_groups
-        self._first_B11 = torch.arange(rows, device=x_BTD.device, dtype=torch.int32)[:, None, None] * positions
+        self._first_B11 = (
+            torch.arange(rows, device=x_BTD.device, dtype=torch.int32)[:, None, None] * positions
+        )
         self._index: tuple[Tensor, Tensor] | None = None
 
     @property

@@ -26,6 +26,7 @@ from trainer.evaluation.tasks.kinds.logistic import logistic_path
 from trainer.evaluation.tasks.rows.data import Split
 from trainer.models.chordmixer import ChordMixer, ChordMixerConfig
 from trainer.models.dilated_conv import DilatedConv, DilatedConvConfig, _norm
+from trainer.models.mixer_rotation import Rotation
 from trainer.models.network import Network
 
 LENGTHS = [33, 7, 40, 1, 41, 12]
@@ -60,9 +61,11 @@ def activations(network: Network, codes_L: alphabet.Codes) -> list[Tensor]:
     first = backbone.summaries
     all_BT = torch.cat([torch.full((1, first), alphabet.CLS, dtype=torch.uint8), codes_BL], 1)
     x_BTD = backbone.input(nn.functional.one_hot(all_BT.long(), alphabet.SIZE).float())
+    sizes = backbone.config
+    rotation = Rotation(x_BTD, num_groups=sizes.num_groups, group_channels=sizes.group_channels)
     for layer in backbone.layers:
         found.append(nn.functional.gelu(layer.expand(layer.norm(x_BTD)))[0, first:])
-        x_BTD = x_BTD + backbone._shifted(layer(x_BTD), None)
+        x_BTD = x_BTD + rotation(layer(x_BTD))
     return [*found, x_BTD[0, first:]]
 
 

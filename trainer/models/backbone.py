@@ -5,7 +5,7 @@ Shapes: B rows, L letters, P summaries, D hidden.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -22,12 +22,14 @@ class BackboneConfig(Section):
 
     # Field -> key of config.json, where Hugging Face calls it otherwise.
     EXPORT_KEYS: ClassVar[Mapping[str, str]] = {}
+    # Fields that say how it is computed and not what, so that no export has them.
+    NOT_EXPORTED: ClassVar[frozenset[str]] = frozenset({"name"})
     # Fields that exports of earlier versions do not have; their defaults must mean what was before.
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset()
 
     def exported(self) -> dict[str, Any]:
         """Its sizes as config.json has them."""
-        sizes = self.model_dump(mode="json", exclude={"name"})
+        sizes = self.model_dump(mode="json", exclude=set(self.NOT_EXPORTED))
         return {self.EXPORT_KEYS.get(field, field): value for field, value in sizes.items()}
 
     @classmethod
@@ -36,7 +38,11 @@ class BackboneConfig(Section):
 
         A field that was added to the backbone later counts as its default if it is in ``ADDED_LATER``.
         """
-        keys = {field: cls.EXPORT_KEYS.get(field, field) for field in cls.model_fields if field != "name"}
+        keys = {
+            field: cls.EXPORT_KEYS.get(field, field)
+            for field in cls.model_fields
+            if field not in cls.NOT_EXPORTED
+        }
         sizes = {
             field: config[key] for field, key in keys.items() if key in config or field not in cls.ADDED_LATER
         }
@@ -75,7 +81,7 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def run(self, part: nn.Module, x: Tensor) -> Tensor:
+    def run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """``part(x)``, which is computed again in the backward if activations are checkpointed.
 
         It is computed again up to the last tensor that the backward needs. That must lie within the same

@@ -5,9 +5,13 @@ Channels come in groups; group i of every layer's update is rolled by a fixed nu
 …), so that log₂(length) layers connect any two positions. Each row is a circle of its own length: summary
 positions, then letters. Padding lies outside the circle, so no logit depends on it but for rounding.
 
-Shapes: B rows, L letters, P summary positions, T = P + L, D = G·C channels in G groups.
+On a GPU rows are padded with zeros to whole memory lines, since products of, say, 308 columns run at a third
+of the speed of 320 there.
+
+Shapes: B rows, L letters, P summary positions, T = P + L, D = G·C channels in G groups, X ≥ D with padding.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +19,10 @@ from torch import Tensor, nn
 
 from configs.numbers import Positive
 from data_prep import alphabet
+from trainer.models import mixer_kernels as kernels
 from trainer.models.backbone import Backbone, BackboneConfig, Hidden
+from trainer.models.mixer_function import mixer_layer, padded
+from trainer.models.mixer_rotation import Rotation, shifts_of
 
 Norm = Literal["none", "layer", "rms"]
 _NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -23,7 +30,11 @@ _NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": nn.LayerNorm
 
 class ChordMixerConfig(BackboneConfig):
     """``num_groups`` of ``group_channels`` channels each; ``num_summary`` positions stand before the
-    letters."""
+    letters.
+
+    ``kernel``: what computes the layers in training. auto: Triton kernels where there is a GPU that they are
+    for and weights are in bf16, else plain operations.
+    """
 
     name: str = "findna"
     num_layers: Positive = 40
@@ -32,7 +43,9 @@ class ChordMixerConfig(BackboneConfig):
     intermediate_size: Positive = 512
     num_summary: Positive = 10
     norm: Norm = "none"
+    kernel: Literal["auto", "plain", "triton"] = "auto"
 
+    NOT_EXPORTED = frozenset({"name", "kernel"})
     EXPORT_KEYS = {"num_layers": "num_hidden_layers", "num_summary": "num_summary_tokens"}
 
 
@@ -41,13 +54,13 @@ class ChordMixer(Backbone):
 
     def __init__(self, config: ChordMixerConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__(config, activation_checkpointing=activation_checkpointing)
-        self.shifts = [0] + [1 << i for i in range(config.num_groups - 1)]
+        self.shifts = shifts_of(config.num_groups)
         self.group_channels = config.group_channels
         self.hidden_size = config.num_groups * config.group_channels
         self.summaries = config.num_summary
-        self.input = nn.Linear(alphabet.SIZE, self.hidden_size)
+        self.input = PaddedLinear(alphabet.SIZE, self.hidden_size)
         self.layers = nn.ModuleList(
-            MixerMLP(self.hidden_size, config.intermediate_size, norm=config.norm)
+            MixerLayer(self.hidden_size, config.intermediate_size, norm=config.norm)
             for _ in range(config.num_layers)
         )
 
@@ -55,7 +68,7 @@ class ChordMixer(Backbone):
         return self.summaries + length
 
     def activation_modules(self) -> list[nn.Linear]:
-        return [layer.contract for layer in self.layers if isinstance(layer, MixerMLP)]
+        return [layer.contract for layer in self.layers if isinstance(layer, MixerLayer)]
 
     def wiring(self) -> dict[str, Any]:
         return {
@@ -69,6 +82,17 @@ class ChordMixer(Backbone):
     def export_config(self) -> dict[str, Any]:
         return super().export_config() | {"hidden_act": "gelu"}
 
+    def plain_because(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why its layers run by plain operations on ``device`` with weights of ``dtype``; None: by Triton
+        kernels."""
+        if self.config.kernel == "plain":
+            return "model.kernel is plain"
+        if fault := kernels.unusable(device, dtype):
+            return fault
+        if any(layer.is_read() for layer in self.layers if isinstance(layer, MixerLayer)):
+            return "activations or weights within a layer are read from outside, as under ZeRO-3"
+        return None
+
     def forward(
         self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
     ) -> Hidden:
@@ -78,41 +102,75 @@ class ChordMixer(Backbone):
         x_BTV = onehot_BTV.to(self.input.weight.dtype)
         if noise_BLC is not None:
             x_BTV[:, self.summaries :, : alphabet.BASES] += noise_BLC.to(x_BTV.dtype)
-        index_BTG = None
-        if length_B is not None:
-            index_BTG = self._roll_index(length_B + self.summaries, length + self.summaries)
-        x_BTD = self.input(x_BTV)
+        x_BTX = self.input(x_BTV, self._columns(x_BTV))
+        rotation = Rotation(
+            x_BTX,
+            num_groups=self.config.num_groups,
+            group_channels=self.group_channels,
+            circle_B=None if length_B is None else length_B + self.summaries,
+        )
+        fused = self._is_fused(x_BTX)
         for layer in self.layers:
-            x_BTD = x_BTD + self._shifted(self.run(layer, x_BTD), index_BTG)
-        return Hidden(*x_BTD.split([self.summaries, length], dim=1))
+            assert isinstance(layer, MixerLayer)
+            if fused:
+                x_BTX = self.run(partial(layer.fused, rotation=rotation), x_BTX)
+            else:
+                x_BTX = x_BTX + rotation(self.run(layer, x_BTX))
+        return Hidden(*x_BTX[..., : self.hidden_size].split([self.summaries, length], dim=1))
 
-    def _shifted(self, update_BTD: Tensor, index_BTG: Tensor | None) -> Tensor:
-        """Each group of channels rolled by its shift."""
-        if index_BTG is None:
-            groups = update_BTD.split(self.group_channels, dim=-1)
-            rolled = [group.roll(-shift, 1) for group, shift in zip(groups, self.shifts, strict=True)]
-            return torch.cat(rolled, -1)
-        grouped_BTGC = update_BTD.unflatten(-1, (-1, self.group_channels))
-        index_BTGC = index_BTG[..., None].expand(-1, -1, -1, self.group_channels)
-        return grouped_BTGC.gather(1, index_BTGC).flatten(-2)
+    def _is_fused(self, x_BTX: Tensor) -> bool:
+        because = self.plain_because(x_BTX.device, self.input.weight.dtype)
+        if because is None and x_BTX.dtype != self.input.weight.dtype:
+            because = f"the input is {x_BTX.dtype} by autocast and weights are {self.input.weight.dtype}"
+        if because and self.config.kernel == "triton":
+            raise RuntimeError(f"model.kernel is triton, but {because}; set auto or plain")
+        return because is None
 
-    def _roll_index(self, circle_B: Tensor, width: int) -> Tensor:
-        """int64 [B, T, G]: the position each position reads, (t + shift) mod circle; padding reads itself."""
-        place_T = torch.arange(width, device=circle_B.device)
-        shift_G = torch.tensor(self.shifts, device=circle_B.device)
-        index_BTG = (place_T[:, None] + shift_G) % circle_B[:, None, None]
-        return torch.where((place_T < circle_B[:, None])[..., None], index_BTG, place_T[:, None])
+    def _columns(self, like: Tensor) -> int:
+        """X: D, and on a GPU in half precision, or where the kernels are wanted, padded."""
+        is_half = like.is_cuda and like.dtype != torch.float32
+        return padded(self.hidden_size) if is_half or self.config.kernel == "triton" else self.hidden_size
 
 
-class MixerMLP(nn.Module):
-    """The position-wise part of a layer: [..., D] -> [..., D]."""
+class PaddedLinear(nn.Linear):
+    """x Wᵀ + b for rows that are padded with zeros: [..., ≥ in_features] -> [..., columns]."""
+
+    def forward(self, x: Tensor, columns: int | None = None) -> Tensor:
+        """``columns``: of the result, by default out_features; those behind are 0."""
+        read, more = x.shape[-1] - self.in_features, (columns or self.out_features) - self.out_features
+        if not (read or more):
+            return super().forward(x)
+        weight = nn.functional.pad(self.weight, (0, read, 0, more))
+        return nn.functional.linear(x, weight, nn.functional.pad(self.bias, (0, more)))
+
+
+class MixerLayer(nn.Module):
+    """The position-wise part of a layer: [..., X] -> [..., X], zeros from column D on."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, norm: Norm) -> None:
         super().__init__()
         self.norm = nn.Identity() if norm == "none" else _NORMS[norm](hidden_size)
-        self.expand = nn.Linear(hidden_size, intermediate_size)
-        self.contract = nn.Linear(intermediate_size, hidden_size)
+        self.expand = PaddedLinear(hidden_size, intermediate_size)
+        self.contract = PaddedLinear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        contracted: Tensor = self.contract(nn.functional.gelu(self.expand(self.norm(x))))
+        expanded = self.expand(self._normed(x))
+        contracted: Tensor = self.contract(nn.functional.gelu(expanded), x.shape[-1])
         return contracted
+
+    def fused(self, x_BTX: Tensor, *, rotation: Rotation) -> Tensor:
+        """x + rotation(forward(x)) by the kernels."""
+        h_BTX = None if isinstance(self.norm, nn.Identity) else self._normed(x_BTX)
+        weights = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
+        return mixer_layer(x_BTX, h_BTX, weights, rotation)
+
+    def is_read(self) -> bool:
+        """Whether anybody has hooked its maps, to read what they get or to gather their weights."""
+        return any(part._forward_pre_hooks or part._forward_hooks for part in (self.expand, self.contract))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        padding = x.shape[-1] - self.expand.in_features
+        if not padding or isinstance(self.norm, nn.Identity):
+            normed: Tensor = self.norm(x)
+            return normed
+        return nn.functional.pad(self.norm(x[..., :-padding]), (0, padding))

@@ -15,7 +15,7 @@ from trainer.distill.method import Method
 from trainer.distill.step import train_step
 from trainer.engine.engine import Engine
 from trainer.engine.process_group import init_distributed
-from trainer.run import train, train_state, world_size
+from trainer.run import reading, train, train_state, world_size
 from trainer.run.config import TrainConfig
 from trainer.views.view_batch import make_view_pairs
 
@@ -115,7 +115,7 @@ def set_up(
     reader = open_reader(
         config.data,
         datasets,
-        plan=train.sampling_plan(config),
+        plan=reading.sampling_plan(config),
         group=group,
         soft=config.loss.needs_soft_mask,
         device=device,

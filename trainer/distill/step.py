@@ -29,7 +29,7 @@ from trainer.engine.engine import Engine
 from trainer.engine.flat_adapters import Decision
 from trainer.losses.term import AT_THE_END, Moment, Place, RankBatch
 from trainer.models.network import Crops, Network, Outputs
-from trainer.views.view_batch import ViewBatch, lengths, ragged
+from trainer.views.view_batch import ViewBatch, lengths
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Learned:
 def train_step(
     engine: Engine[Network],
     teacher: ShardedEMA[Network],
-    micro_batches: Sequence[Windows],
+    micro_batches: Sequence[Windows] | StepInputs,
     *,
     method: Method,
     states: States,
@@ -65,11 +65,12 @@ def train_step(
 ) -> StepResult:
     """Forward and backward of every micro-batch; the gradient is left in the engine, not applied.
 
+    ``micro_batches``: windows, or what ``StepInputs.of`` made of them before, such as in the reader's thread.
     ``moment``: when in the run it is. ``measure`` also reads the health of the batch's first HEALTH_ROWS
     rows, for which there is one more gather. ``stop_code`` gives the exit code to stop with, 0 for none; it
     is asked once the gradient is there.
     """
-    inputs = StepInputs.of(micro_batches, method)
+    inputs = micro_batches if isinstance(micro_batches, StepInputs) else StepInputs.of(micro_batches, method)
     taught = teacher_forward(teacher.module, inputs, method) if method.reads_teacher else []
     features = student_features(engine, inputs, method)
     batches = rank_batches(inputs, taught, states, method, moment)
@@ -137,10 +138,9 @@ def read_student(
     """Outputs by direction, from one forward: DeepSpeed allows one a backward."""
     pairs = view.pairs
     noises = [pair.noise_BLC for pair in pairs if pair.noise_BLC is not None]
-    codes_BL = torch.cat([pair.masked.codes_BL for pair in pairs])
     outputs = forward(
-        codes_BL,
-        length_B=ragged(torch.cat([pair.student.length_B for pair in pairs]), codes_BL),
+        torch.cat([pair.masked.codes_BL for pair in pairs]),
+        length_B=lengths(*(pair.student for pair in pairs)),
         noise_BLC=torch.cat(noises) if noises else None,
         nucleotides=nucleotides,
         requests=requests,

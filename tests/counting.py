@@ -109,7 +109,10 @@ class Count(TorchDispatchMode):
         self.reads[name, _where()] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
+        name = func._schema.name
+        if not name.startswith("aten::"):  # a collective, a mark of the profiler
+            return func(*args, **(kwargs or {}))
+        name = name.removeprefix("aten::")
         name = f"{name}.{func._schema.overload_name}" if func._schema.overload_name else name
         if name not in _FREE and name != "lift_fresh":
             self.ops[self.phase][name] += 1

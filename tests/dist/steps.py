@@ -102,9 +102,9 @@ def taught_config(uri: str, **changes: Any) -> dict[str, Any]:
 
 
 def set_up(
-    values: dict[str, Any], device_name: str = "cpu"
+    values: dict[str, Any], device_name: str = "cpu", *, ahead: bool = False
 ) -> tuple[TrainConfig, Engine, train_state.TrainState, Reader]:
-    """A run before its first step, on this rank's group."""
+    """A run before its first step, on this rank's group; ``ahead``: the reader prepares what a step reads."""
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     group = Group.of()
@@ -119,6 +119,7 @@ def set_up(
         group=group,
         soft=config.loss.needs_soft_mask,
         device=device,
+        prepare=reading.preparation(config, method(config), device, group) if ahead else None,
     )
     return config, engine, now, reader
 

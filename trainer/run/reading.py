@@ -47,7 +47,10 @@ def open_run_reader(
             group=group,
             soft=config.loss.needs_soft_mask,
             device=engine.device,
-            prepare=preparation(config, method, engine.device, group),
+            # On a CPU the thread would only take a core from the step that is being computed.
+            prepare=preparation(config, method, engine.device, group)
+            if devices.is_queued(engine.device)
+            else None,
             warn=say,
         )
     if resumed:
@@ -57,13 +60,8 @@ def open_run_reader(
 
 def preparation(
     config: TrainConfig, method: Method, device: torch.device, group: Group
-) -> Callable[[Batch], Parcel[StepInputs]] | None:
-    """What the reader's thread is to make of a batch: all that the step reads, in one pinned buffer.
-
-    None on a CPU, where the thread would only take a core from the step that is being computed.
-    """
-    if not devices.is_queued(device):
-        return None
+) -> Callable[[Batch], Parcel[StepInputs]]:
+    """What the reader's thread makes of a batch: all that the step reads, in one buffer, pinned for a GPU."""
     rows, pin = config.train.rows_at_once(group.size), device.type == "cuda"
     return lambda batch: Parcel.of(StepInputs.of(batch.split(rows), method), pin=pin)
 

@@ -24,6 +24,7 @@ _ROOT = str(Path(__file__).resolve().parents[1])
 # Reads of a value, and results whose size is one.
 _READS = {
     "_local_scalar_dense",
+    "item",
     "nonzero",
     "is_nonzero",
     "masked_select",

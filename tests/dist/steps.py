@@ -15,7 +15,7 @@ from trainer.distill.method import Method
 from trainer.distill.step import train_step
 from trainer.engine.engine import Engine
 from trainer.engine.process_group import init_distributed
-from trainer.run import train, train_state, world_size
+from trainer.run import reading, train, train_state, world_size
 from trainer.run.config import TrainConfig
 from trainer.views.view_batch import make_view_pairs
 
@@ -102,9 +102,9 @@ def taught_config(uri: str, **changes: Any) -> dict[str, Any]:
 
 
 def set_up(
-    values: dict[str, Any], device_name: str = "cpu"
+    values: dict[str, Any], device_name: str = "cpu", *, ahead: bool = False
 ) -> tuple[TrainConfig, Engine, train_state.TrainState, Reader]:
-    """A run before its first step, on this rank's group."""
+    """A run before its first step, on this rank's group; ``ahead``: the reader prepares what a step reads."""
     config, device = TrainConfig.model_validate(values), torch.device(device_name)
     init_distributed(device)
     group = Group.of()
@@ -115,10 +115,11 @@ def set_up(
     reader = open_reader(
         config.data,
         datasets,
-        plan=train.sampling_plan(config),
+        plan=reading.sampling_plan(config),
         group=group,
         soft=config.loss.needs_soft_mask,
         device=device,
+        prepare=reading.preparation(config, method(config), device, group) if ahead else None,
     )
     return config, engine, now, reader
 

@@ -117,7 +117,7 @@ def train(engine: Engine, step: int, *, poison: bool) -> bool:
         engine.backward(loss)
         if m + 1 < len(mine):
             engine.end_micro_batch()
-    broken = torch.tensor(0 if engine.gradient_is_finite() else 1)
+    broken = (~engine.is_finite(engine.gradient_squares())).int()
     if int(collectives.sum_over_ranks(group, broken)):
         engine.skip()
         return False

@@ -17,7 +17,7 @@ from tests.datasets import markov_sequence, write_dataset
 from tests.dist.steps import method, set_up
 from tests.gpu.peaks import wait
 from trainer.distill.step import train_step
-from trainer.run import train_state
+from trainer.run import reading, train_state
 from trainer.run.config import TrainConfig
 from trainer.run.flops import step_flops
 from trainer.run.throughput import Meter
@@ -82,7 +82,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
         values = configs.load(
             TrainConfig, ROOT / f"configs/train/{setting.preset}.yaml", overrides
         ).model_dump()
-        config, engine, now, reader = set_up(values, str(device))
+        config, engine, now, reader = set_up(values, str(device), ahead=True)
         meter, took, waited = Meter(device=device, dtype=engine.settings.compute_dtype), [], 0.0
         batches = reader.batches(0, warm + steps + profiled)
 
@@ -91,8 +91,8 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             start = time.perf_counter()
             read = next(batches)
             waited += time.perf_counter() - start
-            micro_batches = [windows.to(device) for windows in read.split(micro)]
-            result = train_step(engine, now.teacher, micro_batches, method=method(config), states=now.centres)
+            inputs = reading.step_inputs(config, engine, read)
+            result = train_step(engine, now.teacher, inputs, method=method(config), states=now.centres)
             train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=read.ids_B4)
             assert result.finite, result.losses
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import coupled_config, run_steps, set_up, small_config
+from tests.dist.steps import coupled_config, method, run_steps, set_up, small_config
 from tests.gpu import where
 from tests.gpu.where import DEVICE, few
 from tests.ranks import on_ranks
 from trainer.core import random
 from trainer.data.locus import loci, same_place
 from trainer.data.windows import Windows
+from trainer.distill.step import train_step
+from trainer.run import reading, train_state
 from trainer.views.alignment import align
 from trainer.views.crops import local_windows
 from trainer.views.masking import mask
@@ -158,6 +160,35 @@ def read_ahead(values: dict[str, Any], device: str) -> list[tuple[bool, bool]]:
 def test_windows_wait_in_pinned_memory(toy: str) -> None:
     (found,) = on_ranks(1, read_ahead, small_config(toy), DEVICE, gpu=not where.REHEARSE)
     assert found == [(not where.REHEARSE, True)] * 3
+
+
+def waiting_steps(values: dict[str, Any], device: str) -> list[float]:
+    """Losses of 4 steps whose inputs were prepared ahead. torch raises where one of the last two makes the
+    host wait, but for the one event that each ends with."""
+    config, engine, now, reader = set_up(values, device, ahead=True)
+    losses = []
+    for step, batch in enumerate(reader.batches(0, 4)):
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
+        inputs = reading.step_inputs(config, engine, batch)
+        result = train_step(engine, now.teacher, inputs, method=method(config), states=now.centres)
+        metrics = train_state.apply(
+            now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4
+        )
+        losses.append(metrics["loss/total"])
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("default")
+    return losses
+
+
+@pytest.mark.parametrize(("stage", "precision"), few([(1, "bf16"), (1, "fp32"), (2, "bf16")]))
+@pytest.mark.parametrize("kind", few(list(CONFIGS)))
+def test_the_host_waits_for_nothing_but_the_steps_numbers(
+    toy: str, kind: str, stage: int, precision: str
+) -> None:
+    values = CONFIGS[kind](toy, train__zero_stage=stage, train__precision=precision)
+    (losses,) = on_ranks(1, waiting_steps, values, DEVICE, gpu=not where.REHEARSE)
+    assert len(losses) == 4
 
 
 @pytest.mark.parametrize("seed", few(range(20)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trainer.core.collectives import Group
+from trainer.engine.adapter import Adapter
 from trainer.engine.engine import Engine
 
 LARGE = 1.5e19  # its square is still a float32, twice its square is not
@@ -15,8 +16,9 @@ LARGE = 1.5e19  # its square is still a float32, twice its square is not
 def verdict(gradients: list[float], ranks: int = 1) -> bool:
     engine: Any = Engine.__new__(Engine)
     engine.group, engine.network = Group(0, ranks), torch.nn.Linear(1, 1)
-    engine._adapter = SimpleNamespace(gradients=lambda: [torch.tensor([value]) for value in gradients])
-    return bool(engine.gradient_is_finite())
+    engine._adapter = adapter = Adapter(SimpleNamespace(), engine.network, [], engine.group)
+    adapter.gradients = lambda: [torch.tensor([value]) for value in gradients]  # type: ignore[method-assign]
+    return bool(engine.is_finite(engine.gradient_squares()))
 
 
 @pytest.mark.parametrize(

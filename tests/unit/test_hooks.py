@@ -9,7 +9,7 @@ import torch
 from cluster.process.exits import EXIT_PREEMPTED, EverywhereError
 from trainer.core.collectives import Group
 from trainer.distill.config import Health
-from trainer.distill.step import StepResult
+from trainer.distill.result import Reduced, StepResult
 from trainer.evaluation.config import Validation
 from trainer.run import hooks
 from trainer.run.checkpoint.config import Checkpoint
@@ -58,7 +58,7 @@ def state(step: int, guard: Any = None, **changes: Any) -> TrainState:
 
 
 def outcome(*, is_last: bool = False, stop: int = 0, **changes: Any) -> StepOutcome:
-    result = StepResult({"mlm": 1.5, "total": 2.5}, {}, True, {}, stop)
+    result = StepResult(lambda: Reduced({"mlm": 1.5, "total": 2.5}, True, stop), {}, {})
     values = {"result": result, "metrics": {"loss/total": 2.5}, "collapse": None} | changes
     return StepOutcome(Batch(), bp=800, is_last=is_last, **values)  # type: ignore[arg-type]
 
@@ -78,7 +78,7 @@ def test_a_hook_that_overrides_nothing_does_nothing() -> None:
 @pytest.mark.parametrize("sentence", [None, "step 4: a point"])
 def test_health_readings_become_metrics_and_a_collapse_is_noted(sentence: str | None) -> None:
     check = hooks.CheckHealth(ALONE)
-    step = outcome(result=StepResult({"total": 1.0}, {}, True, {"health/kl": 0.5}))
+    step = outcome(result=StepResult(lambda: Reduced({"total": 1.0}, True), {}, {"health/kl": 0.5}))
     check.after_step(state(4, Guard(sentence)), step)
     assert step.metrics == {
         "loss/total": 2.5,
@@ -89,7 +89,7 @@ def test_health_readings_become_metrics_and_a_collapse_is_noted(sentence: str | 
 
 
 def test_the_health_of_a_skipped_step_is_not_judged() -> None:
-    step = outcome(result=StepResult({"total": 1.0}, {}, False, {"health/kl": 0.5}))
+    step = outcome(result=StepResult(lambda: Reduced({"total": 1.0}, False), {}, {"health/kl": 0.5}))
     hooks.CheckHealth(ALONE).after_step(state(4, Guard("a point")), step)
     assert (step.metrics, step.collapse) == ({"loss/total": 2.5}, None)
 

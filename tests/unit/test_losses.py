@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.counting import Count, queued
 from trainer.losses.distillation import Distilled, centred_probabilities, distillation
 from trainer.losses.koleo import Spread, koleo
 from trainer.losses.masked_lm import Scored, masked_nucleotides
@@ -164,9 +165,24 @@ class Case:
     dim: int = 0  # of the rows in the leaf
 
 
+def masked_as_on_a_gpu(s: Scored) -> Tensor:
+    """The loss of all letters, which reads no number of them."""
+    with queued(), Count() as count:
+        value = masked_nucleotides(s)
+    assert not count.reads, count.reads
+    return value
+
+
 CASES = {
     "masked": Case(
         masked_nucleotides,
+        naive_masked,
+        scored,
+        "logits_BLV",
+        part_of("logits_BLV", others=("labels_BL", "target_BL", "weight_BL")),
+    ),
+    "masked, on a GPU": Case(
+        masked_as_on_a_gpu,
         naive_masked,
         scored,
         "logits_BLV",
@@ -274,14 +290,17 @@ def test_a_share_is_exact_and_keeps_the_whole_gradient() -> None:
     assert torch.autograd.grad(share, x)[0].item() == 2
 
 
-def test_masked_loss_touches_exactly_the_targets_whatever_stands_elsewhere() -> None:
+@pytest.mark.parametrize("loss", [masked_nucleotides, masked_as_on_a_gpu])
+def test_masked_loss_touches_exactly_the_targets_whatever_stands_elsewhere(
+    loss: Callable[[Scored], Tensor],
+) -> None:
     s = scored(0)
     s = replace(
         s,
         logits_BLV=s.logits_BLV.masked_fill(~s.target_BL[..., None], math.nan),
         labels_BL=s.labels_BL.masked_fill(~s.target_BL, 255),
     )
-    value, gradient = differentiate(masked_nucleotides, s, "logits_BLV")
+    value, gradient = differentiate(loss, s, "logits_BLV")
     assert math.isfinite(value)
     assert torch.equal(gradient.abs().sum(-1) > 0, s.target_BL)
 
@@ -302,7 +321,9 @@ def test_nothing_that_counts_gives_zero_and_no_gradient() -> None:
     no_place = replace(d, weight_N=torch.zeros(5), total=0.0)
     for loss, inputs, leaf in (
         (masked_nucleotides, empty_mask, "logits_BLV"),
+        (masked_as_on_a_gpu, empty_mask, "logits_BLV"),
         (masked_nucleotides, weightless, "logits_BLV"),
+        (masked_as_on_a_gpu, weightless, "logits_BLV"),
         (distillation, no_place, "student_SNK"),
     ):
         value, gradient = differentiate(loss, inputs, leaf)

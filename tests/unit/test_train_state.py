@@ -15,7 +15,7 @@ import torch
 from cluster.storage import store
 from trainer.core import schedules
 from trainer.core.collectives import Group
-from trainer.distill.step import StepResult
+from trainer.distill.result import Reduced, StepResult
 from trainer.run import train_state
 from trainer.run.config import TrainConfig
 from trainer.run.run_status import NOT_FINITE
@@ -34,7 +34,7 @@ class Told:
         self.shards = [torch.zeros(3)]
         self.module = SimpleNamespace(backbone=SimpleNamespace(summaries=2))
 
-    def step(self, lr: float) -> tuple[bool, float]:
+    def step(self, lr: float, decision: None) -> tuple[bool, float]:
         self.asked.append(("step", lr))
         return self.answer
 
@@ -64,7 +64,7 @@ def start(settings: TrainConfig, told: Told) -> TrainState:
 
 
 def result(*, finite: bool = True, loss: float = 1.5, **centres: torch.Tensor) -> StepResult:
-    return StepResult({"mlm": loss, "total": loss}, centres, finite, {})
+    return StepResult(lambda: Reduced({"mlm": loss, "total": loss}, finite), centres, {})
 
 
 def apply(settings: TrainConfig, now: TrainState, told: Told, of: StepResult) -> dict[str, float]:

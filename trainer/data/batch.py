@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 from torch import Tensor
 
@@ -12,12 +13,14 @@ from trainer.data.windows import Windows
 class Batch:
     """Rows of one rank for one step, in sample order; ``ids_B4`` are (dataset, epoch, block, window).
 
-    ``skipped``: (dataset, epoch, block) of the damaged blocks that rows should have come from.
+    ``skipped``: (dataset, epoch, block) of the damaged blocks that rows should have come from. ``prepared``:
+    what the reader was asked to make of it.
     """
 
     windows: Windows
     ids_B4: Tensor
     skipped: frozenset[tuple[int, int, int]] = frozenset()
+    prepared: Any = None
 
     def split(self, rows: int) -> list[Windows]:
         """Micro-batches of ``rows`` rows."""

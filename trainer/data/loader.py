@@ -43,6 +43,7 @@ def open_reader(
     group: Group,
     soft: bool = False,
     device: torch.device | None = None,
+    prepare: Callable[[Batch], Any] | None = None,
     warn: Callable[[str], None] = python_warning,
 ) -> "Reader":
     """The reader that the ``data`` section describes, of the opened train splits of its datasets.
@@ -50,6 +51,7 @@ def open_reader(
     Args:
         soft: whether windows bring their soft mask.
         device: where the batches will be copied to.
+        prepare: what each batch is to bring as ``prepared``; it is called in the reader's thread.
         warn: called with a sentence for each damaged block that is skipped.
 
     Raises:
@@ -72,6 +74,7 @@ def open_reader(
         on_skip=warn if data.on_corrupt == "skip" else None,
         soft=soft,
         device=device,
+        prepare=prepare,
         partners=open_partners(datasets, data.partners),
     )
 
@@ -96,17 +99,20 @@ class Reader:
         on_skip: Callable[[str], None] | None = None,
         soft: bool = False,
         device: torch.device | None = None,
+        prepare: Callable[[Batch], Any] | None = None,
         partners: Sequence[PartnerIndex | None] = (),
     ) -> None:
         """A reader of the rank ``group.rank``; ``threads`` fetch blocks, and with 0 the caller reads them.
 
-        ``soft``: windows bring their soft mask. ``device``: on a GPU, batches are pinned for it.
-        ``partners``: of each dataset, where windows are to bring partners.
+        ``soft``: windows bring their soft mask. ``device``: on a GPU, batches are pinned for it, unless
+        ``prepare`` makes of them what is copied there. ``partners``: of each dataset, where windows are
+        to bring partners.
         """
         assert plan.lanes % group.size == 0 and plan.global_batch % group.size == 0, (
             "world_faults() should have refused this"
         )
         self.datasets, self.plan, self.group, self.soft = datasets, plan, group, soft
+        self._prepare = prepare
         self._pin_for = torch.cuda.current_device() if device and device.type == "cuda" else None
         self._mixture = Mixture(plan.weights, seed=plan.seed, lanes=plan.lanes)
         self._threads = FetchThreads(threads)
@@ -168,6 +174,8 @@ class Reader:
         batch = self._cutter.cut(
             self._places(step), length=self.plan.phases[phase].length, samplers=self.samplers
         )
+        if self._prepare is not None:
+            return replace(batch, prepared=self._prepare(batch))
         if self._pin_for is not None:  # only from pinned memory does a copy to the GPU run beside the step
             batch = replace(batch, windows=batch.windows.each(torch.Tensor.pin_memory))
         return batch

@@ -18,31 +18,18 @@ from torch import Tensor
 from cluster.process.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from trainer.core import collectives
 from trainer.core.collectives import Group
+from trainer.core.device import HostCopy
 from trainer.data.windows import Windows
 from trainer.distill.grad_cache import Leaves, coupled_gradients
 from trainer.distill.health import HEALTH_ROWS, measure_rows, read_health
 from trainer.distill.method import GlobalContext, Method, States, StepInputs
+from trainer.distill.result import Reduced, StepResult
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
+from trainer.engine.flat_adapters import Decision
 from trainer.losses.term import AT_THE_END, Moment, Place, RankBatch
 from trainer.models.network import Crops, Network, Outputs
-from trainer.views.view_batch import ViewBatch, lengths, ragged
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step found, the same on all ranks.
-
-    ``losses``: name -> mean over the global batch, and "total", their weighted sum. ``states``: of the losses
-    that carry one, after this step. ``finite``: no loss and no gradient of any rank is infinite or NaN, so
-    that the step may be applied. ``stop``: the exit code that some rank was told to stop with, or 0.
-    """
-
-    losses: dict[str, float]
-    states: dict[str, Tensor]
-    finite: bool
-    health: dict[str, float]
-    stop: int = 0
+from trainer.views.view_batch import ViewBatch, lengths
 
 
 @dataclass(frozen=True)
@@ -65,19 +52,10 @@ class Learned:
     measured: list[dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """What all ranks agreed on after the step; as in StepResult."""
-
-    losses: dict[str, float]
-    finite: bool
-    stop: int
-
-
 def train_step(
     engine: Engine[Network],
     teacher: ShardedEMA[Network],
-    micro_batches: Sequence[Windows],
+    micro_batches: Sequence[Windows] | StepInputs,
     *,
     method: Method,
     states: States,
@@ -87,20 +65,20 @@ def train_step(
 ) -> StepResult:
     """Forward and backward of every micro-batch; the gradient is left in the engine, not applied.
 
+    ``micro_batches``: windows, or what ``StepInputs.of`` made of them before, such as in the reader's thread.
     ``moment``: when in the run it is. ``measure`` also reads the health of the batch's first HEALTH_ROWS
     rows, for which there is one more gather. ``stop_code`` gives the exit code to stop with, 0 for none; it
     is asked once the gradient is there.
     """
-    inputs = StepInputs.of(micro_batches, method)
+    inputs = micro_batches if isinstance(micro_batches, StepInputs) else StepInputs.of(micro_batches, method)
     taught = teacher_forward(teacher.module, inputs, method) if method.reads_teacher else []
     features = student_features(engine, inputs, method)
     batches = rank_batches(inputs, taught, states, method, moment)
     context = gather_global(batches, taught, features.leaves, method)
     learned = learn(engine, inputs, features.outputs, context, method=method, measure=measure)
-    reduced = reduce_step(engine, learned.sums, method, stop_code())
+    read, decision = reduce_step(engine, learned.sums, method, stop_code())
     health = read_health(learned.measured, method) if measure else {}
-    next_states = states_after(states, context, method)
-    return StepResult(reduced.losses, next_states, reduced.finite, health, reduced.stop)
+    return StepResult(read, states_after(states, context, method), health, decision)
 
 
 @torch.no_grad()
@@ -160,10 +138,9 @@ def read_student(
     """Outputs by direction, from one forward: DeepSpeed allows one a backward."""
     pairs = view.pairs
     noises = [pair.noise_BLC for pair in pairs if pair.noise_BLC is not None]
-    codes_BL = torch.cat([pair.masked.codes_BL for pair in pairs])
     outputs = forward(
-        codes_BL,
-        length_B=ragged(torch.cat([pair.student.length_B for pair in pairs]), codes_BL),
+        torch.cat([pair.masked.codes_BL for pair in pairs]),
+        length_B=lengths(*(pair.student for pair in pairs)),
         noise_BLC=torch.cat(noises) if noises else None,
         nucleotides=nucleotides,
         requests=requests,
@@ -250,18 +227,34 @@ def learn(
 
 def reduce_step(
     engine: Engine[Network], sums: Mapping[str, Tensor], method: Method, stop_code: int
-) -> Reduced:
-    """Global losses, whether all is finite, and the code to stop with: decided together, in one
-    all-reduce."""
+) -> tuple[Callable[[], Reduced], Decision | None]:
+    """(what waits for global losses, whether all is finite, and the code to stop with; whether the step is
+    applied): decided together, in one all-reduce, which nothing here waits for."""
     mine = torch.stack(list(sums.values()))
-    broken = ~(mine.isfinite().all() & engine.gradient_is_finite())
-    stops = torch.tensor([stop_code == EXIT_PREEMPTED, stop_code == EXIT_INTERRUPTED], device=mine.device)
-    packed = torch.cat([mine, broken.double()[None], stops.double()])
-    *means, broken_ranks, preempted, interrupted = collectives.sum_over_ranks(engine.group, packed).tolist()
-    stop = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED if preempted else 0
-    losses = dict(zip(sums, means, strict=True))
-    losses["total"] = sum(term.weight * losses[term.name] for term in method.terms)
-    return Reduced(losses, not broken_ranks, stop)
+    squares_n = engine.gradient_squares()
+    stops = mine.new_zeros(2)
+    for place, code in enumerate((EXIT_PREEMPTED, EXIT_INTERRUPTED)):
+        if stop_code == code:
+            stops[place].fill_(1)
+    broken = ~(mine.isfinite().all() & engine.is_finite(squares_n))
+    total = collectives.sum_over_ranks(
+        engine.group, torch.cat([mine, broken.double()[None], stops, squares_n])
+    )
+    broken_ranks = total[len(mine)]
+    decision = engine.decide(total[len(mine) + 3 :], broken_ranks > 0)
+    applies, norm = (broken_ranks == 0, broken_ranks.new_full((), torch.nan))
+    if decision is not None:
+        applies, norm = decision.applies, decision.norm.double()
+    copied = HostCopy(torch.cat([total[: len(mine) + 3], applies.double()[None], norm[None]]))
+
+    def read() -> Reduced:
+        *means, _, preempted, interrupted, finite, norm = copied.values()
+        losses = dict(zip(sums, means, strict=True))
+        losses["total"] = sum(term.weight * losses[term.name] for term in method.terms)
+        stop = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED if preempted else 0
+        return Reduced(losses, bool(finite), stop, norm)
+
+    return read, decision
 
 
 def states_after(states: States, context: GlobalContext, method: Method) -> dict[str, Tensor]:

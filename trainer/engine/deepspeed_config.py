@@ -141,6 +141,7 @@ def training_config(settings: EngineSettings, *, ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": settings.accumulation,
         "gradient_clipping": settings.grad_clip,  # DeepSpeed's own default is 1
         "steps_per_print": 1 << 60,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {**settings.deepspeed.get("zero_optimization", {}), **zero},
     }

@@ -140,10 +140,11 @@ class ShardedEMA(Generic[M]):
         return self._module
 
     @torch.no_grad()
-    def update(self, momentum: float) -> None:
+    def update(self, momentum: float, *, where: Tensor | None = None) -> None:
         """φ ← lerp(φ, θ, 1 - momentum) on this rank's partition; all ranks call it, after an applied step.
 
-        The module's weights follow in the background; ``module`` waits for them.
+        ``where``: bool 0-d on the device, the same on all ranks; φ keeps its bits where it is false. The
+        module's weights follow in the background; ``module`` waits for them.
 
         Raises:
             ValueError: momentum is not within 0 and 1, or the student was moved since ``of``.
@@ -160,7 +161,12 @@ class ShardedEMA(Generic[M]):
             for offset, master in flat_group.masters:
                 pieces.append(shard[offset : offset + master.numel()])
                 masters.append(master.detach().float())
-        torch._foreach_lerp_(pieces, masters, 1.0 - momentum)
+        if where is None:
+            torch._foreach_lerp_(pieces, masters, 1.0 - momentum)
+        else:
+            weight = where.float() * (1.0 - momentum)
+            for piece, master in zip(pieces, masters, strict=True):
+                piece.lerp_(master, weight)
         self._refresh()
 
     @torch.no_grad()

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from cluster.process.heartbeat import heartbeat
 from trainer.core import collectives, random
+from trainer.core import device as devices
 from trainer.core.collectives import Group
 from trainer.engine.deepspeed_config import EngineSettings, inference_config, training_config
 from trainer.engine.ema import FlatWeights, M, ShardedEMA, Weights, blank_copy
+from trainer.engine.flat_adapters import Decision, FlatAdapter
 from trainer.engine.optimizer_adapters import PartitionedWeights, adapter_for
 from trainer.engine.optimizer_state import OptimizerState
 from trainer.engine.partition import FlatGroup, check_cover
@@ -42,7 +44,7 @@ class Engine(Generic[M]):
         named = dict(network.named_parameters())
         values = {name: parameter.detach().clone() for name, parameter in named.items()}
         shapes = {name: value.shape for name, value in values.items()}
-        self._optimizer, names = _make_optimizer(named, settings, fused=device.type == "cuda")
+        self._optimizer, names = _make_optimizer(named, settings, fused=devices.is_queued(device))
         for name, parameter in named.items():
             parameter.data.copy_(_probe(name, parameter.shape))
         self._mpu = None if group.handle is None else DataParallel(group)
@@ -78,29 +80,55 @@ class Engine(Generic[M]):
         """Tell DeepSpeed that a micro-batch other than the last is done."""
         self._deepspeed.step()
 
-    def gradient_is_finite(self) -> Tensor:
-        """bool 0-d, which may differ by rank: this rank's part of the global batch's gradient is finite, and
-        so is the norm of the whole gradient if every rank's part has the same norm."""
-        gradients = self._adapter.gradients()
-        if not gradients:
-            return torch.tensor(True, device=next(self.network.parameters()).device)
-        square = torch.stack(torch._foreach_norm(gradients)).double().square().sum() * self.group.size
-        return square <= torch.finfo(torch.float32).max  # NaN is not
+    def gradient_squares(self) -> Tensor:
+        """fp64 [n]: squared norms of this rank's part of the global batch's gradient; their sums over ranks
+        are what ``decide`` wants."""
+        return self._adapter.squares()
 
-    def step(self, lr: float) -> tuple[bool, float]:
-        """Apply the accumulated gradient at rate ``lr``: (whether it was applied, the global gradient
-        norm)."""
-        optimizer = self._deepspeed.optimizer
-        for parameter_group in optimizer.param_groups:
-            parameter_group["lr"] = lr
-        norm: float | None = None
-        if isinstance(optimizer, torch.optim.Optimizer):  # ZeRO-0 in fp32 keeps no norm
-            norm = float(torch.nn.utils.get_total_norm(self._adapter.gradients()))
-        with heartbeat.inside("the optimiser's step", phase=True):
-            self._deepspeed.step()
-        if norm is None:
-            norm = float(self._deepspeed.get_global_grad_norm())
-        return bool(self._deepspeed.was_step_applied()), norm
+    def is_finite(self, squares_n: Tensor) -> Tensor:
+        """bool 0-d, which may differ by rank: the part of the gradient with these squares is finite, and so
+        is the norm of the whole gradient if every rank's part has the same norm."""
+        return squares_n.sum() * self.group.size <= torch.finfo(torch.float32).max  # NaN is not
+
+    def decide(self, squares_n: Tensor, is_broken: Tensor) -> Decision | None:
+        """Whether the step is to be applied, from the squares of all ranks and whether anything else is not
+        finite (bool 0-d). None where the host decides: DeepSpeed steps by itself, under ZeRO-0 and 3."""
+        if not isinstance(self._adapter, FlatAdapter):
+            return None
+        norm = torch.linalg.vector_norm(squares_n.float().sqrt())
+        return Decision(norm.isfinite() & ~is_broken, norm)
+
+    @property
+    def steps_unread(self) -> bool:
+        """Whether ``step_where`` is to be used, so that the host need not wait for a decision."""
+        return isinstance(self._adapter, FlatAdapter) and devices.is_queued(self.device)
+
+    def step_where(self, decision: Decision, lr: float) -> None:
+        """Apply the accumulated gradient at rate ``lr`` if ``decision`` says so; the host reads nothing.
+
+        If not, weights, masters, moments and the number of steps taken keep their bits.
+        """
+        self._optimizer.found_inf = (~decision.applies).float()  # fused AdamW then writes nothing
+        self._take_step(lr, decision.norm)
+
+    def step(self, lr: float, decision: Decision | None = None) -> tuple[bool, float]:
+        """Apply the accumulated gradient at rate ``lr``: (whether it was applied, the global gradient norm).
+
+        A collective without a ``decision``.
+        """
+        if not isinstance(self._adapter, FlatAdapter):
+            return self._deepspeeds_step(lr)
+        if decision is None:
+            squares_n = collectives.sum_over_ranks(self.group, self.gradient_squares())
+            decision = self.decide(squares_n, torch.zeros_like(squares_n[0], dtype=torch.bool))
+            assert decision is not None, "this adapter steps by itself"
+        applies, norm = bool(decision.applies), float(decision.norm)
+        if applies:
+            self._optimizer.found_inf = None
+            self._take_step(lr, decision.norm)
+        else:
+            self.skip()
+        return applies, norm
 
     def skip(self) -> None:
         """Discard the accumulated gradient: weights, masters and moments keep their bits."""
@@ -109,6 +137,32 @@ class Engine(Generic[M]):
             self._deepspeed.step()  # DeepSpeed's own counters and buffers are then as after any step
         finally:
             self._optimizer.paused = False
+
+    def _take_step(self, lr: float, norm: Tensor) -> None:
+        assert isinstance(self._adapter, FlatAdapter), "DeepSpeed takes its own norm"
+        self._set_rate(lr)
+        self._adapter.norm = norm
+        try:
+            with heartbeat.inside("the optimiser's step", phase=True):
+                self._deepspeed.step()  # which calls the adapter's
+        finally:
+            self._adapter.norm = None
+
+    def _deepspeeds_step(self, lr: float) -> tuple[bool, float]:
+        """Reads the norm, and waits for it."""
+        self._set_rate(lr)
+        norm: float | None = None
+        if isinstance(self._deepspeed.optimizer, torch.optim.Optimizer):  # ZeRO-0 in fp32 keeps no norm
+            norm = float(torch.nn.utils.get_total_norm(self._adapter.gradients()))
+        with heartbeat.inside("the optimiser's step", phase=True):
+            self._deepspeed.step()
+        if norm is None:
+            norm = float(self._deepspeed.get_global_grad_norm())
+        return bool(self._deepspeed.was_step_applied()), norm
+
+    def _set_rate(self, lr: float) -> None:
+        for parameter_group in self._deepspeed.optimizer.param_groups:
+            parameter_group["lr"] = lr
 
     def teacher(self) -> ShardedEMA[M]:
         """The teacher of this student, equal to its masters; to be called once, by all ranks."""
@@ -165,9 +219,10 @@ class Engine(Generic[M]):
 
 
 class _AdamW(torch.optim.AdamW):
-    """AdamW that does nothing while ``paused``."""
+    """AdamW that does nothing while ``paused``, and, where it is fused, where ``found_inf`` is 1."""
 
     paused = False
+    found_inf: Tensor | None = None  # fp32 0-d, as torch.amp's GradScaler gives it
 
     def step(self, closure: Any = None) -> Any:
         return None if self.paused else super().step(closure)

@@ -1,7 +1,6 @@
-"""Where DeepSpeed's optimisers keep the fp32 masters, the gradients and the weights: one adapter for each
-kind of optimiser.
+"""The adapter of each kind of optimiser, and those of ZeRO-0 and 3, where DeepSpeed takes the step by itself.
 
-Only this folder touches DeepSpeed's internals. Checked with DeepSpeed 0.19.8.
+Checked with DeepSpeed 0.19.8.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,60 +16,9 @@ from torch import Tensor, nn
 
 from trainer.core import collectives
 from trainer.core.collectives import Group, Pending
+from trainer.engine.adapter import Adapter
+from trainer.engine.flat_adapters import FlatBf16, FlatZero12
 from trainer.engine.partition import FlatGroup, even_partition
-
-
-class Adapter:
-    """Where one kind of optimiser keeps the masters and, between backward and step, this rank's gradients."""
-
-    def __init__(
-        self, optimizer: Any, network: nn.Module, names: Sequence[Sequence[str]], group: Group
-    ) -> None:
-        self.optimizer, self.network, self.names, self.group = optimizer, network, names, group
-        self.parameters = dict(network.named_parameters())
-
-    def flat_groups(self) -> list[FlatGroup]:
-        """Where each parameter lies in the partition, and this rank's masters."""
-        raise NotImplementedError
-
-    def gradients(self) -> list[Tensor]:
-        """This rank's part of the reduced gradient, after the last backward and before the step."""
-        return [p.grad for p in self.network.parameters() if p.grad is not None]
-
-    def whole_masters(self) -> dict[str, Tensor]:
-        """The masters that every rank keeps whole and updates by itself: name -> fp32 tensor; else empty."""
-        return {}
-
-    def optimizer_parameters(self) -> list[Tensor]:
-        """The fp32 tensors that the optimiser keeps moments for; every master lies within one."""
-        return [master for part in self.optimizer.param_groups for master in part["params"]]
-
-    def write_weights(self) -> None:
-        """Set the weights to the masters, rounded to the compute dtype; a collective."""
-        raise NotImplementedError
-
-    def gather(self, flats: Sequence[Tensor]) -> None:
-        """Set ``flats`` to the masters of all ranks, rounded to the dtype of ``flats``."""
-        parts = []
-        for flat, flat_group in zip((flat.data for flat in flats), self.flat_groups(), strict=True):
-            own = flat.view(self.group.size, -1)[self.group.rank]
-            parts.append((flat, own.copy_(flat_group.shard(self.group))))
-        collectives.start_all_gather(self.group, parts).wait()
-
-    def partitioned(self, flats: Sequence[Tensor], partitions: Sequence[Tensor]) -> list[FlatGroup]:
-        """Groups whose parameters are views into ``flats``, of which each rank updates its ``partitions``."""
-        groups = []
-        for names, flat, partition in zip(self.names, flats, partitions, strict=True):
-            slots = {}
-            for name in names:
-                parameter = self.parameters[name]
-                offset, remainder = divmod(parameter.data_ptr() - flat.data_ptr(), flat.element_size())
-                assert remainder == 0 and 0 <= offset <= flat.numel() - parameter.numel(), (
-                    f"{name} does not lie in its flat buffer"
-                )
-                slots[name] = (offset, parameter.shape)
-            groups.append(FlatGroup(flat.numel(), slots, [(0, partition.data)]))
-        return groups
 
 
 class _Plain(Adapter):
@@ -100,34 +48,6 @@ class _Unfused(Adapter):
     def write_weights(self) -> None:
         for name, master in self.whole_masters().items():
             self.parameters[name].data.copy_(master)
-
-
-class _Bf16(Adapter):
-    """ZeRO-1 in bf16 with fp32 gradients."""
-
-    def flat_groups(self) -> list[FlatGroup]:
-        return self.partitioned(self.optimizer.bf16_groups_flat, self.optimizer.fp32_groups_flat_partition)
-
-    def gradients(self) -> list[Tensor]:
-        return list(self.optimizer.fp32_groups_gradient_flat_partition)
-
-    def write_weights(self) -> None:
-        self.gather(self.optimizer.bf16_groups_flat)
-
-
-class _Zero12(Adapter):
-    """ZeRO-1 in fp32, ZeRO-2."""
-
-    def flat_groups(self) -> list[FlatGroup]:
-        return self.partitioned(
-            self.optimizer.bit16_groups_flat, self.optimizer.single_partition_of_fp32_groups
-        )
-
-    def gradients(self) -> list[Tensor]:
-        return _flattened(self.optimizer.averaged_gradients)
-
-    def write_weights(self) -> None:
-        self.gather(self.optimizer.bit16_groups_flat)
 
 
 class _Zero3(Adapter):
@@ -161,9 +81,9 @@ def _flattened(by_group: Mapping[int, Sequence[Tensor] | None]) -> list[Tensor]:
 
 
 _ADAPTERS: dict[type, type[Adapter]] = {
-    DeepSpeedZeroOptimizer: _Zero12,
+    DeepSpeedZeroOptimizer: FlatZero12,
     DeepSpeedZeroOptimizer_Stage3: _Zero3,
-    BF16_Optimizer: _Bf16,
+    BF16_Optimizer: FlatBf16,
     FP16_UnfusedOptimizer: _Unfused,
 }
 

@@ -93,7 +93,7 @@ class EmbeddingHead(nn.Module):
         x = reading.pooled_BD.to(reading.letters_BLD.dtype)
         embedding_BE = F.normalize(self.mlp(x).float(), dim=-1)
         if self.log_scale is None:
-            return EmbeddingOutput(embedding_BE, torch.tensor(self.fixed_scale, device=x.device))
+            return EmbeddingOutput(embedding_BE, torch.full((), self.fixed_scale, device=x.device))
         return EmbeddingOutput(embedding_BE, clamped_scale(self.log_scale.float()[0], self.max_scale))
 
 

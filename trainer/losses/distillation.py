@@ -20,7 +20,7 @@ class Distilled:
     teacher_NK: Tensor  # probabilities, no gradient
     weight_N: Tensor | None  # 0 where a place does not count; None: 1
     temperature: float  # of the student
-    total: float  # sum of the weights of the global batch: places and readings, all views
+    total: Tensor | float  # sum of the weights of the global batch: places and readings, all views
 
 
 def distillation(distilled: Distilled) -> Tensor:

@@ -155,7 +155,7 @@ def _scale(temperature: float | Tensor, like: Tensor) -> Tensor:
         return 1 / temperature.float().reshape(())
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be above 0")
-    return torch.tensor(1 / temperature, device=like.device)
+    return torch.full((), 1 / temperature, device=like.device)
 
 
 def _check_rows(one_BE: Tensor, other_BE: Tensor) -> None:

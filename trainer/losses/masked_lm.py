@@ -12,12 +12,15 @@ from torch import Tensor
 
 from configs.numbers import Fraction, Weight
 from data_prep import alphabet
+from trainer.core import device
 from trainer.data.windows import Windows
 from trainer.losses.reduction import over_total
 from trainer.losses.term import STUDENT_FLOPS, LossConfig, LossTerm, Place, RankBatch, StepShape
 from trainer.models.network import Outputs
 from trainer.views.alignment import letter_weights
 from trainer.views.view_batch import ViewBatch
+
+_NOT_SCORED = 255  # no code of a letter
 
 
 class MaskedLmConfig(LossConfig):
@@ -38,7 +41,7 @@ class ScoredLetters:
 
     views: list[ViewBatch]
     weights: list[list[Tensor | None]]  # [B, L], None: 1
-    total: float
+    total: Tensor  # fp64 0-d
 
 
 class MaskedLm(LossTerm[MaskedLmConfig, ScoredLetters]):
@@ -59,14 +62,16 @@ class MaskedLm(LossTerm[MaskedLmConfig, ScoredLetters]):
 
     def payload(self, batch: RankBatch) -> dict[str, Tensor]:
         weights = [
-            pair.masked.target_BL.sum() if weight_BL is None else weight_BL[pair.masked.target_BL].sum()
+            pair.masked.target_BL.sum()
+            if weight_BL is None
+            else (weight_BL * pair.masked.target_BL).sum(dtype=torch.float64)
             for views, extra in zip(batch.views, batch.extras, strict=True)
             for pair, weight_BL in zip(views.pairs, extra, strict=True)
         ]
         return {"letters": torch.stack(weights).double().sum()}
 
     def receive(self, batch: RankBatch, gathered: Mapping[str, Tensor]) -> ScoredLetters:
-        return ScoredLetters(list(batch.views), list(batch.extras), float(gathered["letters"].sum()))
+        return ScoredLetters(list(batch.views), list(batch.extras), gathered["letters"].sum())
 
     def value(self, outputs: Outputs, place: Place, context: ScoredLetters) -> Tensor:
         masked = context.views[place.micro_batch].pairs[place.direction].masked
@@ -85,7 +90,7 @@ class Scored:
     labels_BL: Tensor  # codes; 0-3 where target_BL
     target_BL: Tensor  # bool
     weight_BL: Tensor | None  # of each letter, 1 but less in soft-masked repeats; None: 1
-    total: float  # sum of the weights of the scored letters of the global batch, all views
+    total: Tensor | float  # sum of the weights of the scored letters of the global batch, all views
 
 
 def masked_nucleotides(scored: Scored) -> Tensor:
@@ -96,9 +101,28 @@ def masked_nucleotides(scored: Scored) -> Tensor:
     does not reach value or gradient. The masked-token objective of Devlin et al. 2019 (BERT).
     Naive: sum(-w[b, l] · log softmax(logits[b, l])[labels[b, l]] for every b, l with target[b, l]) / total
     """
+    if device.is_queued(scored.target_BL.device):
+        return over_total(_all_letters(scored), scored.total)
+    # About a quarter of the letters; how many there are, a GPU would have to be waited for.
     logits_NV = scored.logits_BLV[scored.target_BL].float()
     labels_N = scored.labels_BL[scored.target_BL].long()
     loss_N = F.cross_entropy(logits_NV, labels_N, reduction="none")
     if scored.weight_BL is not None:
         loss_N = loss_N * scored.weight_BL[scored.target_BL].float()
     return over_total(loss_N.sum(), scored.total)
+
+
+def _all_letters(scored: Scored) -> Tensor:
+    """The sum of the weighted cross-entropies, from all letters, of which those that are not scored give 0.
+
+    Their logits are replaced, since 0 · NaN is not 0.
+    """
+    target_BL = scored.target_BL
+    logits_BLV = torch.where(target_BL[..., None], scored.logits_BLV.float(), 0)
+    labels_BL = torch.where(target_BL, scored.labels_BL, _NOT_SCORED).long()
+    loss_N = F.cross_entropy(
+        logits_BLV.flatten(0, 1), labels_BL.flatten(), reduction="none", ignore_index=_NOT_SCORED
+    )
+    if scored.weight_BL is not None:
+        loss_N = loss_N * scored.weight_BL.flatten().float()
+    return loss_N.sum()

@@ -86,10 +86,11 @@ class PrototypeLoss(LossTerm[P, TeacherTargets]):
         )
 
     def next_state(self, state: Tensor, context: TeacherTargets) -> Tensor | None:
-        """The moving centre moves towards that of the global batch."""
+        """The moving centre moves towards that of the global batch, where a row counts in it."""
         if context.centre_PX is None:
             return None
-        return state.lerp(context.centre_PX, 1 - self.config.centre_momentum)
+        moved = state.lerp(context.centre_PX, 1 - self.config.centre_momentum)
+        return torch.where(context.counted > 0, moved, state)
 
     def student_of(
         self, outputs: Outputs, count: int, place: Place, context: TeacherTargets

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from trainer.core import device
+
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
     """A context in which matrix products on the tensor's device stay in their operands' dtype, autocast or
@@ -16,14 +18,14 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def over_total(loss_sum: Tensor, total: float) -> Tensor:
+def over_total(loss_sum: Tensor, total: Tensor | float) -> Tensor:
     """``loss_sum`` / ``total``, and 0 where nothing counts in the global batch: then ``loss_sum`` must be 0
-    itself."""
-    # The look at the tensor, which waits for the device, is taken only where total is 0.
-    assert total > 0 or not bool(loss_sum > 0), (
-        f"a loss of {loss_sum.item():g} is to be divided by a total of {total}"
-    )
-    return loss_sum / (total or 1.0)
+    itself, which is looked at where a look costs nothing."""
+    if not isinstance(total, Tensor):
+        total = torch.full_like(loss_sum, total)
+    if not device.is_queued(loss_sum.device):
+        assert total > 0 or not loss_sum > 0, f"a loss of {loss_sum:g} is to be divided by a total of {total}"
+    return loss_sum / torch.where(total > 0, total, 1).to(loss_sum.dtype)
 
 
 def as_share(value: Tensor, ranks: int) -> Tensor:

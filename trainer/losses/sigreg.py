@@ -158,7 +158,7 @@ def distance(rows_BE: Tensor, target_BE: Tensor, *, rows: int) -> Tensor:
 
 def slices(key: int, size: int, number: int, *, device: torch.device) -> Tensor:
     """fp32 [size, number]: unit columns, uniform over directions; the same for the same key on any rank."""
-    drawn_1N = random.normals(torch.tensor([key], device=device), "slices", size * number)
+    drawn_1N = random.normals(torch.full((1,), key, device=device), "slices", size * number)
     return F.normalize(drawn_1N.view(size, number), dim=0)
 
 

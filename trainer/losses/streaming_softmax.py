@@ -159,7 +159,7 @@ class Rows:
             for first in range(0, count, self.block):
                 block = slice(first, first + self.block)
                 logits_TM = self.scaled_RE[tile] @ keys_NE[block].T
-                logits_TM[:, count - first :] = -torch.inf
+                logits_TM[:, count - first :].fill_(-torch.inf)
                 found_T = None if positive_R is None else _take_out(logits_TM, positive_R[tile] - first)
                 if locus_B is not None and locus_N is not None:
                     same_TM = same_place(locus_B.rows(tile), locus_N.rows(block))

@@ -74,12 +74,17 @@ class TeacherTargets:
     """The teacher's probabilities of this rank's rows, for a step."""
 
     rows: TeacherRows
-    total: float  # rows of the global batch that count; at least 1
+    counted: Tensor  # fp32 0-d: rows of the global batch that count
     temperature: float  # of the teacher
     assigned: tuple[Tensor, ...]  # Sinkhorn's probabilities by part; empty where the centre balances
     before_PX: Tensor | None  # the moving centre up to the last step
-    centre_PX: Tensor | None  # of this global batch; None: there is none, or no row counts
+    centre_PX: Tensor | None  # of this global batch, 0 where no row counts; None: there is none
     of_bottleneck: bool = False  # what the centre is of
+
+    @property
+    def total(self) -> Tensor:
+        """0-d: the rows that count; at least 1."""
+        return self.counted.clamp(min=1)
 
     def probabilities(self, micro_batch: int, direction: int) -> Tensor:
         """fp32 [R, P, K]."""
@@ -113,20 +118,20 @@ def teacher_targets(
 ) -> TeacherTargets:
     """``gathered``: the payload of all ranks [W, ...]; ``before_PX``: the moving centre up to the last step;
     ``progress``: the share of the schedule that is done."""
-    counted, temperature = float(gathered["valid"].sum()), config.temperature_at(progress)
-    total = max(1.0, counted)
+    counted, temperature = gathered["valid"].sum(), config.temperature_at(progress)
+    total = counted.clamp(min=1)
     assigned: tuple[Tensor, ...] = ()
     centre_PX = None
     if config.balance == "sinkhorn":
         bottleneck_GPC, valid_G = gathered["bottleneck"].flatten(0, 1), gathered["valid"].flatten()
         unit_GPC = centred_unit(bottleneck_GPC, before_PX) if config.centre_bottleneck else bottleneck_GPC
         assigned = _balanced(config, rows, unit_GPC, valid_G, group, temperature).split(rows.sizes)
-        if config.centre_bottleneck and counted > 0:
+        if config.centre_bottleneck:
             centre_PX = torch.tensordot(valid_G, bottleneck_GPC, 1) / total
-    elif config.takes_off and counted > 0:
+    elif config.takes_off:
         centre_PX = gathered["sum"].sum(0) / total
     return TeacherTargets(
-        rows, total, temperature, assigned, before_PX, centre_PX, of_bottleneck=config.centre_bottleneck
+        rows, counted, temperature, assigned, before_PX, centre_PX, of_bottleneck=config.centre_bottleneck
     )
 
 

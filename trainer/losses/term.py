@@ -149,7 +149,11 @@ class LossTerm(Generic[C, Context]):
     # In a step
 
     def prepare(self, windows: Windows, views: ViewBatch) -> Any:
-        """What it needs of a micro-batch beside the letters: weights of letters, aligned places."""
+        """What it needs of a micro-batch beside the letters: weights of letters, aligned places.
+
+        Where a GPU computes, it is called in the reader's thread with tensors of the CPU. The tensors in its
+        lists, tuples, dicts and dataclasses come to the GPU with the views.
+        """
         return None
 
     def student_request(self, extra: Any) -> Any:

@@ -18,7 +18,7 @@ from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.batch import Batch
 from trainer.distill.config import Health
-from trainer.distill.step import StepResult
+from trainer.distill.result import StepResult
 from trainer.evaluation.config import Validation
 from trainer.evaluation.held_out import Validator
 from trainer.evaluation.statistics import standard_error

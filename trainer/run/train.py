@@ -15,9 +15,8 @@ from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.core.console import Progress, say
 from trainer.data.batch import Batch
-from trainer.data.dataset import Dataset, open_datasets
-from trainer.data.loader import Reader, open_reader
-from trainer.data.sampling import SamplingPlan
+from trainer.data.dataset import open_datasets
+from trainer.data.loader import Reader
 from trainer.distill.health import held_out_readings
 from trainer.distill.method import Method
 from trainer.distill.step import train_step
@@ -27,10 +26,10 @@ from trainer.evaluation.held_out import Validator
 from trainer.losses.config import projection_heads
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
-from trainer.run import run_dir, run_status, world_size
+from trainer.run import reading, run_dir, run_status, world_size
 from trainer.run.artifacts import Artifacts, begin_artifacts, publish
 from trainer.run.beginning import say_beginning, start_of
-from trainer.run.checkpoint.resume import Resumed, resume
+from trainer.run.checkpoint.resume import resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
 from trainer.run.export import Exporter
@@ -112,7 +111,8 @@ def train(
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
-        with closing(_open_reader(config, datasets, engine, resumed)) as reader:
+        method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
+        with closing(reading.open_run_reader(config, method, datasets, engine, resumed)) as reader:
             if group.rank == 0:
                 say_beginning(validator, resumed)
             start = start_of(engine, datasets, validator, tasks.shared, resumed)
@@ -133,21 +133,10 @@ def train(
                     run_status.write_config(config)
                     callbacks = artifacts.save_callbacks(lock.check, settled=settled)
                 saver = Saver(config, engine, datasets=digests, callbacks=callbacks)
-                method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
                 run = TrainingRun(
                     config, method, engine, reader, validator, tasks, saver, exporter, artifacts, fits, stops
                 )
                 return _train(run, state, hooks)
-
-
-def sampling_plan(config: TrainConfig) -> SamplingPlan:
-    """All that decides which windows each step reads."""
-    return SamplingPlan.of(
-        config.data,
-        seed=config.run.seed,
-        global_batch=config.train.global_batch,
-        flank=config.views.flank,
-    )
 
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
@@ -158,25 +147,6 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
     settings = config.train.engine_settings(group.size)
     engine = Engine(network, settings=settings, device=device, group=group)
     return engine, engine.teacher()
-
-
-def _open_reader(
-    config: TrainConfig, datasets: Sequence[Dataset], engine: Engine, resumed: Resumed | None
-) -> Reader:
-    group = engine.group
-    with collectives.together(group):
-        reader = open_reader(
-            config.data,
-            datasets,
-            plan=sampling_plan(config),
-            group=group,
-            soft=config.loss.needs_soft_mask,
-            device=engine.device,
-            warn=say,
-        )
-    if resumed:
-        assert reader.step_of(resumed.position) == resumed.step, "the position is the step's"
-    return reader
 
 
 def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> int:
@@ -273,14 +243,11 @@ def _batches(run: TrainingRun, state: TrainState, meter: Meter) -> Iterator[Batc
 
 def take_step(run: TrainingRun, state: TrainState, batch: Batch) -> StepOutcome:
     """What the step of ``batch`` gave; ``state`` is the state after it. A collective."""
-    config, engine, group = run.config, run.engine, run.engine.group
-    micro_batches = [
-        windows.to(engine.device) for windows in batch.split(config.train.rows_at_once(group.size))
-    ]
+    config, engine = run.config, run.engine
     result = train_step(
         engine,
         state.teacher,
-        micro_batches,
+        reading.step_inputs(config, engine, batch),
         method=run.method,
         states=state.centres,
         moment=config.moment(state.step),

@@ -15,7 +15,7 @@ from trainer.core import collectives, schedules
 from trainer.core.collectives import Group
 from trainer.distill import representation_metrics
 from trainer.distill.collapse_guard import CollapseGuard, PrototypeWatch
-from trainer.distill.step import StepResult
+from trainer.distill.result import StepResult
 from trainer.engine.config import Ema, Train
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
@@ -88,9 +88,6 @@ def apply(
     A skipped step still counts for the schedules of learning rate and momentum.
     """
     state.step += 1
-    if not result.finite:
-        engine.skip()
-        return _skipped(state, result, ids_B4)
     total_steps = train.schedule_steps or train.steps
     rate = schedules.learning_rate(
         state.step,
@@ -99,18 +96,16 @@ def apply(
         warmup_fraction=train.warmup_fraction,
         final_fraction=train.final_lr_fraction,
     )
-    applied, norm = engine.step(rate)
-    if not applied:  # by DeepSpeed's own check of the norm
-        return _skipped(state, result, ids_B4)
-    assert math.isfinite(norm), f"step {state.step}: a gradient of norm {norm} was applied"
     momentum = schedules.momentum(
         state.step * train.global_batch,
         start=ema.momentum,
         end=ema.momentum_end,
         total_samples=total_steps * train.global_batch,
     )
-    state.teacher.update(momentum)
-    state.centres |= result.states
+    norm = _take_step(state, engine, result, rate=rate, momentum=momentum)
+    if norm is None:
+        return _skipped(state, result, ids_B4)
+    assert math.isfinite(norm), f"step {state.step}: a gradient of norm {norm} was applied"
     state.skipped_ids.clear()
     losses = {f"loss/{name}": value for name, value in result.losses.items()}
     optimiser = {"lr": rate, "grad_norm": norm}  # by these names since the first version
@@ -118,6 +113,29 @@ def apply(
         f"optim/{name}": value for name, value in optimiser.items()
     }  # a section of their own in the UI
     return losses | optimiser | grouped | {"ema/momentum": momentum}
+
+
+def _take_step(
+    state: TrainState, engine: Engine, result: StepResult, *, rate: float, momentum: float
+) -> float | None:
+    """The gradient's norm, where optimiser, teacher and centres have taken their step; None if none has."""
+    decision = result.decision
+    if decision is not None and engine.steps_unread:
+        # All of it is queued before the host waits for the verdict, so that the GPU has work meanwhile.
+        engine.step_where(decision, rate)
+        state.teacher.update(momentum, where=decision.applies)
+        for name, after in result.states.items():
+            state.centres[name] = torch.where(decision.applies, after, state.centres[name])
+        return result.norm if result.finite else None
+    if not result.finite:
+        engine.skip()
+        return None
+    applied, found = engine.step(rate, decision)
+    if not applied:  # by DeepSpeed's own check of the norm
+        return None
+    state.teacher.update(momentum)
+    state.centres |= result.states
+    return found
 
 
 def count_skipped_blocks(state: TrainState, group: Group, *, device: torch.device) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data_prep import alphabet
-from trainer.core import random
+from trainer.core import device, random
 from trainer.data.windows import Windows
 from trainer.views.edits import VIEWS, Path, compose
 
@@ -33,6 +33,7 @@ class View:
     ``source_BL`` is the position in the source window, or INSERTED, or PADDED (only at the end, after
     ``length_B``). On a reversed row, a letter is the complement of its source. ``altered_BL``: the letter is
     not its source's. ``predictable_BL``: it is, and is A, C, G or T, so that it may be asked for.
+    ``is_full``: no row has padding, which is known without a look at the tensors.
     """
 
     codes_BL: Tensor  # uint8
@@ -41,6 +42,7 @@ class View:
     reversed_B: Tensor  # bool
     length_B: Tensor  # int64
     predictable_BL: Tensor  # bool
+    is_full: bool
 
 
 def make_view(
@@ -95,6 +97,7 @@ def make_view(
         reversed_B,
         path.length_B1[:, 0].long(),
         base_BL.view(torch.bool),
+        is_full=bool((path.length_B1 == length).all()),
     )
 
 
@@ -122,11 +125,11 @@ def _read(windows: Windows, path: Path, reversed_B: Tensor | None) -> tuple[Tens
     # index_select takes int32 where gather wants int64; so nothing may lie outside its row.
     rows, width = windows.codes_BS.shape[0], windows.codes_BS.shape[1] + 2
     assert rows * width < 1 << 31, f"{rows} windows of {width} letters need a larger index than int32"
-    assert windows.codes_BS.is_cuda or bool((windows.high_B <= width - 2).all()), (
+    assert device.is_queued(source_BL.device) or bool((windows.high_B <= width - 2).all()), (
         "a window ends beyond its row"
     )
     codes_B2S = torch.nn.functional.pad(windows.codes_BS, (2, 0), value=alphabet.PAD)
-    codes_B2S[:, 1] = _NEW
+    codes_B2S[:, 1].fill_(_NEW)
     start_B1 = torch.arange(2, 2 + rows * width, width, dtype=torch.int32, device=source_BL.device)[:, None]
     index_BL = torch.add(source_BL, start_B1, out=flag_BL)
     return source_BL, codes_B2S.view(-1).index_select(0, index_BL.view(-1)).view(source_BL.shape)

@@ -73,14 +73,10 @@ def make_view_pairs(windows: Windows, views: Views) -> list[ViewPair]:
     return pairs
 
 
-def lengths(view: View) -> Tensor | None:
-    """The view's lengths where any row has padding, else None (the faster path of the backbone)."""
-    return ragged(view.length_B, view.codes_BL)
-
-
-def ragged(length_B: Tensor, codes_BL: Tensor) -> Tensor | None:
-    """``length_B``, or None if every row is full."""
-    return None if bool((length_B == codes_BL.shape[1]).all()) else length_B
+def lengths(*views: View) -> Tensor | None:
+    """The lengths of the views' rows, view after view, where any row has padding, else None (the faster path
+    of the backbone)."""
+    return None if all(view.is_full for view in views) else torch.cat([view.length_B for view in views])
 
 
 def _view(windows: Windows, name: str, view: ViewConfig) -> View:
@@ -112,4 +108,4 @@ def _crops(windows: Windows, views: Views) -> tuple[Tensor | None, Tensor | None
         for name in names
     ]
     crops_XL = torch.cat([view.codes_BL for view in views_of_crops])
-    return crops_XL, ragged(torch.cat([view.length_B for view in views_of_crops]), crops_XL)
+    return crops_XL, lengths(*views_of_crops)

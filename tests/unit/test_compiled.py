@@ -49,12 +49,14 @@ class Talks(nn.Module):
         return x + 1
 
 
-@pytest.mark.parametrize("name", ["findna", "dilated-conv"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("name", "changes", "checkpointing"),
+    [("findna", {"num_layers": 1}, False), ("dilated-conv", {"dilations": (2,)}, True)],
+)
 def test_padded_rows_crops_and_rows_without_gradient_each_have_a_graph_with_the_plain_bits(
-    name: str, checkpointing: bool
+    name: str, changes: dict[str, Any], checkpointing: bool
 ) -> None:
-    backbone = small(name, activation_checkpointing=checkpointing)
+    backbone = small(name, activation_checkpointing=checkpointing, **changes)
     settings = {"mlp_size": 8, "embedding": 4, "scale": 10.0, "max_scale": 100.0, "learnable": True}
     network = Network(backbone, heads={"contrastive": EmbeddingHead(backbone.hidden_size, **settings)})
     names = set(network.state_dict())
@@ -80,14 +82,14 @@ def test_padded_rows_crops_and_rows_without_gradient_each_have_a_graph_with_the_
     fast = forward_of(network)
     for gradient in (True, False):
         with torch.set_grad_enabled(gradient):
-            for keywords in asked:
+            for keywords in asked if gradient else asked[:1]:
                 plain = found(keywords)
                 with fast.inside():
                     assert set(network.state_dict()) == names
                     for ours, theirs in zip(found(keywords), plain, strict=True):
                         assert (ours is None and theirs is None) or torch.equal(ours, theirs)
     assert fast.works
-    assert fast.graphs == 8
+    assert fast.graphs == 5
     assert "forward" not in vars(network), "outside of a step it is as it was"
 
 
@@ -131,6 +133,16 @@ def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert "InvalidCxxCompiler: No working C++ compiler found" in said[0]
 
 
+def test_a_python_that_torch_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("torch.compile is not supported on Python 4")
+
+    monkeypatch.setattr(torch, "compile", unable)
+    said, output = called(Scaled(), torch.ones(2, 3))
+    assert output.shape == (2, 3)
+    assert said[0].endswith("more slowly: RuntimeError: torch.compile is not supported on Python 4")
+
+
 def broken(graph: Any, inputs: Any) -> Any:
     raise KeyError("no kernel for this")
 
@@ -168,10 +180,10 @@ def test_more_shapes_than_graphs_are_said(monkeypatch: pytest.MonkeyPatch) -> No
 def test_so_many_shapes_have_a_graph_each_that_no_limit_of_torch_is_met() -> None:
     module, said = Scaled(), list[str]()
     fast = CompiledForward(module, called="student", mode="default", say=said.append)
-    for rows in range(1, 21):  # torch's own limit is 8
+    for rows in range(1, 11):  # torch's own limit is 8
         with fast.inside():
             module(torch.ones(rows, 3))
-    assert (fast.graphs, fast.works, said) == (20, True, [])
+    assert (fast.graphs, fast.works, said) == (10, True, [])
 
 
 def test_a_fault_of_the_computation_itself_is_not_hidden() -> None:

@@ -41,13 +41,18 @@ class CompiledForward:
         # A limit of this process that only grows: beyond it a call fails, since the graph must be whole.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         torch._functorch.config.force_non_lazy_backward_lowering = True  # a fault shows in the forward
-        self._compiled: Callable[..., Any] | None = torch.compile(
-            self._plain,
-            fullgraph=True,
-            dynamic=False,
-            backend=BACKEND,
-            mode="reduce-overhead" if mode == "reduce-overhead" and BACKEND == "inductor" else None,
-        )
+        self._compiled: Callable[..., Any] | None = None
+        graphs = mode == "reduce-overhead" and BACKEND == "inductor"
+        try:
+            self._compiled = torch.compile(
+                self._plain,
+                fullgraph=True,
+                dynamic=False,
+                backend=BACKEND,
+                mode="reduce-overhead" if graphs else None,
+            )
+        except RuntimeError as fault:  # a Python or a system that torch.compile does not know
+            self._give_up(fault)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._compiled is None:
@@ -59,14 +64,17 @@ class CompiledForward:
             with heartbeat.inside(f"compiling the {self._called}", phase=True, slow=True):
                 outputs = self._compiled(*args, **kwargs)
         except _FAULTS as fault:
-            self._compiled = None
-            self._say(
-                f"train.compile: the {self._called}'s forward is not compiled from here on, and computes "
-                f"the same more slowly: {_reason(fault)}"
-            )
+            self._give_up(fault)
             return self._plain(*args, **kwargs)
         self._seen.add(shapes)
         return outputs
+
+    def _give_up(self, fault: Exception) -> None:
+        self._compiled = None
+        self._say(
+            f"train.compile: the {self._called}'s forward is not compiled from here on, and computes the "
+            f"same more slowly: {_reason(fault)}"
+        )
 
     @property
     def graphs(self) -> int:
@@ -81,7 +89,7 @@ class CompiledForward:
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
         """In the block, a call of the module computes with the compiled forward."""
-        self._module.forward = self  # type: ignore[method-assign]
+        self._module.forward = self
         try:
             yield
         finally:

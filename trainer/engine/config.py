@@ -51,6 +51,12 @@ class Train(Section):
             return precision
         return best_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _off(cls, compile: Any) -> Any:
+        """YAML reads a bare ``off`` as false."""
+        return "off" if compile is False else compile
+
     @field_validator("deepspeed")
     @classmethod
     def _exact(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:

@@ -235,8 +235,8 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
         ),
         (
             {"train.compile": "default", "train.zero_stage": 3},
-            "train: compile default needs whole weights in the forward, which ZeRO-3 gathers module by module; "
-            "use zero_stage 0 to 2, or compile off",
+            "train: compile default needs whole weights in the forward, which ZeRO-3 gathers module by "
+            "module; use zero_stage 0 to 2, or compile off",
         ),
         (
             {

@@ -36,7 +36,7 @@ class CompiledForward:
     def __init__(self, module: nn.Module, *, called: str, mode: Compile, say: Callable[[str], None]) -> None:
         """``called``: what the module is, in the sentence that ``say`` gets where it is not compiled."""
         self._module, self._plain = module, module.forward
-        self._called, self._say = called, say
+        self.called, self._say = called, say
         self._seen: set[Any] = set()
         # A limit of this process that only grows: beyond it a call fails, since the graph must be whole.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
@@ -61,7 +61,7 @@ class CompiledForward:
         try:
             if shapes in self._seen:
                 return self._compiled(*args, **kwargs)
-            with heartbeat.inside(f"compiling the {self._called}", phase=True, slow=True):
+            with heartbeat.inside(f"compiling the {self.called}", phase=True, slow=True):
                 outputs = self._compiled(*args, **kwargs)
         except _FAULTS as fault:
             self._give_up(fault)
@@ -72,7 +72,7 @@ class CompiledForward:
     def _give_up(self, fault: Exception) -> None:
         self._compiled = None
         self._say(
-            f"train.compile: the {self._called}'s forward is not compiled from here on, and computes the "
+            f"train.compile: the {self.called}'s forward is not compiled from here on, and computes the "
             f"same more slowly: {_reason(fault)}"
         )
 

@@ -42,7 +42,7 @@ class Engine(Generic[M]):
         # Before DeepSpeed changes the network. Cast at once, so that no fp32 copy is ever made.
         self._blank: M | None = blank_copy(network, dtype=settings.compute_dtype)
         self._compile = usable(settings.compile, device, say=say if group.rank == 0 else _silent)
-        self._forwards: list[CompiledForward] = []
+        self.forwards: list[CompiledForward] = []
         self._compiled(network, "student")
         named = dict(network.named_parameters())
         values = {name: parameter.detach().clone() for name, parameter in named.items()}
@@ -79,7 +79,7 @@ class Engine(Generic[M]):
         if self._compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # what the last step put out may be written over
         with contextlib.ExitStack() as stack:
-            for forward in self._forwards:
+            for forward in self.forwards:
                 stack.enter_context(forward.inside())
             yield
 
@@ -147,7 +147,7 @@ class Engine(Generic[M]):
     def _compiled(self, module: nn.Module, called: str) -> None:
         """From now on a step calls ``module`` compiled, as train.compile says."""
         if self._compile != "off":
-            self._forwards.append(CompiledForward(module, called=called, mode=self._compile, say=say))
+            self.forwards.append(CompiledForward(module, called=called, mode=self._compile, say=say))
 
     def _check_masters(self, shapes: Mapping[str, torch.Size]) -> None:
         """Every master on this rank must be the probe that was put into its parameter."""

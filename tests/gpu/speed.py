@@ -101,6 +101,8 @@ def measure(setting: Setting, device_name: str, *, small: bool) -> dict[str, Any
     version has no such kernel. ``small``: sizes of a rehearsal, whose graphs run without Inductor."""
     if setting.kernel != "plain" and "kernel" not in MODELS["findna"].Config.model_fields:
         return {"skipped": "model.kernel is no key of this version"}
+    if setting.kernel == "triton" and device_name == "cpu":
+        return {"skipped": "Triton's kernels are timed on a GPU only"}
     if small:
         compiled.BACKEND = "aot_eager"
     try:

@@ -137,7 +137,19 @@ def test_a_kernel_that_this_version_lacks_is_said(monkeypatch: pytest.MonkeyPatc
         speed, "MODELS", {"findna": SimpleNamespace(Config=SimpleNamespace(model_fields=fields))}
     )
     setting = speed.Setting("findna", "bf16", 64, 64, kernel="triton")
-    assert speed.measure(setting, "cpu", small=True) == {"skipped": "model.kernel is no key of this version"}
+    assert speed.measure(setting, "cuda", small=False) == {
+        "skipped": "model.kernel is no key of this version"
+    }
+
+
+def test_a_triton_kernel_is_not_timed_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = MODELS["findna"].Config.model_fields | {"kernel": None}
+    config = SimpleNamespace(Config=SimpleNamespace(model_fields=fields))
+    monkeypatch.setattr(speed, "MODELS", {"findna": config})
+    setting = speed.Setting("findna", "bf16", 64, 64, kernel="triton")
+    assert speed.measure(setting, "cpu", small=True) == {
+        "skipped": "Triton's kernels are timed on a GPU only"
+    }
 
 
 def test_no_row_is_begun_near_the_end_of_the_time(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """``python -m tests.gpu.campaign --out FOLDER``: all that is to be proven and measured on a GPU, in one
 script.
 
-Stages, in this order: peaks (matrix products, layers, copies), tests (tests/gpu), steps (time, MFU, memory
-and kernels of training steps), contrastive (time and memory of the loss). FOLDER/campaign.json is written
+Stages, in this order: peaks (matrix products, layers, copies), kernels (ours against fp64), tests (the rest
+of tests/gpu), steps (the ladder of MFU: time, MFU, memory and kernels of training steps and of their parts,
+eager, with our kernels, compiled), contrastive (time and memory of the loss). FOLDER/campaign.json is written
 anew after each row of each stage, so that a run that is cut short still proves something; the same command
 goes on where it ended. Exit code 0: all is done. 1: a stage failed. 75: time was up, and stages are left.
 """
@@ -29,7 +30,9 @@ from tests.ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT, REPORT = "campaign.json", "campaign.md"
+KERNELS = "tests/gpu/test_mixer_kernels.py"
 _TESTS_S = 240.0  # for tests/gpu, so that a hang leaves time for the rest
+_KERNELS_S = 60.0
 _ROW_S = 25.0  # a row that is begun later than so long before the limit would be cut
 
 
@@ -52,15 +55,18 @@ class Campaign:
         """How long a row may take: the time that is left; a rehearsal has time."""
         return 600 if self.rehearse else max(30.0, self._end - time.monotonic())
 
-    def rows(self, stage: str, rows: dict[str, Callable[[], Any]]) -> Iterator[str]:
-        """Run each of ``rows`` that has not been run, while there is time; the names of those that are
-        run."""
+    def rows(
+        self, stage: str, rows: dict[str, Callable[[], Any]], *, needs_s: dict[str, float] | None = None
+    ) -> Iterator[str]:
+        """Run each of ``rows`` that has not been run and for which there is time; the names of those that are
+        run. ``needs_s``: of a row that may take longer than others."""
         for name, measure in rows.items():
             found = self.results.setdefault(stage, {})
             if name in found and "fault" not in found[name]:
                 continue
-            if not self.rehearse and time.monotonic() > self._end - _ROW_S:
-                return
+            needed_s = (needs_s or {}).get(name, _ROW_S)
+            if not self.rehearse and time.monotonic() > self._end - needed_s:
+                continue  # a later row may be a short one
             start = time.monotonic()
             try:
                 row = measure()
@@ -86,11 +92,12 @@ def stages(campaign: Campaign) -> dict[str, dict[str, Callable[[], Any]]]:
     """Stage -> row -> what measures it."""
     c, small = campaign, campaign.rehearse
     sizes = (1 << 8,) if small else (1 << 12, 1 << 14, 1 << 16, 1 << 18)
-    settings = [speed.SETTINGS[0], speed.SETTINGS[-1]] if small else speed.SETTINGS
+    settings = speed.REHEARSED if small else speed.SETTINGS
     return {
         "machine": {"machine": machine},
         "peaks": {"peaks": lambda: c.rank(measured_peaks, c.device, small)},
-        "tests": {"tests/gpu": lambda: tests(c)},
+        "kernels": {KERNELS: lambda: tests(c, KERNELS, limit_s=_KERNELS_S)},
+        "tests": {"tests/gpu": lambda: tests(c, "tests/gpu", f"--ignore={KERNELS}", limit_s=_TESTS_S)},
         "steps": {s.name: lambda s=s: c.rank(measured_steps, s, c.device, small) for s in settings},
         "contrastive": {
             f"{task}, G = {rows}": lambda task=task, rows=rows: c.rank(costs, task, rows, c.device, small)
@@ -134,22 +141,25 @@ def costs(task: str, rows: int, device: str, small: bool) -> dict[str, Any]:
     return {way: cost and cost._asdict() for way, cost in found.items()}
 
 
-def tests(campaign: Campaign) -> dict[str, Any]:
-    """Counts of tests/gpu, and what failed and what took longest."""
+def tests(campaign: Campaign, path: str, *options: str, limit_s: float) -> dict[str, Any]:
+    """Counts of the tests in ``path``, and which failed; {"skipped": why} where there are none."""
+    if not (ROOT / path).exists():
+        return {"skipped": f"this version has no {path}"}
     report, log = campaign.out / "tests.xml", campaign.out / "tests.log"
     report.unlink(missing_ok=True)
     command = [
         sys.executable,
         "-m",
         "pytest",
-        "tests/gpu",
+        path,
+        *options,
         "-p",
         "no:cacheprovider",
         "--durations=25",
         f"--junitxml={report}",
     ]
     environment = os.environ | ({"DNA_GPU_REHEARSE": "1"} if campaign.rehearse else {})
-    limit_s = min(campaign.limit_s, _TESTS_S)
+    limit_s = min(campaign.limit_s, limit_s)
     with log.open("w") as said:
         pytest = subprocess.Popen(
             command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -224,8 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [name for name in args.stages.split(",") if name] or list(known)
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"unknown stages {', '.join(unknown)}; known are {', '.join(known)}")
+    needs_s = {setting.name: setting.seconds for setting in speed.SETTINGS}
     for stage in wanted:
-        for name in campaign.rows(stage, known[stage]):
+        for name in campaign.rows(stage, known[stage], needs_s=needs_s):
             print(f"{stage}: {name}: {campaign.results[stage][name]['seconds']} s", flush=True)
     print(tables(campaign.results))
     done = {stage: campaign.results.get(stage, {}) for stage in wanted}

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.gpu import campaign, pack
+from tests.gpu import campaign, pack, speed
 from tests.gpu.campaign import RESULT, Campaign, tables
+from trainer.models.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Not on a machine that was made for training alone.
@@ -40,14 +42,21 @@ def test_every_stage_runs_small_on_a_cpu_and_without_what_a_gpu_machine_lacks(tm
     done = python(tmp_path, "-m", "tests.gpu.campaign", "--rehearse", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "out" / RESULT).read_text())
-    assert list(found) == ["machine", "peaks", "tests", "steps", "contrastive"]
+    assert list(found) == ["machine", "peaks", "kernels", "tests", "steps", "contrastive"]
     assert found["tests"]["tests/gpu"]["passed"] >= 9
     assert found["tests"]["tests/gpu"]["failed"] == 0
     assert found["peaks"]["peaks"]["bf16_tflops"] > 0
-    assert {name.split()[0] for name in found["steps"]} == {"findna", "findna-plus"}
-    for row in found["steps"].values():
-        assert 0 < row["mfu_measured"] < 1.5
+    assert list(found["steps"]) == [setting.name for setting in speed.REHEARSED]
+    for name, row in found["steps"].items():
+        if "skipped" in row:
+            assert "triton" in name
+            continue
+        for part in ("", "forward_", "forward_backward_"):
+            assert 0 < row[f"{part}mfu_measured"] < 1.5
         assert row["kernels_per_step"] > 100
+        assert (row.get("student"), row.get("teacher")) == ((1, 1) if "compiled" in name else (None, None))
+    kernels = found["kernels"][campaign.KERNELS]
+    assert "skipped" in kernels or kernels["failed"] == 0 < kernels["passed"]
     for row in found["contrastive"].values():
         assert row["ours"]["ms"] > 0 < row["naive"]["ms"]
     assert len(list((tmp_path / "out").iterdir())) <= 8
@@ -104,6 +113,43 @@ def test_rows_are_kept_as_they_come_and_only_what_is_missing_or_failed_is_run_ag
     assert run(elsewhere, {"one": good("one"), "two": good("two")}, resume=tmp_path / RESULT) == ["two"]
     assert calls == ["one", "three", "two"]
     assert "fault" not in json.loads((elsewhere / RESULT).read_text())["stage"]["two"]
+
+
+def test_a_short_row_is_run_where_a_long_one_has_no_time_any_more(tmp_path: Path) -> None:
+    rows = Campaign(tmp_path, rehearse=False, limit_s=60, resume=None).rows(
+        "stage", {"long": dict, "short": dict}, needs_s={"long": 100}
+    )
+    assert list(rows) == ["short"]
+
+
+def test_the_ladder_has_each_row_once_and_the_dearest_late() -> None:
+    names = [setting.name for setting in speed.SETTINGS]
+    assert len(set(names)) == len(names)
+    assert names[0] == "findna bf16 batch 64, 64 at once"
+    assert "findna bf16 batch 64, 16 at once triton" in names
+    assert {setting.compile for setting in speed.SETTINGS} == {"off", "default", "reduce-overhead"}
+    assert all(setting.seconds == speed.EAGER_S for setting in speed.SETTINGS[:2])
+
+
+def test_a_kernel_that_this_version_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {k: v for k, v in MODELS["findna"].Config.model_fields.items() if k != "kernel"}
+    monkeypatch.setattr(
+        speed, "MODELS", {"findna": SimpleNamespace(Config=SimpleNamespace(model_fields=fields))}
+    )
+    setting = speed.Setting("findna", "bf16", 64, 64, kernel="triton")
+    assert speed.measure(setting, "cuda", small=False) == {
+        "skipped": "model.kernel is no key of this version"
+    }
+
+
+def test_a_triton_kernel_is_not_timed_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = MODELS["findna"].Config.model_fields | {"kernel": None}
+    config = SimpleNamespace(Config=SimpleNamespace(model_fields=fields))
+    monkeypatch.setattr(speed, "MODELS", {"findna": config})
+    setting = speed.Setting("findna", "bf16", 64, 64, kernel="triton")
+    assert speed.measure(setting, "cpu", small=True) == {
+        "skipped": "Triton's kernels are timed on a GPU only"
+    }
 
 
 def test_no_row_is_begun_near_the_end_of_the_time(tmp_path: Path) -> None:

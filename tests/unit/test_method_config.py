@@ -229,6 +229,23 @@ WEIGHTLESS = {f"loss.{name}.weight": 0.0 for name in LOSSES}
             },
             "data.length: from_step must increase from entry to entry: 0, 9, 9",
         ),
+        (
+            {"train.compile": True},
+            "train.compile: input should be 'off', 'default' or 'reduce-overhead' (given True)",
+        ),
+        (
+            {"train.compile": "default", "train.zero_stage": 3},
+            "train: compile default needs whole weights in the forward, which ZeRO-3 gathers module by "
+            "module; use zero_stage 0 to 2, or compile off",
+        ),
+        (
+            {
+                "train.compile": "reduce-overhead",
+                "train.deepspeed": {"flops_profiler": {"enabled": True}},
+            },
+            "train: compile reduce-overhead leaves no modules for deepspeed.flops_profiler to watch; use "
+            "compile off, or leave the profiler out",
+        ),
         ({"data.on_corrupt": "maybe"}, "data.on_corrupt: input should be 'fail' or 'skip' (given 'maybe')"),
     ],
 )
@@ -239,6 +256,12 @@ def test_every_fault_is_a_sentence_with_its_key(changes: dict[str, Any], fault: 
     assert first == "c.yaml: 1 fault"
     (found,) = faults
     assert found == fault or found.startswith(f"{fault} (given "), found
+
+
+def test_off_is_off_however_yaml_reads_it() -> None:
+    assert config({"train.compile": False}).train.compile == "off"
+    assert config({"train.compile": "off"}).train.compile == "off"
+    assert config({"train.zero_stage": 3}).train.compile == "off"
 
 
 def test_faults_between_sections_come_all_at_once() -> None:

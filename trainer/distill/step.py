@@ -71,11 +71,12 @@ def train_step(
     is asked once the gradient is there.
     """
     inputs = micro_batches if isinstance(micro_batches, StepInputs) else StepInputs.of(micro_batches, method)
-    taught = teacher_forward(teacher.module, inputs, method) if method.reads_teacher else []
-    features = student_features(engine, inputs, method)
-    batches = rank_batches(inputs, taught, states, method, moment)
-    context = gather_global(batches, taught, features.leaves, method)
-    learned = learn(engine, inputs, features.outputs, context, method=method, measure=measure)
+    with engine.fast():
+        taught = teacher_forward(teacher.module, inputs, method) if method.reads_teacher else []
+        features = student_features(engine, inputs, method)
+        batches = rank_batches(inputs, taught, states, method, moment)
+        context = gather_global(batches, taught, features.leaves, method)
+        learned = learn(engine, inputs, features.outputs, context, method=method, measure=measure)
     read, decision = reduce_step(engine, learned.sums, method, stop_code())
     health = read_health(learned.measured, method) if measure else {}
     return StepResult(read, states_after(states, context, method), health, decision)

@@ -4,12 +4,13 @@ momentum."""
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs import Section
 from configs.numbers import Fraction, Positive
 from trainer.core.precision import best_precision
-from trainer.engine import deepspeed_config
+from trainer.engine import compiled, deepspeed_config
+from trainer.engine.compiled import Compile
 from trainer.engine.deepspeed_config import EngineSettings
 
 
@@ -38,6 +39,7 @@ class Train(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     grad_clip: Annotated[float, Field(ge=0)] = 0.5
     activation_checkpointing: bool = False
+    compile: Compile = "off"
     max_skipped: Positive = 10
     deepspeed: dict[str, Any] = {}
 
@@ -49,6 +51,12 @@ class Train(Section):
             return precision
         return best_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _off(cls, compile: Any) -> Any:
+        """YAML reads a bare ``off`` as false."""
+        return "off" if compile is False else compile
+
     @field_validator("deepspeed")
     @classmethod
     def _exact(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +64,12 @@ class Train(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return deepspeed
+
+    @model_validator(mode="after")
+    def _compilable(self) -> "Train":
+        if faults := compiled.faults(self.compile, zero_stage=self.zero_stage, deepspeed=self.deepspeed):
+            raise ValueError("\n".join(faults))
+        return self
 
     def rows_at_once(self, ranks: int) -> int:
         """Rows that a rank reads in one forward; by default its whole share of the global batch."""
@@ -76,4 +90,5 @@ class Train(Section):
             betas=self.betas,
             grad_clip=self.grad_clip,
             deepspeed=self.deepspeed,
+            compile=self.compile,
         )

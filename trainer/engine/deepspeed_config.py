@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from trainer.engine.compiled import Compile
+
 Precision = Literal["fp32", "bf16"]
 
 
@@ -20,7 +22,7 @@ class EngineSettings:
     """How an engine trains on each of its ranks.
 
     micro_batch: rows of one rank in one forward. accumulation: such forwards in a step. grad_clip: 0 is off.
-    deepspeed: further settings for DeepSpeed, of those that ``faults`` accepts.
+    deepspeed: further settings for DeepSpeed, of those that ``faults`` accepts. compile: compiled.py.
     """
 
     zero_stage: int
@@ -31,6 +33,7 @@ class EngineSettings:
     betas: tuple[float, float]
     grad_clip: float
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    compile: Compile = "off"
 
     @property
     def compute_dtype(self) -> torch.dtype:

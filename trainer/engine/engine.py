@@ -7,7 +7,7 @@ whenever an engine is built.
 import contextlib
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic
 
 import deepspeed
@@ -19,6 +19,8 @@ from cluster.process.heartbeat import heartbeat
 from trainer.core import collectives, random
 from trainer.core import device as devices
 from trainer.core.collectives import Group
+from trainer.core.console import say
+from trainer.engine.compiled import CompiledForward, usable
 from trainer.engine.deepspeed_config import EngineSettings, inference_config, training_config
 from trainer.engine.ema import FlatWeights, M, ShardedEMA, Weights, blank_copy
 from trainer.engine.flat_adapters import Decision, FlatAdapter
@@ -41,6 +43,9 @@ class Engine(Generic[M]):
         network.to(device)
         # Before DeepSpeed changes the network. Cast at once, so that no fp32 copy is ever made.
         self._blank: M | None = blank_copy(network, dtype=settings.compute_dtype)
+        self._compile = usable(settings.compile, device, say=say if group.rank == 0 else _silent)
+        self.forwards: list[CompiledForward] = []
+        self._compiled(network, "student")
         named = dict(network.named_parameters())
         values = {name: parameter.detach().clone() for name, parameter in named.items()}
         shapes = {name: value.shape for name, value in values.items()}
@@ -69,6 +74,16 @@ class Engine(Generic[M]):
         call."""
         with heartbeat.inside("forward", phase=True):
             return self._deepspeed(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def fast(self) -> Iterator[None]:
+        """The block is a training step: student and teacher compute compiled, as train.compile says."""
+        if self._compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step put out may be written over
+        with contextlib.ExitStack() as stack:
+            for forward in self.forwards:
+                stack.enter_context(forward.inside())
+            yield
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss``, which is summed over ranks and micro-batches."""
@@ -168,6 +183,7 @@ class Engine(Generic[M]):
         """The teacher of this student, equal to its masters; to be called once, by all ranks."""
         assert self._blank is not None, "a student has one teacher"
         module, self._blank = self._blank, None
+        self._compiled(module, "teacher")
         groups = self.flat_groups()
         weights: Weights
         if self.settings.zero_stage == 3:
@@ -181,6 +197,11 @@ class Engine(Generic[M]):
     def flat_groups(self) -> list[FlatGroup]:
         """Where each parameter lies in the optimiser's partition, and the fp32 masters on this rank."""
         return self._adapter.flat_groups()
+
+    def _compiled(self, module: nn.Module, called: str) -> None:
+        """From now on a step calls ``module`` compiled, as train.compile says."""
+        if self._compile != "off":
+            self.forwards.append(CompiledForward(module, called=called, mode=self._compile, say=say))
 
     def _check_masters(self, shapes: Mapping[str, torch.Size]) -> None:
         """Every master on this rank must be the probe that was put into its parameter."""
@@ -216,6 +237,10 @@ class Engine(Generic[M]):
         for name, master in self._adapter.whole_masters().items():
             master.copy_(values[name])
         self._adapter.write_weights()
+
+
+def _silent(text: str) -> None:
+    """Another rank says it."""
 
 
 class _AdamW(torch.optim.AdamW):

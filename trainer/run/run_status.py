@@ -29,6 +29,7 @@ _MAY_DIFFER = (
     "run.dir",
     "train.steps",
     "train.micro_batch",
+    "train.compile",
     "data.workers",
     "data.cache_dir",
     "data.cache_bytes",

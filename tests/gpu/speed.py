@@ -147,7 +147,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
         config, engine, now, reader = set_up(values, str(device), ahead=True)
         meter, took, waited = Meter(device=device, dtype=engine.settings.compute_dtype), [], 0.0
         batches = reader.batches(0, warm + steps + profiled)
-        batch, micro = config.train.global_batch, config.train.rows_at_once(1)
+        batch = config.train.global_batch
 
         def step() -> None:
             nonlocal waited

@@ -98,8 +98,9 @@ class ChordMixer(Backbone):
     ) -> Hidden:
         rows, length = codes_BL.shape
         summary_BP = codes_BL.new_full((rows, self.summaries), alphabet.CLS)
-        onehot_BTV = nn.functional.one_hot(torch.cat([summary_BP, codes_BL], 1).long(), alphabet.SIZE)
-        x_BTV = onehot_BTV.to(self.input.weight.dtype)
+        letters_V = torch.arange(alphabet.SIZE, device=codes_BL.device, dtype=codes_BL.dtype)
+        codes_BT = torch.cat([summary_BP, codes_BL], 1)
+        x_BTV = (codes_BT[..., None] == letters_V).to(self.input.weight.dtype)
         if noise_BLC is not None:
             x_BTV[:, self.summaries :, : alphabet.BASES] += noise_BLC.to(x_BTV.dtype)
         x_BTX = self.input(x_BTV, self._columns(x_BTV))

@@ -63,6 +63,12 @@ def test_in_the_interpreter_the_kernels_are_the_formulas(case: Case, interpreted
     assert {name: error for name, error in found.items() if not error < bound} == {}
 
 
+@pytest.mark.parametrize("network", mixers.NETWORKS)
+def test_in_the_interpreter_a_network_is_its_plain_layers(network: str, interpreted: Any) -> None:
+    """Eager and as one graph of torch.compile, with activations kept and computed again."""
+    assert interpreted["networks"][network] < 1e-6
+
+
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_the_backward_is_the_gradient(ragged: bool, normed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +139,8 @@ def test_compiled_for_an_h100_nothing_spills(name: str, ragged: bool) -> None:
     options = dict(getattr(TILING, name))
     found = compiled(name, options, RAGGED=ragged)
     assert found["stack"] == found["LDL"] == found["STL"] == 0, found
-    assert found["registers"] <= 255 and found["shared"] <= 227 * 1024
+    # Two programs on a multiprocessor at once, so that one computes while the other reads and writes.
+    assert found["registers"] * 32 * options["num_warps"] * 2 <= 1 << 16 and found["shared"] * 2 <= 227 * 1024
     assert (found["HGMMA"] > 0) == (name != "unrotate"), "products are to run on Hopper's tensor cores"
 
 

@@ -107,6 +107,7 @@ def unread(case: Case) -> dict[str, Any]:
     with queued():
         engine = engine_of(case)
         assert engine.steps_unread
+        assert not engine._deepspeed.tput_timer.config.enabled, "it would wait for the GPU twice a step"
         for step in range(STEPS):
             gradients(engine, step, poison=step == POISONED)
             decision = decided(engine)
@@ -179,4 +180,4 @@ def test_decided_on_the_device_it_is_the_hosts_bit_for_bit_and_reads_nothing(
 def test_its_operators_do_not_grow_with_the_parameters(ranks: Any) -> None:
     for case in CASES:
         (found,) = ranks[1]
-        assert max(found[case]["unread"]["ops"]) <= 32, case
+        assert max(found[case]["unread"]["ops"]) <= 18, case

@@ -211,6 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the results; at most 4 files")
     parser.add_argument("--resume", type=Path, help="the campaign.json of a run before, where --out has none")
     parser.add_argument("--stages", default="", help="only these, by name, with commas between")
+    parser.add_argument("--rows", default="", help="only rows whose names have one of these, with ; between")
     parser.add_argument(
         "--limit-s", type=float, default=330.0, help="begin no row near its end (%(default)s)"
     )
@@ -231,6 +232,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("no NVIDIA GPU on this machine; --rehearse runs every stage small, on a CPU")
     campaign = Campaign(args.out, rehearse=args.rehearse, limit_s=args.limit_s, resume=args.resume)
     known = stages(campaign)
+    if asked := [text.strip() for text in args.rows.split(";") if text.strip()]:
+        known = {
+            stage: {name: row for name, row in rows.items() if any(text in name for text in asked)}
+            for stage, rows in known.items()
+        }
     wanted = [name for name in args.stages.split(",") if name] or list(known)
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"unknown stages {', '.join(unknown)}; known are {', '.join(known)}")

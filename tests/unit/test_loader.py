@@ -198,6 +198,29 @@ def test_batches_are_a_function_of_the_step(toys: list[str]) -> None:
     assert len(torch.unique(ids, dim=0)) == len(ids), "ids are unique over phases"
 
 
+def test_what_a_step_reads_is_prepared_in_the_readers_thread(toys: list[str]) -> None:
+    threads = []
+
+    def prepare(batch: Batch) -> int:
+        threads.append(threading.current_thread().name)
+        return int(batch.windows.key_B.sum())
+
+    plain, found = reader(toys), list(reader(toys, prepare=prepare).batches(2, 5))
+    assert {name.split("_")[0] for name in threads} == {"reader"} and len(threads) == 3
+    for step, batch in enumerate(found, 2):
+        assert same(batch, plain.batch(step))
+        assert batch.prepared == int(batch.windows.key_B.sum())
+    assert plain.batch(2).prepared is None
+
+
+def test_a_fault_in_what_is_prepared_comes_to_who_reads(toys: list[str]) -> None:
+    def prepare(batch: Batch) -> None:
+        raise ValueError("no pairs can be made of these windows")
+
+    with pytest.raises(ValueError, match="no pairs can be made of these windows"):
+        next(reader(toys, prepare=prepare).batches(0, 2))
+
+
 def test_a_saved_position_goes_on_where_it_was(toys: list[str]) -> None:
     how: dict[str, Any] = {"weights": [2, 1], "phases": [(0, 64), (12, 48)]}
     uninterrupted = list(reader(toys[:2], **how).batches(0, 25))

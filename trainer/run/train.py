@@ -23,6 +23,7 @@ from trainer.distill.method import Method
 from trainer.distill.step import train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
+from trainer.engine.recipe import Recipe
 from trainer.evaluation.held_out import Validator
 from trainer.losses.config import projection_heads
 from trainer.models.config import build_backbone
@@ -152,11 +153,16 @@ def sampling_plan(config: TrainConfig) -> SamplingPlan:
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
     """Student under DeepSpeed and its teacher; the same weights for the same seed on any number of ranks."""
-    torch.manual_seed(config.run.seed)
-    backbone = build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
-    network = Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
+
+    def make() -> Network:
+        backbone = build_backbone(
+            config.model, activation_checkpointing=config.train.activation_checkpointing
+        )
+        return Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
+
+    recipe = Recipe(make, seed=config.run.seed)
     settings = config.train.engine_settings(group.size)
-    engine = Engine(network, settings=settings, device=device, group=group)
+    engine = Engine(recipe, settings=settings, device=device, group=group)
     return engine, engine.teacher()
 
 

@@ -19,7 +19,12 @@ from trainer.run.config import TrainConfig
 from trainer.run.train import build
 
 WORLD = 2
-LARGE = ["model.num_groups=11", "model.group_channels=64", "model.intermediate_size=1408", "model.num_layers=48"]
+LARGE = [
+    "model.num_groups=11",
+    "model.group_channels=64",
+    "model.intermediate_size=1408",
+    "model.num_layers=48",
+]
 
 
 def rows() -> list[Row]:
@@ -31,7 +36,17 @@ def rows() -> list[Row]:
         name = f"start at 100 M, bf16, ZeRO-{stage}, {WORLD} ranks"
         found.append(Row(f"{name}: peak", peak, whole, peak / whole, "MB", "–", "the network in fp32"))
         found.append(Row(f"{name}: peak", peak, stays, peak / stays, "MB", "≤ 1.5", "what stays of it"))
-        found.append(Row(f"{name}: time", seconds, answers[0][4], seconds / answers[0][4], "s", "–", "making the network"))
+        found.append(
+            Row(
+                f"{name}: time",
+                seconds,
+                answers[0][4],
+                seconds / answers[0][4],
+                "s",
+                "–",
+                "making the network",
+            )
+        )
     return found
 
 

@@ -57,9 +57,7 @@ class Engine(Generic[M]):
         else:
             for parameter, values in filled:
                 parameter.data = values
-        self._deepspeed = _initialize(
-            model=skeleton, optimizer=self._optimizer, mpu=self._mpu, config=config
-        )
+        self._deepspeed = _initialize(model=skeleton, optimizer=self._optimizer, mpu=self._mpu, config=config)
         if isinstance(self._deepspeed.optimizer, FP16_UnfusedOptimizer):
             # It has taken a step at rate 0 while it was set up, which would count in AdamW's bias correction.
             self._deepspeed.optimizer.optimizer.state.clear()

@@ -103,9 +103,7 @@ class _Spent(nn.Parameter):
     _ALLOWED: ClassVar[set[Any]] = {
         getattr(getattr(torch.Tensor, name), "__get__", None)
         for name in ("shape", "dtype", "device", "requires_grad", "grad_fn", "is_leaf", "ndim", "grad")
-    } | {
-        getattr(torch.Tensor, name) for name in ("size", "numel", "dim", "is_floating_point", "__hash__")
-    }
+    } | {getattr(torch.Tensor, name) for name in ("size", "numel", "dim", "is_floating_point", "__hash__")}
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

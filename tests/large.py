@@ -1,5 +1,5 @@
-"""A configuration of 1 B parameters, as overrides of findna.yaml: wider and no deeper, so that 11 groups still
-reach as far as a window of 1,000 letters is long."""
+"""A configuration of 1 B parameters, as overrides of findna.yaml: wider and not deeper, since 11 groups reach
+as far as a window of 1,000 letters is long."""
 
 from pathlib import Path
 

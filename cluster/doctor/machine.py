@@ -100,9 +100,10 @@ def memory_bytes() -> tuple[int, int]:
 def memory() -> Iterator[Finding]:
     """RAM, within the limits of the control groups."""
     total, free = memory_bytes()
+    whole = psutil.virtual_memory().total
     yield graded(
         "memory",
-        f"{total / _GIB:.1f} of the machine's {psutil.virtual_memory().total / _GIB:.1f} GiB, {free / _GIB:.1f} free",
+        f"{total / _GIB:.1f} of the machine's {whole / _GIB:.1f} GiB, {free / _GIB:.1f} free",
         "end other programs here, give the container more, or use fewer ranks a node",
         warns=free < 2 * _GIB,
     )

@@ -1,4 +1,4 @@
-"""The memory and time of a start: student and teacher of a network of 100 M parameters, bf16, on 2 gloo ranks.
+"""The memory and time of a start: student and teacher of 100 M parameters, bf16, on 2 gloo ranks.
 
 Peak is the memory of all tensors that are alive at once. What stays of it are weights, masters, room for
 moments and gradients, and the teacher.
@@ -51,7 +51,7 @@ def rows() -> list[Row]:
 
 
 def measured(stage: int) -> tuple[float, float, float, float, float]:
-    """(peak, what stays, the network in fp32) in MB; seconds of the start, and of making the network alone."""
+    """(peak, what stays, the network in fp32) in MB; seconds of the start, and of making a network."""
     begin()
     changes = [*LARGE, "train.precision=bf16", f"train.zero_stage={stage}", "train.global_batch=8"]
     config = configs.load(TrainConfig, PRESET, changes)

@@ -168,7 +168,7 @@ def test_a_billion_parameters_fit_by_stages_and_ranks() -> None:
         for ranks in (1, 8, 64)
     }
     per_parameter = {key: (value.total - value.buffers) / parameters for key, value in of.items()}
-    # Bytes a parameter: weights 2, gradients 2 + 4, teacher's weights 2; masters 4, moments 8, average 4 in parts.
+    # Bytes a parameter: weights 2, gradients 2 + 4, teacher's weights 2; in parts masters 4, moments 8, φ 4.
     assert per_parameter[1, 1] == pytest.approx(26)
     assert per_parameter[1, 8] == pytest.approx(10 + 16 / 8)
     assert per_parameter[2, 64] == pytest.approx(6 + 20 / 64)

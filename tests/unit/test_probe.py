@@ -1,5 +1,7 @@
 """The values that show a misplaced master: any part by itself, exact in bf16, different at every place."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_nearly_all_entries_are_wrong_at_another_place(shift: int) -> None:
 
 def test_nearly_all_entries_of_another_parameter_are_wrong() -> None:
     names = [f"layers.{i}.{kind}" for i in range(40) for kind in ("bias", "norm.weight")]
-    for name, other in zip(names, names[1:], strict=False):
+    for name, other in itertools.pairwise(names):
         assert wrong_entries(made(name, 308), other, first=0) > 200, (name, other)
     singles = {float(made(name, 1)) for name in names}
     assert len(singles) > 70, "also those of one entry differ, but for a few"

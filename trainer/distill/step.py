@@ -18,6 +18,7 @@ from torch import Tensor
 from cluster.process.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from trainer.core import collectives
 from trainer.core.collectives import Group
+from trainer.core.waiting import device_wait
 from trainer.data.windows import Windows
 from trainer.distill.grad_cache import Leaves, coupled_gradients
 from trainer.distill.health import HEALTH_ROWS, measure_rows, read_health
@@ -257,7 +258,9 @@ def reduce_step(
     broken = ~(mine.isfinite().all() & engine.gradient_is_finite())
     stops = torch.tensor([stop_code == EXIT_PREEMPTED, stop_code == EXIT_INTERRUPTED], device=mine.device)
     packed = torch.cat([mine, broken.double()[None], stops.double()])
-    *means, broken_ranks, preempted, interrupted = collectives.sum_over_ranks(engine.group, packed).tolist()
+    with device_wait.running():
+        found = collectives.sum_over_ranks(engine.group, packed).tolist()
+    *means, broken_ranks, preempted, interrupted = found
     stop = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED if preempted else 0
     losses = dict(zip(sums, means, strict=True))
     losses["total"] = sum(term.weight * losses[term.name] for term in method.terms)

@@ -19,13 +19,14 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from trainer.core.console import say
 
 M = TypeVar("M", bound=nn.Module)
+M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 Take = Callable[[str, Tensor], None]
 
 
-class Source(Protocol[M]):
+class Source(Protocol[M_co]):
     """Where a network and its first values come from."""
 
-    def skeleton(self) -> M:
+    def skeleton(self) -> M_co:
         """The network, whose parameters have a shape and no memory; to be called once, before ``give``."""
 
     def give(self, take: Take) -> None:

@@ -1,7 +1,7 @@
 """Does a config fit? ``python -m cluster doctor --config FILE`` asks this of the memory of its machine.
 
-``python -m trainer.run.fits --config FILE --bytes-per-rank N [--worlds 1,8,64] [key=value ...]`` prints a line
-of JSON for each number of ranks: what, state (ok, warning or FAILED), found, advice.
+``python -m trainer.run.fits --config FILE --bytes-per-rank N [--worlds 1,8,64] [key=value ...]`` prints a
+line of JSON for each number of ranks: what, state (ok, warning or FAILED), found, advice.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from trainer.run.memory import Held, activation_bytes, held, network_on_meta
 _GIB = 1 << 30
 _USABLE = 0.92  # of the memory: the rest is for the allocator, kernels and libraries
 _SMALL_BUCKET = 50_000_000
+_Change = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -86,30 +87,31 @@ def advice_for(plan: Plan, ranks: int) -> str:
     """The first change that makes it fit, in the order of what it costs; else what is the least needed."""
     train = plan.train
     rows = min(train.rows_at_once(ranks) or 1, max(1, train.global_batch // ranks))
-    fewer = [{"micro_batch": n} for n in range(rows - 1, 0, -1) if rows % n == 0]
-    stages = [{"zero_stage": stage} for stage in range(train.zero_stage + 1, 4)]
-    bucket = {"deepspeed": _with_bucket(train)}
-    checkpointing = {"activation_checkpointing": True}
-    least = {"micro_batch": 1, "zero_stage": 3} | checkpointing | bucket
-    changes: list[dict[str, object]] = [
+    fewer: list[_Change] = [{"micro_batch": n} for n in range(rows - 1, 0, -1) if rows % n == 0]
+    stages: list[_Change] = [{"zero_stage": stage} for stage in range(train.zero_stage + 1, 4)]
+    bucket: _Change = {"deepspeed": _with_bucket(train)}
+    in_bf16: _Change = {"precision": "bf16"}
+    checkpointing: _Change = {"activation_checkpointing": True}
+    least: _Change = {"micro_batch": 1, "zero_stage": 3} | checkpointing | bucket
+    changes: list[_Change] = [
         *fewer,
         bucket,
         *stages,
         *(stage | bucket for stage in stages),
         checkpointing,
-        {"precision": "bf16"},
+        in_bf16,
         *(stage | bucket | few for stage in stages for few in fewer),
         least,
-        least | {"precision": "bf16"},
+        least | in_bf16,
     ]
     for change in changes:
         changed = train.model_copy(update=change)
         if plan.fits(changed, ranks):
             total = plan.held(changed, ranks).total / _GIB
             return f"set {' '.join(_as_keys(change))}: that needs {total:.2f} GiB a rank"
-    smallest = train.model_copy(update=least | {"precision": "bf16"})
+    smallest = train.model_copy(update=least | in_bf16)
     more = next((w for w in (2**k for k in range(1, 13)) if w > ranks and plan.fits(smallest, w)), None)
-    keys = " ".join(_as_keys(least | {"precision": "bf16"}))
+    keys = " ".join(_as_keys(least | in_bf16))
     if more is None:
         return f"no number of ranks is enough, even with {keys}: make the model smaller"
     return f"use at least {more} ranks with {keys}, or a smaller model"
@@ -120,7 +122,7 @@ def _with_bucket(train: Train) -> dict[str, object]:
     return {**train.deepspeed, "zero_optimization": zero}
 
 
-def _as_keys(change: dict[str, object]) -> list[str]:
+def _as_keys(change: _Change) -> list[str]:
     """A change as overrides of the command line."""
     return [
         f"train.deepspeed.zero_optimization.reduce_bucket_size={_SMALL_BUCKET}"

@@ -36,6 +36,7 @@ from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
 from trainer.run.export import Exporter
 from trainer.run.flops import step_flops
+from trainer.run.goodput import Goodput
 from trainer.run.hooks import (
     BeginExports,
     CheckHealth,
@@ -160,9 +161,8 @@ def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[E
         )
         return Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
 
-    recipe = Recipe(make, seed=config.run.seed)
     settings = config.train.engine_settings(group.size)
-    engine = Engine(recipe, settings=settings, device=device, group=group)
+    engine = Engine(Recipe(make, seed=config.run.seed), settings=settings, device=device, group=group)
     return engine, engine.teacher()
 
 
@@ -205,7 +205,9 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
     if state.step == 0:
         validation.run(state)
         reading.run(state)
-    meter = Meter(device=run.engine.device, dtype=run.engine.settings.compute_dtype)
+    goodput = Goodput(config.run.dir, step=state.step, say=say) if run.artifacts else None
+    dtype = run.engine.settings.compute_dtype
+    meter = Meter(device=run.engine.device, dtype=dtype, ranks=group.size, goodput=goodput)
     hooks = _all_hooks(run, state, [validation, reading], meter, user_hooks)
     if run.stops:
         run.stops.defer()

@@ -76,7 +76,7 @@ def throughput(found: Histories) -> list[str]:
     if all(value is not None for value in last):
         middle, slow, data, device, host = (float(value or 0) for value in last)
         sentences.append(
-            f"At the last reading half of the steps took {middle:.1f} ms or less, 95 % {slow:.1f} ms or less. "
+            f"At the last reading half of the steps took up to {middle:.1f} ms, 95 % up to {slow:.1f} ms. "
             f"Of the time {data:.1%} was waiting for data, {device:.1%} for the device and other ranks, "
             f"{host:.1%} the host's own."
         )

@@ -141,7 +141,7 @@ def activation_bytes(config: TrainConfig, network: Network, *, rows: int) -> int
     """Bytes that the student's forward of ``rows`` windows keeps for its backward: the views of all
     directions, crops, heads. The losses' own are not counted."""
     method = Method(config.views, config.loss.terms(), config.train.global_batch, Group(0, 1))
-    windows = _random_windows(config, _ROWS)
+    windows = random_windows(config, _ROWS)
     inputs = StepInputs.of([windows], method)
     (view,) = inputs.views
     crops = None
@@ -157,7 +157,8 @@ def activation_bytes(config: TrainConfig, network: Network, *, rows: int) -> int
     return kept_for_backward(lambda: read_student(on_meta, view, requests, crops=crops)) * rows // _ROWS
 
 
-def _random_windows(config: TrainConfig, rows: int) -> Windows:
+def random_windows(config: TrainConfig, rows: int) -> Windows:
+    """``rows`` windows of random letters, of the config's greatest length, with the flank that views need."""
     length, flank = max(part.length for part in config.data.length), config.views.flank
     width = length + 2 * flank
     codes_BS = torch.randint(

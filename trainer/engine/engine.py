@@ -24,7 +24,7 @@ from trainer.engine.optimizer_state import OptimizerState
 from trainer.engine.partition import FlatGroup, check_cover
 from trainer.engine.probe import probe, wrong_entries
 from trainer.engine.process_group import DataParallel
-from trainer.engine.recipe import Given, Recipe, Source
+from trainer.engine.recipe import Given, Recipe, Source, no_memory
 
 
 class Engine(Generic[M]):
@@ -43,8 +43,10 @@ class Engine(Generic[M]):
         skeleton = source.skeleton()
         for buffer in skeleton.buffers():
             buffer.data = buffer.data.to(device)
+        for parameter in skeleton.parameters():
+            parameter.data = no_memory(parameter, dtype=settings.compute_dtype, device=device)
         # Before DeepSpeed changes the network.
-        self._blank: M | None = blank_copy(skeleton, dtype=settings.compute_dtype, device=device)
+        self._blank: M | None = blank_copy(skeleton, dtype=settings.compute_dtype)
         named = dict(skeleton.named_parameters())
         shapes = {name: parameter.shape for name, parameter in named.items()}
         self._optimizer, names = _make_optimizer(named, settings, fused=device.type == "cuda")
@@ -170,7 +172,7 @@ class Engine(Generic[M]):
                 whole[name].copy_(value)
                 return
             for at, master in parts.get(name, ()):
-                master.copy_(value.view(-1)[at : at + len(master)])
+                master.copy_(value.reshape(-1)[at : at + len(master)])
 
         source.give(take)
         self._adapter.write_weights()

@@ -43,7 +43,7 @@ class Given(Generic[M]):
     def skeleton(self) -> M:
         for name, parameter in self._network.named_parameters():
             self._values[name] = parameter.detach()
-            parameter.data = _no_memory(parameter)
+            parameter.data = no_memory(parameter)
         return self._network
 
     def give(self, take: Take) -> None:
@@ -126,7 +126,7 @@ def _made_by_parts(make: Callable[[], M], take: Callable[[nn.Parameter], None]) 
                 continue
             take(parameter)
             seen.add(id(parameter))
-            parameter.data = _no_memory(parameter)
+            parameter.data = no_memory(parameter)
             spent.append((parameter, type(parameter)))  # kept, so that no other gets its id
             parameter.__class__ = _Spent
 
@@ -156,6 +156,8 @@ def _when_registered(finish: Callable[[nn.Module], None]) -> Iterator[None]:
         handle.remove()
 
 
-def _no_memory(like: Tensor) -> Tensor:
-    """A tensor of the same shape, dtype and device that takes one entry of memory."""
-    return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
+def no_memory(
+    like: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Tensor:
+    """A tensor of the same shape (and dtype and device, unless given) that takes one entry of memory."""
+    return torch.zeros((), dtype=dtype or like.dtype, device=device or like.device).expand(like.shape)

@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.doctor import exchange, machine, services
+from cluster.doctor import exchange, machine, services, training
 from cluster.doctor.finding import Finding
 from cluster.process import host, world
 from cluster.process.command import exit_code
@@ -25,11 +25,13 @@ _AWS = "https://s3.amazonaws.com"
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks about: a folder or bucket, an MLflow, and how many ranks exchange."""
+    """What the user asks about: a folder or bucket, an MLflow, how many ranks exchange, and a training."""
 
     store: str = ""
     track_uri: str = ""
     ranks: int | None = None
+    config: str = ""
+    overrides: Sequence[str] = ()
 
     def store_server(self) -> str | None:
         """The URL of the server of the store; None for a store on this machine."""
@@ -61,6 +63,7 @@ CHECKS: dict[str, Callable[[Request], Iterator[Finding]]] = {
     "/dev/shm": lambda _: machine.shared_memory(),
     "disks": _disks,
     "ranks": lambda request: exchange.ranks(request.ranks),
+    "fits": lambda request: training.fits(request.config, request.overrides, ranks=request.ranks),
     "store": _store,
     "clock, store": lambda request: services.clock("store", request.store_server()),
     "MLflow": lambda request: services.tracker(request.track_uri),
@@ -94,13 +97,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--ranks", type=int, help="ranks of this machine that exchange; default one a GPU, or 2"
     )
+    parser.add_argument("--config", help="a training's YAML file: does it fit the memory here?")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of that config")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each check")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(arguments)
     if args.ranks is not None and args.ranks < 1:
         parser.error(f"--ranks: {args.ranks} must be at least 1")
+    if args.overrides and not args.config:
+        parser.error(f"{args.overrides[0]} overrides nothing: give --config too")
     track_uri = args.track_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-    request = Request(args.store or "", track_uri, args.ranks)
+    request = Request(args.store or "", track_uri, args.ranks, args.config or "", args.overrides)
     return exit_code(lambda: report(examine(request), as_json=args.json), debug=args.debug, resumable=True)
 
 

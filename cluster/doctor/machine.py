@@ -62,6 +62,16 @@ def gpus() -> Iterator[Finding]:
         yield Finding("GPU", "ok", line)
 
 
+def gpu_bytes() -> list[int]:
+    """The memory of each GPU, as nvidia-smi lists them; empty where there is none or it does not answer."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []  # ``gpus`` says why
+    return [int(line) << 20 for line in answer.stdout.split() if line.isdecimal()]
+
+
 def cores() -> Iterator[Finding]:
     """Cores, and how many of them a container's quota allows."""
     bound, quota = host.bound(), host.quota()
@@ -74,8 +84,8 @@ def cores() -> Iterator[Finding]:
     )
 
 
-def memory() -> Iterator[Finding]:
-    """RAM, within the limits of the control groups."""
+def memory_bytes() -> tuple[int, int]:
+    """RAM (in all, free), within the limits of the control groups."""
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
     for names in (("max", "current", "stat"), ("limit_in_bytes", "usage_in_bytes", "stat")):
@@ -84,9 +94,16 @@ def memory() -> Iterator[Finding]:
                 cached = re.findall(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
                 total = min(total, int(limit))
                 free = min(free, int(limit) - int(used) + int([0, *cached][-1]))
+    return total, free
+
+
+def memory() -> Iterator[Finding]:
+    """RAM, within the limits of the control groups."""
+    total, free = memory_bytes()
+    whole = psutil.virtual_memory().total
     yield graded(
         "memory",
-        f"{total / _GIB:.1f} of the machine's {machine.total / _GIB:.1f} GiB, {free / _GIB:.1f} free",
+        f"{total / _GIB:.1f} of the machine's {whole / _GIB:.1f} GiB, {free / _GIB:.1f} free",
         "end other programs here, give the container more, or use fewer ranks a node",
         warns=free < 2 * _GIB,
     )

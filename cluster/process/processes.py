@@ -1,6 +1,7 @@
 """The state of other processes of this machine, by their pid."""
 
 import os
+import time
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,14 @@ def start_ticks(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return ""
+
+
+def age_s(pid: int) -> float:
+    """Seconds since the process began; 0 if it has ended."""
+    ticks = start_ticks(pid)
+    if not ticks:
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK"))
 
 
 def find_launcher() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data_prep import alphabet
-from tests.bench import backbone, checkpoint, contrastive, prep, reader, teacher, views
+from tests.bench import backbone, checkpoint, contrastive, prep, reader, scale, start, teacher, views
 from tests.bench.harness import Row, rate
 
 
@@ -39,6 +39,8 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "backbone": backbone.rows,
     "contrastive": contrastive.rows,
     "checkpoint": checkpoint.rows,
+    "start": start.rows,
+    "scale": scale.rows,
 }
 
 

@@ -295,10 +295,12 @@ def run_cases(
 
 
 class Watch(TorchDispatchMode):
-    """Bytes of fp32 storage that operations made and that is still alive; ``peak`` of it."""
+    """Bytes of storage (``only`` of one dtype) that operations made and that is still alive; ``peak`` of
+    it."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: torch.dtype | None = torch.float32) -> None:
         super().__init__()
+        self._only = only
         self.alive, self.peak = 0, 0
         self._seen: set[int] = set()
 
@@ -308,7 +310,7 @@ class Watch(TorchDispatchMode):
         }
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
+            if isinstance(tensor, Tensor) and self._only in (None, tensor.dtype):
                 storage = tensor.untyped_storage()
                 # neither counted nor a view of what was there before
                 if storage._cdata not in self._seen | given:

@@ -126,7 +126,7 @@ def test_metrics_are_logged_with_the_step_and_throughput_when_it_is_due(
         ("log", {"loss/total": 2.5}, 1),
         ("log", {"train/skipped_steps": 1.0, "throughput/bp_per_s": 9.0}, 2),
     ]
-    assert meter.asked == [("step", 800, 700.0), ("step", 800, 700.0), ("read",)]
+    assert meter.asked == [("step", 800, 700.0, True), ("step", 800, 700.0, False), ("read",)]
     assert progress.asked == [("advance", "loss 2.5000", 800), ("advance", "loss 2.5000", 800), ("close",)]
     assert capsys.readouterr().err == (
         "step 2 is skipped: loss or gradient is not finite, {'mlm': 1.5, 'total': 2.5}\n"
@@ -137,7 +137,7 @@ def test_other_ranks_only_count(capsys: pytest.CaptureFixture[str]) -> None:
     meter, progress = Stub(), Stub()
     log = hooks.LogMetrics(Track(every=1), artifacts=None, meter=meter, progress=progress, step_flops=float)  # type: ignore[arg-type]
     log.after_step(state(1), outcome(metrics={"train/skipped_steps": 1.0}))
-    assert (meter.asked, progress.asked) == ([("step", 800, 100.0)], [])
+    assert (meter.asked, progress.asked) == ([("step", 800, 100.0, False)], [])
     assert capsys.readouterr().err == ""
 
 
@@ -241,7 +241,8 @@ def test_clocks_restart_after_a_pause_only() -> None:
     restart.after_step(state(1), outcome())
     assert meter.asked == progress.asked == []
     restart.after_step(state(1), outcome(paused=True))
-    assert meter.asked == progress.asked == [("restart",)]
+    assert meter.asked == [("keep", 1), ("restart",)]
+    assert progress.asked == [("restart",)]
 
 
 def test_the_first_rank_says_that_the_run_was_told_to_stop(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,12 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
         "throughput/bp_per_s",
         "throughput/step_ms",
         "throughput/data_wait_fraction",
+        "throughput/device_wait_fraction",
+        "throughput/host_fraction",
+        "throughput/step_ms_p50",
+        "throughput/step_ms_p95",
+        "throughput/bp_per_s_per_rank",
+        "throughput/goodput",
         "throughput/mfu",
         "memory/peak_bytes",
     }

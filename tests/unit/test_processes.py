@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from cluster.process.processes import is_gone, is_stopped, start_ticks
+from cluster.process.processes import age_s, is_gone, is_stopped, start_ticks
 
 
 def await_that(condition: Callable[[], bool]) -> None:
@@ -27,9 +27,11 @@ def test_a_process_runs_is_stopped_goes_on_is_a_zombie_and_is_gone() -> None:
         process.send_signal(signal.SIGCONT)
         await_that(lambda: not is_stopped(process.pid))
         assert start_ticks(process.pid) == started
+        assert 0 <= age_s(process.pid) < age_s(os.getpid())
         process.kill()
         await_that(lambda: is_gone(process.pid))  # a zombie: this process has not waited for it
         assert start_ticks(process.pid) == started
         process.wait()
         assert is_gone(process.pid) and not is_stopped(process.pid)
         assert start_ticks(process.pid) == ""
+        assert age_s(process.pid) == 0

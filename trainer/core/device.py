@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.core.waiting import device_wait
+
 
 def is_queued(device: torch.device) -> bool:
     """Whether work on ``device`` is queued, so that the host waits where it reads a value of a tensor there.
@@ -30,6 +32,7 @@ class HostCopy:
     def values(self) -> list[Any]:
         """As ``Tensor.tolist`` gives them. What was queued after the copy is not waited for."""
         if self._event is not None:
-            self._event.synchronize()
+            with device_wait.running():
+                self._event.synchronize()
         found: list[Any] = self._host.tolist()
         return found

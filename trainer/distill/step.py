@@ -19,6 +19,7 @@ from cluster.process.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from trainer.core import collectives
 from trainer.core.collectives import Group
 from trainer.core.device import HostCopy
+from trainer.core.waiting import device_wait
 from trainer.data.windows import Windows
 from trainer.distill.grad_cache import Leaves, coupled_gradients
 from trainer.distill.health import HEALTH_ROWS, measure_rows, read_health
@@ -238,9 +239,9 @@ def reduce_step(
         if stop_code == code:
             stops[place].fill_(1)
     broken = ~(mine.isfinite().all() & engine.is_finite(squares_n))
-    total = collectives.sum_over_ranks(
-        engine.group, torch.cat([mine, broken.double()[None], stops, squares_n])
-    )
+    packed = torch.cat([mine, broken.double()[None], stops, squares_n])
+    with device_wait.running():  # on a CPU, where a collective ends when the last rank has come
+        total = collectives.sum_over_ranks(engine.group, packed)
     broken_ranks = total[len(mine)]
     decision = engine.decide(total[len(mine) + 3 :], broken_ranks > 0)
     applies, norm = (broken_ranks == 0, broken_ranks.new_full((), torch.nan))

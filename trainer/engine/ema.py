@@ -20,6 +20,7 @@ from trainer.core import collectives
 from trainer.core.collectives import Group, Pending
 from trainer.engine import partition
 from trainer.engine.partition import FlatGroup, Fragments, even_partition
+from trainer.engine.recipe import no_memory
 
 
 class Weights(Protocol):
@@ -59,12 +60,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def blank_copy(module: M, *, dtype: torch.dtype | None = None) -> M:
-    """A copy of ``module`` with uninitialised parameters without gradient; tied parameters stay tied.
+    """A copy of ``module`` whose parameters have no memory and no gradient; tied parameters stay tied.
 
-    ``dtype`` is that of parameters and floating buffers; None keeps the module's.
+    ``dtype`` is that of parameters and floating buffers; None keeps the module's. FlatWeights or
+    ``partition_parameters`` give the parameters memory.
     """
     blanks: dict[int, Any] = {
-        id(parameter): nn.Parameter(torch.empty_like(parameter, dtype=dtype), requires_grad=False)
+        id(parameter): nn.Parameter(no_memory(parameter, dtype=dtype), requires_grad=False)
         for parameter in module.parameters()
     }
     blank = copy.deepcopy(module, blanks)

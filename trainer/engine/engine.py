@@ -6,8 +6,7 @@ whenever an engine is built.
 
 import contextlib
 import io
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic
 
 import deepspeed
@@ -16,10 +15,11 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
 
 from cluster.process.heartbeat import heartbeat
-from trainer.core import collectives, random
+from trainer.core import collectives
 from trainer.core import device as devices
 from trainer.core.collectives import Group
 from trainer.core.console import say
+from trainer.engine.adamw import make_optimizer
 from trainer.engine.compiled import CompiledForward, usable
 from trainer.engine.deepspeed_config import EngineSettings, inference_config, training_config
 from trainer.engine.ema import FlatWeights, M, ShardedEMA, Weights, blank_copy
@@ -27,46 +27,55 @@ from trainer.engine.flat_adapters import Decision, FlatAdapter
 from trainer.engine.optimizer_adapters import PartitionedWeights, adapter_for
 from trainer.engine.optimizer_state import OptimizerState
 from trainer.engine.partition import FlatGroup, check_cover
+from trainer.engine.probe import probe, wrong_entries
 from trainer.engine.process_group import DataParallel
+from trainer.engine.recipe import Given, Recipe, Source, no_memory
 
 
 class Engine(Generic[M]):
     """A module being trained: forward, backward over micro-batches, step; and its masters as FlatGroups."""
 
-    def __init__(self, network: M, *, settings: EngineSettings, device: torch.device, group: Group) -> None:
-        """``network`` is taken over.
+    def __init__(
+        self, network: M | Recipe[M], *, settings: EngineSettings, device: torch.device, group: Group
+    ) -> None:
+        """``network`` is taken over. Of a Recipe no rank holds all values at once.
 
         Raises:
             ValueError: the optimiser does not keep the masters where its adapter expects them.
         """
         self.settings, self.group, self.device = settings, group, device
-        network.to(device)
-        # Before DeepSpeed changes the network. Cast at once, so that no fp32 copy is ever made.
-        self._blank: M | None = blank_copy(network, dtype=settings.compute_dtype)
+        source: Source[M] = network if isinstance(network, Recipe) else Given(network)
+        skeleton = source.skeleton()
+        for buffer in skeleton.buffers():
+            buffer.data = buffer.data.to(device)
+        for parameter in skeleton.parameters():
+            parameter.data = no_memory(parameter, dtype=settings.compute_dtype, device=device)
+        # Before DeepSpeed changes the network.
+        self._blank: M | None = blank_copy(skeleton, dtype=settings.compute_dtype)
         self._compile = usable(settings.compile, device, say=say if group.rank == 0 else _silent)
         self.forwards: list[CompiledForward] = []
-        self._compiled(network, "student")
-        named = dict(network.named_parameters())
-        values = {name: parameter.detach().clone() for name, parameter in named.items()}
-        shapes = {name: value.shape for name, value in values.items()}
-        self._optimizer, names = _make_optimizer(named, settings, fused=devices.is_queued(device))
-        for name, parameter in named.items():
-            parameter.data.copy_(_probe(name, parameter.shape))
+        self._compiled(skeleton, "student")
+        named = dict(skeleton.named_parameters())
+        shapes = {name: parameter.shape for name, parameter in named.items()}
+        self._optimizer, names = make_optimizer(named, settings, fused=devices.is_queued(device))
         self._mpu = None if group.handle is None else DataParallel(group)
-        self._deepspeed = _initialize(
-            model=network,
-            optimizer=self._optimizer,
-            mpu=self._mpu,
-            config=training_config(settings, ranks=group.size),
-        )
+        config = training_config(settings, ranks=group.size)
+        # In the compute dtype at once, and under ZeRO-3 one after the other: no rank has all in fp32.
+        filled = ((parameter, self._probe(name, parameter.shape)) for name, parameter in named.items())
+        if settings.zero_stage == 3:
+            partition_parameters(filled, config, mpu=self._mpu)
+        else:
+            for parameter, values in filled:
+                parameter.data = values
+        self._deepspeed = _initialize(model=skeleton, optimizer=self._optimizer, mpu=self._mpu, config=config)
         if isinstance(self._deepspeed.optimizer, FP16_UnfusedOptimizer):
             # It has taken a step at rate 0 while it was set up, which would count in AdamW's bias correction.
             self._deepspeed.optimizer.optimizer.state.clear()
         self.network: M = self._deepspeed.module
         self._adapter = adapter_for(self._deepspeed.optimizer, self.network, names, group)
         check_cover(shapes, self.flat_groups())
-        self._check_masters(shapes)
-        self._set_weights(values)
+        self._check_masters()
+        self._set_weights(source)
         self.optimizer_state = OptimizerState(self._adapter, self._optimizer)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -188,6 +197,11 @@ class Engine(Generic[M]):
         weights: Weights
         if self.settings.zero_stage == 3:
             config = inference_config(self.settings)
+            empty = (
+                (parameter, torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device))
+                for parameter in module.parameters()
+            )
+            partition_parameters(empty, config, mpu=self._mpu)
             offload = _initialize(model=module, mpu=self._mpu, config=config).optimizer
             weights = PartitionedWeights(module, groups, offload.persistent_parameters)
         else:
@@ -203,20 +217,14 @@ class Engine(Generic[M]):
         if self._compile != "off":
             self.forwards.append(CompiledForward(module, called=called, mode=self._compile, say=say))
 
-    def _check_masters(self, shapes: Mapping[str, torch.Size]) -> None:
+    def _check_masters(self) -> None:
         """Every master on this rank must be the probe that was put into its parameter."""
         parts = [(name, 0, master.view(-1)) for name, master in self._adapter.whole_masters().items()]
         for flat_group in self.flat_groups():
-            shard = flat_group.shard(self.group)
-            parts += [
-                (piece.name, piece.at, shard[piece.offset : piece.offset + piece.length])
-                for piece in flat_group.pieces(self.group)
-            ]
+            parts += [(name, at, master) for name, at, master in flat_group.master_pieces(self.group)]
         fault = None
         for name, start, found in parts:
-            probe = _probe(name, shapes[name]).view(-1)[start : start + len(found)]
-            rounded = probe.to(found.device, self.settings.compute_dtype).float()
-            if fault is None and (wrong := int((found != rounded).sum())):
+            if fault is None and (wrong := wrong_entries(found, name, first=start)):
                 kind = f"DeepSpeed {deepspeed.__version__}'s {type(self._deepspeed.optimizer).__name__}"
                 fault = (
                     f"{kind} keeps {wrong} of {len(found)} fp32 masters of {name} elsewhere than it was "
@@ -225,52 +233,34 @@ class Engine(Generic[M]):
                 )
         collectives.raise_together(self.group, fault)
 
-    def _set_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Set masters and weights to ``values``, the masters without the rounding of the compute dtype."""
+    def _set_weights(self, source: Source[M]) -> None:
+        """Set masters and weights to the values of ``source``, the masters without the rounding of the
+        compute dtype."""
+        whole, parts = self._adapter.whole_masters(), dict[str, list[tuple[int, Tensor]]]()
         for flat_group in self.flat_groups():
-            shard = flat_group.empty_shard(self.group)
-            for piece in flat_group.pieces(self.group):
-                own = values[piece.name].view(-1)[piece.at : piece.at + piece.length]
-                shard[piece.offset : piece.offset + piece.length] = own
-            for offset, master in flat_group.masters:
-                master.copy_(shard[offset : offset + master.numel()])
-        for name, master in self._adapter.whole_masters().items():
-            master.copy_(values[name])
+            for _, master in flat_group.masters:
+                master.zero_()  # padding too
+            for name, at, master in flat_group.master_pieces(self.group):
+                parts.setdefault(name, []).append((at, master))
+
+        def take(name: str, value: Tensor) -> None:
+            if name in whole:
+                whole[name].copy_(value)
+                return
+            for at, master in parts.get(name, ()):
+                master.copy_(value.reshape(-1)[at : at + len(master)])
+
+        source.give(take)
         self._adapter.write_weights()
+
+    def _probe(self, name: str, shape: torch.Size) -> Tensor:
+        """Random values of ``shape`` in the compute dtype."""
+        dtype = self.settings.compute_dtype
+        return probe(name, first=0, length=shape.numel(), device=self.device, dtype=dtype).view(shape)
 
 
 def _silent(text: str) -> None:
     """Another rank says it."""
-
-
-class _AdamW(torch.optim.AdamW):
-    """AdamW that does nothing while ``paused``, and, where it is fused, where ``found_inf`` is 1."""
-
-    paused = False
-    found_inf: Tensor | None = None  # fp32 0-d, as torch.amp's GradScaler gives it
-
-    def step(self, closure: Any = None) -> Any:
-        return None if self.paused else super().step(closure)
-
-
-def _make_optimizer(
-    named: Mapping[str, nn.Parameter], settings: EngineSettings, *, fused: bool
-) -> tuple[_AdamW, list[list[str]]]:
-    """(the optimiser, the names of the parameters of each of its groups): norms and biases do not decay.
-
-    ``fused`` is for GPUs only: on CPU, fused AdamW rounds by an entry's place in its tensor, hence by the
-    partition.
-    """
-    decay = [name for name, parameter in named.items() if parameter.ndim >= 2]
-    no_decay = [name for name, parameter in named.items() if parameter.ndim < 2]
-    groups = [(names, rate) for names, rate in ((decay, settings.weight_decay), (no_decay, 0.0)) if names]
-    optimizer = _AdamW(
-        [{"params": [named[name] for name in names], "weight_decay": rate} for names, rate in groups],
-        lr=0.0,  # step() sets the rate; bf16 at stage 0 takes a step of its own while DeepSpeed is set up
-        betas=settings.betas,
-        fused=fused,
-    )
-    return optimizer, [names for names, _ in groups]
 
 
 def _initialize(**arguments: Any) -> Any:
@@ -280,7 +270,25 @@ def _initialize(**arguments: Any) -> Any:
     return engine
 
 
-def _probe(name: str, shape: torch.Size) -> Tensor:
-    """Random values for one parameter, on CPU: the same on all ranks, different for every name."""
-    key = random.fold(zlib.crc32(name.encode()), torch.zeros(1, dtype=torch.int64))
-    return random.normals(key, "probe", shape.numel()).view(shape)
+def partition_parameters(
+    filled: Iterable[tuple[nn.Parameter, Tensor]], config: Mapping[str, Any], *, mpu: DataParallel | None
+) -> None:
+    """Give each parameter its values and cut them over the ranks at once, as ZeRO-3 does, before the next.
+
+    A generator of values thus needs memory for one whole parameter at a time. A collective.
+    """
+    first: Any = None
+    with contextlib.redirect_stdout(io.StringIO()):
+        for parameter, values in filled:
+            parameter.data = values
+            if first is None:
+                first = parameter
+                deepspeed.zero.Init(
+                    module=nn.ParameterList([parameter]),
+                    data_parallel_group=mpu and mpu.get_data_parallel_group(),
+                    dtype=values.dtype,
+                    config_dict_or_path=dict(config),
+                    mpu=mpu,
+                )
+            else:
+                first.convert_to_zero_parameters(param_list=[parameter])

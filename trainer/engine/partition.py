@@ -51,6 +51,15 @@ class FlatGroup:
         """fp32 zeros, one for each entry of this rank's partition; by default on the masters' device."""
         return self.masters[0][1].new_zeros(self.numel // group.size, dtype=torch.float32, device=device)
 
+    def master_pieces(self, group: Group) -> Iterator[tuple[str, int, Tensor]]:
+        """(name, first entry, this rank's masters of it from there on), views that cover all but padding."""
+        for piece in self.pieces(group):
+            for offset, master in self.masters:
+                low = max(piece.offset, offset)
+                high = min(piece.offset + piece.length, offset + master.numel())
+                if low < high:
+                    yield piece.name, piece.at + low - piece.offset, master[low - offset : high - offset]
+
     def shard(self, group: Group) -> Tensor:
         """fp32, a copy of this rank's partition: the masters as they are now, zeros at padding."""
         shard = self.empty_shard(group)

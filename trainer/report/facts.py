@@ -68,6 +68,34 @@ def trouble(found: Histories, status: str) -> list[str]:
     return sentences
 
 
+def throughput(found: Histories) -> list[str]:
+    """Plain sentences on the speed at the last reading, and on goodput; none if nothing was read."""
+    names = ("step_ms_p50", "step_ms_p95", "data_wait_fraction", "device_wait_fraction", "host_fraction")
+    last = [last_value(found, f"throughput/{name}") for name in names]
+    sentences = []
+    if all(value is not None for value in last):
+        middle, slow, data, device, host = (float(value or 0) for value in last)
+        sentences.append(
+            f"At the last reading half of the steps took up to {middle:.1f} ms, 95 % up to {slow:.1f} ms. "
+            f"Of the time {data:.1%} was waiting for data, {device:.1%} for the device and other ranks, "
+            f"{host:.1%} the host's own."
+        )
+    goodput = last_value(found, "throughput/goodput")
+    if goodput is not None:
+        sentences.append(
+            f"Goodput {goodput:.1%}: of the time since the run began, resumes and what lay between them "
+            "included, that share was spent in steps whose update was applied and kept."
+        )
+    peaks = (last_value(found, "throughput/mfu"), last_value(found, "throughput/mfu_nominal"))
+    if peaks[0] is not None:
+        nominal = "" if peaks[1] is None else f", {peaks[1]:.1%} of the nominal bf16 rate of the chip"
+        sentences.append(
+            f"Model FLOPs utilisation: {peaks[0]:.1%} of a product of random matrices measured at the "
+            f"start{nominal}; FLOPs by formula."
+        )
+    return sentences
+
+
 def _collapse(flags: pd.DataFrame) -> list[str]:
     collapsed = flags[flags["value"] == 1]
     if not len(collapsed):

@@ -20,9 +20,21 @@ _SCHEDULE = [
     ("gradient norm", ["grad_norm"]),
 ]
 _THROUGHPUT = [
-    ("letters per second", ["throughput/bp_per_s"]),
-    ("milliseconds per step", ["throughput/step_ms"]),
-    ("share of time waiting for data", ["throughput/data_wait_fraction"]),
+    ("letters per second: all ranks, each", ["throughput/bp_per_s", "throughput/bp_per_s_per_rank"]),
+    (
+        "milliseconds per step: mean, median, 95th percentile",
+        ["throughput/step_ms", "throughput/step_ms_p50", "throughput/step_ms_p95"],
+    ),
+    (
+        "share of time: waiting for data, for the device; host",
+        [
+            "throughput/data_wait_fraction",
+            "throughput/device_wait_fraction",
+            "throughput/host_fraction",
+        ],
+    ),
+    ("FLOPs against the measured and the nominal peak", ["throughput/mfu", "throughput/mfu_nominal"]),
+    ("goodput: share of all time since the run began in applied steps", ["throughput/goodput"]),
 ]
 
 
@@ -42,9 +54,7 @@ def all_sections(registry: Registry, run: Any) -> list[Section]:
         _health(found),
         _embeddings(registry, run),
         Section("Schedule", pictures=_picture("schedule", "Schedule", figures.curves(found, _SCHEDULE))),
-        Section(
-            "Throughput", pictures=_picture("throughput", "Throughput", figures.curves(found, _THROUGHPUT))
-        ),
+        _throughput(found),
         _dataset(params),
         _last_values(found),
         Section("Tags", (), ("tag", "value"), sorted(tags.items())),
@@ -134,6 +144,11 @@ def _health(found: Histories) -> Section:
     )
     pictures = _picture("health", "Health", figures.curves(found, panels))
     return Section("Health of the embeddings", [text], pictures=pictures)
+
+
+def _throughput(found: Histories) -> Section:
+    pictures = _picture("throughput", "Throughput", figures.curves(found, _THROUGHPUT))
+    return Section("Throughput", facts.throughput(found), pictures=pictures)
 
 
 def _embeddings(registry: Registry, run: Any) -> Section:

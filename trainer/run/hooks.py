@@ -112,7 +112,8 @@ class LogMetrics(Hook):
         self._meter, self._progress, self._step_flops = meter, progress, step_flops
 
     def after_step(self, state: TrainState, step: StepOutcome) -> None:
-        self._meter.step(bp=step.bp, flops=self._step_flops(step.batch.windows.length))
+        flops = self._step_flops(step.batch.windows.length)
+        self._meter.step(bp=step.bp, flops=flops, applied="train/skipped_steps" not in step.metrics)
         if not self._artifacts:
             return
         losses = step.result.losses
@@ -247,13 +248,14 @@ class SaveCheckpoints(Hook):
 
 
 class RestartClocks(Hook):
-    """Speed and time left count again from here after a pause."""
+    """Speed and time left count again from here after a pause; what goodput needs to go on is kept."""
 
     def __init__(self, meter: Meter, progress: Progress) -> None:
         self._meter, self._progress = meter, progress
 
     def after_step(self, state: TrainState, step: StepOutcome) -> None:
         if step.paused:
+            self._meter.keep(state.step)
             self._meter.restart()
             self._progress.restart()
 

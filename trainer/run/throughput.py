@@ -1,4 +1,8 @@
-"""Throughput between two readings: base pairs a second, time waited for data, and model FLOPs utilisation.
+"""Throughput between two readings: base pairs a second, where a step's time goes, model FLOPs utilisation.
+
+A step's time is that between the ends of two steps. It is the wait for data, the wait for the device and the
+other ranks where a number is read from them (trainer/core/waiting.py), and the rest, host time: on a GPU what
+Python needs to issue the step's kernels, on a CPU the computing too.
 
 Model FLOPs utilisation (Chowdhery et al. 2022, PaLM) is given against two peaks, since neither alone is
 honest: the rate that the chip's maker states for dense bf16, and the rate that a product of two matrices of
@@ -6,6 +10,7 @@ random numbers reaches here. Random numbers, because a chip that multiplies ones
 faster.
 """
 
+import math
 import re
 import resource
 import time
@@ -14,6 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+
+from trainer.core.waiting import device_wait
+from trainer.run.goodput import Goodput
 
 # Dense bf16 FLOP/s from NVIDIA's data sheets, by words of the name that CUDA gives the chip; the first match
 # counts.
@@ -33,10 +41,13 @@ _NOMINAL = {
 @dataclass
 class _Counts:
     start: float = field(default_factory=lambda: time.perf_counter())
+    step_began: float = field(default_factory=lambda: time.perf_counter())
     steps: int = 0
     bp: int = 0  # of all ranks
     flops: float = 0.0  # of this rank
     waited: float = 0.0
+    device: float = field(default_factory=lambda: device_wait.seconds)  # waited before the start
+    seconds: list[float] = field(default_factory=list)  # of each step
 
 
 class Meter:
@@ -44,11 +55,14 @@ class Meter:
 
     ``throughput/mfu`` divides by the rate of a matrix product measured here in ``dtype``.
     ``throughput/mfu_nominal`` divides by the chip's nominal bf16 rate, whatever the run computes in; it is
-    left out for chips that are not known.
+    left out for chips that are not known. ``ranks``: of the run. ``goodput``: of the run, where this rank
+    logs it.
     """
 
-    def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+    def __init__(
+        self, *, device: torch.device, dtype: torch.dtype, ranks: int = 1, goodput: Goodput | None = None
+    ) -> None:
+        self.device, self.dtype, self.ranks, self.goodput = device, dtype, ranks, goodput
         self.measured_peak = matmul_flops_per_s(device, dtype)
         self.nominal_peak = nominal_flops_per_s(device)
         self._counts = _Counts()
@@ -60,8 +74,14 @@ class Meter:
         yield
         self._counts.waited += time.perf_counter() - start
 
-    def step(self, *, bp: int, flops: float) -> None:
-        """A step is done, in which all ranks together read ``bp`` and this rank needed ``flops``."""
+    def step(self, *, bp: int, flops: float, applied: bool = True) -> None:
+        """A step is done, in which all ranks together read ``bp`` and this rank needed ``flops``; whether its
+        update was ``applied``."""
+        now = time.perf_counter()
+        seconds, self._counts.step_began = now - self._counts.step_began, now
+        self._counts.seconds.append(seconds)
+        if self.goodput and applied:
+            self.goodput.applied(seconds)
         self._counts.steps += 1
         self._counts.bp += bp
         self._counts.flops += flops
@@ -71,13 +91,22 @@ class Meter:
         counts = self._counts
         elapsed = max(time.perf_counter() - counts.start, 1e-9)
         rate = counts.flops / elapsed
+        waits = counts.waited / elapsed, (device_wait.seconds - counts.device) / elapsed
         values = {
             "throughput/bp_per_s": counts.bp / elapsed,
+            "throughput/bp_per_s_per_rank": counts.bp / elapsed / self.ranks,
             "throughput/step_ms": elapsed / max(counts.steps, 1) * 1e3,
-            "throughput/data_wait_fraction": counts.waited / elapsed,
+            "throughput/data_wait_fraction": waits[0],
+            "throughput/device_wait_fraction": waits[1],
+            "throughput/host_fraction": max(0.0, 1 - sum(waits)),
             "throughput/mfu": rate / self.measured_peak,
             "memory/peak_bytes": float(self._peak_bytes()),
         }
+        if counts.seconds:
+            values["throughput/step_ms_p50"] = _quantile(counts.seconds, 0.5) * 1e3
+            values["throughput/step_ms_p95"] = _quantile(counts.seconds, 0.95) * 1e3
+        if self.goodput:
+            values["throughput/goodput"] = self.goodput.read()
         if self.nominal_peak:
             values["throughput/mfu_nominal"] = rate / self.nominal_peak
         self.restart()
@@ -87,10 +116,20 @@ class Meter:
         """Begin the counts again, for what has passed was not all training (validation, for example)."""
         self._counts = _Counts()
 
+    def keep(self, step: int) -> None:
+        """Write down what the run needs to go on counting after ``step``."""
+        if self.goodput:
+            self.goodput.keep(step)
+
     def _peak_bytes(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _quantile(values: list[float], share: float) -> float:
+    """The smallest of ``values`` that at least this share of them is no greater than."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def nominal_flops_per_s(device: torch.device) -> float | None:

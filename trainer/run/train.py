@@ -22,6 +22,7 @@ from trainer.distill.method import Method
 from trainer.distill.step import train_step
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.engine import Engine
+from trainer.engine.recipe import Recipe
 from trainer.evaluation.held_out import Validator
 from trainer.losses.config import projection_heads
 from trainer.models.config import build_backbone
@@ -34,6 +35,7 @@ from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
 from trainer.run.export import Exporter
 from trainer.run.flops import step_flops
+from trainer.run.goodput import Goodput
 from trainer.run.hooks import (
     BeginExports,
     CheckHealth,
@@ -141,11 +143,15 @@ def train(
 
 def build(config: TrainConfig, *, device: torch.device, group: Group) -> tuple[Engine, ShardedEMA[Network]]:
     """Student under DeepSpeed and its teacher; the same weights for the same seed on any number of ranks."""
-    torch.manual_seed(config.run.seed)
-    backbone = build_backbone(config.model, activation_checkpointing=config.train.activation_checkpointing)
-    network = Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
+
+    def make() -> Network:
+        backbone = build_backbone(
+            config.model, activation_checkpointing=config.train.activation_checkpointing
+        )
+        return Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
+
     settings = config.train.engine_settings(group.size)
-    engine = Engine(network, settings=settings, device=device, group=group)
+    engine = Engine(Recipe(make, seed=config.run.seed), settings=settings, device=device, group=group)
     return engine, engine.teacher()
 
 
@@ -163,14 +169,16 @@ def _train(run: TrainingRun, state: TrainState, user_hooks: Sequence[Hook]) -> i
         baselines=baselines,
         artifacts=run.artifacts,
     )
-    reading = task_hook(
+    task_readings = task_hook(
         config, tasks=run.tasks.shared, method=run.method, network=run.engine.network, fits=run.fits
     )
     if state.step == 0:
         validation.run(state)
-        reading.run(state)
-    meter = Meter(device=run.engine.device, dtype=run.engine.settings.compute_dtype)
-    hooks = _all_hooks(run, state, [validation, reading], meter, user_hooks)
+        task_readings.run(state)
+    goodput = Goodput(config.run.dir, step=state.step, say=say) if run.artifacts else None
+    dtype = run.engine.settings.compute_dtype
+    meter = Meter(device=run.engine.device, dtype=dtype, ranks=group.size, goodput=goodput)
+    hooks = _all_hooks(run, state, [validation, task_readings], meter, user_hooks)
     if run.stops:
         run.stops.defer()
     code = _loop(run, state, hooks, meter)

@@ -67,7 +67,7 @@ def test_zero_3_keeps_biases_and_norms_whole_and_cuts_weights(matrix: Any, ranks
 
 def test_every_kind_of_optimizer_was_seen(matrix: Any) -> None:
     assert {found["optimizer"] for found in matrix["2"][0].values()} == {
-        "_AdamW",
+        "AdamW",
         "FP16_UnfusedOptimizer",
         "DeepSpeedZeroOptimizer",
         "BF16_Optimizer",

@@ -39,7 +39,7 @@ def test_the_sharded_teacher_is_the_unsharded_average(matrix: Any, case: Case) -
 @pytest.mark.skipif(where.REHEARSE, reason="a rehearsal has two cases")
 def test_every_kind_of_optimizer_was_seen(matrix: Any) -> None:
     assert {found["optimizer"] for found in matrix.values()} == {
-        "_AdamW",
+        "AdamW",
         "FP16_UnfusedOptimizer",
         "DeepSpeedZeroOptimizer",
         "BF16_Optimizer",

@@ -58,7 +58,8 @@ def held(parameters: int, train: Train, *, stage: int, ranks: int, activations: 
     step; padding to equal parts is left out.
 
     The gradient is whole on every rank under ZeRO-1 and 2 as well: DeepSpeed lets go of it after the step,
-    and beside it a rank has its own part in fp32.
+    and beside it a rank has its own part in fp32. Under ZeRO-1 in bf16 it is whole in fp32 only: the one in
+    bf16 goes at the end of the backward, when the activations have gone.
     """
     whole = 4 if train.precision == "fp32" else 2
     part = parameters / ranks
@@ -66,7 +67,7 @@ def held(parameters: int, train: Train, *, stage: int, ranks: int, activations: 
     weights = whole * (part if stage == 3 else parameters)
     gradients = {
         0: whole * parameters,
-        1: whole * parameters + (4 * part if train.precision == "fp32" else 4 * parameters),
+        1: whole * parameters + 4 * part if train.precision == "fp32" else 4 * parameters,
         2: whole * parameters + 4 * part,
         3: 4 * part,
     }[stage]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data_prep import alphabet
-from tests.bench import backbone, checkpoint, contrastive, prep, reader, scale, start, teacher, views
+from tests.bench import backbone, checkpoint, contrastive, prep, reader, scale, start, step, teacher, views
 from tests.bench.harness import Row, rate
 
 
@@ -37,6 +37,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "kernels": lambda: [reverse_complement()],
     "teacher": teacher.rows,
     "backbone": backbone.rows,
+    "step": step.rows,
     "contrastive": contrastive.rows,
     "checkpoint": checkpoint.rows,
     "start": start.rows,

@@ -160,7 +160,7 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
             assert result.finite, result.losses
 
         began = time.perf_counter()
-        with _Calls(engine.network, now.teacher.module) as calls:
+        with Calls(engine.network, now.teacher.module) as calls:
             step()
             wait(device)
         first_s = time.perf_counter() - began
@@ -204,14 +204,14 @@ def _measure(setting: Setting, device: torch.device, small: bool) -> dict[str, A
     return found
 
 
-class _Calls:
+class Calls:
     """What each of ``modules`` is called with while the context lasts, the last time."""
 
     def __init__(self, *modules: nn.Module) -> None:
         self._modules = modules
         self.made: dict[nn.Module, tuple[Any, Any]] = {}
 
-    def __enter__(self) -> "_Calls":
+    def __enter__(self) -> "Calls":
         self._hooks = [
             module.register_forward_pre_hook(self._keep, with_kwargs=True) for module in self._modules
         ]
@@ -226,7 +226,7 @@ class _Calls:
 
 
 def _parts(
-    engine: Engine, teacher: nn.Module, calls: _Calls, device: torch.device, *, turns: int, peak: float
+    engine: Engine, teacher: nn.Module, calls: Calls, device: torch.device, *, turns: int, peak: float
 ) -> dict[str, Any]:
     """ms and MFU of the teacher's forward and of the student's forward and backward, each call alone."""
     student = engine.network
@@ -238,7 +238,7 @@ def _parts(
 
     def learn() -> None:
         with engine.fast():
-            outputs = [part for part in _tensors(call(student)) if part.requires_grad]
+            outputs = [part for part in tensors(call(student)) if part.requires_grad]
         ones = [torch.ones_like(part) for part in outputs]
         torch.autograd.grad(outputs, weights, ones, allow_unused=True)
 
@@ -255,11 +255,11 @@ def _parts(
     return found
 
 
-def _tensors(value: Any) -> Iterable[Tensor]:
+def tensors(value: Any) -> Iterable[Tensor]:
     if isinstance(value, Tensor):
         yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ():
-        yield from _tensors(part)
+        yield from tensors(part)
 
 
 def _kernels(step: Any, steps: int, device: torch.device) -> dict[str, Any]:

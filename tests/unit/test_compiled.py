@@ -2,6 +2,7 @@
 cannot be compiled."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -184,6 +185,27 @@ def test_so_many_shapes_have_a_graph_each_that_no_limit_of_torch_is_met() -> Non
         with fast.inside():
             module(torch.ones(rows, 3))
     assert (fast.graphs, fast.works, said) == (10, True, [])
+
+
+@dataclass(frozen=True)
+class Asked:
+    x: Tensor
+    times: list[int]
+
+
+class Repeats(nn.Module):
+    def forward(self, asked: Asked, *, also: dict[str, Tensor]) -> Tensor:
+        return asked.x * asked.times[0] + also["y"]
+
+
+def test_a_request_of_any_kind_is_compiled_once_for_its_shapes_and_values() -> None:
+    module = Repeats()
+    fast = forward_of(module)
+    for rows, times in ((2, 3), (2, 3), (4, 3), (4, 5), (2, 3)):
+        with fast.inside():
+            found = module(Asked(torch.ones(rows), [times]), also={"y": torch.ones(rows)})
+        assert found.tolist() == [times + 1.0] * rows
+    assert (fast.works, fast.graphs) == (True, 3)
 
 
 def test_a_fault_of_the_computation_itself_is_not_hidden() -> None:

@@ -7,6 +7,7 @@ ones, windows and crops of each length.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -127,7 +128,7 @@ def usable(mode: Compile, device: torch.device, *, say: Callable[[str], None]) -
 
 
 def _shapes(value: Any) -> Any:
-    """What a graph is made for: shape and dtype of each tensor, whatever holds it; other values as they
+    """What a graph is made for: shape and dtype of each tensor, whatever holds it; simple values as they
     are."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
@@ -135,7 +136,9 @@ def _shapes(value: Any) -> Any:
         return tuple((key, _shapes(each)) for key, each in value.items())
     if isinstance(value, tuple | list):
         return tuple(_shapes(each) for each in value)
-    return value
+    if dataclasses.is_dataclass(value):
+        return tuple(_shapes(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return value if isinstance(value, str | int | float | None) else type(value)
 
 
 def _reason(fault: BaseException) -> str:

@@ -168,8 +168,8 @@ def test_a_billion_parameters_fit_by_stages_and_ranks() -> None:
         for ranks in (1, 8, 64)
     }
     per_parameter = {key: (value.total - value.buffers) / parameters for key, value in of.items()}
-    # Bytes a parameter: weights 2, gradients 4 (ZeRO-2: 2, and 4 in parts), teacher's weights 2; in parts masters
-    # 4, moments 8, φ 4.
+    # Bytes a parameter: weights 2, gradients 4 (ZeRO-2: 2, and 4 in parts), teacher's weights 2; in parts
+    # masters 4, moments 8, φ 4.
     assert per_parameter[1, 1] == pytest.approx(24)
     assert per_parameter[1, 8] == pytest.approx(8 + 16 / 8)
     assert per_parameter[2, 64] == pytest.approx(6 + 20 / 64)

@@ -92,6 +92,15 @@ class Backbone(nn.Module):
             return part(x)
         return checkpoint(part, x, use_reentrant=False)
 
+    def computed_by(self, device: torch.device, dtype: torch.dtype) -> str:
+        """What computes its layers in a training on ``device`` with weights of ``dtype``, in words; "" where
+        there is nothing to choose.
+
+        Raises:
+            ValueError: its config wants what is not there.
+        """
+        return ""
+
     def positions(self, length: int) -> int:
         """To how many vectors of a row of ``length`` letters its weights are applied, for counting FLOPs."""
         return length

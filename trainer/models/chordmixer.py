@@ -82,6 +82,14 @@ class ChordMixer(Backbone):
     def export_config(self) -> dict[str, Any]:
         return super().export_config() | {"hidden_act": "gelu"}
 
+    def computed_by(self, device: torch.device, dtype: torch.dtype) -> str:
+        because = self.plain_because(device, dtype)
+        if because is None:
+            return "the mixer's layers run by Triton kernels"
+        if self.config.kernel == "triton":
+            raise ValueError(_not_by_triton(because))
+        return f"the mixer's layers run by plain operations: {because}" if device.type == "cuda" else ""
+
     def plain_because(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why its layers run by plain operations on ``device`` with weights of ``dtype``; None: by Triton
         kernels."""
@@ -124,7 +132,7 @@ class ChordMixer(Backbone):
         if because is None and x_BTX.dtype != self.input.weight.dtype:
             because = f"the input is {x_BTX.dtype} by autocast and weights are {self.input.weight.dtype}"
         if because and self.config.kernel == "triton":
-            raise RuntimeError(f"model.kernel is triton, but {because}; set auto or plain")
+            raise RuntimeError(_not_by_triton(because))
         return because is None
 
     def _columns(self, like: Tensor) -> int:
@@ -135,6 +143,10 @@ class ChordMixer(Backbone):
         if self.config.kernel == "triton" or (is_half and (like.is_cuda or adds_little)):
             return columns
         return self.hidden_size
+
+
+def _not_by_triton(because: str) -> str:
+    return f"model.kernel is triton, but {because}; set auto or plain"
 
 
 class PaddedLinear(nn.Linear):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from configs import ConfigError
 from trainer.core.console import say
 from trainer.data.dataset import Dataset
 from trainer.engine.engine import Engine
@@ -15,7 +16,22 @@ from trainer.run.run_spec import Start
 from trainer.tracking.version_text import WINDOWS_TAG
 
 
-def say_beginning(validator: Validator, resumed: Resumed | None) -> None:
+def check_kernels(engine: Engine) -> str:
+    """What computes the backbone's layers, in words; "" where there is nothing to choose.
+
+    Raises:
+        ConfigError: model.kernel wants what this machine or ZeRO stage does not have.
+    """
+    try:
+        computed_by: str = engine.network.backbone.computed_by(engine.device, engine.settings.compute_dtype)
+        return computed_by
+    except ValueError as fault:
+        raise ConfigError(str(fault)) from fault
+
+
+def say_beginning(validator: Validator, resumed: Resumed | None, *, kernels: str) -> None:
+    if kernels:
+        say(kernels)
     for uri in validator.left_out:
         say(f"{uri} has no val split: it is trained on, and left out of validation")
     if resumed:

@@ -30,6 +30,7 @@ _MAY_DIFFER = (
     "train.steps",
     "train.micro_batch",
     "train.compile",
+    "model.kernel",
     "data.workers",
     "data.cache_dir",
     "data.cache_bytes",

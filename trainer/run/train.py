@@ -29,7 +29,7 @@ from trainer.models.config import build_backbone
 from trainer.models.network import Network
 from trainer.run import reading, run_dir, run_status, world_size
 from trainer.run.artifacts import Artifacts, begin_artifacts, publish
-from trainer.run.beginning import say_beginning, start_of
+from trainer.run.beginning import check_kernels, say_beginning, start_of
 from trainer.run.checkpoint.resume import resume
 from trainer.run.checkpoint.save import Saver
 from trainer.run.config import TrainConfig
@@ -95,7 +95,8 @@ def train(
     run.dir and in MLflow. ``hooks``: called after each step on all ranks, before the step is logged.
 
     Raises:
-        ConfigError: world size or run.dir do not fit. StoreError, ValueError, RuntimeError: the work failed.
+        ConfigError: world size, run.dir or model.kernel do not fit. StoreError, ValueError, RuntimeError: the
+            work failed.
     """
     if faults := world_size.faults(config.train, lanes=config.data.lanes, world=group.size):
         raise ConfigError("\n  ".join(faults))
@@ -110,13 +111,14 @@ def train(
             return EXIT_OK
         config = plan.config
         engine, teacher = build(config, device=device, group=group)
+        kernels = check_kernels(engine)
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
         method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
         with closing(reading.open_run_reader(config, method, datasets, engine, resumed)) as reader:
             if group.rank == 0:
-                say_beginning(validator, resumed)
+                say_beginning(validator, resumed, kernels=kernels)
             start = start_of(engine, datasets, validator, tasks.shared, resumed)
             with (
                 begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts,

@@ -260,6 +260,23 @@ def test_the_doctor_asks_it_for_this_machine(monkeypatch: pytest.MonkeyPatch, tm
     assert "no.yaml does not exist" in finding.found
 
 
+def test_without_what_trains_the_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **options: Any) -> Any:
+        return subprocess.CompletedProcess(
+            command, 1, stdout="", stderr="ModuleNotFoundError: No module named 'torch'\n"
+        )
+
+    monkeypatch.setattr(training.subprocess, "run", run)
+    (finding,) = training.fits("a.yaml", [], ranks=1)
+    assert (finding.state, finding.found) == ("warning", "not looked at: torch is not installed here")
+    assert "pip install 'dna-distill[train]'" in finding.advice
+
+
+def test_kernels_of_a_gpu_do_not_keep_the_doctor_from_counting() -> None:
+    config = preset("model.num_layers=2", "model.kernel=triton")
+    assert activation_bytes(config, network_on_meta(config), rows=1) > 0
+
+
 @pytest.mark.parametrize(("said", "found"), [("81559\n81559\n", [81559 << 20] * 2), ("[N/A]\n", [])])
 def test_the_memory_of_gpus(monkeypatch: pytest.MonkeyPatch, said: str, found: list[int]) -> None:
     answer = subprocess.CompletedProcess([], 0, stdout=said, stderr="")

@@ -69,6 +69,18 @@ def test_in_the_interpreter_a_network_is_its_plain_layers(network: str, interpre
     assert interpreted["networks"][network] < 1e-6
 
 
+def test_weights_that_begin_anywhere_are_read(interpreted: Any) -> None:
+    assert interpreted["others"]["misaligned"] == 0
+
+
+def test_who_reads_within_a_layer_gets_what_it_reads(interpreted: Any) -> None:
+    assert interpreted["others"]["read_within"]
+
+
+def test_a_second_derivative_is_refused(interpreted: Any) -> None:
+    assert "once_differentiable" in interpreted["others"]["second_derivative"]
+
+
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_the_backward_is_the_gradient(ragged: bool, normed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +223,17 @@ def test_without_triton_the_layers_are_plain(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(mixer_kernels, "has_triton", False)
     network = ChordMixer(ChordMixerConfig(**SMALL))
     assert network.plain_because(torch.device("cuda"), torch.bfloat16) == "Triton is not installed"
+
+
+def test_triton_is_refused_where_the_config_says_that_it_cannot_be() -> None:
+    config = ChordMixerConfig(**SMALL, kernel="triton")
+    assert config.faults(zero_stage=2, precision="bf16") == []
+    assert config.faults(zero_stage=3, precision="fp32") == [
+        "model.kernel triton needs the whole weights of a layer, which ZeRO-3 gathers one map at a time; use "
+        "train.zero_stage 0 to 2, or kernel auto",
+        "model.kernel triton is for bf16; set train.precision=bf16, or kernel auto",
+    ]
+    assert ChordMixerConfig(**SMALL).faults(zero_stage=3, precision="fp32") == []
 
 
 def test_an_export_says_nothing_of_the_kernel() -> None:

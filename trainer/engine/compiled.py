@@ -9,7 +9,7 @@ ones, windows and crops of each length.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor import exc
 
 from cluster.process.heartbeat import heartbeat
+from trainer.engine.compile_mode import Compile
 
-Compile = Literal["off", "default", "reduce-overhead"]
 BACKEND = "inductor"
 GRAPHS = 64  # of one forward, student's and teacher's: lengths × padded or not × crops padded or not
 _FAULTS = (
@@ -95,25 +95,6 @@ class CompiledForward:
             yield
         finally:
             del self._module.forward
-
-
-def faults(mode: Compile, *, zero_stage: int, deepspeed: Mapping[str, Any]) -> list[str]:
-    """A sentence for each setting that a compiled forward cannot be had with."""
-    if mode == "off":
-        return []
-    found = []
-    if zero_stage == 3:
-        found.append(
-            f"compile {mode} needs whole weights in the forward, which ZeRO-3 gathers module by module; "
-            "use zero_stage 0 to 2, or compile off"
-        )
-    profiler = deepspeed.get("flops_profiler", {})
-    if isinstance(profiler, Mapping) and profiler.get("enabled"):
-        found.append(
-            f"compile {mode} leaves no modules for deepspeed.flops_profiler to watch; use compile off, or "
-            "leave the profiler out"
-        )
-    return found
 
 
 def usable(mode: Compile, device: torch.device, *, say: Callable[[str], None]) -> Compile:

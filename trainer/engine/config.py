@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from configs import Section
 from configs.numbers import Fraction, Positive
 from trainer.core.precision import best_precision
-from trainer.engine import compiled, deepspeed_config
-from trainer.engine.compiled import Compile
+from trainer.engine import compile_mode, deepspeed_config
+from trainer.engine.compile_mode import Compile
 from trainer.engine.deepspeed_config import EngineSettings
 
 
@@ -67,7 +67,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _compilable(self) -> "Train":
-        if faults := compiled.faults(self.compile, zero_stage=self.zero_stage, deepspeed=self.deepspeed):
+        if faults := compile_mode.faults(self.compile, zero_stage=self.zero_stage, deepspeed=self.deepspeed):
             raise ValueError("\n".join(faults))
         return self
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from trainer.engine.compiled import Compile
+from trainer.engine.compile_mode import Compile
 
 Precision = Literal["fp32", "bf16"]
 

@@ -27,6 +27,11 @@ class BackboneConfig(Section):
     # Fields that exports of earlier versions do not have; their defaults must mean what was before.
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset()
 
+    def faults(self, *, zero_stage: int, precision: str) -> list[str]:
+        """A sentence for each setting that no training under ``train.zero_stage`` and ``train.precision``
+        (fp32 or bf16) can have."""
+        return []
+
     def exported(self) -> dict[str, Any]:
         """Its sizes as config.json has them."""
         sizes = self.model_dump(mode="json", exclude=set(self.NOT_EXPORTED))

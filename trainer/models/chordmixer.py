@@ -48,6 +48,21 @@ class ChordMixerConfig(BackboneConfig):
     NOT_EXPORTED = frozenset({"name", "kernel"})
     EXPORT_KEYS = {"num_layers": "num_hidden_layers", "num_summary": "num_summary_tokens"}
 
+    def faults(self, *, zero_stage: int, precision: str) -> list[str]:
+        if self.kernel != "triton":
+            return []
+        found = []
+        if zero_stage == 3:
+            found.append(
+                "model.kernel triton needs the whole weights of a layer, which ZeRO-3 gathers one map at a "
+                "time; use train.zero_stage 0 to 2, or kernel auto"
+            )
+        if precision == "fp32":
+            found.append(
+                "model.kernel triton is for bf16; set train.precision=bf16, or kernel auto"
+            )
+        return found
+
 
 class ChordMixer(Backbone):
     Config = ChordMixerConfig
@@ -97,7 +112,7 @@ class ChordMixer(Backbone):
             return "model.kernel is plain"
         if fault := kernels.unusable(device, dtype):
             return fault
-        if any(layer.is_read() for layer in self.layers if isinstance(layer, MixerLayer)):
+        if self._is_read():
             return "activations or weights within a layer are read from outside, as under ZeRO-3"
         return None
 
@@ -128,12 +143,17 @@ class ChordMixer(Backbone):
         return Hidden(*x_BTX[..., : self.hidden_size].split([self.summaries, length], dim=1))
 
     def _is_fused(self, x_BTX: Tensor) -> bool:
+        if self._is_read():  # who reads within a layer, such as a probe, gets what it reads
+            return False
         because = self.plain_because(x_BTX.device, self.input.weight.dtype)
         if because is None and x_BTX.dtype != self.input.weight.dtype:
             because = f"the input is {x_BTX.dtype} by autocast and weights are {self.input.weight.dtype}"
         if because and self.config.kernel == "triton":
             raise RuntimeError(_not_by_triton(because))
         return because is None
+
+    def _is_read(self) -> bool:
+        return any(layer.is_read() for layer in self.layers if isinstance(layer, MixerLayer))
 
     def _columns(self, like: Tensor) -> int:
         """X: padded in half precision, on a CPU only where that adds little; else D."""
@@ -177,7 +197,7 @@ class MixerLayer(nn.Module):
 
     def fused(self, x_BTX: Tensor, *, rotation: Rotation) -> Tensor:
         """x + rotation(forward(x)) by the kernels."""
-        h_BTX = None if isinstance(self.norm, nn.Identity) else self._normed(x_BTX)
+        h_BTX = None if isinstance(self.norm, nn.Identity) else self._normed(x_BTX).to(x_BTX.dtype)
         weights = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
         return mixer_layer(x_BTX, h_BTX, weights, rotation)
 

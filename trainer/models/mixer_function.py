@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from trainer.models import mixer_kernels as kernels
@@ -59,9 +60,10 @@ def mixer_layer(
     Raises:
         ValueError: there are more entries than int32 can number.
     """
-    arguments = (x_BTX, h_BTX, *weights, rotation.circle_B, rotation.group_channels)
-    if torch.compiler.is_compiling():  # which traces the operator as one, and costs 50 µs a call otherwise
-        out_BTX: Tensor = _operator(*arguments, torch.is_grad_enabled())[0]
+    learns = torch.is_grad_enabled()
+    arguments = (x_BTX, h_BTX, *weights, rotation.circle_B, rotation.group_channels, learns)
+    if torch.compiler.is_compiling():  # which traces the operator as one; called, it costs 50 µs more
+        out_BTX: Tensor = _operator(*arguments)[0]
         return out_BTX
     layer: Tensor = _MixerLayer.apply(*arguments)
     return layer
@@ -80,8 +82,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """(out, S); S is empty unless ``keep``."""
     launch = _Launch(x_BTX, w1, circle_B, group_channels)
-    x = x_BTX.contiguous().view(-1, launch.X)
-    h = x if h_BTX is None else h_BTX.contiguous().view(-1, launch.X)
+    x = _whole_lines(x_BTX).view(-1, launch.X)
+    h = x if h_BTX is None else _whole_lines(h_BTX).view(-1, launch.X)
     s, a = launch.expand(h, _aligned(w1, launch.X), b1, keep=keep)
     out = launch.contract(a, _aligned(w2, launch.Y), b2, x)
     return out.view(x_BTX.shape), s if keep else x.new_empty(0)
@@ -99,7 +101,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dh, dW₁, db₁, dW₂, db₂); ``add``: h is x, so that dy is a part of its gradient."""
     launch = _Launch(dy_BTX, w1, circle_B, group_channels)
-    dy, h = (rows.contiguous().view(-1, launch.X) for rows in (dy_BTX, h_BTX))
+    dy, h = (_whole_lines(rows).view(-1, launch.X) for rows in (dy_BTX, h_BTX))
     du, db2 = launch.unrotate(dy)
     ds, a, db1 = launch.slope(du, _aligned(w2, launch.Y), s)
     dw2 = (du.t() @ a)[: launch.D, : launch.H]
@@ -112,12 +114,14 @@ def _backward(
 class _MixerLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        keep = any(ctx.needs_input_grad)
-        out, s = _forward(*(*arguments, keep))
+        *others, learns = arguments
+        keep = learns and any(ctx.needs_input_grad)
+        out, s = _forward(*(*others, keep))
         _keep(ctx, arguments, (out, s))
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return _gradients(ctx, grads[0], _backward)
 
@@ -133,7 +137,7 @@ def _gradients(ctx: Any, dy_BTX: Tensor, backward: Any) -> tuple[Tensor | None, 
     h_BTX, s, w1, w2, circle_B = ctx.saved_tensors
     dh_BTX, *of_weights = backward(dy_BTX, h_BTX, s, w1, w2, circle_B, ctx.group_channels, ctx.is_same)
     first = (dh_BTX, None) if ctx.is_same else (dy_BTX, dh_BTX)
-    return (*first, *of_weights, None, None)
+    return (*first, *of_weights, None, None, None)
 
 
 _operator = torch.library.custom_op("dna_distill::mixer_layer", _forward, mutates_args=())
@@ -161,7 +165,7 @@ def _(dy_BTX, h_BTX, s, w1, w2, circle_B, group_channels, add):  # type: ignore[
 
 
 _operator.register_autograd(
-    lambda ctx, dy_BTX, _: (*_gradients(ctx, dy_BTX, _backward_operator), None), setup_context=_keep
+    lambda ctx, dy_BTX, _: _gradients(ctx, dy_BTX, _backward_operator), setup_context=_keep
 )
 
 
@@ -278,7 +282,14 @@ def _summed(parts: Tensor) -> Tensor:
 def _aligned(weight: Tensor, columns: int) -> Tensor:
     """The weight with zeros behind its rows, where they are shorter than ``columns``."""
     more = columns - weight.shape[1]
-    return pad(weight, (0, more)) if more else weight.contiguous()
+    return pad(weight, (0, more)) if more else _whole_lines(weight)
+
+
+def _whole_lines(tensor: Tensor) -> Tensor:
+    """Contiguous and beginning at whole 16 bytes, as the copy engine wants it: a weight that is a view into a
+    flat buffer may not."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 def _parts(whole: int, part: int) -> int:

@@ -48,6 +48,7 @@ class TrainConfig(Section):
     def _fits(self) -> "TrainConfig":
         faults = self.loss.faults(self.views, global_batch=self.train.global_batch)
         faults += self.views.faults(min(part.length for part in self.data.length))
+        faults += self.model.faults(zero_stage=self.train.zero_stage, precision=self.train.precision)
         terms = self.loss.terms()
         if self.data.partners.share and not any(
             term.reads_teacher and not term.needs_same_letters for term in terms

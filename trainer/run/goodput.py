@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 
+from cluster.process.heartbeat import heartbeat
 from cluster.process.processes import age_s
 from cluster.storage import store
 from trainer.run import run_status
@@ -63,6 +64,7 @@ class Goodput:
         self._by_step = dict(sorted(self._by_step.items())[-_KEPT:])
         content = {"began": self._began, "applied_s": self._by_step}
         try:
-            store.write_bytes(self._path, json.dumps(content).encode())
+            with heartbeat.inside("writing down the goodput", phase=True):
+                store.write_bytes(self._path, json.dumps(content).encode())
         except store.StoreError as fault:
             self._say(f"warning: goodput of step {step} is not kept: {fault}")

@@ -129,11 +129,13 @@ def kept_for_backward(forward: Callable[[], Any]) -> int:
 
 
 def network_on_meta(config: TrainConfig) -> Network:
-    """The network of ``config`` in its compute dtype, without memory."""
+    """The network of ``config`` in its compute dtype, without memory; with plain kernels, since others run on
+    their own device alone (and keep less)."""
+    model = config.model
+    if "kernel" in type(model).model_fields:
+        model = model.model_copy(update={"kernel": "plain"})
     with torch.device("meta"):
-        backbone = build_backbone(
-            config.model, activation_checkpointing=config.train.activation_checkpointing
-        )
+        backbone = build_backbone(model, activation_checkpointing=config.train.activation_checkpointing)
         network = Network(backbone, heads=projection_heads(config.loss.terms(), backbone.hidden_size))
     return network.to(torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
 

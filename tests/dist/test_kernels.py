@@ -31,7 +31,7 @@ def said(uri: str, stage: int, kernel: str, chip: bool) -> str:
         try:
             engine = set_up(small_config(uri, model__kernel=kernel, **changes))[1]
         except ValueError as fault:
-            return f"refused: {str(fault).splitlines()[1].split(" [")[0].strip()}"
+            return f"refused: {str(fault).splitlines()[1].split(' [')[0].strip()}"
         backbone = engine.network.backbone
         assert isinstance(backbone, ChordMixer)
         read = [layer.is_read() for layer in backbone.layers if isinstance(layer, MixerLayer)]

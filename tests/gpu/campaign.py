@@ -3,9 +3,10 @@ script.
 
 Stages, in this order: peaks (matrix products, layers, copies), kernels (ours against fp64), tests (the rest
 of tests/gpu), steps (the ladder of MFU: time, MFU, memory and kernels of training steps and of their parts,
-eager, with our kernels, compiled), contrastive (time and memory of the loss). FOLDER/campaign.json is written
-anew after each row of each stage, so that a run that is cut short still proves something; the same command
-goes on where it ended. Exit code 0: all is done. 1: a stage failed. 75: time was up, and stages are left.
+eager, with our kernels, compiled), compiled (its losses against the plain ones), contrastive (time and memory
+of the loss). FOLDER/campaign.json is written anew after each row of each stage, so that a run that is cut
+short still proves something; the same command goes on where it ended. Exit code 0: all is done. 1: a stage
+failed. 75: time was up, and stages are left.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from tests.ranks import on_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT, REPORT = "campaign.json", "campaign.md"
-KERNELS = "tests/gpu/test_mixer_kernels.py"
+KERNELS, COMPILED = "tests/gpu/test_mixer_kernels.py", "tests/gpu/test_compiled.py"
 _TESTS_S = 240.0  # for tests/gpu, so that a hang leaves time for the rest
 _KERNELS_S = 60.0
 _ROW_S = 25.0  # a row that is begun later than so long before the limit would be cut
@@ -93,12 +94,14 @@ def stages(campaign: Campaign) -> dict[str, dict[str, Callable[[], Any]]]:
     c, small = campaign, campaign.rehearse
     sizes = (1 << 8,) if small else (1 << 12, 1 << 14, 1 << 16, 1 << 18)
     settings = speed.REHEARSED if small else speed.SETTINGS
+    apart = [] if small else [f"--ignore={path}" for path in (KERNELS, COMPILED)]
     return {
         "machine": {"machine": machine},
         "peaks": {"peaks": lambda: c.rank(measured_peaks, c.device, small)},
         "kernels": {KERNELS: lambda: tests(c, KERNELS, limit_s=_KERNELS_S)},
-        "tests": {"tests/gpu": lambda: tests(c, "tests/gpu", f"--ignore={KERNELS}", limit_s=_TESTS_S)},
+        "tests": {"tests/gpu": lambda: tests(c, "tests/gpu", *apart, limit_s=_TESTS_S)},
         "steps": {s.name: lambda s=s: c.rank(measured_steps, s, c.device, small) for s in settings},
+        "compiled": {COMPILED: lambda: tests(c, COMPILED, limit_s=speed.COMPILED_S)},
         "contrastive": {
             f"{task}, G = {rows}": lambda task=task, rows=rows: c.rank(costs, task, rows, c.device, small)
             for rows in sizes
@@ -145,6 +148,8 @@ def tests(campaign: Campaign, path: str, *options: str, limit_s: float) -> dict[
     """Counts of the tests in ``path``, and which failed; {"skipped": why} where there are none."""
     if not (ROOT / path).exists():
         return {"skipped": f"this version has no {path}"}
+    if campaign.rehearse and path in (KERNELS, COMPILED):
+        return {"skipped": "only a GPU can run it; a rehearsal collects it with the rest of tests/gpu"}
     report, log = campaign.out / "tests.xml", campaign.out / "tests.log"
     report.unlink(missing_ok=True)
     command = [
@@ -240,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [name for name in args.stages.split(",") if name] or list(known)
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"unknown stages {', '.join(unknown)}; known are {', '.join(known)}")
-    needs_s = {setting.name: setting.seconds for setting in speed.SETTINGS}
+    needs_s = {setting.name: setting.seconds for setting in speed.SETTINGS} | {COMPILED: speed.COMPILED_S}
     for stage in wanted:
         for name in campaign.rows(stage, known[stage], needs_s=needs_s):
             print(f"{stage}: {name}: {campaign.results[stage][name]['seconds']} s", flush=True)

@@ -58,9 +58,7 @@ class ChordMixerConfig(BackboneConfig):
                 "time; use train.zero_stage 0 to 2, or kernel auto"
             )
         if precision == "fp32":
-            found.append(
-                "model.kernel triton is for bf16; set train.precision=bf16, or kernel auto"
-            )
+            found.append("model.kernel triton is for bf16; set train.precision=bf16, or kernel auto")
         return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.unit.test_backbones import letters, small
 from trainer.engine import compiled
-from trainer.engine.compiled import CompiledForward, usable
+from trainer.engine.compiled import CompiledForward, counters, usable
 from trainer.losses.contrastive import EmbeddingHead
 from trainer.models.network import Crops, Network
 
@@ -223,3 +223,22 @@ def test_cuda_graphs_on_a_cpu_are_refused_in_a_sentence() -> None:
     assert usable("reduce-overhead", torch.device("cuda"), say=said.append) == "reduce-overhead"
     assert usable("off", torch.device("cpu"), say=said.append) == "off"
     assert len(said) == 1
+
+
+def test_cuda_graphs_that_could_not_be_recorded_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_without_graphs(forward: Any, **_: Any) -> Any:
+        def call(*args: Any) -> Any:
+            counters["inductor"]["cudagraph_skips"] += len(said) == 0
+            return forward(*args)
+
+        return call
+
+    said: list[str] = []
+    monkeypatch.setattr(torch, "compile", compile_without_graphs)
+    forward = CompiledForward(nn.Linear(2, 2), called="student", mode="reduce-overhead", say=said.append)
+    for rows in (1, 2):
+        forward(torch.zeros(rows, 2))
+    assert said == [
+        "train.compile: reduce-overhead recorded no CUDA graph of a part of the student's forward or "
+        "backward, which computes the same more slowly; TORCH_LOGS=perf_hints says why"
+    ]

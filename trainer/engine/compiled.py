@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.utils import counters
 from torch._inductor import exc
 
 from cluster.process.heartbeat import heartbeat
@@ -62,8 +63,14 @@ class CompiledForward:
         try:
             if shapes in self._seen:
                 return self._compiled(*args, **kwargs)
+            skipped = _graphs_skipped()
             with heartbeat.inside(f"compiling the {self.called}", phase=True, slow=True):
                 outputs = self._compiled(*args, **kwargs)
+            if _graphs_skipped() > skipped:
+                self._say(
+                    f"train.compile: reduce-overhead recorded no CUDA graph of a part of the {self.called}'s "
+                    "forward or backward, which computes the same more slowly; TORCH_LOGS=perf_hints says why"
+                )
         except _FAULTS as fault:
             self._give_up(fault)
             return self._plain(*args, **kwargs)
@@ -95,6 +102,11 @@ class CompiledForward:
             yield
         finally:
             del self._module.forward
+
+
+def _graphs_skipped() -> int:
+    """How many graphs torch could not record up to now; it says so in its own log alone."""
+    return int(counters["inductor"]["cudagraph_skips"])
 
 
 def usable(mode: Compile, device: torch.device, *, say: Callable[[str], None]) -> Compile:

@@ -149,7 +149,7 @@ class PlainLaunch(_Launch):
             group_channels=group_channels,
             circle_B=self.circle_B,
         )
-        index = rotation.index[back]
+        index = rotation.read_by if back else rotation.reads
         return rows.reshape(-1, rotation.channels).index_select(0, index).view(rows.shape)
 
     def expand(self, h: Tensor, w1: Tensor, b1: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:

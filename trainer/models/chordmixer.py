@@ -12,9 +12,10 @@ Shapes: B rows, L letters, P summary positions, T = P + L, D = G·C channels in 
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from configs.numbers import Positive
@@ -25,6 +26,7 @@ from trainer.models.mixer_function import mixer_layer, padded
 from trainer.models.mixer_rotation import Rotation, shifts_of
 
 Norm = Literal["none", "layer", "rms"]
+_MOST_GROUPS = 31  # the last of them reads 2^29 positions further on, and offsets are int32
 _NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
@@ -38,7 +40,7 @@ class ChordMixerConfig(BackboneConfig):
 
     name: str = "findna"
     num_layers: Positive = 40
-    num_groups: Positive = 11
+    num_groups: Annotated[int, Field(ge=1, le=_MOST_GROUPS)] = 11
     group_channels: Positive = 28
     intermediate_size: Positive = 512
     num_summary: Positive = 10

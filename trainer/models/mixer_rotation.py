@@ -1,7 +1,7 @@
 """The rotation of a mixer: groups of channels, each turned by its own number of positions on a circle.
 
-Group i reads i-th of 0, 1, 2, 4, … positions further on. One read by index does it for all groups, and one
-by the inverse index turns the gradient back, with the bits that rolls would give.
+Group i reads the i-th of 0, 1, 2, 4, … positions further on. One read by index does it for all groups, and
+one by the inverse index turns the gradient back, with the bits that rolls would give.
 
 Shapes: B circles, T positions, D columns in K pieces of E channels.
 """
@@ -38,24 +38,30 @@ class Rotation:
         self._first_B11 = (
             torch.arange(rows, device=x_BTD.device, dtype=torch.int32)[:, None, None] * positions
         )
-        self._index: tuple[Tensor, Tensor] | None = None
+        self._reads: Tensor | None = None  # torch.compile does not trace a cached_property
+        self._read_by: Tensor | None = None
 
     @property
-    def index(self) -> tuple[Tensor, Tensor]:
-        """int32 [B·T·K] each: the piece that each piece reads, and the one that it is read by."""
-        if self._index is None:
-            device = self._first_B11.device
-            piece_K = torch.arange(self._pieces, device=device, dtype=torch.int32)
-            group_K = piece_K // self._in_group
-            shift_K = ((1 << group_K) >> 1) * (group_K < self._num_groups)
-            place_T1 = torch.arange(self.positions, device=device, dtype=torch.int32)[:, None]
-            self._index = (
-                self._pieces_at(place_T1, place_T1 + shift_K, piece_K),
-                self._pieces_at(place_T1, place_T1 - shift_K, piece_K),
-            )
-        return self._index
+    def reads(self) -> Tensor:
+        """int32 [B·T·K]: the piece that each piece reads."""
+        if self._reads is None:
+            self._reads = self._pieces_at(1)
+        return self._reads
 
-    def _pieces_at(self, place_T1: Tensor, moved_TK: Tensor, piece_K: Tensor) -> Tensor:
+    @property
+    def read_by(self) -> Tensor:
+        """int32 [B·T·K]: the piece that each is read by."""
+        if self._read_by is None:
+            self._read_by = self._pieces_at(-1)
+        return self._read_by
+
+    def _pieces_at(self, sign: int) -> Tensor:
+        device = self._first_B11.device
+        piece_K = torch.arange(self._pieces, device=device, dtype=torch.int32)
+        group_K = piece_K // self._in_group
+        shift_K = ((1 << group_K) >> 1) * (group_K < self._num_groups)
+        place_T1 = torch.arange(self.positions, device=device, dtype=torch.int32)[:, None]
+        moved_TK = place_T1 + sign * shift_K
         if self.circle_B is None:
             place = moved_TK.remainder(self.positions)[None]
         else:
@@ -65,7 +71,8 @@ class Rotation:
 
     def __call__(self, update_BTD: Tensor) -> Tensor:
         """Each piece from where it is read."""
-        rotated_BTD: Tensor = _Permute.apply(update_BTD, self.channels, *self.index)
+        back = self.read_by if torch.is_grad_enabled() else self.reads  # which then nobody reads
+        rotated_BTD: Tensor = _Permute.apply(update_BTD, self.channels, self.reads, back)
         return rotated_BTD
 
 

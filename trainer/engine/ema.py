@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from trainer.core import collectives
 from trainer.core.collectives import Group, Pending
 from trainer.engine import partition
-from trainer.engine.partition import FlatGroup, Fragments, even_partition
-from trainer.engine.recipe import no_memory
+from trainer.engine.partition import FlatGroup, Fragments, even_partition, no_memory
 
 
 class Weights(Protocol):

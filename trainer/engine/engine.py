@@ -26,10 +26,10 @@ from trainer.engine.ema import FlatWeights, M, ShardedEMA, Weights, blank_copy
 from trainer.engine.flat_adapters import Decision, FlatAdapter
 from trainer.engine.optimizer_adapters import PartitionedWeights, adapter_for
 from trainer.engine.optimizer_state import OptimizerState
-from trainer.engine.partition import FlatGroup, check_cover
+from trainer.engine.partition import FlatGroup, check_cover, no_memory
 from trainer.engine.probe import probe, wrong_entries
 from trainer.engine.process_group import DataParallel
-from trainer.engine.recipe import Given, Recipe, Source, no_memory
+from trainer.engine.recipe import Given, Recipe, Source
 
 
 class Engine(Generic[M]):

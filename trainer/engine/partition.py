@@ -212,3 +212,10 @@ def _fill_piece(part: Tensor, piece: Piece, fragments: Sequence[tuple[int, Tenso
             "load the fragments of every rank that saved"
         )
     return None
+
+
+def no_memory(
+    like: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Tensor:
+    """A tensor of the same shape (and dtype and device, unless given) that takes one entry of memory."""
+    return torch.zeros((), dtype=dtype or like.dtype, device=device or like.device).expand(like.shape)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from trainer.core.console import say
+from trainer.engine.partition import no_memory
 
 M = TypeVar("M", bound=nn.Module)
 M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
@@ -154,10 +155,3 @@ def _when_registered(finish: Callable[[nn.Module], None]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def no_memory(
-    like: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None
-) -> Tensor:
-    """A tensor of the same shape (and dtype and device, unless given) that takes one entry of memory."""
-    return torch.zeros((), dtype=dtype or like.dtype, device=device or like.device).expand(like.shape)

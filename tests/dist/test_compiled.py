@@ -27,9 +27,9 @@ BF16_ZERO_2 = {"train__precision": "bf16", "train__zero_stage": 2}
 # ranks -> name: (config, changes of it, graphs of the student and of the teacher)
 CASES: dict[int, dict[str, tuple[Any, dict[str, Any], list[int]]]] = {
     1: {
-        "coupled, 3 micro-batches, activation checkpointing": (
+        "ZeRO-0, coupled, 3 micro-batches, activation checkpointing": (
             coupled_config,
-            {"train__micro_batch": 8, **CHECKPOINTED},
+            {"train__zero_stage": 0, "train__micro_batch": 8, **CHECKPOINTED},
             [2, 1],  # its features are read once more before, without gradient
         ),
         "convolutions and windows that grow, activation checkpointing": (
@@ -39,7 +39,6 @@ CASES: dict[int, dict[str, tuple[Any, dict[str, Any], list[int]]]] = {
         ),
     },
     2: {
-        "ZeRO-0": (small_config, {"train__zero_stage": 0}, [1, 1]),
         "bf16, ZeRO-1, 3 micro-batches": (
             small_config,
             {"train__precision": "bf16", "train__micro_batch": 4},

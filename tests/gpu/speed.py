@@ -89,7 +89,6 @@ REHEARSED = [
     Setting("findna", "bf16", 64, 64),
     Setting("findna", "bf16", 64, 64, kernel="triton"),
     Setting("findna", "bf16", 64, 64, "default", model=_CONV),
-    Setting("findna-plus", "bf16", 384, 48),
 ]
 _MODELS = {_CONV: {"name": _CONV, "hidden_size": 128}}
 _SMALL = ["data.length=128", "loss.distill.prototypes=64"]

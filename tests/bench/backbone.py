@@ -15,10 +15,8 @@ from cluster.process.memory import keep_freed_memory
 from tests.bench.harness import Row
 from tests.bench.teacher import begin, in_turns
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import method, set_up
+from tests.dist.steps import set_up, whole_step
 from tests.ranks import on_ranks
-from trainer.distill.step import train_step
-from trainer.run import train_state
 from trainer.run.config import TrainConfig
 
 PRESET = Path(__file__).parents[2] / "configs/train/demo.yaml"
@@ -62,13 +60,9 @@ def seconds(precision: str) -> dict[str, float]:
         values = configs.load(TrainConfig, PRESET, changes).model_dump()
         config, engine, now, reader = set_up(values | {"model": MODEL})
         batches = list(reader.batches(0, TURNS + 1))
-    used = method(config)
 
     def step() -> None:
-        batch = batches.pop()
-        result = train_step(engine, now.teacher, [batch.windows], method=used, states=now.centres)
-        train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
-        assert result.finite and now.teacher.module is not None
+        whole_step(config, engine, now, batches.pop())
 
     student, teacher = engine.network.backbone, now.teacher.module.backbone
     weights = list(student.parameters())

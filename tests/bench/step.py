@@ -17,11 +17,9 @@ from cluster.process.memory import keep_freed_memory
 from tests.bench.harness import Row
 from tests.bench.teacher import begin, in_turns
 from tests.datasets import markov_sequence, write_dataset
-from tests.dist.steps import method, set_up
+from tests.dist.steps import method, set_up, whole_step
 from tests.gpu.speed import Calls, tensors
 from tests.ranks import on_ranks
-from trainer.distill.step import train_step
-from trainer.run import train_state
 from trainer.run.config import TrainConfig
 from trainer.run.flops import step_flops
 from trainer.run.throughput import matmul_flops_per_s
@@ -68,13 +66,9 @@ def seconds(case: Case, precision: str, compile: str = "off") -> dict[str, float
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         config, engine, now, batches = prepare(case, precision, compile, folder)
-    used = method(config)
 
     def step() -> None:
-        batch = batches.pop()
-        result = train_step(engine, now.teacher, [batch.windows], method=used, states=now.centres)
-        train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
-        assert result.finite and now.teacher.module is not None
+        whole_step(config, engine, now, batches.pop())
 
     student, teacher = engine.network, now.teacher.module
     with Calls(student, teacher) as calls:
@@ -101,7 +95,7 @@ def seconds(case: Case, precision: str, compile: str = "off") -> dict[str, float
     taken = in_turns({"step": step, "bare": bare}, case.turns)
     dtype = engine.settings.compute_dtype
     return taken | {
-        "flops": step_flops(used, student, length=config.data.last_length),
+        "flops": step_flops(method(config), student, length=config.data.last_length),
         "peak": matmul_flops_per_s(torch.device("cpu"), dtype),
     }
 

@@ -9,6 +9,7 @@ import torch
 from tests.dist.teachers import masters
 from trainer.core import schedules
 from trainer.core.collectives import Group
+from trainer.data.batch import Batch
 from trainer.data.dataset import open_datasets
 from trainer.data.loader import Reader, open_reader
 from trainer.distill.method import Method
@@ -132,6 +133,14 @@ def method(config: TrainConfig) -> Method:
 def run_cases(cases: dict[str, tuple[dict[str, Any], int]]) -> dict[str, dict[str, Any]]:
     """``run_steps`` of each case (config, steps), one after the other."""
     return {name: run_steps(values, steps) for name, (values, steps) in cases.items()}
+
+
+def whole_step(config: TrainConfig, engine: Engine, now: train_state.TrainState, batch: Batch) -> None:
+    """All that the training loop does for one batch but reading it, for what is timed; its batch is one
+    micro-batch."""
+    result = train_step(engine, now.teacher, [batch.windows], method=method(config), states=now.centres)
+    train_state.apply(now, engine, result, train=config.train, ema=config.ema, ids_B4=batch.ids_B4)
+    assert result.finite and now.teacher.module is not None
 
 
 def run_steps(values: dict[str, Any], steps: int, device_name: str = "cpu") -> dict[str, Any]:

@@ -104,12 +104,11 @@ def masters(engine: Engine) -> dict[str, Tensor]:
     return found
 
 
-def train(engine: Engine, step: int, *, poison: bool) -> bool:
-    """One step on rows that depend on ``step`` alone; ``poison``: NaN on the last rank. Whether it was
-    applied."""
+def gradients(engine: Engine, step: int, *, poison: bool) -> None:
+    """Forward and backward of all micro-batches of a step, on rows that depend on ``step`` alone; ``poison``:
+    NaN on the last rank."""
     group = engine.group
-    x = rows_of(engine, BATCH, seed=step)
-    mine = x.chunk(group.size)[group.rank].chunk(engine.settings.accumulation)
+    mine = rows_of(engine, BATCH, seed=step).chunk(group.size)[group.rank].chunk(engine.settings.accumulation)
     for m, rows in enumerate(mine):
         loss = engine.forward(rows).float().square().sum() / BATCH
         if poison and group.rank == group.size - 1:
@@ -117,8 +116,13 @@ def train(engine: Engine, step: int, *, poison: bool) -> bool:
         engine.backward(loss)
         if m + 1 < len(mine):
             engine.end_micro_batch()
+
+
+def train(engine: Engine, step: int, *, poison: bool) -> bool:
+    """One step; whether it was applied."""
+    gradients(engine, step, poison=poison)
     broken = (~engine.is_finite(engine.gradient_squares())).int()
-    if int(collectives.sum_over_ranks(group, broken)):
+    if int(collectives.sum_over_ranks(engine.group, broken)):
         engine.skip()
         return False
     applied, norm = engine.step(1e-2)

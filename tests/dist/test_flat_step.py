@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.counting import Count, queued
-from tests.dist.teachers import BATCH, Odd, engine_settings, masters, rows_of, same
+from tests.dist.teachers import Odd, engine_settings, gradients, masters, same
 from tests.ranks import on_ranks
 from trainer.core import collectives
 from trainer.core.collectives import Group
@@ -39,19 +39,6 @@ def engine_of(case: Case) -> Engine:
     group = Group.of()
     settings = engine_settings(stage, precision, group.size, accumulation, grad_clip=clip)
     return Engine(Odd(), settings=settings, device=torch.device("cpu"), group=group)
-
-
-def gradients(engine: Engine, step: int, *, poison: bool) -> None:
-    """Forward and backward of all micro-batches of a step; ``poison``: NaN on the last rank."""
-    group = engine.group
-    mine = rows_of(engine, BATCH, seed=step).chunk(group.size)[group.rank].chunk(engine.settings.accumulation)
-    for m, rows in enumerate(mine):
-        loss = engine.forward(rows).float().square().sum() / BATCH
-        if poison and group.rank == group.size - 1:
-            loss = loss * torch.nan
-        engine.backward(loss)
-        if m + 1 < len(mine):
-            engine.end_micro_batch()
 
 
 def decided(engine: Engine) -> Any:

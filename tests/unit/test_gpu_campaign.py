@@ -6,14 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.gpu import campaign, pack, speed
 from tests.gpu.campaign import RESULT, Campaign, tables
-from trainer.models.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Not on a machine that was made for training alone.
@@ -132,21 +130,7 @@ def test_the_ladder_has_each_row_once_and_the_dearest_late() -> None:
     assert all(setting.seconds == speed.EAGER_S for setting in speed.SETTINGS[:2])
 
 
-def test_a_kernel_that_this_version_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = {k: v for k, v in MODELS["findna"].Config.model_fields.items() if k != "kernel"}
-    monkeypatch.setattr(
-        speed, "MODELS", {"findna": SimpleNamespace(Config=SimpleNamespace(model_fields=fields))}
-    )
-    setting = speed.Setting("findna", "bf16", 64, 64, kernel="triton")
-    assert speed.measure(setting, "cuda", small=False) == {
-        "skipped": "model.kernel is no key of this version"
-    }
-
-
-def test_a_triton_kernel_is_not_timed_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = MODELS["findna"].Config.model_fields | {"kernel": None}
-    config = SimpleNamespace(Config=SimpleNamespace(model_fields=fields))
-    monkeypatch.setattr(speed, "MODELS", {"findna": config})
+def test_a_triton_kernel_is_not_timed_on_a_cpu() -> None:
     setting = speed.Setting("findna", "bf16", 64, 64, kernel="triton")
     assert speed.measure(setting, "cpu", small=True) == {
         "skipped": "Triton's kernels are timed on a GPU only"

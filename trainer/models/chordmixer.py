@@ -143,9 +143,10 @@ class ChordMixer(Backbone):
         return Hidden(*x_BTX[..., : self.hidden_size].split([self.summaries, length], dim=1))
 
     def _is_fused(self, x_BTX: Tensor) -> bool:
-        if self._is_read():  # who reads within a layer, such as a probe, gets what it reads
+        # Who reads within a layer, such as a probe, gets what it reads.
+        if self.config.kernel == "plain" or self._is_read():
             return False
-        because = self.plain_because(x_BTX.device, self.input.weight.dtype)
+        because = kernels.unusable(x_BTX.device, self.input.weight.dtype)
         if because is None and x_BTX.dtype != self.input.weight.dtype:
             because = f"the input is {x_BTX.dtype} by autocast and weights are {self.input.weight.dtype}"
         if because and self.config.kernel == "triton":

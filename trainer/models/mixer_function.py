@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
@@ -140,8 +140,8 @@ def _gradients(ctx: Any, dy_BTX: Tensor, backward: Any) -> tuple[Tensor | None, 
     return (*first, *of_weights, None, None, None)
 
 
-_operator = torch.library.custom_op("dna_distill::mixer_layer", _forward, mutates_args=())
-_backward_operator = torch.library.custom_op("dna_distill::mixer_layer_backward", _backward, mutates_args=())
+_operator = library.custom_op("dna_distill::mixer_layer", _forward, mutates_args=())
+_backward_operator = library.custom_op("dna_distill::mixer_layer_backward", _backward, mutates_args=())
 
 
 @_operator.register_fake

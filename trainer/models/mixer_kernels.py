@@ -111,6 +111,13 @@ def _rotated(
 
 
 @jit
+def _tile(columns, BM: tl.constexpr, BN: tl.constexpr):
+    """The first row and column of this program's tile; tiles of the same rows stand beside each other."""
+    across = tl.cdiv(columns, BN)
+    return tl.program_id(0) // across * BM, tl.program_id(0) % across * BN
+
+
+@jit
 def expand(
     h_desc,
     w_desc,
@@ -126,8 +133,7 @@ def expand(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    row = tl.program_id(0) // tl.cdiv(Y, BN) * BM
-    column = tl.program_id(0) % tl.cdiv(Y, BN) * BN
+    row, column = _tile(Y, BM, BN)
     s = tl.zeros([BM, BN], tl.float32)
     for k in range(0, X, BK):
         s = tl.dot(h_desc.load([row, k]), w_desc.load([column, k]).T, s, input_precision="ieee")
@@ -160,8 +166,7 @@ def contract(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    row = tl.program_id(0) // tl.cdiv(X, BN) * BM
-    column = tl.program_id(0) % tl.cdiv(X, BN) * BN
+    row, column = _tile(X, BM, BN)
     u = tl.zeros([BM, BN], tl.float32)
     for k in range(0, Y, BK):
         u = tl.dot(a_desc.load([row, k]), w_desc.load([column, k]).T, u, input_precision="ieee")
@@ -213,8 +218,7 @@ def slope(
     BK: tl.constexpr,
 ):
     """sums: fp32 [row tiles, Y], of dS's columns in each row tile."""
-    row = tl.program_id(0) // tl.cdiv(Y, BN) * BM
-    column = tl.program_id(0) % tl.cdiv(Y, BN) * BN
+    row, column = _tile(Y, BM, BN)
     da = tl.zeros([BM, BN], tl.float32)
     for k in range(0, X, BK):
         da = tl.dot(du_desc.load([row, k]), w_desc.load([k, column]), da, input_precision="ieee")
@@ -241,8 +245,7 @@ def restore(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    row = tl.program_id(0) // tl.cdiv(X, BN) * BM
-    column = tl.program_id(0) % tl.cdiv(X, BN) * BN
+    row, column = _tile(X, BM, BN)
     dh = tl.zeros([BM, BN], tl.float32)
     for k in range(0, Y, BK):
         dh = tl.dot(ds_desc.load([row, k]), w_desc.load([k, column]), dh, input_precision="ieee")

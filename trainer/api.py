@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from trainer.evaluation import embedding
+from trainer.inference import embedding
 from trainer.models import pretrained
 from trainer.models.network import Network
 
@@ -33,7 +33,7 @@ def load_model(uri: str, *, device: str | torch.device = "cpu", track_uri: str |
         return pretrained.load(uri).to(device)
     # Only who asks for models:/ needs MLflow and what it brings.
     registry = import_module("trainer.tracking.registry").Registry(track_uri)
-    opened = import_module("trainer.evaluation.registered_model").open_model(registry, uri)
+    opened = import_module("trainer.inference.registered_model").open_model(registry, uri)
     network: Network = opened.network
     return network.to(device)
 

@@ -8,8 +8,8 @@ import torch
 
 from cluster.process import exits, host
 from cluster.process.command import exit_code
-from trainer.evaluation import embedding_table
-from trainer.evaluation.embed_command import EmbedRequest, embed_file
+from trainer.inference import output_format
+from trainer.inference.embed.command import EmbedRequest, embed_file
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
     parser.add_argument("--input", required=True, help="FASTA, plain or compressed, any URI")
-    formats = ", ".join(embedding_table.FORMATS)
+    formats = ", ".join(output_format.FORMATS)
     parser.add_argument(
         "--output",
         required=True,

@@ -9,9 +9,9 @@ import torch
 
 from cluster.process import exits, host
 from cluster.process.command import exit_code
-from trainer.evaluation import table_writer
-from trainer.evaluation.precision import Precision
 from trainer.evaluation.tasks.kept.predict_command import PredictRequest, predict_file
+from trainer.inference import table_writer
+from trainer.inference.precision import Precision
 
 
 def main(arguments: list[str] | None = None) -> int:

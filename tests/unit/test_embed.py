@@ -19,10 +19,10 @@ from data_prep import alphabet
 from data_prep.sources import compression, fasta
 from tests.registered import CANDIDATE, registered, tiny_network
 from trainer.embed import main
-from trainer.evaluation import embedding_table
-from trainer.evaluation.embed_command import embed_fasta
-from trainer.evaluation.embedding import embed
-from trainer.evaluation.sequences import EncodedSequences
+from trainer.inference import output_format
+from trainer.inference.embed.command import embed_fasta
+from trainer.inference.embedding import embed
+from trainer.inference.sequences import EncodedSequences
 
 
 def sequences(lengths: list[int]) -> list[alphabet.Codes]:
@@ -135,7 +135,7 @@ def test_the_end_of_the_name_says_the_format(tmp_path: Path, end: str) -> None:
     )
     path = tmp_path / (f"e?.{end}" if end else "e?")  # no query: the name of a file here
     with open(path, "wb") as file:
-        embedding_table.write(table, file, end=embedding_table.format_of(str(path)))
+        output_format.write(table, file, end=output_format.format_of(str(path)))
     first = path.read_bytes()[:4]
     if end == "npy":
         np.testing.assert_array_equal(np.load(path), table[["e0", "e1"]].to_numpy())
@@ -255,14 +255,14 @@ def test_told_to_stop_it_leaves_no_half_of_a_file(
         "--track-uri",
         where.uri,
     ]
-    write = embedding_table.write
+    write = output_format.write
 
     def stopped(table: pd.DataFrame, file: IO[bytes], *, end: str) -> None:
         write(table, file, end=end)
         signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedding_table, "write", stopped)
+        patch.setattr(output_format, "write", stopped)
         assert main(arguments) == code
     assert "no part of a file is left; the same command starts again" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv", "x.fa"]

@@ -1,4 +1,4 @@
-"""trainer.evaluation.embedding and batching: vectors that do not change with padding, batch or strand."""
+"""trainer.inference.embedding and batching: vectors that do not change with padding, batch or strand."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ import torch
 from cluster.process.command import exit_code
 from data_prep import alphabet
 from tests.registered import tiny_network
-from trainer.evaluation import batching
-from trainer.evaluation.embedding import embed, mean_over_strands
-from trainer.evaluation.precision import resolve_precision
-from trainer.evaluation.sequences import EncodedSequences
+from trainer.inference import batching
+from trainer.inference.embedding import embed, mean_over_strands
+from trainer.inference.precision import resolve_precision
+from trainer.inference.sequences import EncodedSequences
 
 CPU = torch.device("cpu")
 

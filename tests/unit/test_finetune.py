@@ -16,13 +16,13 @@ from sklearn.metrics import matthews_corrcoef
 
 import configs
 from tests.registered import CANDIDATE, NAME, TASK_ROWS, Registered, register, registered, registry
-from trainer.evaluation import batching
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
 from trainer.evaluation.tasks.fitting import finetuning
 from trainer.evaluation.tasks.kinds.classification import Classification
 from trainer.evaluation.tasks.results.results_log import past_results
 from trainer.finetune import main
+from trainer.inference import batching
 from trainer.tracking.registry import Registry
 
 

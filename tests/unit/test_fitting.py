@@ -11,14 +11,14 @@ from configs import ConfigError, validate
 from data_prep import alphabet
 from tests.registered import tiny_network
 from trainer.core import schedules
-from trainer.evaluation.embedding import embed
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
 from trainer.evaluation.tasks.fitting.optimisation import Optimiser, depths
 from trainer.evaluation.tasks.fitting.pooling import BINS, POOLINGS
 from trainer.evaluation.tasks.fitting.recipe import READINGS, Finetune, Length
 from trainer.evaluation.tasks.kinds.classification import Classification
 from trainer.evaluation.tasks.kinds.multilabel import MultiLabel
+from trainer.inference.embedding import embed
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network
 
 CPU = torch.device("cpu")

@@ -10,7 +10,6 @@ import torch
 from configs import validate
 from data_prep import alphabet
 from tests.registered import tiny_network
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import MODES, Finetune, TaskConfig
 from trainer.evaluation.tasks.fitting import modes
 from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
@@ -26,6 +25,7 @@ from trainer.evaluation.tasks.fitting.modes import (
 from trainer.evaluation.tasks.kinds.classification import Classification
 from trainer.evaluation.tasks.results.results import Unit
 from trainer.evaluation.tasks.rows.data import Split, TaskData
+from trainer.inference.sequences import EncodedSequences
 
 ROWS = {"train": 41, "dev": 30, "test": 25}
 

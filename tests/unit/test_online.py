@@ -14,13 +14,11 @@ from tests.registered import tiny_network, write_task
 from tests.unit.test_hooks import Stub, outcome, state
 from trainer.core.collectives import Group
 from trainer.evaluation.config import Validation
-from trainer.evaluation.embedding import embed
 from trainer.evaluation.online import fitting, slices
 from trainer.evaluation.online.fitting import floor_of, scores_of
 from trainer.evaluation.online.messages import Scores, ToRead
 from trainer.evaluation.online.rows import OnlineTask, read_tasks
 from trainer.evaluation.online.slices import SharedTask, Slice
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks import curve_names
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.modes import fit_mode, prepare
@@ -31,6 +29,8 @@ from trainer.evaluation.tasks.results.results import Result, Unit
 from trainer.evaluation.tasks.results.results_log import StoredResult
 from trainer.evaluation.tasks.rows.data import Split, TaskData
 from trainer.evaluation.tasks.rows.data import load as load_data
+from trainer.inference.embedding import embed
+from trainer.inference.sequences import EncodedSequences
 from trainer.run import online_readings
 from trainer.run.fit_process import FitError, FitProcess, Fitted
 from trainer.run.online_readings import Due, Fits, ReadTasks, interval

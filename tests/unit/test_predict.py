@@ -14,7 +14,7 @@ from tests import kept
 from tests.registered import CANDIDATE, Registered, registered
 from trainer import load_task_model
 from trainer.evaluation.tasks.kept import predict_command
-from trainer.evaluation.tasks.readers.stream import SequenceChunk
+from trainer.inference.readers.stream import SequenceChunk
 from trainer.predict import main
 
 SEQUENCES = ["ACGTTGCATTAGC", "gattacagattaca", "NNACGTRYACGT", "A"]

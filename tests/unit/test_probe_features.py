@@ -10,8 +10,6 @@ from configs import ConfigError, validate
 from data_prep import alphabet
 from tests.examples.tiny_conv import TinyConv, TinyConvConfig
 from tests.registered import tiny_network
-from trainer.evaluation.embedding import embed
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import Probe
 from trainer.evaluation.tasks.fitting.linear import fit_probe
 from trainer.evaluation.tasks.fitting.probe_features import (
@@ -24,6 +22,8 @@ from trainer.evaluation.tasks.fitting.probe_features import (
 from trainer.evaluation.tasks.kinds.classification import Classification
 from trainer.evaluation.tasks.kinds.logistic import logistic_path
 from trainer.evaluation.tasks.rows.data import Split
+from trainer.inference.embedding import embed
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.chordmixer import ChordMixer, ChordMixerConfig
 from trainer.models.dilated_conv import DilatedConv, DilatedConvConfig, _norm
 from trainer.models.mixer_rotation import Rotation

@@ -1,4 +1,4 @@
-"""trainer.evaluation.tasks.readers: the same rows from every format; what is wrong with a file is one
+"""trainer.inference.readers: the same rows from every format; what is wrong with a file is one
 sentence that names the line, row or record."""
 
 import gzip
@@ -22,11 +22,11 @@ from tests.registered import write_task
 from tests.unit.test_reference import twobit
 from tests.unit.test_table import strike
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.readers import labels
-from trainer.evaluation.tasks.readers.formats import format_of
-from trainer.evaluation.tasks.readers.stream import SequenceChunk, read_sequences
 from trainer.evaluation.tasks.rows.data import load, read_files
 from trainer.evaluation.tasks.rows.table import Table
+from trainer.inference.readers import labels
+from trainer.inference.readers.formats import format_of
+from trainer.inference.readers.stream import SequenceChunk, read_sequences
 
 Rows = list[tuple[str, str]]
 ROWS = [("ACGTACGTAC", "a"), ("GGGTTTACGN", "b"), ("TTTTACG", "a"), ("CACACACAC", "b")]

@@ -10,7 +10,7 @@ import pytest
 import configs
 from tests.datasets import markov_sequence, write_dataset
 from tests.registered import CANDIDATE, Registered, registered, registry
-from trainer.evaluation import drawing
+from trainer.core import drawing
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
 from trainer.report import figures

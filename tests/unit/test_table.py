@@ -18,9 +18,9 @@ from cluster.storage import store
 from tests.s3 import S3
 from tests.unit.test_compression import PACKERS
 from trainer.evaluation.tasks.kinds.classification import Classification
-from trainer.evaluation.tasks.readers.rows import Wanted
 from trainer.evaluation.tasks.rows import table
 from trainer.evaluation.tasks.rows.table import LabelReader, Table
+from trainer.inference.readers.rows import Wanted
 
 ROWS = [("ACGTACGTAC", "a"), ("GGGTTTACGN", "b"), ("TTTTACGTCC", "a")]
 PLAIN = "sequence,label\n" + "".join(f"{letters},{label}\n" for letters, label in ROWS)

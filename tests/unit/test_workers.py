@@ -13,7 +13,7 @@ import pytest
 from cluster import __main__ as cluster
 from cluster.tasks.pool import Ended, Pool
 from tests.registered import CANDIDATE, NAME, Registered, own_database, register, registered
-from trainer.evaluation.registered_model import RegisteredModel, open_model
+from trainer.inference.registered_model import RegisteredModel, open_model
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.registry import Registry
 from trainer.tracking.shared_run import SharedRuns

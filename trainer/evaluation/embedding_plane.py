@@ -12,10 +12,10 @@ from sklearn.decomposition import PCA
 from data_prep import alphabet
 from trainer.data.dataset import Dataset
 from trainer.data.windows import choose_windows
-from trainer.evaluation.embedding import embed
-from trainer.evaluation.precision import best_device
-from trainer.evaluation.registered_model import open_model
-from trainer.evaluation.sequences import EncodedSequences
+from trainer.inference.embedding import embed
+from trainer.inference.precision import best_device
+from trainer.inference.registered_model import open_model
+from trainer.inference.sequences import EncodedSequences
 from trainer.tracking.registry import Registry
 
 _WINDOWS = 400  # at most

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.evaluation.embedding import embed
-from trainer.evaluation.precision import best_device
+from trainer.inference.embedding import embed
+from trainer.inference.precision import best_device
 from trainer.models import pretrained
 from trainer.models.network import Network
 from trainer.tracking.mlmodel import Pyfunc, write_mlmodel

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.evaluation import drawing
-from trainer.evaluation.drawing import COLOURS
+from trainer.core import drawing
+from trainer.core.drawing import COLOURS
 from trainer.evaluation.statistics import standard_error
 from trainer.evaluation.tasks import curve_names
 

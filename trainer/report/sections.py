@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from trainer.evaluation import drawing
+from trainer.core import drawing
 from trainer.evaluation.embedding_plane import embedding_plane
 from trainer.evaluation.tasks.results import results_picture
 from trainer.evaluation.tasks.results.results_table import results_tables

@@ -10,9 +10,9 @@ import torch
 
 import configs
 from cluster.process import host
-from trainer.evaluation.precision import computing_in
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.fitting.modes import Precisions
+from trainer.inference.precision import computing_in
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
 from trainer.run.config import TrainConfig

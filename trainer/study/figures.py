@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.evaluation import drawing
-from trainer.evaluation.drawing import COLOURS
+from trainer.core import drawing
+from trainer.core.drawing import COLOURS
 from trainer.evaluation.tasks.config import FLOORS
 from trainer.study.comparison import Comparison
 from trainer.study.config import FLOOR, SCRATCH

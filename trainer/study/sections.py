@@ -8,7 +8,7 @@ import yaml
 from matplotlib.figure import Figure
 
 import configs
-from trainer.evaluation import drawing
+from trainer.core import drawing
 from trainer.evaluation.tasks.config import ENCODER_MODES, FLOORS, SEEDLESS
 from trainer.report.page import Picture, Section
 from trainer.study import figures

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from trainer.evaluation.precision import best_device
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.modes import Precisions, compute_unit, prepare
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.evaluation.tasks.kinds.kind import Array
 from trainer.evaluation.tasks.results.results import Unit, UnitOutcome
 from trainer.evaluation.tasks.rows.data import Split, TaskData
+from trainer.inference.precision import best_device
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network
 
 

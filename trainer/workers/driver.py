@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from cluster.storage.store import TransientError
 from cluster.tasks.pool import Ended, Needs, Pool
 from trainer.core.console import say
-from trainer.evaluation.registered_model import open_model
 from trainer.evaluation.tasks.results.results import Result
+from trainer.inference.registered_model import open_model
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.registry import Registry
 from trainer.workers.claims import Owner, Standing

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trainer.core.console import say
-from trainer.evaluation.registered_model import RegisteredModel
 from trainer.evaluation.tasks.downstream import describe, experiment_of, units
 from trainer.evaluation.tasks.kept.kept_models import keep_best, store_model
 from trainer.evaluation.tasks.results.champion import settle_champion
@@ -22,6 +21,7 @@ from trainer.evaluation.tasks.results.results_log import (
     stored_results,
 )
 from trainer.evaluation.tasks.results.reuse import Content, KnownResults, as_result_of, content_of
+from trainer.inference.registered_model import RegisteredModel
 from trainer.tracking.registry import Registry
 from trainer.workers.claims import Claims, Owner, Standing
 from trainer.workers.plan import PlannedUnit, WorkTask, largest

@@ -6,9 +6,9 @@ The training imports this file and no reader of tables or genomes: those are the
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from trainer.evaluation.embedding import Strand
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.fitting.probe_features import ProbePooling
+from trainer.inference.embedding import Strand
+from trainer.inference.sequences import EncodedSequences
 
 READ, FIT = "read", "fit"  # what the process is asked for
 

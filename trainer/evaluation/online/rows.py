@@ -10,11 +10,11 @@ import configs
 from cluster.storage.store import StoreError
 from configs import ConfigError, redact
 from trainer.evaluation.online.messages import TaskRows
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.curve_names import plain
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.rows.data import Split, load, subsample
+from trainer.inference.sequences import EncodedSequences
 
 
 @dataclass(frozen=True)

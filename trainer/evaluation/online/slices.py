@@ -12,11 +12,11 @@ from torch import Tensor
 from cluster.process.heartbeat import heartbeat
 from trainer.core import collectives
 from trainer.core.collectives import Group
-from trainer.evaluation import batching
 from trainer.evaluation.online.messages import TaskRows
-from trainer.evaluation.precision import device_of
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
+from trainer.inference import batching
+from trainer.inference.precision import device_of
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network
 
 

@@ -8,13 +8,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from configs import Section, redact
 from configs.numbers import Positive
-from trainer.evaluation.embedding import Strand
-from trainer.evaluation.precision import Precision
 from trainer.evaluation.tasks.fitting.probe_features import ProbePooling
 from trainer.evaluation.tasks.fitting.recipe import Finetune, Grid, as_list
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.kinds.registry import DEFAULT_KIND, KINDS
-from trainer.evaluation.tasks.readers.formats import FORMATS, format_of
+from trainer.inference.embedding import Strand
+from trainer.inference.precision import Precision
+from trainer.inference.readers.formats import FORMATS, format_of
 from trainer.tracking import names
 
 Mode = Literal["kmer", "onehot", "probe", "finetune", "scratch"]

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 
 from trainer.core.console import say
-from trainer.evaluation.precision import best_device
-from trainer.evaluation.registered_model import RegisteredModel, open_model
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.fitting.modes import PreparedTask, compute_unit, prepare
 from trainer.evaluation.tasks.kept.kept_models import keep_best, refuse_name, store_model
@@ -28,6 +26,8 @@ from trainer.evaluation.tasks.results.results_log import (
 )
 from trainer.evaluation.tasks.results.reuse import KnownResults, as_result_of
 from trainer.evaluation.tasks.rows.data import TaskData, load
+from trainer.inference.precision import best_device
+from trainer.inference.registered_model import RegisteredModel, open_model
 from trainer.tracking.registry import Registry
 
 

@@ -7,11 +7,11 @@ import configs
 from cluster.process import paths
 from cluster.storage import store
 from configs import ConfigError
-from trainer.evaluation import embedding_table
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
 from trainer.evaluation.tasks.results.results import summarise
 from trainer.evaluation.tasks.results.results_table import as_text
+from trainer.inference import output_format
 from trainer.tracking.config import default_tracking_uri
 from trainer.tracking.registry import Registry
 
@@ -55,8 +55,8 @@ def refuse_json(uri: str | None) -> None:
     """ConfigError if the option --json names no file that JSON can be written to."""
     if uri is None:
         return
-    embedding_table.refuse_folder(uri, "rows.json")
-    if uri.lower().endswith(tuple(embedding_table.FORMATS)):
+    output_format.refuse_folder(uri, "rows.json")
+    if uri.lower().endswith(tuple(output_format.FORMATS)):
         raise ConfigError(
             f"--json {configs.redact(uri)} says another format; JSON is written, to a name that ends in .json"
         )

@@ -6,12 +6,12 @@ Shapes: N rows, F features.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainer.evaluation.precision import Resolved
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.linear import kmer_counts, onehot_letters
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.evaluation.tasks.rows.data import Split
+from trainer.inference.precision import Resolved
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network
 
 

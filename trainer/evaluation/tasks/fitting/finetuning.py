@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.evaluation import batching
-from trainer.evaluation.embedding import Strand, letters_of, mean_over_strands
-from trainer.evaluation.precision import Resolved, computing_in, device_of
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.fitting.optimisation import Optimiser
 from trainer.evaluation.tasks.fitting.recipe import Finetune, HeadConfig, PoolingName
 from trainer.evaluation.tasks.fitting.task_network import Head, TaskNetwork
 from trainer.evaluation.tasks.kinds.kind import Array, TaskKind
+from trainer.inference import batching
+from trainer.inference.embedding import Strand, letters_of, mean_over_strands
+from trainer.inference.precision import Resolved, computing_in, device_of
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 import configs
-from trainer.evaluation.precision import Resolved, device_of, resolve_precision
 from trainer.evaluation.tasks.config import ENCODER_MODES, TaskConfig
 from trainer.evaluation.tasks.fitting.features import Features
 from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
@@ -21,6 +20,7 @@ from trainer.evaluation.tasks.kept import task_card, task_model
 from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
 from trainer.evaluation.tasks.rows.data import Split, TaskData
+from trainer.inference.precision import Resolved, device_of, resolve_precision
 from trainer.models.network import Network
 from trainer.models.pretrained import fresh
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from configs import Section
-from trainer.evaluation.batching import PaddedBatch
-from trainer.evaluation.embedding import Strand, letters_of, mean_and_max, read_strands
-from trainer.evaluation.precision import Resolved, computing_in, device_of
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.fitting.pooling import bin_means
+from trainer.inference.batching import PaddedBatch
+from trainer.inference.embedding import Strand, letters_of, mean_and_max, read_strands
+from trainer.inference.precision import Resolved, computing_in, device_of
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.backbone import Backbone
 from trainer.models.network import Network
 

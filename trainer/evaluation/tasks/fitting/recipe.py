@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from configs import Section
 from configs.numbers import Above0, Fraction, Positive, Weight
-from trainer.evaluation.precision import Precision
+from trainer.inference.precision import Precision
 
 PoolingName = Literal["mean", "mean_max", "bins", "attention"]
 Norm = Literal["batch", "layer"]

@@ -6,11 +6,11 @@ Shapes: N rows, B of a batch, L letters, D hidden, F pooled features, K outputs.
 import torch
 from torch import Tensor, nn
 
-from trainer.evaluation.embedding import Strand, letters_of, mean_over_strands
-from trainer.evaluation.precision import Resolved, computing_in, device_of
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.fitting.pooling import POOLINGS
 from trainer.evaluation.tasks.fitting.recipe import HeadConfig
+from trainer.inference.embedding import Strand, letters_of, mean_over_strands
+from trainer.inference.precision import Resolved, computing_in, device_of
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network
 
 

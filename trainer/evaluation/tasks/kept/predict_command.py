@@ -9,12 +9,12 @@ from cluster.process import paths
 from cluster.storage import store
 from cluster.storage.uri import identity
 from configs import ConfigError, redact
-from trainer.evaluation import embedding_table, table_writer
-from trainer.evaluation.precision import Precision, Resolved, best_device, resolve_precision
 from trainer.evaluation.tasks.kept.registered_task import open_task_model
 from trainer.evaluation.tasks.kept.task_model import TaskModel
-from trainer.evaluation.tasks.readers.formats import format_of
-from trainer.evaluation.tasks.readers.stream import SequenceChunk, read_sequences
+from trainer.inference import output_format, table_writer
+from trainer.inference.precision import Precision, Resolved, best_device, resolve_precision
+from trainer.inference.readers.formats import format_of
+from trainer.inference.readers.stream import SequenceChunk, read_sequences
 
 _RENAMED = "input_"  # goes before the name of an input's column that a prediction has, too
 
@@ -90,7 +90,7 @@ def _check(request: PredictRequest) -> str:
     paths.refuse_lost(
         outputs={"--output": request.output}, inputs=[(key, uri) for key, uri in inputs.items() if uri]
     )
-    end = embedding_table.format_of(request.output, table_writer.FORMATS, example="predictions.parquet")
+    end = output_format.format_of(request.output, table_writer.FORMATS, example="predictions.parquet")
     if identity(request.output) == identity(request.input):
         raise ConfigError(f"--output {redact(request.output)} is the input; give another name")
     if format_of(request.input) == "bed" and not request.reference:

@@ -19,9 +19,6 @@ from torch import Tensor
 import configs
 from cluster.storage import store
 from configs import Section
-from trainer.evaluation.embedding import Strand
-from trainer.evaluation.precision import Resolved
-from trainer.evaluation.sequences import EncodedSequences
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.linear import ProbeHead, StandardisedLinear
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, probe_features
@@ -31,6 +28,9 @@ from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, TaskKind
 from trainer.evaluation.tasks.kinds.registry import KINDS
 from trainer.evaluation.tasks.results.results import Result
 from trainer.evaluation.tasks.rows.data import Split
+from trainer.inference.embedding import Strand
+from trainer.inference.precision import Resolved
+from trainer.inference.sequences import EncodedSequences
 from trainer.models import pretrained
 from trainer.models.network import Network
 

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from trainer.evaluation.encoder_pyfunc import EXAMPLE, INPUT
-from trainer.evaluation.precision import best_device
 from trainer.evaluation.tasks.kept import task_model
 from trainer.evaluation.tasks.kept.task_model import TaskModel
+from trainer.inference.precision import best_device
 from trainer.tracking.mlmodel import Pyfunc, write_mlmodel
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from trainer.evaluation.registered_model import RegisteredModel
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
 from trainer.evaluation.tasks.curve_names import downstream, read_online
 from trainer.evaluation.tasks.results.results_log import StoredResult, stored_results
+from trainer.inference.registered_model import RegisteredModel
 from trainer.tracking.registry import Registry
 from trainer.tracking.shared_run import SharedRuns
 

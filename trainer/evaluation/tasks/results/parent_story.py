@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.evaluation import drawing
+from trainer.core import drawing
 from trainer.evaluation.tasks.config import ENCODER_MODES
 from trainer.evaluation.tasks.kinds.registry import KINDS
 from trainer.evaluation.tasks.results.results import Result, summarise

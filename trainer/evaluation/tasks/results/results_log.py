@@ -17,11 +17,11 @@ from typing import Any
 
 import configs
 from trainer.core.console import say
-from trainer.evaluation.registered_model import RegisteredModel
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.kinds.registry import DEFAULT_KIND, KINDS
 from trainer.evaluation.tasks.results.child_story import one_line, run_name, task_inputs
 from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
+from trainer.inference.registered_model import RegisteredModel
 from trainer.tracking.mlflow_client import TrackError
 from trainer.tracking.mlflow_run import Run, RunSpec
 from trainer.tracking.provenance import NOTE, source_tags

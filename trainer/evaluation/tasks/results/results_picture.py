@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from trainer.evaluation import drawing
-from trainer.evaluation.drawing import COLOURS
+from trainer.core import drawing
+from trainer.core.drawing import COLOURS
 from trainer.evaluation.tasks.config import FLOORS, MODES
 from trainer.evaluation.tasks.kinds.registry import KINDS
 

@@ -15,9 +15,9 @@ import numpy as np
 from data_prep import alphabet
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.kinds.kind import Array, TaskKind
-from trainer.evaluation.tasks.readers.rows import Wanted
 from trainer.evaluation.tasks.rows import splits, table
 from trainer.evaluation.tasks.rows.table import LabelReader, Table
+from trainer.inference.readers.rows import Wanted
 
 
 @dataclass(frozen=True, eq=False)

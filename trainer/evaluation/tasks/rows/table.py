@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs import redact
-from trainer.evaluation.tasks.readers import labels
-from trainer.evaluation.tasks.readers.formats import FORMATS, format_of
-from trainer.evaluation.tasks.readers.letters import checked
-from trainer.evaluation.tasks.readers.rows import Wanted, short
+from trainer.inference.readers import labels
+from trainer.inference.readers.formats import FORMATS, format_of
+from trainer.inference.readers.letters import checked
+from trainer.inference.readers.rows import Wanted, short
 
 
 @dataclass(frozen=True)

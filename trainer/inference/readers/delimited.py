@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs import redact
-from trainer.evaluation.tasks.readers import rows
-from trainer.evaluation.tasks.readers.rows import Batch, Gather, Wanted, short
-from trainer.evaluation.tasks.readers.text import Line, lines
+from trainer.inference.readers import rows
+from trainer.inference.readers.rows import Batch, Gather, Wanted, short
+from trainer.inference.readers.text import Line, lines
 
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 

@@ -11,8 +11,8 @@ from pyarrow import types
 
 from cluster.storage import store
 from configs import redact
-from trainer.evaluation.tasks.readers import rows
-from trainer.evaluation.tasks.readers.rows import BATCH_ROWS, Batch, Wanted
+from trainer.inference.readers import rows
+from trainer.inference.readers.rows import BATCH_ROWS, Batch, Wanted
 
 
 def read(uri: str, wanted: Wanted) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from configs import redact
 from data_prep.sources import fasta
-from trainer.evaluation.tasks.readers.rows import Batch, Gather, Wanted, short
+from trainer.inference.readers.rows import Batch, Gather, Wanted, short
 
 Labels = Callable[[str], tuple[str, ...] | None]  # of a header; None: they are not there
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from cluster.storage import store
 from configs import redact
-from trainer.evaluation.tasks.readers import bed, delimited, fasta, parquet
-from trainer.evaluation.tasks.readers.rows import Batch, Wanted
+from trainer.inference.readers import bed, delimited, fasta, parquet
+from trainer.inference.readers.rows import Batch, Wanted
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data_prep import alphabet
-from trainer.evaluation.sequences import EncodedSequences
+from trainer.inference.sequences import EncodedSequences
 
 BATCH_BP = 8192  # letters of a batch: enough to fill two cores, small enough to stay near the cache
 

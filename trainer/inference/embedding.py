@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.evaluation import batching
-from trainer.evaluation.batching import PaddedBatch
-from trainer.evaluation.precision import Resolved, computing_in, device_of
-from trainer.evaluation.sequences import EncodedSequences
+from trainer.inference import batching
+from trainer.inference.batching import PaddedBatch
+from trainer.inference.precision import Resolved, computing_in, device_of
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network, mean_pool
 
 Strand = Literal["both", "given"]  # what is read of a sequence: the mean of its two strands, or itself alone

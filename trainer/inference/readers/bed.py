@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from configs import redact
 from data_prep.sources import reference
-from trainer.evaluation.tasks.readers import rows
-from trainer.evaluation.tasks.readers.rows import Batch, Gather, Wanted, short
-from trainer.evaluation.tasks.readers.text import lines
+from trainer.inference.readers import rows
+from trainer.inference.readers.rows import Batch, Gather, Wanted, short
+from trainer.inference.readers.text import lines
 
 _BED = ("chrom", "start", "end", "label", "score", "strand")
 _STARTS = {"start", "chromstart", "chrom_start"}

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs import redact
-from trainer.evaluation.tasks.readers.formats import FORMATS, format_of
-from trainer.evaluation.tasks.readers.letters import checked
-from trainer.evaluation.tasks.readers.rows import Wanted
+from trainer.inference.readers.formats import FORMATS, format_of
+from trainer.inference.readers.letters import checked
+from trainer.inference.readers.rows import Wanted
 
 
 @dataclass(frozen=True)

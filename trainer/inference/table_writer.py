@@ -9,9 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.evaluation import embedding_table
+from trainer.inference import output_format
 
-FORMATS = {end: name for end, name in embedding_table.FORMATS.items() if end != ".npy"}
+FORMATS = {end: name for end, name in output_format.FORMATS.items() if end != ".npy"}
 
 
 class TableWriter(Protocol):

@@ -14,11 +14,11 @@ from cluster.storage import store
 from configs import ConfigError
 from data_prep import alphabet
 from data_prep.sources import fasta
-from trainer.evaluation import embedding_table
-from trainer.evaluation.embedding import embed
-from trainer.evaluation.precision import best_device
-from trainer.evaluation.registered_model import RegisteredModel, open_model
-from trainer.evaluation.sequences import EncodedSequences
+from trainer.inference import output_format
+from trainer.inference.embedding import embed
+from trainer.inference.precision import best_device
+from trainer.inference.registered_model import RegisteredModel, open_model
+from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network
 from trainer.tracking.registry import Registry
 
@@ -51,10 +51,10 @@ def embed_file(request: EmbedRequest) -> list[str]:
     length = request.length or _pretraining_length(registry, model)
     table = embed_fasta(model.network.to(best_device()), request.input, length=length)
     with store.publish(request.output) as file:
-        embedding_table.write(table, file, end=table_format)
+        output_format.write(table, file, end=table_format)
     sentences = [
         f"{request.output}: {len(table):,} sequences, {table['length'].sum():,} bp, {table.shape[1] - 2} "
-        f"numbers each ({embedding_table.FORMATS[table_format]}; {model.name} version {model.version}, "
+        f"numbers each ({output_format.FORMATS[table_format]}; {model.name} version {model.version}, "
         f"windows of {length} bp)"
     ]
     if ambiguous:
@@ -65,9 +65,9 @@ def embed_file(request: EmbedRequest) -> list[str]:
 
 
 def _check(request: EmbedRequest) -> str:
-    """The format of the output, a key of embedding_table.FORMATS. ConfigError where an option is wrong."""
+    """The format of the output, a key of output_format.FORMATS. ConfigError where an option is wrong."""
     paths.refuse_lost(outputs={"--output": request.output}, inputs=[("--input", request.input)])
-    table_format = embedding_table.format_of(request.output)
+    table_format = output_format.format_of(request.output)
     if request.length is not None and request.length < 1:
         raise ConfigError(f"--length {request.length} must be at least 1")
     store.refuse_pipe(request.input)

@@ -1,0 +1,1 @@
+"""The command ``python -m trainer.embed``: sequences, regions and genomes as vectors."""

@@ -15,6 +15,7 @@ from tests import kept
 from tests.registered import NAME, Registered, registered
 from trainer import load_model, load_task_model
 from trainer.evaluation.tasks.fitting import modes
+from trainer.evaluation.tasks.fitting.prepared import prepare
 from trainer.evaluation.tasks.kept import task_model, task_pyfunc
 from trainer.evaluation.tasks.kept.task_model import TaskModel
 from trainer.evaluation.tasks.results.results import Unit
@@ -98,7 +99,7 @@ def test_every_head_and_strand_is_kept(
     section = getattr(task, mode).model_copy(update={"pooling": (pooling,)})
     task = task.model_copy(update={mode: section})
     base = kept.prepared(where)
-    prepared = modes.prepare(
+    prepared = prepare(
         base.network, base.export_config, task=task, data=base.data, device=torch.device("cpu")
     )
     outcome = modes.compute_unit(prepared, Unit(NAME, "1", task.name, mode, 0))

@@ -232,7 +232,7 @@ def test_a_file_without_a_variant_that_can_be_scored_is_refused(bench: Bench) ->
 
 def test_they_are_not_read_during_pretraining(bench: Bench) -> None:
     path = bench.write([0, 1] * 120)
-    with pytest.raises(configs.ConfigError, match="task.yaml is of kind variants, which is not read"):
+    with pytest.raises(configs.ConfigError, match="is of kind variants, which is not read"):
         read_tasks([str(path)], most=100)
 
 

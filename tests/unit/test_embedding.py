@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.process.command import exit_code
 from data_prep import alphabet
@@ -11,6 +13,10 @@ from trainer.inference import batching
 from trainer.inference.embedding import embed, mean_over_strands
 from trainer.inference.precision import resolve_precision
 from trainer.inference.sequences import EncodedSequences
+from trainer.models.chordmixer import ChordMixerConfig
+from trainer.models.config import build_backbone
+from trainer.models.dilated_conv import DilatedConvConfig
+from trainer.models.network import Network
 
 CPU = torch.device("cpu")
 
@@ -20,12 +26,45 @@ def sequences(lengths: list[int]) -> list[alphabet.Codes]:
     return [rng.integers(0, 4, n).astype(np.uint8) for n in lengths]
 
 
-def test_neither_padding_nor_the_other_rows_change_a_vector() -> None:
-    network, codes = tiny_network(), sequences([40, 7, 25, 40, 1])
-    together = embed(network, EncodedSequences.from_codes(codes))
-    for i, row in enumerate(codes):
-        for ours, alone in zip(together, embed(network, EncodedSequences.from_codes([row])), strict=True):
-            torch.testing.assert_close(ours[i], alone[0], atol=1e-5, rtol=1e-5)
+BACKBONES = {
+    "findna": ChordMixerConfig(num_layers=6, num_groups=6, group_channels=12, intermediate_size=96),
+    "findna with norms": ChordMixerConfig(
+        num_layers=3, num_groups=5, group_channels=8, intermediate_size=64, norm="layer"
+    ),
+    "dilated-conv": DilatedConvConfig(hidden_size=24),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_no_bit_of_a_vector_depends_on_what_is_read_beside_it(name: str) -> None:
+    torch.manual_seed(0)
+    network = Network(build_backbone(BACKBONES[name]), heads={}).eval()
+    lengths = np.random.default_rng(1).integers(1, 1500, 60).tolist()
+    codes = sequences([*lengths, *[101] * 40, 2048, 1024, 1025])
+    together = torch.cat(embed(network, EncodedSequences.from_codes(codes)), 1)
+    order_N = torch.randperm(len(codes), generator=torch.Generator().manual_seed(2))
+    shuffled = torch.cat(embed(network, EncodedSequences.from_codes([codes[i] for i in order_N])), 1)
+    torch.testing.assert_close(shuffled, together[order_N], rtol=0, atol=0)
+    for i in (0, 17, 60, 75, 99, 100, 101, 102):
+        alone = torch.cat(embed(network, EncodedSequences.from_codes([codes[i]])), 1)
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=0)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=80), st.sampled_from(["cpu", "cuda"]))
+@settings(deadline=None)
+def test_tiles_hold_every_row_once_and_their_shape_is_that_of_each_row(lengths: list[int], kind: str) -> None:
+    device, rows = torch.device(kind), EncodedSequences.from_codes(sequences(lengths))
+    tiles = [tile.tolist() for tile in batching.tiles(rows.length_N, device=device)]
+    assert sorted(i for tile in tiles for i in tile) == list(range(len(lengths)))
+    for tile in tiles:
+        shapes = {batching.tile_shape(lengths[i], device=device) for i in tile}
+        assert len(shapes) == 1
+        ((height, width),) = shapes
+        assert len(tile) <= height and max(lengths[i] for i in tile) <= width
+        assert height == 1 or height * width <= batching.TILE_BP[kind] < (height + 1) * width
+        if kind == "cpu":
+            batch = batching.padded_tile(rows, torch.tensor(tile), device=device)
+            assert batch.codes_BL.shape == (height, width) and len(batch.length_B) == height
 
 
 def test_vectors_are_the_naive_ones_and_the_same_for_either_strand() -> None:

@@ -1,4 +1,8 @@
-"""Batches of sequences of different lengths with little padding.
+"""Batches of sequences of different lengths with little padding, and tiles, whose shape no batch changes.
+
+How many rows and columns a matrix product has decides in which order its sums are added, and so their last
+bits. In a tile the shape follows from the length of each of its sequences alone. So a sequence has the same
+bits in any tile, whatever is read beside it.
 
 Shapes: N sequences, B of a batch, L letters of its longest.
 """
@@ -15,6 +19,8 @@ from data_prep import alphabet
 from trainer.inference.sequences import EncodedSequences
 
 BATCH_BP = 8192  # letters of a batch: enough to fill two cores, small enough to stay near the cache
+TILE_BP = {"cpu": 2048, "cuda": 1 << 17}  # letters of a tile: what keeps the device busy
+_STEP = 16  # short sequences are padded to a multiple of it, so that few tiles are not full
 
 
 class PaddedBatch(NamedTuple):
@@ -50,6 +56,45 @@ def batches_by_length(length_N: Tensor) -> Iterator[Tensor]:
             end += 1
         yield order_N[start:end]
         start = end
+
+
+def tiles(length_N: Tensor, *, device: torch.device) -> Iterator[Tensor]:
+    """Indices of the sequences of each tile, for ``padded_tile``; each is in one of them."""
+    shapes = [tile_shape(length, device=device) for length in length_N.tolist()]
+    columns_N = torch.tensor([columns for _, columns in shapes])
+    order_N = torch.argsort(columns_N, stable=True)
+    start = 0
+    while start < len(order_N):
+        rows, columns = shapes[order_N[start]]
+        end = start + int((columns_N[order_N[start : start + rows]] == columns).sum())
+        yield order_N[start:end]
+        start = end
+
+
+def tile_shape(length: int, *, device: torch.device) -> tuple[int, int]:
+    """Rows and columns of the tile that a sequence of so many letters goes into; nothing else decides."""
+    tile_bp = TILE_BP[device.type]
+    if 2 * length > tile_bp:
+        return 1, length
+    columns = -(-length // _STEP) * _STEP
+    return tile_bp // columns, columns
+
+
+def padded_tile(
+    sequences: EncodedSequences, index_B: Tensor, *, strand: int = 0, device: torch.device
+) -> PaddedBatch:
+    """The sequences ``index_B`` of one tile, each on ``strand``. Rows behind them are copies of the first.
+
+    ``length_B`` is always given, also where all are equally long.
+    """
+    rows, columns = tile_shape(int(sequences.length_N[index_B[0]]), device=device)
+    filled_B = torch.cat([index_B, index_B[:1].expand(rows - len(index_B))])
+    codes_BL = np.full((rows, columns), alphabet.PAD, np.uint8)
+    for row, number in enumerate(index_B.tolist()):
+        codes = sequences.codes(number)
+        codes_BL[row, : len(codes)] = alphabet.reverse_complement(codes) if strand else codes
+    codes_BL[len(index_B) :] = codes_BL[0]
+    return PaddedBatch(torch.from_numpy(codes_BL).to(device), sequences.length_N[filled_B].to(device))
 
 
 def parts_of_similar_length(length_B: Tensor) -> list[Tensor]:

@@ -89,15 +89,18 @@ def read_strands(
     device: torch.device,
     strand: Strand = "both",
 ) -> Tensor:
-    """fp32 [N, …] on CPU: ``function`` of a batch of sequences on the given strand and, if both are read, the
-    same on the reverse one."""
+    """fp32 [N, …] on CPU: ``function`` of a tile of sequences on the given strand and, if both are read, the
+    same on the reverse one.
+
+    On a CPU each sequence has the same bits whatever is read beside it, if ``function`` treats rows alike.
+    """
     strands = (0, 1) if strand == "both" else (0,)
     result: Tensor | None = None
-    for index_B in batching.batches_by_length(sequences.length_N):
+    for index_B in batching.tiles(sequences.length_N, device=device):
         with batching.explain_out_of_memory(sequences.length_N[index_B]):
             read = function(
-                [batching.padded_batch(sequences, index_B, strand_B=each, device=device) for each in strands]
-            ).cpu()
+                [batching.padded_tile(sequences, index_B, strand=each, device=device) for each in strands]
+            )[: len(index_B)].cpu()
         if result is None:
             result = read.new_empty(len(sequences), *read.shape[1:])
         result[index_B] = read

@@ -54,8 +54,8 @@ class _Genome:
             )
         if end > (bp := contigs[contig]):
             raise ValueError(
-                f"{where}: [{start}, {end}) reaches beyond the end of contig {contig}, which has {bp:,} bp in "
-                f"{source}; is it another assembly?"
+                f"{where}: [{start}, {end}) reaches beyond the end of contig {contig}, which has {bp:,} bp "
+                f"in {source}; is it another assembly?"
             )
         return reference.fetch(handle, contig, start, end)
 

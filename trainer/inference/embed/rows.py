@@ -1,7 +1,7 @@
 """What is computed of a chunk as rows, and the rows of all chunks as those of the result.
 
-A row is of a record, a window or a letter. A record that lies in several pieces has a row of sums of each,
-which are added up in order. In the file of a part the first columns are ours, by their places, and the input's
+A row is of a record, a window or a letter. A record that lies in several pieces has a row of sums of each;
+these are added up in order. In the file of a part the first columns are ours, by their places; the input's
 follow.
 
 Shapes: N windows, Q pieces of records, R rows, S strands, V numbers of a vector of one strand.
@@ -105,7 +105,7 @@ def finished(parts: Iterable[Rows], reading: Reading, each: Each) -> Iterator[Ro
         return
     last: Rows | None = None  # the record that may go on
     for part in parts:
-        whole = _together(part if last is None else _joined(last, part), reading)
+        whole = _together(part if last is None else _joined([last, part]), reading)
         last = _cut(whole, len(whole) - 1, len(whole))
         if len(whole) > 1:
             yield _completed(_cut(whole, 0, len(whole) - 1), reading)
@@ -146,13 +146,27 @@ def _completed(rows: Rows, reading: Reading) -> Rows:
     return Rows(rows.record_R, rows.places, over_strands(vectors_RSV, reading.strands), rows.others)
 
 
-def _joined(first: Rows, second: Rows) -> Rows:
-    places = {name: np.append(first.places[name], second.places[name]) for name in first.places}
+def regrouped(parts: Iterable[Rows], rows: int) -> Iterator[Rows]:
+    """The same rows, so many at a time; at the end there may be fewer."""
+    waiting: list[Rows] = []
+    for part in parts:
+        waiting.append(part)
+        while sum(map(len, waiting)) >= rows:
+            together = _joined(waiting)
+            yield _cut(together, 0, rows)
+            waiting = [_cut(together, rows, len(together))]
+    if waiting and (rest := _joined(waiting)):
+        yield rest
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
     return Rows(
-        np.append(first.record_R, second.record_R),
-        places,
-        np.concatenate([first.vectors_RV, second.vectors_RV]),
-        pa.concat_tables([first.others, second.others]),
+        np.concatenate([part.record_R for part in parts]),
+        {name: np.concatenate([part.places[name] for part in parts]) for name in parts[0].places},
+        np.concatenate([part.vectors_RV for part in parts]),
+        pa.concat_tables([part.others for part in parts]),
     )
 
 

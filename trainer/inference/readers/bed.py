@@ -97,7 +97,7 @@ def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
                 yield gather.take()
     if not number:
         raise ValueError(f"{file} has no intervals: its lines are chrom, start, end, label")
-    if renamed := genome.names.sentence(file):
+    if not wanted.quiet and (renamed := genome.names.sentence(file)):
         say(renamed)
     yield gather.take(cut=not ended)
 

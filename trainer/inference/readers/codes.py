@@ -55,9 +55,9 @@ def kind_of(uri: str) -> str:
 
 
 def read_codes(
-    uri: str, *, sequence_column: str = "sequence", reference: str | None = None
+    uri: str, *, sequence_column: str = "sequence", reference: str | None = None, quiet: bool = False
 ) -> Iterator[CodedRows]:
-    """The rows of the file at ``uri``, at least one.
+    """The rows of the file at ``uri``, at least one. ``quiet``: what a user should know was said before.
 
     Raises:
         StoreError: it cannot be read.
@@ -67,12 +67,12 @@ def read_codes(
     if kind == "fasta":
         return _batches(fasta.records(uri))
     if kind == "twobit":
-        return _batches(_contigs(uri))
-    return _rows(uri, sequence_column, reference)
+        return _batches(_contigs(uri, quiet))
+    return _rows(uri, sequence_column, reference, quiet)
 
 
-def _rows(uri: str, sequence_column: str, reference: str | None) -> Iterator[CodedRows]:
-    for chunk in read_sequences(uri, sequence_column=sequence_column, reference=reference):
+def _rows(uri: str, sequence_column: str, reference: str | None, quiet: bool) -> Iterator[CodedRows]:
+    for chunk in read_sequences(uri, sequence_column=sequence_column, reference=reference, quiet=quiet):
         codes = [alphabet.encode(letters.encode())[0] for letters in chunk.letters]
         yield CodedRows(codes, chunk.others, chunk.ambiguous, chunk.cut)
 
@@ -94,10 +94,10 @@ def _batches(records: Iterator[fasta.Record]) -> Iterator[CodedRows]:
         yield CodedRows(codes, pa.table({"name": pa.array(names, pa.string())}), ambiguous)
 
 
-def _contigs(uri: str) -> Iterator[fasta.Record]:
+def _contigs(uri: str, quiet: bool) -> Iterator[fasta.Record]:
     """The contigs of the .2bit at ``uri``."""
     located, file = genomes.locate(uri), redact(uri)
-    if located.empty_records:
+    if located.empty_records and not quiet:
         say(f"{file}: {located.empty_records:,} of its sequences have no letters and are left out")
     for name, bp in located.contigs.items():
         codes, ambiguous = bytearray(), 0

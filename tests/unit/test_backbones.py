@@ -60,6 +60,24 @@ def test_hidden_states_have_the_sizes_that_the_backbone_says(name: str) -> None:
     assert backbone.positions(30) in (30, 30 + backbone.summaries)
 
 
+def test_it_stops_after_a_layer(name: str) -> None:
+    """Layers behind are not computed; all of them are what there is without the argument."""
+    backbone = small(name).eval()
+    layers = backbone.layers if name == "findna" else backbone.blocks
+    assert backbone.layer_count == len(layers) == 3
+    called: list[int] = []
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, number=number: called.append(number))
+    codes_BL, length_B = letters(2, 30), torch.tensor([30, 17])
+    whole = backbone(codes_BL, length_B=length_B)
+    for layer in range(4):
+        called.clear()
+        hidden = backbone(codes_BL, length_B=length_B, layer=layer)
+        assert called == list(range(layer))
+        same = [torch.equal(a, b) for a, b in zip(hidden, whole, strict=True)]
+        assert same == [layer == 3] * 2
+
+
 @pytest.mark.parametrize("code", range(alphabet.SIZE))
 def test_nothing_changes_with_padding_or_with_the_batch(name: str, code: int) -> None:
     """Whatever letter stands in the padding, also with noise on it."""

@@ -79,6 +79,10 @@ class ChordMixer(Backbone):
             for _ in range(config.num_layers)
         )
 
+    @property
+    def layer_count(self) -> int:
+        return len(self.layers)
+
     def positions(self, length: int) -> int:
         return self.summaries + length
 
@@ -117,7 +121,12 @@ class ChordMixer(Backbone):
         return None
 
     def forward(
-        self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
+        self,
+        codes_BL: Tensor,
+        *,
+        length_B: Tensor | None = None,
+        noise_BLC: Tensor | None = None,
+        layer: int | None = None,
     ) -> Hidden:
         rows, length = codes_BL.shape
         summary_BP = codes_BL.new_full((rows, self.summaries), alphabet.CLS)
@@ -134,12 +143,14 @@ class ChordMixer(Backbone):
             circle_B=None if length_B is None else length_B + self.summaries,
         )
         fused = self._is_fused(x_BTX)
-        for layer in self.layers:
-            assert isinstance(layer, MixerLayer)
+        for number, mixer in enumerate(self.layers):
+            if number == layer:
+                break
+            assert isinstance(mixer, MixerLayer)
             if fused:
-                x_BTX = self.run(partial(layer.fused, rotation=rotation), x_BTX)
+                x_BTX = self.run(partial(mixer.fused, rotation=rotation), x_BTX)
             else:
-                x_BTX = x_BTX + rotation(self.run(layer, x_BTX))
+                x_BTX = x_BTX + rotation(self.run(mixer, x_BTX))
         return Hidden(*x_BTX[..., : self.hidden_size].split([self.summaries, length], dim=1))
 
     def _is_fused(self, x_BTX: Tensor) -> bool:

@@ -46,8 +46,9 @@ class DnaPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """As torch does."""
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if reset:
+            reset()
 
 
 class DnaModel(DnaPreTrainedModel):

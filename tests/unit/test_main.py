@@ -15,6 +15,7 @@ import torch
 
 from tests import commands
 from tests.datasets import markov_sequence, write_dataset
+from tests.exports import files_of
 from trainer.data.dataset import Dataset
 from trainer.main import main
 from trainer.models import pretrained
@@ -123,7 +124,7 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
     assert run.data.params["train.steps"] == "8"
 
     exported = tmp_path / "run"
-    for name in pretrained.FILES:
+    for name in files_of("dilated-conv"):
         got = registry.download(version, tmp_path / "got") / name
         assert got.read_bytes() == (exported / name).read_bytes()
     assert not (exported / "exports" / "step-00000008").exists()  # MLflow has it

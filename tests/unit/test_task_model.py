@@ -130,6 +130,7 @@ def test_the_folder_is_an_encoder_too(where: Registered, tmp_path: Path) -> None
     outcome = kept.outcome(where, "classification", "finetune")
     folder = kept.written(tmp_path / "model", outcome.model)
     assert outcome.model.keys() == {*pretrained.FILES, task_model.HEAD, task_model.TASK}
+    assert "auto_map" not in pretrained.read_config(folder), "transformers would not read its head"
     network, model = load_model(folder), task_model.load(folder)
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, model.reader.network.state_dict()[name], rtol=0, atol=0)

@@ -1,5 +1,5 @@
 """A network as four small files: model.safetensors, heads.safetensors, config.json, README.md; and back,
-strictly."""
+strictly. Beside them lie those with which transformers opens it (portable_files.py)."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cluster.storage import store
 from data_prep import alphabet
+from trainer.models import portable_files
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
 from trainer.models.registry import MODELS
@@ -37,7 +38,7 @@ class Exported:
 
 
 def write(uri: str, network: Network, tensors: Mapping[str, Tensor], *, card: str) -> Exported:
-    """Write the four files below ``uri``; the bytes of model.safetensors depend on the weights alone."""
+    """Write an export below ``uri``; the bytes of model.safetensors depend on the weights alone."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     ordered = ((name, tensors[name]) for name in in_order(tensors))
     return write_stream(uri, network, shapes, ordered, card=card)
@@ -59,8 +60,10 @@ def write_stream(
 ) -> Exported:
     """``write`` with one tensor in memory at a time: ``tensors`` come ``in_order`` and are written as they
     come. ``network`` is asked for its sizes only."""
-    store.write_bytes(store.join(uri, CONFIG), _config_bytes(network))
-    store.write_bytes(store.join(uri, CARD), card.encode())
+    portable = network.backbone.portable
+    texts = {CONFIG: _config_bytes(network, shared=True), CARD: card.encode()}
+    for name, content in (texts | (portable.files() if portable else {})).items():
+        store.write_bytes(store.join(uri, name), content)
     coming = iter(tensors)
     digest = ""
     for file_name, in_heads in ((HEADS, True), (WEIGHTS, False)):
@@ -71,7 +74,10 @@ def write_stream(
 
 
 def copy(source: str, target: str) -> None:
-    """The four files of the export at ``source`` below ``target``, each as a whole, the weights last."""
+    """The files of the export at ``source`` below ``target``, each as a whole, the weights last."""
+    config = json.loads(store.read_bytes(store.join(source, CONFIG)))
+    for name, content in portable_files.beside(source, config).items():
+        store.write_bytes(store.join(target, name), content)
     for name in FILES:
         with store.publish(store.join(target, name)) as file:
             for piece in store.chunks(store.join(source, name)):
@@ -112,12 +118,15 @@ def _write_safetensors(
 
 
 def files(network: Network, tensors: Mapping[str, Tensor], *, card: str) -> dict[str, bytes]:
-    """The content of the four files by name, as ``write`` writes them."""
+    """The content of the four files by name, as ``write`` writes them, but with nothing for transformers.
+
+    For fine-tuned models, whose heads it would not read.
+    """
     heads, weights = (
         packed({name: tensor for name, tensor in tensors.items() if _is_head(name) == in_heads})
         for in_heads in (True, False)
     )
-    return {CONFIG: _config_bytes(network), CARD: card.encode(), HEADS: heads, WEIGHTS: weights}
+    return {CONFIG: _config_bytes(network, shared=False), CARD: card.encode(), HEADS: heads, WEIGHTS: weights}
 
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
@@ -184,8 +193,13 @@ def parameter_count(module: nn.Module) -> int:
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
-def _config_bytes(network: Network) -> bytes:
-    return json.dumps(_hf_config(network), indent=2, sort_keys=True).encode() + b"\n"
+def _config_bytes(network: Network, *, shared: bool) -> bytes:
+    """config.json; ``shared``: with what transformers needs, where the backbone has it."""
+    backbone = network.backbone
+    config = _hf_config(network)
+    if shared and backbone.portable:
+        config |= backbone.portable.config()
+    return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _hf_config(network: Network) -> dict[str, Any]:
@@ -197,7 +211,7 @@ def _hf_config(network: Network) -> dict[str, Any]:
         "torch_dtype": "float32",
         "vocab_size": alphabet.SIZE,
         "vocab": ["A", "C", "G", "T", "N", "MASK", "CLS", "PAD"],
-        "num_labels": alphabet.BASES,
+        "pad_token_id": alphabet.PAD,
         "wiring_sha256": backbone.wiring_sha256(),
         **backbone.export_config(),
     }

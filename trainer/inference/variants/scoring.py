@@ -90,5 +90,5 @@ def score(network: Network, genome: Genome, variants: Sequence[Variant], scoring
         squares_ND = difference.astype(np.float64) ** 2
         scores["embedding_distance"] = spread(np.sqrt(squares_ND.sum(1)))
         scores["max_local_change"] = spread(changed.largest_N.numpy() if changed else none)
-    status = [OK if isinstance(each, Placed) else each for each in found]
+    status = [OK if isinstance(each, Placed) else each.status for each in found]
     return Scored(status, {name: scores[name] for name in scoring.scores}, difference_ND)

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m trainer.variants", description="Score variants, or all substitutions of regions."
     )
     add = parser.add_argument
-    add("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/VERSION")
+    add("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of an export")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--vcf", help="variants, any URI: VCF, plain or compressed, or BCF; no index needed")
     given.add_argument("--bed", help="regions, any URI, all of whose substitutions are scored")

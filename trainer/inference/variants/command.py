@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
-import torch
 
 from cluster.process import paths
 from cluster.process.progress import Progress, say
@@ -17,20 +16,19 @@ from cluster.storage.uri import identity
 from configs import ConfigError, redact
 from data_prep.sources import reference
 from trainer.inference import output_format, table_writer
+from trainer.inference.embed.model import OpenedModel, open_model
 from trainer.inference.parts import Parts, in_parts
-from trainer.inference.precision import Precision, best_device, device_of, resolve_precision
-from trainer.inference.registered_model import RegisteredModel, open_model
+from trainer.inference.precision import Precision, best_device, resolve_precision
 from trainer.inference.variants import vcf_writer
 from trainer.inference.variants.forward import Strands
 from trainer.inference.variants.genome import Genome
 from trainer.inference.variants.outcome import Outcome, brief
 from trainer.inference.variants.picture import Collector
-from trainer.inference.variants.scoring import DEFAULT_LENGTH, SCORES, Score, Scoring, score
+from trainer.inference.variants.scoring import SCORES, Score, Scoring, score
 from trainer.inference.variants.sources import Chunk, Saturation, VcfSource
 from trainer.inference.variants.vcf import Vcf
 from trainer.inference.variants.windows import MISFITS, Unscored, place
 from trainer.models.network import Network
-from trainer.tracking.registry import Registry
 
 _METHOD = 1  # to be raised when the same options give other numbers
 FORMATS = {**table_writer.FORMATS, **vcf_writer.FORMATS}
@@ -62,24 +60,22 @@ def score_file(request: VariantsRequest) -> list[str]:
     is left then; what was computed is kept for the same command.
     """
     end, scores = _check(request)
-    registry = Registry(request.track_uri)
-    registry.version(request.model)  # before anything is read
+    model = open_model(request.model, track_uri=request.track_uri)
     with Progress() as progress:
         located = reference.locate(request.reference, on_progress=progress)
     genome = Genome.of(located)
     source = _source(request, genome)
-    model = open_model(registry, request.model)
-    network, device = model.network.to(best_device()), best_device()
-    length = request.length or _pretraining_length(registry, model)
+    device = best_device()
+    network, length = model.network.to(device), request.length or model.length
     scoring = Scoring(length, scores, request.strands, resolve_precision(request.precision, device))
-    about = f"{model.name} version {model.version}, windows of {length:,} letters"
+    about = f"{model.title}, windows of {length:,} letters"
     fields = vcf_writer.Fields(request.prefix, about)
     if isinstance(source, VcfSource):
         if end in vcf_writer.FORMATS:
             fields.refuse_present(source.vcf)
         if request.strict:
             _refuse_misfits(source.vcf, genome, length)
-    parts = Parts(request.output, key=_key(network, source, located.handle.sha256, scoring))
+    parts = Parts(request.output, key=_key(model, source, located.handle.sha256, scoring))
     if parts.found:
         say(f"{parts.found} parts of an earlier command are there, and are not computed again")
     tables = _computed(network, genome, source, scoring, parts)
@@ -193,22 +189,12 @@ def _refuse_misfits(vcf: Vcf, genome: Genome, length: int) -> None:
                 )
 
 
-def _pretraining_length(registry: Registry, model: RegisteredModel) -> int:
-    if model.run_id is None:
-        return DEFAULT_LENGTH
-    return int(registry.run(model.run_id).data.params.get("data.length", DEFAULT_LENGTH))
-
-
-def _key(network: Network, source: VcfSource | Saturation, genome_sha256: str, scoring: Scoring) -> str:
+def _key(model: OpenedModel, source: VcfSource | Saturation, genome_sha256: str, scoring: Scoring) -> str:
     """A digest of all that decides the table."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        weights.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     decides = [
         _METHOD,
-        weights.hexdigest(),
-        network.backbone.wiring(),
-        str(device_of(network).type),
+        model.sha256,
+        best_device().type,
         source.column,
         source.sha256,
         genome_sha256,

@@ -18,12 +18,12 @@ from configs import redact
 from data_prep.sources import compression
 from trainer.inference.readers.rows import short
 from trainer.inference.readers.text import Line, lines
+from trainer.inference.variants import bgzip
 from trainer.inference.variants.alleles import Variant
 
 COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
 _INFO = COLUMNS.index("INFO")
 _BCF = b"BCF\2"
-_BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 class Record(NamedTuple):
@@ -159,11 +159,10 @@ class Vcf:
     def _refuse_cut(self) -> None:
         """ValueError for a bgzip without its last block: it may be cut between two blocks."""
         with store.open_read(self.uri) as file:
-            start = file.read(18)
-            if start[:4] == _BGZIP_END[:4] and start[12:14] == b"BC":
+            if bgzip.is_bgzip(file.read(14)):
                 file.seek(0, 2)
-                file.seek(max(0, file.tell() - len(_BGZIP_END)))
-                if file.read() != _BGZIP_END:
+                file.seek(max(0, file.tell() - len(bgzip.END)))
+                if file.read() != bgzip.END:
                     raise ValueError(
                         f"{redact(self.uri)} is cut short: bgzip's last block is missing; get it again"
                     )

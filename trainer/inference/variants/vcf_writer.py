@@ -4,15 +4,16 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO
 
 import pyarrow as pa
-import pysam
 
 from configs import ConfigError, redact
+from trainer.inference.variants import bgzip
 from trainer.inference.variants.vcf import Vcf
 
-FORMATS = {".vcf": "VCF", ".vcf.gz": "VCF, bgzip"}
+BGZIP = "VCF, bgzip"
+FORMATS = {".vcf": "VCF", ".vcf.gz": BGZIP}
 PREFIX = "DNA"
 _FIELDS = {  # column of the table -> end of the field's name, type, description
     "llr": ("LLR", "Float", "masked log-likelihood ratio of ALT against REF (natural logarithm)"),
@@ -84,31 +85,26 @@ def write(
         tables: a row for each alternate allele in the order of ``vcf``; each ends where a record does.
         columns: those of ``tables`` that become fields of INFO.
         end: a key of FORMATS.
+
+    Raises:
+        ValueError: ``vcf`` is no longer what ``tables`` are of.
     """
     records = vcf.records()
-    with _opened(file, end) as target:
+    with bgzip.opened(file) if FORMATS[end] == BGZIP else contextlib.nullcontext(file) as target:
         *meta, names = vcf.header()
         _write_lines(target, [*meta, *fields.header(columns), names])
         for table in tables:
             values, at, written = {name: table[name].to_pylist() for name in columns}, 0, []
             while at < table.num_rows:
-                record = next(records)
-                until = at + len(record.alts)
+                record = next(records, None)
+                until = at + (len(record.alts) if record else 0)
+                if record is None or table["alt"][at:until].to_pylist() != list(record.alts):
+                    raise ValueError(f"{redact(vcf.uri)} changed while it was read; give the command again")
                 info = fields.info({name: column[at:until] for name, column in values.items()})
                 written.append(record.line if record.alts == (".",) else record.with_info(info))
                 at = until
             _write_lines(target, written)
 
 
-def _write_lines(target: IO[bytes], lines: Sequence[str]) -> None:
+def _write_lines(target: IO[bytes] | bgzip.Writer, lines: Sequence[str]) -> None:
     target.write("".join(f"{line}\n" for line in lines).encode())
-
-
-@contextlib.contextmanager
-def _opened(file: IO[bytes], end: str) -> Iterator[IO[bytes]]:
-    if FORMATS[end] == "VCF":
-        yield file
-        return
-    # By its descriptor: htslib takes paths alone.
-    with pysam.BGZFile(f"/dev/fd/{file.fileno()}", "wb", index=None) as packed:
-        yield cast("IO[bytes]", packed)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.inference import batching
 from trainer.inference.sequences import EncodedSequences
 from trainer.inference.variants.forward import Forward, Shape, filled
 from trainer.inference.variants.windows import Placed, Site
@@ -22,7 +21,7 @@ class Changes(NamedTuple):
     """Of each variant, fp32 on the CPU, of hidden states that are averaged over the strands that are read."""
 
     difference_ND: Tensor  # the mean over the letters of the alternate window less that of the reference's
-    largest_N: Tensor  # NaN if not asked for; the largest distance between the states of a letter that both windows have
+    largest_N: Tensor  # the largest distance between a letter's states in both windows; NaN: not asked for
 
 
 class _Tile(NamedTuple):
@@ -32,7 +31,6 @@ class _Tile(NamedTuple):
     variants_KB: Tensor
 
 
-@torch.no_grad()
 def changes(forward: Forward, placed: Sequence[Placed], *, local: bool) -> Changes:
     """What each alternate allele of ``placed``, at least one, changes; letter by letter only if ``local``.
 
@@ -45,16 +43,18 @@ def changes(forward: Forward, placed: Sequence[Placed], *, local: bool) -> Chang
     edges_S2 = torch.tensor([(site.start, site.end) for site in sites])
     difference_ND = torch.empty(len(placed), forward.network.backbone.hidden_size)
     largest_N = torch.full((len(placed),), torch.nan)
-    for tile in _tiles(forward, site_N, ref.length_N, alt.length_N):
-        with batching.explain_out_of_memory(alt.length_N[tile.variants_KB[0]]):
-            before = _States(forward, ref, tile.sites_B)
-            for variants_B in tile.variants_KB:
-                after = _States(forward, alt, variants_B)
-                count = len(variants_B)
-                difference_ND[variants_B] = (after.mean_RD[:count] - before.mean_RD[:count]).cpu()
-                if local:
-                    largest_B = _largest(before, after, edges_S2[tile.sites_B])
-                    largest_N[variants_B] = largest_B[:count].cpu()
+
+    def read(tile: _Tile) -> None:
+        before = _States(forward, ref, tile.sites_B)
+        for variants_B in tile.variants_KB:
+            after = _States(forward, alt, variants_B)
+            count = len(variants_B)
+            difference_ND[variants_B] = (after.mean_RD[:count] - before.mean_RD[:count]).cpu()
+            if local:
+                largest_R = _largest(before, after, edges_S2[tile.sites_B])
+                largest_N[variants_B] = largest_R[:count].cpu()
+
+    forward.each(read, _tiles(forward, site_N, ref.length_N, alt.length_N), alt.length_N)
     return Changes(difference_ND, largest_N)
 
 

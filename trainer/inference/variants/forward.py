@@ -4,15 +4,16 @@ Shapes: N windows, R rows and L columns of a tile, B windows in it, D hidden.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_prep import alphabet
+from trainer.core.tiles import each_alone
 from trainer.inference import batching
 from trainer.inference.batching import PaddedBatch
 from trainer.inference.embedding import letters_of
@@ -21,6 +22,7 @@ from trainer.inference.sequences import EncodedSequences
 from trainer.models.network import Network
 
 Strands = Literal["both", "forward"]
+T = TypeVar("T")
 
 
 class Shape(NamedTuple):
@@ -45,6 +47,26 @@ class Forward:
     def device(self) -> torch.device:
         return device_of(self.network)
 
+    @property
+    def strands_read(self) -> int:
+        return 2 if self.strands == "both" else 1
+
+    def each(self, function: Callable[[T], None], tiles: Iterable[T], length_N: Tensor) -> None:
+        """``function`` of each of ``tiles``, without gradient; on a CPU each by one thread, since how a
+        product is summed may depend on how many share it.
+
+        Raises:
+            MemoryError: a window is too long for the device. ``length_N`` are the lengths of all.
+        """
+        whole = list(tiles)
+
+        def one(numbers: slice) -> None:
+            for tile in whole[numbers]:
+                function(tile)
+
+        with batching.explain_out_of_memory(length_N):
+            each_alone(one, [slice(i, i + 1) for i in range(len(whole))], device=self.device)
+
     def shape(self, length: int) -> Shape:
         """Of the tile that a window of so many letters goes into; nothing else decides, as in batching.
 
@@ -67,7 +89,7 @@ class Forward:
     def tiles(self, windows: EncodedSequences, index_B: Tensor) -> list[PaddedBatch]:
         """The windows ``index_B``, which share a tile, on each strand that is read; the given one first. Rows
         behind them are copies of the first."""
-        strands = (0, 1) if self.strands == "both" else (0,)
+        strands = range(self.strands_read)
         shape = self.shape(int(windows.length_N[index_B[0]]))
         if not shape.is_full:
             return [

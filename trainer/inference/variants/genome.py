@@ -7,6 +7,8 @@ from data_prep.sources import reference
 from data_prep.sources.aliases import Renamed
 from trainer.inference.variants.alleles import codes_of
 
+_SHOWN = 5  # names in a sentence
+
 
 class Genome:
     """The contigs that variants are on. ``names`` keeps which were found under other names."""
@@ -27,6 +29,11 @@ class Genome:
             lambda contig, start, end: reference.fetch(handle, contig, start, end),
             uri=handle.uri,
         )
+
+    def some(self) -> str:
+        """The names of the first contigs."""
+        more = f" and {len(self.sizes) - _SHOWN:,} more" if len(self.sizes) > _SHOWN else ""
+        return ", ".join(list(self.sizes)[:_SHOWN]) + more
 
     def codes(self, contig: str, start: int, end: int) -> bytes:
         """Letters [start, end) of ``contig`` as codes; IUPAC letters but A, C, G, T are N.

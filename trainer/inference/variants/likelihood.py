@@ -8,10 +8,11 @@ so that of a substitution of one letter it is log p(alt) - log p(ref), at one ma
 PNAS 2023, GPN). An insertion or deletion changes the window. There the FLANK letters on both sides are masked
 with the allele, in the window with each allele, and with m the number of letters of the longer span
 
-    llr = m · (mean over the masked letters of log p in the alternate window - the same in the reference one)
+    llr = m · (mean over the masked letters of log p in the alternate window - the same in the reference's)
 
-in the manner of the pseudo-log-likelihood ratios of Brandes et al. (Nature Genetics 2023). The mean, since more
-letters have less probability. A network that has learned nothing gives 0. p is over A, C, G, T; N has none.
+in the manner of the pseudo-log-likelihood ratios of Brandes et al. (Nature Genetics 2023). The mean, since
+more letters have less probability. A network that has learned nothing gives 0. p is over A, C, G, T; N has
+none.
 
 Shapes: N variants, W masked windows, T masked letters of all of them, R rows and L columns of a tile.
 """
@@ -19,10 +20,9 @@ Shapes: N variants, W masked windows, T masked letters of all of them, R rows an
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from data_prep import alphabet
-from trainer.inference import batching
 from trainer.inference.sequences import EncodedSequences
 from trainer.inference.variants.forward import Forward
 from trainer.inference.variants.windows import FLANK, Placed, Site
@@ -74,10 +74,10 @@ def _sums(log_p_TV: Numbers, first_W: Indices, spans: Sequence[tuple[int, bytes]
     row_T, place_T, letter_T = row_T[is_known_T], place_T[is_known_T], letter_T[is_known_T]
     log_p_T = log_p_TV[first_N[row_T] + place_T, letter_T]
     count = len(spans)
-    return np.bincount(row_T, log_p_T, minlength=count), np.bincount(row_T, minlength=count)
+    sum_N = np.bincount(row_T, log_p_T, minlength=count).astype(np.float64)
+    return sum_N, np.bincount(row_T, minlength=count).astype(np.int64)
 
 
-@torch.no_grad()
 def _log_probabilities(forward: Forward, masked: Sequence[Site]) -> tuple[Indices, Numbers]:
     """int64 [W]: where each window's letters begin in fp64 [T, 4]: log p of A, C, G, T at all masked
     letters, the mean of the strands."""
@@ -86,22 +86,23 @@ def _log_probabilities(forward: Forward, masked: Sequence[Site]) -> tuple[Indice
     first_W = np.cumsum(count_W) - count_W
     windows = _hidden_from_view(masked, start_W, count_W)
     log_p_TV = np.zeros((int(count_W.sum()), alphabet.BASES))
-    for index_B in forward.groups(windows.length_N):
-        with batching.explain_out_of_memory(windows.length_N[index_B]):
-            numbers_B = index_B.numpy()
-            count_B, length_B = count_W[numbers_B], windows.length_N[index_B].numpy()
-            row_T = np.repeat(np.arange(len(numbers_B)), count_B)
-            step_T = np.arange(len(row_T)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
-            place_T = start_W[numbers_B][row_T] + step_T
-            to_T = first_W[numbers_B][row_T] + step_T
-            tiles = forward.tiles(windows, index_B)
-            for strand, tile in enumerate(tiles):
-                read_RLV = forward.log_probabilities(tile).cpu().numpy()
-                if strand:  # the complement of letter v is 3 - v
-                    log_p_TV[to_T] += read_RLV[row_T, length_B[row_T] - 1 - place_T, ::-1]
-                else:
-                    log_p_TV[to_T] += read_RLV[row_T, place_T]
-    return first_W, log_p_TV / len(tiles)
+
+    def read(index_B: Tensor) -> None:
+        numbers_B = index_B.numpy()
+        count_B, length_B = count_W[numbers_B], windows.length_N[index_B].numpy()
+        row_T = np.repeat(np.arange(len(numbers_B)), count_B)
+        step_T = np.arange(len(row_T)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+        place_T = start_W[numbers_B][row_T] + step_T
+        to_T = first_W[numbers_B][row_T] + step_T
+        for strand, tile in enumerate(forward.tiles(windows, index_B)):
+            read_RLV = forward.log_probabilities(tile).cpu().numpy()
+            if strand:  # the complement of letter v is 3 - v
+                log_p_TV[to_T] += read_RLV[row_T, length_B[row_T] - 1 - place_T, ::-1]
+            else:
+                log_p_TV[to_T] += read_RLV[row_T, place_T]
+
+    forward.each(read, forward.groups(windows.length_N), windows.length_N)
+    return first_W, log_p_TV / forward.strands_read
 
 
 def _hidden_from_view(masked: Sequence[Site], start_W: Indices, count_W: Indices) -> EncodedSequences:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
+from trainer.inference.embed.model import DEFAULT_LENGTH
 from trainer.inference.precision import Resolved
 from trainer.inference.variants.alleles import OK, Variant
 from trainer.inference.variants.changes import changes
@@ -21,7 +22,6 @@ from trainer.models.network import Network
 
 Score = Literal["llr", "embedding_distance", "max_local_change"]
 SCORES: tuple[Score, ...] = get_args(Score)
-DEFAULT_LENGTH = 1000
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -90,5 +90,5 @@ def score(network: Network, genome: Genome, variants: Sequence[Variant], scoring
         squares_ND = difference.astype(np.float64) ** 2
         scores["embedding_distance"] = spread(np.sqrt(squares_ND.sum(1)))
         scores["max_local_change"] = spread(changed.largest_N.numpy() if changed else none)
-    status = [OK if isinstance(each, Placed) else each for each in found]
+    status = [OK if isinstance(each, Placed) else each.status for each in found]
     return Scored(status, {name: scores[name] for name in scoring.scores}, difference_ND)

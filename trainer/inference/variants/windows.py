@@ -15,7 +15,6 @@ from trainer.inference.variants.genome import Genome
 
 FLANK = 4  # letters on both sides of alleles of different lengths that are masked with them
 _SHOWN = 20  # letters in a status
-TOO_LONG = "an allele longer than half the window"
 
 
 class Site(NamedTuple):
@@ -25,6 +24,17 @@ class Site(NamedTuple):
     codes: bytes
     start: int
     end: int
+
+
+class Unscored(NamedTuple):
+    """Why a variant has no scores, in words."""
+
+    status: str
+
+
+TOO_LONG = Unscored("an allele longer than half the window")
+NO_CONTIG, OUTSIDE, MISMATCH = "the reference has no such contig", "outside the contig", "reference mismatch"
+MISFITS = (NO_CONTIG, OUTSIDE, MISMATCH)  # how the status of a variant begins that is not of this reference
 
 
 class Placed(NamedTuple):
@@ -45,20 +55,20 @@ class Placed(NamedTuple):
         return len(self.alt) == self.site.end - self.site.start
 
 
-def place(variant: Variant, genome: Genome, *, length: int) -> Placed | str:
-    """``variant`` in its window of at most ``length`` letters; or why it cannot be scored, in words.
+def place(variant: Variant, genome: Genome, *, length: int) -> Placed | Unscored:
+    """``variant`` in its window of at most ``length`` letters; or why it cannot be scored.
 
     Raises:
         ValueError: a byte of the reference is no letter. StoreError: it cannot be read.
     """
     if words := alleles.fault(variant.ref, variant.alt):
-        return words
+        return Unscored(words)
     contig = genome.names.find(variant.chrom)
     if contig is None:
-        return "the reference has no such contig"
+        return Unscored(NO_CONTIG)
     size, start = genome.sizes[contig], variant.pos - 1
     if start < 0 or start + len(variant.ref) > size:
-        return f"outside the contig, which has {size} letters"
+        return Unscored(f"{OUTSIDE}, which has {size} letters")
     ref, alt = (alleles.codes_of(allele.encode()) for allele in (variant.ref, variant.alt))
     change = alleles.trimmed(start, ref, alt)
     if change.longest > length // 2:
@@ -68,14 +78,14 @@ def place(variant: Variant, genome: Genome, *, length: int) -> Placed | str:
     context = genome.codes(contig, first, last)
     there = context[start - first : start - first + len(ref)]
     if there != ref:
-        return f"reference mismatch: the reference has {_shown(there)}"
+        return Unscored(f"{MISMATCH}: the reference has {_shown(there)}")
     change = alleles.in_all_places(change, context, first=first)
     site = _site(change, contig, genome, length=length)
     placed = Placed(site, change.alt)
     if change.longest > len(site.codes) // 2:
         return TOO_LONG
     if min(placed.window[max(0, site.start - FLANK) : site.start + len(change.alt) + FLANK]) == alphabet.N:
-        return "a deletion with no known letter beside it"
+        return Unscored("a deletion with no known letter beside it")
     return placed
 
 

@@ -13,6 +13,7 @@ COMMANDS = {  # name -> module with main(arguments) -> exit code, what it does
     "finetune": ("trainer.finetune", "a registered model on a labelled task"),
     "embed": ("trainer.embed", "embeddings of the records of a FASTA"),
     "predict": ("trainer.predict", "sequences through a fine-tuned model"),
+    "export": ("trainer.export", "a model as a folder that transformers and trainer.load_model open"),
     "report": ("trainer.report.__main__", "a run as one HTML page with pictures and tables"),
     "demo": ("trainer.demo", "the whole main job in minutes; from the root of the repository"),
     "cluster": (

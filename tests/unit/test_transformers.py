@@ -4,6 +4,7 @@ Shapes: B rows, L letters, D hidden, V bases.
 """
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -411,6 +412,20 @@ print([name for name in sys.modules if name.split(".")[0] in {FLOORS!r}])
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("blocks", ["findna", "dilated-conv"])
+def test_the_blocks_of_the_docs_run(
+    exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(exports[blocks])
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sharing.md").read_text(), re.DOTALL)
+    assert len(found) == 4
+    names: dict[str, Any] = {}
+    for block in found:
+        exec(block, names)
+    assert (tmp_path / "model.onnx").is_file() and (tmp_path / "adapter").is_dir()
 
 
 class Shared(TinyConv):

@@ -69,7 +69,7 @@ class Facts:
                 f"Step {self.step:,}, {self._accuracy()}.",  # the model's page shows only some 30 letters
                 "",
                 f"A DNA encoder: the teacher of run `{self.run_name}` ({self.run_id}), a moving average, "
-                f"after {_bp(self.bp)}{data}.",
+                f"after {bp_text(self.bp)}{data}.",
                 "",
                 self._scores(),
                 "",
@@ -95,7 +95,8 @@ class Facts:
         return markdown.table(headings, [(label, f"{value:.4f}") for label, value in found])
 
 
-def _bp(count: int) -> str:
+def bp_text(count: int) -> str:
+    """``count`` bp in three or four digits."""
     for size, name in ((10**12, "Tbp"), (10**9, "Gbp"), (10**6, "Mbp"), (10**3, "kbp")):
         if count >= size:
             return f"{count / size:.1f} {name}"

@@ -115,7 +115,7 @@ def test_a_layer_that_is_asked_for(where: str, tmp_path: Path, capsys: pytest.Ca
 
 
 @given(st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_record_has_the_same_bits_in_any_order_and_chunks(
     where: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_record_has_the_same_bits_in_any_order_and_chunks(
         order = data.draw(st.permutations(list(records)))
         shuffled_file = write_fasta(folder / "y.fa", {name: records[name] for name in order})
         shuffled = table(where, shuffled_file, folder / "y.parquet", *options)
-    # Where a record is cut into pieces follows from the size of a chunk, which is fixed. For another size only
+    # Where a record is cut into pieces follows from the size of a chunk, which is fixed. For other sizes only
     # letters, maxima and what lies in one piece has the same bits.
     for name, letters in records.items():
         rows, again = (

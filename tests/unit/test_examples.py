@@ -24,7 +24,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shares = ([0.3, 0.2, 0.2, 0.3], [0.15, 0.35, 0.35, 0.15])
     blocks = ["".join(rng.choice(list("ACGT"), 120, p=shares[i % 2])) for i in range(80)]
     Path("genome.fa").write_text(">chr1\n" + "\n".join(blocks) + "\n")
-    lines = [f"1\t{120 * i}\t{120 * i + 120}\t{('poor', 'rich')[i % 2]}\n" for i in range(80)]
+    lines = [f"chr1\t{120 * i}\t{120 * i + 120}\t{('poor', 'rich')[i % 2]}\n" for i in range(80)]
     Path("regions.bed").write_text("".join(lines))
     Path("exons.bed").write_text("chr1\t240\t360\nchr1\t480\t600\n")
     return tmp_path

@@ -23,6 +23,7 @@ from trainer.evaluation.tasks.rows.data import load
 from trainer.evaluation.tasks.rows.variant import VariantRow
 from trainer.finetune import main
 from trainer.inference.registered_model import open_model
+from trainer.inference.variants import vcf
 from trainer.inference.variants.windows import Placed, Site
 
 ROLES = ("train", "dev", "test")
@@ -92,7 +93,7 @@ def test_each_mode_finds_the_effect_that_it_can_see(
     assert [len(split) for split in data.splits] == [80, 80, 80]
     network = open_model(registry(where), CANDIDATE).network
     rows = [row for split in data.splits for row in split.variants]
-    llr_N = variant_effects(network, rows, precision="fp32", strand="both").by_name["llr"]
+    llr_N = variant_effects(network, rows, length=60, precision="fp32", strand="both").by_name["llr"]
     ranks = scipy.stats.rankdata(-llr_N)
     found = rows_of(bench.write(ranks), where, tmp_path, "name=seen")
     assert list(found) == ["kmer", "centre", "zeroshot", "probe"]
@@ -163,6 +164,39 @@ def test_scores_of_what_tells_nothing_apart() -> None:
         "spearman": pytest.approx(-1),
         "auroc": 0.5,
     }
+
+
+def test_a_vcf_has_the_effects_in_info(bench: Bench) -> None:
+    table = load(task_of(bench.write(range(240))))
+    head = ["##fileformat=VCFv4.2", "\t".join(vcf.COLUMNS)]
+    for role in ROLES:
+        lines = [line.split("\t") for line in (bench.folder / f"{role}.tsv").read_text().splitlines()[1:]]
+        rows = [
+            f"{chrom}\t{pos}\t.\t{ref}\t{alt},*\t.\t.\tX;effect={effect},9;from={start};to={end}"
+            for chrom, pos, ref, alt, effect, start, end in lines
+        ]
+        (bench.folder / f"{role}.vcf").write_text("\n".join([*head, *rows]) + "\n")
+    files = [f"{role}={bench.folder / role}.vcf" for role in ROLES]
+    found = load(task_of(bench.folder / "task.yaml", *files))
+    for ours, theirs in zip(found.splits, table.splits, strict=True):
+        assert (ours.letters, ours.variants) == (theirs.letters, theirs.variants)
+        np.testing.assert_array_equal(ours.truth_N, theirs.truth_N)
+    assert "80 variants are left out: 80 an allele that an upstream deletion takes away" in found.remarks[0]
+    for change, message in (
+        ((",9;", ";"), ""),
+        ((",9;", ",9,8;"), r"train.vcf, line 3: effect has 3 values, and ALT 2 alleles; one for all or one"),
+        (("effect=", "other="), r"train.vcf, line 3: INFO has no 'effect'; give the right name"),
+        (("to=", "to=x"), r"train.vcf, line 3: to is 'x\d+', and must be a whole number"),
+    ):
+        text = (bench.folder / "train.vcf").read_text()
+        (bench.folder / "odd").mkdir(exist_ok=True)
+        (bench.folder / "odd" / "train.vcf").write_text(text.replace(*change, 1))
+        task = task_of(bench.folder / "task.yaml", *files, f"train={bench.folder / 'odd' / 'train.vcf'}")
+        if not message:
+            assert len(load(task).train) == 80, "one effect for both alleles"
+            continue
+        with pytest.raises(ValueError, match=message):
+            load(task)
 
 
 def test_variants_that_cannot_be_scored_are_left_out_and_told_of(bench: Bench) -> None:
@@ -239,8 +273,8 @@ def test_they_are_not_read_during_pretraining(bench: Bench) -> None:
 def test_effects_of_a_split_are_those_of_parts_of_it(where: Registered, bench: Bench) -> None:
     network = open_model(registry(where), CANDIDATE).network
     rows = load(task_of(bench.write([0, 1] * 120))).test.variants
-    whole = variant_effects(network, rows, precision="fp32", strand="both")
-    part = variant_effects(network, rows[30:40], precision="fp32", strand="both")
+    whole = variant_effects(network, rows, length=60, precision="fp32", strand="both")
+    part = variant_effects(network, rows[30:40], length=60, precision="fp32", strand="both")
     for name, values_N in part.by_name.items():
         np.testing.assert_array_equal(values_N, whole.by_name[name][30:40])
     assert torch.from_numpy(whole.difference_ND).shape == (80, network.backbone.hidden_size)

@@ -24,7 +24,7 @@ class Features:
 
     def __init__(self, network: Network, task: TaskConfig, *, positions: int, precision: Resolved) -> None:
         self._network, self._k, self._positions = network, task.kmer.k, positions
-        self._precision, self._strand = precision, task.strand
+        self._precision, self._strand, self._window = precision, task.strand, task.variant.length
         self.of_encoder = features_of(task.probe.pooling, network.backbone, strand=task.strand)
         self._computed: dict[tuple[str, Split], Any] = {}
 
@@ -60,7 +60,11 @@ class Features:
             "variants",
             split,
             lambda: variant_effects(
-                self._network, split.variants, precision=self._precision, strand=self._strand
+                self._network,
+                split.variants,
+                length=self._window,
+                precision=self._precision,
+                strand=self._strand,
             ),
         )
 

@@ -28,19 +28,20 @@ class VariantEffects(NamedTuple):
 
 
 def variant_effects(
-    network: Network, rows: Sequence[VariantRow], *, precision: Resolved, strand: Strand
+    network: Network, rows: Sequence[VariantRow], *, length: int, precision: Resolved, strand: Strand
 ) -> VariantEffects:
-    """The effects of the variants of ``rows``, in order, computed where ``network`` is.
+    """The effects of the variants of ``rows``, in order, computed where ``network`` is. ``length``: what was
+    asked for as that of their windows.
 
     Raises:
         MemoryError: a window is too long for the device.
     """
-    forward = Forward(network, "both" if strand == "both" else "forward", precision)
+    forward = Forward(network, length, "both" if strand == "both" else "forward", precision)
     ratios, differences, largest = [], [], []
     for start in range(0, len(rows), _AT_ONCE):
         placed = [row.placed for row in rows[start : start + _AT_ONCE]]
         ratios.append(log_ratios(forward, placed))
-        changed = changes(forward, placed)
+        changed = changes(forward, placed, local=True)
         differences.append(changed.difference_ND.double().numpy())
         largest.append(changed.largest_N.double().numpy())
     difference_ND = np.concatenate(differences)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cluster.storage import store
 from configs import redact
 from data_prep import alphabet
 from trainer.evaluation.tasks.config import TaskConfig
@@ -19,9 +20,12 @@ from trainer.inference.readers.formats import FORMATS, format_of
 from trainer.inference.readers.rows import Wanted
 from trainer.inference.variants.alleles import Variant
 from trainer.inference.variants.genome import Genome
-from trainer.inference.variants.windows import Placed, place
+from trainer.inference.variants.vcf import Vcf
+from trainer.inference.variants.windows import Unscored, place
 
 _COLUMNS = ("chrom", "pos", "ref", "alt")
+_VCF = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
+_INFO = 7  # its column
 _SHOWN = 3  # reasons why variants are left out
 
 
@@ -41,14 +45,16 @@ def read(uri: str, *, config: TaskConfig, label_reader: LabelReader, genome: Gen
         StoreError: it or the reference cannot be read.
         ValueError: one sentence that names the file and line or row; or no variant is left.
     """
-    file, unit = redact(uri), FORMATS[format_of(uri, config.format)].unit
+    file, vcf = redact(uri), _vcf(uri)
+    unit = vcf.unit if vcf else FORMATS[format_of(uri, config.format)].unit
     letters, labels, numbers, rows = list[str](), list[str](), list[int](), list[VariantRow]()
     left_out: Counter[str] = Counter()
-    for cells in _cells(uri, config, where=f"{file}, {unit}"):
-        label = label_reader.label(cells.effect, f"{file}, {unit} {cells.number}")
+    where = f"{file}, {unit}"
+    for cells in _of_vcf(vcf, config, where=where) if vcf else _cells(uri, config, where=where):
+        label = label_reader.label(cells.effect, f"{where} {cells.number}")
         placed = place(cells.variant, genome, length=config.variant.length)
-        if not isinstance(placed, Placed):
-            left_out[placed.partition(":")[0]] += 1
+        if isinstance(placed, Unscored):
+            left_out[placed.status.partition(":")[0]] += 1
             continue
         letters.append(alphabet.decode(np.frombuffer(placed.site.codes, np.uint8)).decode())
         labels.append(label)
@@ -96,6 +102,38 @@ def _cells(uri: str, config: TaskConfig, *, where: str) -> Iterator[_Cells]:
                 start, end = (_whole(cell, name, here) for name, cell in zip(ends, window, strict=True))
                 start_end = (start, end)
             yield _Cells(number, found, (effect,), start_end)
+
+
+def _vcf(uri: str) -> Vcf | None:
+    """The VCF or BCF at ``uri``, if its name says that it is one."""
+    name = store.basename(uri if store.is_local(uri) else redact(uri).partition("?")[0]).lower()
+    return Vcf(uri) if name.endswith(_VCF) else None
+
+
+def _of_vcf(vcf: Vcf, config: TaskConfig, *, where: str) -> Iterator[_Cells]:
+    """The alternate alleles of a VCF. A field of INFO has one effect for all of them, or one for each."""
+    label_column, ends = config.label_column, config.variant.window_columns
+    assert isinstance(label_column, str), "the config has checked it"
+    for record in vcf.records():
+        here = f"{where} {record.number}"
+        info = dict(field.partition("=")[::2] for field in record.columns[_INFO].split(";"))
+
+        def field(name: str, info: dict[str, str] = info, here: str = here) -> str:
+            if name not in info:
+                raise ValueError(f"{here}: INFO has no {name!r}; give the right name of the field")
+            return info[name]
+
+        effects = field(label_column).split(",")
+        if len(effects) not in (1, len(record.alts)):
+            raise ValueError(
+                f"{here}: {label_column} has {len(effects)} values, and ALT {len(record.alts)} alleles; one "
+                "for all or one for each is needed"
+            )
+        window = (
+            (_whole(field(ends[0]), ends[0], here), _whole(field(ends[1]), ends[1], here)) if ends else None
+        )
+        for number, variant in enumerate(record.variants):
+            yield _Cells(record.number, variant, (effects[number % len(effects)],), window)
 
 
 def _whole(text: str, column: str, where: str) -> int:

@@ -12,7 +12,7 @@ with the allele, in the window with each allele, and with m the number of letter
 
 in the manner of the pseudo-log-likelihood ratios of Brandes et al. (Nature Genetics 2023). The mean, since
 more letters have less probability. A network that has learned nothing gives 0. p is over A, C, G, T; N has
-none.
+none. There is a letter that is known: an allele is one, or the letter that VCF puts before it.
 
 Shapes: N variants, W masked windows, T masked letters of all of them, R rows and L columns of a tile.
 """

@@ -81,12 +81,7 @@ def place(variant: Variant, genome: Genome, *, length: int) -> Placed | Unscored
         return Unscored(f"{MISMATCH}: the reference has {_shown(there)}")
     change = alleles.in_all_places(change, context, first=first)
     site = _site(change, contig, genome, length=length)
-    placed = Placed(site, change.alt)
-    if change.longest > len(site.codes) // 2:
-        return TOO_LONG
-    if min(placed.window[max(0, site.start - FLANK) : site.start + len(change.alt) + FLANK]) == alphabet.N:
-        return Unscored("a deletion with no known letter beside it")
-    return placed
+    return TOO_LONG if change.longest > len(site.codes) // 2 else Placed(site, change.alt)
 
 
 def _site(change: Change, contig: str, genome: Genome, *, length: int) -> Site:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stack of dilated convolutions: stem(x), then x + contract(gelu(conv(norm(x)))), repeated, and a norm.
 
 Beyond a row's ends, hence also at padding, every convolution reads zeros. The norm has no weights and gives

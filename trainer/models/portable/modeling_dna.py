@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A DNA encoder in transformers: hidden states of letters, logits of the four bases, labels of sequences.
 
 A backbone is a subclass of ``DnaModel``; its two other classes name it.

@@ -256,6 +256,25 @@ def test_a_full_disk_leaves_what_was_there(
     assert sorted(path.name for path in tmp_path.glob("**/*")) == before
 
 
+def test_what_was_there_comes_back_if_it_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = export(tmp_path / "run", network_of("findna"))
+    output, rename = export(tmp_path / "out", network_of("dilated-conv")), os.rename
+    before = (output / pretrained.WEIGHTS).read_bytes()
+
+    def refused(old: Any, new: Any) -> None:
+        if Path(new) == output and not Path(old, "modeling_dilated_conv.py").exists():
+            raise PermissionError(13, "Permission denied", str(new))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refused)
+    assert run("--model", source, "--output", output, "--overwrite") == 1
+    assert "Permission denied" in capsys.readouterr().err
+    assert (output / pretrained.WEIGHTS).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
 def test_elsewhere_the_weights_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, written = export(tmp_path / "run", network_of("findna")), []
     write = store.publish

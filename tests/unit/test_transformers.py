@@ -3,6 +3,8 @@
 Shapes: B rows, L letters, D hidden, V bases.
 """
 
+import functools
+import importlib
 import logging
 import re
 import subprocess
@@ -11,24 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-import transformers
 from torch import Tensor
 from torch.nn import functional
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
 
 from data_prep import alphabet
 from tests.examples.tiny_conv import TinyConv
@@ -41,6 +29,12 @@ from trainer.models.registry import MODELS
 
 LENGTHS = (40, 23, 1)
 LORA = {"findna": ["expand", "contract"], "dilated-conv": ["contract"]}  # linear maps by their names
+
+
+@functools.cache
+def hf() -> Any:
+    """transformers, imported when the first test needs it: each process of a suite collects all files."""
+    return importlib.import_module("transformers")
 
 
 @pytest.fixture(params=sorted(SIZES))
@@ -61,17 +55,18 @@ def warned() -> Iterator[list[str]]:
     found: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    transformers.logging.get_logger("transformers").addHandler(handler)
+    hf().logging.get_logger("transformers").addHandler(handler)
     yield found
-    transformers.logging.get_logger("transformers").removeHandler(handler)
+    hf().logging.get_logger("transformers").removeHandler(handler)
 
 
-def opened(auto: Any, folder: Path, **options: Any) -> Any:
-    return auto.from_pretrained(str(folder), trust_remote_code=True, **options).eval()
+def opened(auto: str, folder: Path, **options: Any) -> Any:
+    """In eval mode, by the class of transformers that is called ``auto``."""
+    return getattr(hf(), auto).from_pretrained(str(folder), trust_remote_code=True, **options).eval()
 
 
 def tokenizer_of(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True)
+    return hf().AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True)
 
 
 def rows() -> tuple[Tensor, Tensor]:
@@ -94,9 +89,9 @@ def test_the_numbers_are_ours_with_a_mask_and_without(
     codes_BL, length_B = ids_BL.to(torch.uint8), mask_BL.sum(1)
     ours, hidden = network(codes_BL, length_B=length_B), network.backbone(codes_BL, length_B=length_B)
     letter_BL = mask_BL.bool()
-    encoder, predictor = (opened(auto, exports[name]) for auto in (AutoModel, AutoModelForMaskedLM))
+    encoder, predictor = (opened(auto, exports[name]) for auto in ("AutoModel", "AutoModelForMaskedLM"))
     assert warned == []
-    assert AutoConfig.from_pretrained(str(exports[name]), trust_remote_code=True).model_type == name
+    assert hf().AutoConfig.from_pretrained(str(exports[name]), trust_remote_code=True).model_type == name
     for mask in (mask_BL, None):
         found = encoder(ids_BL, attention_mask=mask, output_hidden_states=True)
         close(found.last_hidden_state[letter_BL], hidden.letters_BLD[letter_BL])
@@ -116,7 +111,7 @@ def test_the_numbers_are_ours_with_a_mask_and_without(
 def test_padding_changes_nothing_whatever_stands_there(
     exports: dict[str, Path], name: str, code: int
 ) -> None:
-    encoder, (ids_BL, mask_BL) = opened(AutoModel, exports[name]), rows()
+    encoder, (ids_BL, mask_BL) = opened("AutoModel", exports[name]), rows()
     together = encoder(torch.where(mask_BL.bool(), ids_BL, code), attention_mask=mask_BL)
     for row, length in enumerate(LENGTHS):
         alone = encoder(ids_BL[row : row + 1, :length])
@@ -125,7 +120,7 @@ def test_padding_changes_nothing_whatever_stands_there(
 
 
 def test_what_is_no_row_of_letters_is_refused(exports: dict[str, Path]) -> None:
-    encoder = opened(AutoModel, exports["findna"])
+    encoder = opened("AutoModel", exports["findna"])
     ids_BL, left_BL = torch.tensor([[0, 1, 2], [3, 2, 1]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
     for given, sentence in (
         ({"attention_mask": left_BL}, r"row 1 has padding before a letter; .*padding_side is right"),
@@ -174,7 +169,7 @@ def test_the_tokenizer_reads_letters_as_we_do(exports: dict[str, Path], warned: 
 
 @torch.no_grad()
 def test_the_masked_loss_counts_bases_alone(exports: dict[str, Path]) -> None:
-    predictor, (ids_BL, mask_BL) = opened(AutoModelForMaskedLM, exports["findna"]), rows()
+    predictor, (ids_BL, mask_BL) = opened("AutoModelForMaskedLM", exports["findna"]), rows()
     labels_BL = torch.full_like(ids_BL, -100)
     labels_BL[0, :4], labels_BL[0, 4:6] = torch.tensor([0, 3, 1, 2]), torch.tensor([alphabet.N, alphabet.PAD])
     found = predictor(ids_BL, attention_mask=mask_BL, labels=labels_BL)
@@ -204,21 +199,21 @@ def test_a_new_head_has_the_loss_of_its_problem(
     exports: dict[str, Path], options: dict[str, Any], labels: Tensor, loss: Any
 ) -> None:
     classifier, (ids_BL, mask_BL) = (
-        opened(AutoModelForSequenceClassification, exports["findna"], **options),
+        opened("AutoModelForSequenceClassification", exports["findna"], **options),
         rows(),
     )
     found = classifier(ids_BL, attention_mask=mask_BL, labels=labels)
     assert found.logits.shape == (3, options.get("num_labels", 2))
     close(found.loss, loss(found.logits, labels))
-    pooled_BD = opened(AutoModel, exports["findna"])(ids_BL).pooler_output
+    pooled_BD = opened("AutoModel", exports["findna"])(ids_BL).pooler_output
     close(found.logits, classifier.classifier(pooled_BD))
 
 
 def test_only_the_new_head_is_said_to_be_new(exports: dict[str, Path], name: str) -> None:
     for auto, missing in (
-        (AutoModel, set()),
-        (AutoModelForMaskedLM, set()),
-        (AutoModelForSequenceClassification, {"classifier.weight", "classifier.bias"}),
+        (hf().AutoModel, set()),
+        (hf().AutoModelForMaskedLM, set()),
+        (hf().AutoModelForSequenceClassification, {"classifier.weight", "classifier.bias"}),
     ):
         _, said = auto.from_pretrained(str(exports[name]), trust_remote_code=True, output_loading_info=True)
         assert (said["missing_keys"], said["unexpected_keys"]) == (missing, set()), auto
@@ -228,16 +223,16 @@ def test_only_the_new_head_is_said_to_be_new(exports: dict[str, Path], name: str
 def test_what_transformers_saves_opens_there_and_here(
     exports: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
-    predictor, (ids_BL, mask_BL) = opened(AutoModelForMaskedLM, exports[name]), rows()
+    predictor, (ids_BL, mask_BL) = opened("AutoModelForMaskedLM", exports[name]), rows()
     predictor.save_pretrained(tmp_path / "saved")
     tokenizer_of(exports[name]).save_pretrained(tmp_path / "saved")
-    again = opened(AutoModelForMaskedLM, tmp_path / "saved")
+    again = opened("AutoModelForMaskedLM", tmp_path / "saved")
     expected = predictor(ids_BL, attention_mask=mask_BL).logits
     assert torch.equal(again(ids_BL, attention_mask=mask_BL).logits, expected)
     assert tokenizer_of(tmp_path / "saved")("acgt")["input_ids"] == [0, 1, 2, 3]
     found = load_model(str(tmp_path / "saved"))(ids_BL.to(torch.uint8), length_B=mask_BL.sum(1)).logits_BLV
     close(found[mask_BL.bool()], expected[mask_BL.bool()])
-    opened(AutoModel, exports[name]).save_pretrained(tmp_path / "headless")
+    opened("AutoModel", exports[name]).save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match=r"model.safetensors does not fit its config"):
         load_model(str(tmp_path / "headless"))  # it has no nucleotide head
 
@@ -245,20 +240,20 @@ def test_what_transformers_saves_opens_there_and_here(
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_near(exports: dict[str, Path], name: str, dtype: torch.dtype) -> None:
-    (ids_BL, mask_BL), whole = rows(), opened(AutoModel, exports[name])
-    half = opened(AutoModel, exports[name], dtype=dtype)
+    (ids_BL, mask_BL), whole = rows(), opened("AutoModel", exports[name])
+    half = opened("AutoModel", exports[name], dtype=dtype)
     found = half(ids_BL, attention_mask=mask_BL)
     assert (found.last_hidden_state.dtype, found.pooler_output.dtype) == (dtype, torch.float32)
     expected = whole(ids_BL, attention_mask=mask_BL).pooler_output
     torch.testing.assert_close(found.pooler_output, expected, rtol=0.1, atol=0.05)
-    predicted = opened(AutoModelForMaskedLM, exports[name], dtype=dtype)(ids_BL, attention_mask=mask_BL)
+    predicted = opened("AutoModelForMaskedLM", exports[name], dtype=dtype)(ids_BL, attention_mask=mask_BL)
     assert predicted.logits.dtype == torch.float32
 
 
 def test_gradient_checkpointing_changes_no_gradient(exports: dict[str, Path], name: str) -> None:
     gradients = []
     for checkpointing in (False, True):
-        predictor = opened(AutoModelForMaskedLM, exports[name]).train()
+        predictor = opened("AutoModelForMaskedLM", exports[name]).train()
         if checkpointing:
             predictor.gradient_checkpointing_enable()
             assert predictor.backbone.gradient_checkpointing
@@ -270,8 +265,8 @@ def test_gradient_checkpointing_changes_no_gradient(exports: dict[str, Path], na
 
 
 def test_a_fresh_model_begins_as_ours(exports: dict[str, Path], name: str) -> None:
-    config = AutoConfig.from_pretrained(str(exports[name]), trust_remote_code=True)
-    fresh = AutoModelForMaskedLM.from_config(config, trust_remote_code=True).state_dict()
+    config = hf().AutoConfig.from_pretrained(str(exports[name]), trust_remote_code=True)
+    fresh = hf().AutoModelForMaskedLM.from_config(config, trust_remote_code=True).state_dict()
     ours = network_of(name).state_dict()
     assert fresh.keys() == ours.keys()
     for key, tensor in ours.items():
@@ -294,7 +289,7 @@ def examples(tokenizer: Any, rows: int = 48) -> list[dict[str, Any]]:
 
 def train(model: Any, folder: Path, **parts: Any) -> list[float]:
     """The losses that transformers' Trainer logs of some steps on a CPU."""
-    arguments = TrainingArguments(
+    arguments = hf().TrainingArguments(
         str(folder),
         max_steps=24,
         learning_rate=1e-2,
@@ -305,19 +300,19 @@ def train(model: Any, folder: Path, **parts: Any) -> list[float]:
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Trainer(model, arguments, **parts)
+    trainer = hf().Trainer(model, arguments, **parts)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def test_the_trainer_learns_classes(exports: dict[str, Path], name: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(exports[name])
-    classifier = opened(AutoModelForSequenceClassification, exports[name])
+    classifier = opened("AutoModelForSequenceClassification", exports[name])
     losses = train(
         classifier,
         tmp_path,
         train_dataset=examples(tokenizer),
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=hf().DataCollatorWithPadding(tokenizer),
     )
     assert losses[-1] < 0.7 * losses[0]
 
@@ -325,26 +320,27 @@ def test_the_trainer_learns_classes(exports: dict[str, Path], name: str, tmp_pat
 def test_the_trainer_learns_masked_letters(exports: dict[str, Path], name: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(exports[name])
     rows = [{"input_ids": tokenizer("ACGT" * 6)["input_ids"]} for _ in range(48)]
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)
+    collator = hf().DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)
     losses = train(
-        opened(AutoModelForMaskedLM, exports[name]), tmp_path, train_dataset=rows, data_collator=collator
+        opened("AutoModelForMaskedLM", exports[name]), tmp_path, train_dataset=rows, data_collator=collator
     )
     assert losses[-1] < 0.9 * losses[0]
 
 
 def test_lora_trains_beside_weights_that_stay(exports: dict[str, Path], name: str, tmp_path: Path) -> None:
-    base = opened(AutoModelForSequenceClassification, exports[name])
+    base = opened("AutoModelForSequenceClassification", exports[name])
     before = {key: value.clone() for key, value in base.backbone.state_dict().items()}
+    peft = importlib.import_module("peft")
     lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=LORA[name], r=4)
     adapted, tokenizer = peft.get_peft_model(base, lora), tokenizer_of(exports[name])
-    collator = DataCollatorWithPadding(tokenizer)
+    collator = hf().DataCollatorWithPadding(tokenizer)
     losses = train(adapted, tmp_path, train_dataset=examples(tokenizer), data_collator=collator)
     assert losses[-1] < losses[0]
     adapted.save_pretrained(tmp_path / "adapter")
     after = {key.replace("base_layer.", ""): value for key, value in base.backbone.state_dict().items()}
     assert all(torch.equal(after[key], value) for key, value in before.items())
     again = peft.PeftModel.from_pretrained(
-        opened(AutoModelForSequenceClassification, exports[name]), tmp_path / "adapter"
+        opened("AutoModelForSequenceClassification", exports[name]), tmp_path / "adapter"
     ).eval()
     ids_BL, mask_BL = rows()
     with torch.no_grad():
@@ -354,33 +350,14 @@ def test_lora_trains_beside_weights_that_stay(exports: dict[str, Path], name: st
     assert not torch.allclose(plain, expected)
 
 
-def test_torch_export_and_onnx_give_the_same_numbers_for_other_sizes(
-    exports: dict[str, Path], name: str, tmp_path: Path
-) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    predictor, (ids_BL, mask_BL) = opened(AutoModelForMaskedLM, exports[name]), rows()
-    dims = {0: torch.export.Dim("rows"), 1: torch.export.Dim("letters")}
-    names = {"input_ids": ids_BL, "attention_mask": mask_BL}
-    program = torch.export.export(predictor, (), names, dynamic_shapes=dict.fromkeys(names, dims))
-    other_BL, length_B = torch.randint(0, 4, (5, 17)), torch.tensor([17, 9, 3, 1, 16])
-    given = {"input_ids": other_BL, "attention_mask": (torch.arange(17) < length_B[:, None]).long()}
-    with torch.no_grad():
-        expected = predictor(**given).logits
-        close(program.module()(**given).logits, expected)
-    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (found,) = session.run(None, {key: value.numpy() for key, value in given.items()})
-    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_pipelines_fill_a_mask_and_give_features(exports: dict[str, Path], name: str) -> None:
-    model, tokenizer = opened(AutoModelForMaskedLM, exports[name]), tokenizer_of(exports[name])
-    found = pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")("ACG[MASK]T", top_k=4)
+    model, tokenizer = opened("AutoModelForMaskedLM", exports[name]), tokenizer_of(exports[name])
+    found = hf().pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")("ACG[MASK]T", top_k=4)
     assert {each["token_str"] for each in found} == set("ACGT")
     assert sum(each["score"] for each in found) == pytest.approx(1)
     assert found[0]["sequence"] == f"ACG{found[0]['token_str']}T"
-    encoder = opened(AutoModel, exports[name])
-    features = pipeline("feature-extraction", model=encoder, tokenizer=tokenizer, device="cpu")
+    encoder = opened("AutoModel", exports[name])
+    features = hf().pipeline("feature-extraction", model=encoder, tokenizer=tokenizer, device="cpu")
     vectors = torch.tensor(features("ACGTA"))
     with torch.no_grad():
         close(vectors, encoder(torch.tensor([[0, 1, 2, 3, 0]])).last_hidden_state)
@@ -414,18 +391,26 @@ print([name for name in sys.modules if name.split(".")[0] in {FLOORS!r}])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("blocks", ["findna", "dilated-conv"])
-def test_the_blocks_of_the_docs_run(
-    exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: str
+def test_the_blocks_of_the_docs_run_and_what_they_export_gives_the_same_numbers(
+    exports: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By torch.export and ONNX, for other numbers and lengths of rows than they were exported with."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").symlink_to(exports[blocks])
-    found = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sharing.md").read_text(), re.DOTALL)
-    assert len(found) == 4
+    (tmp_path / "model").symlink_to(exports[name])
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sharing.md").read_text(), re.DOTALL)
+    assert len(blocks) == 4
     names: dict[str, Any] = {}
-    for block in found:
+    for block in blocks:
         exec(block, names)
-    assert (tmp_path / "model.onnx").is_file() and (tmp_path / "adapter").is_dir()
+    assert (tmp_path / "adapter").is_dir()
+    ids_BL, length_B = torch.randint(0, 4, (5, 17)), torch.tensor([17, 9, 3, 1, 16])
+    given = {"input_ids": ids_BL, "attention_mask": (torch.arange(17) < length_B[:, None]).long()}
+    with torch.no_grad():
+        expected = opened("AutoModelForMaskedLM", exports[name])(**given).logits
+        close(names["program"].module()(**given).logits, expected)
+    session = importlib.import_module("onnxruntime").InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {key: value.numpy() for key, value in given.items()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5)
 
 
 class Shared(TinyConv):
@@ -442,7 +427,7 @@ def test_a_backbone_from_outside_may_bring_its_file(
     network = Network(Shared(Shared.Config.model_validate({"channels": 10})), heads={}).eval()
     folder, (ids_BL, mask_BL) = export(tmp_path / "tiny", network), rows()
     expected = network(ids_BL.to(torch.uint8), length_B=mask_BL.sum(1)).logits_BLV
-    found = opened(AutoModelForMaskedLM, folder)(ids_BL, attention_mask=mask_BL).logits
+    found = opened("AutoModelForMaskedLM", folder)(ids_BL, attention_mask=mask_BL).logits
     close(found[mask_BL.bool()], expected[mask_BL.bool()])
     assert torch.equal(
         load_model(str(folder))(ids_BL.to(torch.uint8), length_B=mask_BL.sum(1)).logits_BLV, expected

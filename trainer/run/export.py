@@ -1,4 +1,4 @@
-"""Exports: the teacher of a step as four small files, written while the training goes on.
+"""Exports: the teacher of a step as a folder of files, written while the training goes on.
 
 At a due step every rank copies its shards of the teacher in memory; that is all that the step waits for. A
 thread of every rank brings one whole tensor after the other to the first rank, which writes it. The bytes are

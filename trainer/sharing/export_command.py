@@ -5,7 +5,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def export_model(request: ExportRequest) -> list[str]:
     return [f"{redact(request.output)}: {redact(request.model)}, {sentence}"]
 
 
-def _work(request: ExportRequest, source: _Source) -> tuple[Any, str]:
+def _work(request: ExportRequest, source: _Source) -> tuple[Callable[[str], None], str]:
     """(what writes the files below a URI, what they are in words); all of it is read and checked first."""
     if store.exists(store.join(source.uri, task_model.TASK)):
         record = task_model.load(source.uri).record
@@ -183,7 +183,12 @@ def _published(output: str, *, there: bool) -> Iterator[str]:
         yield str(new)
         if there:
             os.rename(final, old)
-        os.rename(new, final)  # an empty folder gives way
+        try:
+            os.rename(new, final)  # an empty folder gives way
+        except OSError:
+            if there:
+                os.rename(old, final)
+            raise
     finally:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)

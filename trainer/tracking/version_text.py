@@ -75,10 +75,12 @@ class Facts:
                 "",
                 f"When it was registered: {reason}.",
                 "",
-                "Fine-tune it on labelled tasks, or take its embeddings:",
+                "Fine-tune it on labelled tasks, take its embeddings, or write it, with a model card, as a "
+                "folder that others open:",
                 "```",
                 f"python -m cluster finetune --model {uri} --tasks configs/tasks/*.yaml",
                 f"python -m trainer.embed --model {uri} --input regions.fa --output embeddings.parquet",
+                f"python -m trainer.export --model {uri} --output FOLDER",
                 "```",
             ]
         )

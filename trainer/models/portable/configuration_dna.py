@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What config.json says of every DNA encoder, for transformers."""
 
 from typing import Any

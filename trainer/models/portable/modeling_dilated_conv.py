@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stack of dilated convolutions: stem(x), then x + contract(gelu(conv(norm(x)))), repeated, and a norm.
 
 Beyond a row's ends, hence also at padding, every convolution reads zeros. The norm has no weights and gives
@@ -14,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_dna import DnaConfig
-from .modeling_dna import DnaForMaskedLM, DnaForSequenceClassification, DnaModel, is_letter, one_hot
+from .modeling_dna import (
+    DnaForMaskedLM,
+    DnaForSequenceClassification,
+    DnaModel,
+    is_letter,
+    mean_pool,
+    one_hot,
+)
 
 
 class DilatedConvConfig(DnaConfig):
@@ -100,7 +108,7 @@ class DilatedConvModel(DnaModel):
             x_BLD = x_BLD + self.run(block, x_BLD).masked_fill(padding_BL1, 0)
         letters_BLD = _norm(x_BLD)
         keep(letters_BLD)
-        mean_BD = letters_BLD.sum(1) / length_B[:, None].to(letters_BLD.dtype)  # padding is 0
+        mean_BD = mean_pool(letters_BLD, length_B).to(letters_BLD.dtype)
         most_BD = letters_BLD.masked_fill(padding_BL1, -math.inf).amax(1)
         return torch.stack([mean_BD, most_BD], 1), letters_BLD
 

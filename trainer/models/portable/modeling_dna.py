@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A DNA encoder in transformers: hidden states of letters, logits of the four bases, labels of sequences.
 
 A backbone is a subclass of ``DnaModel``; its two other classes name it.
@@ -239,8 +240,8 @@ def is_letter(length_B: Tensor, places: int) -> Tensor:
 
 def mean_pool(letters_BLD: Tensor, length_B: Tensor) -> Tensor:
     """fp32 [B, D]: the mean over each row's letters."""
-    real_BL1 = is_letter(length_B, letters_BLD.shape[1])[..., None]
-    return (letters_BLD.float() * real_BL1).sum(1) / length_B[:, None]
+    padding_BL1 = ~is_letter(length_B, letters_BLD.shape[1])[..., None]
+    return letters_BLD.float().masked_fill(padding_BL1, 0).sum(1) / length_B[:, None]
 
 
 def one_hot(codes: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ChordMixer (Khalitov, Yu, Cheng, Yang, ICLR 2023), the backbone of FinDNA: x + rotation(MLP(x)), repeated.
 
 Channels come in groups; group i of every layer's update is read 0, 1, 2, 4, … positions further on. Each row

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer of DNA encoders for transformers: a letter is a token.
 
 A C G T N [MASK] [CLS] [PAD] are 0 to 7. Lower case counts as upper case, U is T, and the other ambiguity

@@ -25,7 +25,23 @@ _OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*")
 _OVERRIDE = re.compile(r"(?<![\w./$-])([a-z]+(?:\.[A-Za-z0-9_]+)+)=(?!=)")
 _CONFIG = re.compile(r"configs/[\w./-]+\.(?:yaml|sh)")
 EXAMPLES = ("NAME", "/my")  # files that a reader replaces by his own
-OPEN = ("arms.", "model.", "train.deepspeed.")  # sections with keys of their own
+OPEN = (
+    "arms.",
+    "dotted.",
+    "mlflow.",
+    "model.",
+    "train.deepspeed.",
+)  # sections with keys of their own, and no sections
+COMING = {  # what is written of before it is there; a test says which line must go
+    "docs/embeddings.md",
+    "docs/sharing.md",
+    "docs/variants.md",
+    "python -m trainer.embed: no option --colour",
+    "python -m trainer.embed: no option --picture",
+    "python -m trainer.embed: no option --reference",
+    "python -m trainer.export: there is no such module",
+    "python -m trainer.variants: there is no such module",
+}
 KEYS = {
     re.sub(r"\.0\b", "", key) for name in MODELS for key in comments((FOLDER / name).read_text())
 }  # of all configs
@@ -81,7 +97,7 @@ def faults(text: str) -> list[str]:
         first = (re.match(r"\s*([a-z]+)(?=\s|$)", rest) or ["", ""])[1] if module in SUBCOMMANDS else ""
         given = _OPTION.findall(rest)
         found += [
-            f"python -m {module} {first}: no option {option}"
+            f"python -m {module}{first and ' '}{first}: no option {option}"
             for option in (given if first or module not in SUBCOMMANDS else [])
             if not re.search(rf"{option}(?![\w-])", options(module, first))
         ]
@@ -96,16 +112,25 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         target, _, anchor = link.partition("#")
         there = page.parent / target if target else page
+        if there.relative_to(ROOT).as_posix() in COMING:
+            continue
         assert there.exists(), f"{name_of(page)} links to {link}"
         if anchor:
             assert anchor in slugs(there.read_text()), f"{name_of(page)} links to {link}: no such heading"
     named = set(re.findall(r"\bdocs/[\w./-]+\w", text))
-    assert {name for name in named if not (ROOT / name).exists()} == set()
+    assert {name for name in named if not (ROOT / name).exists()} - COMING == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_exist_with_their_options(page: Path) -> None:
-    assert faults(page.read_text()) == []
+    assert [fault for fault in faults(page.read_text()) if fault not in COMING] == []
+
+
+def test_what_is_said_to_come_is_not_there_yet() -> None:
+    wrong = {fault for page in PAGES for fault in faults(page.read_text())}
+    there = {name for name in COMING if name.startswith("docs/") and (ROOT / name).exists()}
+    there |= {fault for fault in COMING if not fault.startswith("docs/")} - wrong
+    assert sorted(there) == [], "remove these from COMING"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -145,8 +170,8 @@ def test_faults_are_found() -> None:
     )
     assert faults(text) == [
         "python -m data_prep build: no option --konfig",
-        "python -m trainer.embed : no option --inputs",
-        "python -m trainer.main : no option --fast",
+        "python -m trainer.embed: no option --inputs",
+        "python -m trainer.main: no option --fast",
         "python -m trainer.nothing: there is no such module",
     ]
     assert slugs("## What `a.b` is, and where\n```\n# no heading\n```\n") == {"what-ab-is-and-where"}

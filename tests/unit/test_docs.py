@@ -6,6 +6,7 @@ import re
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.unit.test_house import ROOT
 from tests.unit.test_reference_configs import FOLDER, MODELS, comments
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MOST_BYTES = 150_000  # of a picture
 OURS = ("cluster", "data_prep", "dna_distill", "tests", "trainer")
 SUBCOMMANDS = ("cluster", "data_prep")  # their help is that of the word behind them
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -159,6 +161,16 @@ def test_the_glossary_has_the_words_of_the_house_in_order() -> None:
     ]
     assert len(needed) > 25
     assert [word for word in needed if not any(re.search(rf"\b{word}\b", entry) for entry in words)] == []
+
+
+def test_pictures_are_small_and_shown() -> None:
+    pictures = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".svg")]
+    assert {path.name: path.stat().st_size for path in pictures if path.stat().st_size > MOST_BYTES} == {}
+    shown = {link.split("/")[-1] for page in PAGES for link in _LINK.findall(page.read_text())}
+    assert {path.name for path in pictures} <= shown
+    for path in pictures:
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
 
 
 def test_faults_are_found() -> None:

@@ -6,6 +6,7 @@ import re
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.unit.test_house import ROOT
 from tests.unit.test_reference_configs import FOLDER, MODELS, comments
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MOST_BYTES = 150_000  # of a picture
 OURS = ("cluster", "data_prep", "dna_distill", "tests", "trainer")
 SUBCOMMANDS = ("cluster", "data_prep")  # their help is that of the word behind them
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -25,7 +27,23 @@ _OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*")
 _OVERRIDE = re.compile(r"(?<![\w./$-])([a-z]+(?:\.[A-Za-z0-9_]+)+)=(?!=)")
 _CONFIG = re.compile(r"configs/[\w./-]+\.(?:yaml|sh)")
 EXAMPLES = ("NAME", "/my")  # files that a reader replaces by his own
-OPEN = ("arms.", "model.", "train.deepspeed.")  # sections with keys of their own
+OPEN = (
+    "arms.",
+    "dotted.",
+    "mlflow.",
+    "model.",
+    "train.deepspeed.",
+)  # sections with keys of their own, and no sections
+COMING = {  # what is written of before it is there; a test says which line must go
+    "docs/embeddings.md",
+    "docs/sharing.md",
+    "docs/variants.md",
+    "python -m trainer.embed: no option --colour",
+    "python -m trainer.embed: no option --picture",
+    "python -m trainer.embed: no option --reference",
+    "python -m trainer.export: there is no such module",
+    "python -m trainer.variants: there is no such module",
+}
 KEYS = {
     re.sub(r"\.0\b", "", key) for name in MODELS for key in comments((FOLDER / name).read_text())
 }  # of all configs
@@ -81,7 +99,7 @@ def faults(text: str) -> list[str]:
         first = (re.match(r"\s*([a-z]+)(?=\s|$)", rest) or ["", ""])[1] if module in SUBCOMMANDS else ""
         given = _OPTION.findall(rest)
         found += [
-            f"python -m {module} {first}: no option {option}"
+            f"python -m {module}{first and ' '}{first}: no option {option}"
             for option in (given if first or module not in SUBCOMMANDS else [])
             if not re.search(rf"{option}(?![\w-])", options(module, first))
         ]
@@ -96,16 +114,25 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         target, _, anchor = link.partition("#")
         there = page.parent / target if target else page
+        if there.relative_to(ROOT).as_posix() in COMING:
+            continue
         assert there.exists(), f"{name_of(page)} links to {link}"
         if anchor:
             assert anchor in slugs(there.read_text()), f"{name_of(page)} links to {link}: no such heading"
     named = set(re.findall(r"\bdocs/[\w./-]+\w", text))
-    assert {name for name in named if not (ROOT / name).exists()} == set()
+    assert {name for name in named if not (ROOT / name).exists()} - COMING == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_exist_with_their_options(page: Path) -> None:
-    assert faults(page.read_text()) == []
+    assert [fault for fault in faults(page.read_text()) if fault not in COMING] == []
+
+
+def test_what_is_said_to_come_is_not_there_yet() -> None:
+    wrong = {fault for page in PAGES for fault in faults(page.read_text())}
+    there = {name for name in COMING if name.startswith("docs/") and (ROOT / name).exists()}
+    there |= {fault for fault in COMING if not fault.startswith("docs/")} - wrong
+    assert sorted(there) == [], "remove these from COMING"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -136,6 +163,16 @@ def test_the_glossary_has_the_words_of_the_house_in_order() -> None:
     assert [word for word in needed if not any(re.search(rf"\b{word}\b", entry) for entry in words)] == []
 
 
+def test_pictures_are_small_and_shown() -> None:
+    pictures = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".svg")]
+    assert {path.name: path.stat().st_size for path in pictures if path.stat().st_size > MOST_BYTES} == {}
+    shown = {link.split("/")[-1] for page in PAGES for link in _LINK.findall(page.read_text())}
+    assert {path.name for path in pictures} <= shown
+    for path in pictures:
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
+
+
 def test_faults_are_found() -> None:
     text = (
         "Run `python -m trainer.nothing --x` or\n"
@@ -145,8 +182,8 @@ def test_faults_are_found() -> None:
     )
     assert faults(text) == [
         "python -m data_prep build: no option --konfig",
-        "python -m trainer.embed : no option --inputs",
-        "python -m trainer.main : no option --fast",
+        "python -m trainer.embed: no option --inputs",
+        "python -m trainer.main: no option --fast",
         "python -m trainer.nothing: there is no such module",
     ]
     assert slugs("## What `a.b` is, and where\n```\n# no heading\n```\n") == {"what-ab-is-and-where"}

@@ -29,7 +29,7 @@ HEAD = (
     '##fileformat=VCFv4.2\n##INFO=<ID=AF,Number=A,Type=Float,Description="f">\n'
     "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 )
-COLUMNS = "chrom pos id ref alt llr embedding_distance max_local_change status".split()
+COLUMNS = ["chrom", "pos", "id", "ref", "alt", "llr", "embedding_distance", "max_local_change", "status"]
 
 
 def other(letter: str, step: int = 1) -> str:

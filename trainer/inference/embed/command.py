@@ -17,13 +17,13 @@ from configs import ConfigError, redact
 from trainer.inference import output_format
 from trainer.inference.embed import output, source, zarr_output
 from trainer.inference.embed.chunks import Chunk
-from trainer.inference.embed.model import OpenedModel, open_model
 from trainer.inference.embed.picture import Points, Projection, draw, refuse_picture
 from trainer.inference.embed.rows import Each, Rows, finished, regrouped, rows_of
 from trainer.inference.embed.shape import Shape
 from trainer.inference.embed.source import Source, Survey
 from trainer.inference.embed.vectors import Pooling, Reading, Strands, read_windows
 from trainer.inference.embed.windows import Tiling
+from trainer.inference.opened_model import OpenedModel, open_model
 from trainer.inference.parts import Compute, Parts, in_parts, one_by_one
 from trainer.inference.passed_on import refuse_files
 from trainer.inference.precision import Precision, Resolved, best_device, resolve_precision

@@ -16,7 +16,7 @@ from cluster.storage.uri import identity
 from configs import ConfigError, redact
 from data_prep.sources import reference
 from trainer.inference import output_format, table_writer
-from trainer.inference.embed.model import OpenedModel, open_model
+from trainer.inference.opened_model import OpenedModel, open_model
 from trainer.inference.parts import Parts, in_parts
 from trainer.inference.precision import Precision, best_device, resolve_precision
 from trainer.inference.variants import vcf_writer

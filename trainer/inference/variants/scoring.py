@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from trainer.inference.embed.model import DEFAULT_LENGTH
+from trainer.inference.opened_model import DEFAULT_LENGTH
 from trainer.inference.precision import Resolved
 from trainer.inference.variants.alleles import OK, Variant
 from trainer.inference.variants.changes import changes

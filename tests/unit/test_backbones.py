@@ -9,29 +9,12 @@ import torch
 from torch import Tensor
 
 from data_prep import alphabet
+from tests.exports import SIZES
 from trainer.models import pretrained
 from trainer.models.backbone import Backbone
 from trainer.models.dilated_conv import DilatedConv, DilatedConvConfig
 from trainer.models.network import Network
 from trainer.models.registry import MODELS
-
-SMALL: dict[str, dict[str, Any]] = {
-    "findna": {
-        "num_layers": 3,
-        "num_groups": 5,
-        "group_channels": 4,
-        "intermediate_size": 16,
-        "num_summary": 3,
-        "norm": "layer",
-    },
-    "dilated-conv": {
-        "hidden_size": 20,
-        "stem_kernel": 5,
-        "kernel": 3,
-        "dilations": [1, 4, 2],
-        "expansion": 2,
-    },
-}
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -42,7 +25,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def small(name: str, *, activation_checkpointing: bool = False, **changes: Any) -> Backbone:
     torch.manual_seed(0)
-    config = MODELS[name].Config.model_validate({"name": name, **SMALL[name], **changes})
+    config = MODELS[name].Config.model_validate({"name": name, **SIZES[name], **changes})
     return MODELS[name](config, activation_checkpointing=activation_checkpointing)
 
 

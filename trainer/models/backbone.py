@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from configs.section import Section
+from trainer.models.portable_files import Portable
 
 
 class BackboneConfig(Section):
@@ -62,9 +63,13 @@ class Hidden(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Codes uint8 [B, L] -> Hidden. A subclass sets ``hidden_size`` and ``summaries`` (P)."""
+    """Codes uint8 [B, L] -> Hidden. A subclass sets ``hidden_size`` and ``summaries`` (P).
+
+    ``portable``: the same for transformers; None: transformers does not open its exports.
+    """
 
     Config: ClassVar[type[BackboneConfig]]
+    portable: ClassVar[Portable | None] = None
     hidden_size: int
     summaries: int = 1
 

@@ -24,6 +24,7 @@ from trainer.models import mixer_kernels as kernels
 from trainer.models.backbone import Backbone, BackboneConfig, Hidden
 from trainer.models.mixer_function import mixer_layer, padded
 from trainer.models.mixer_rotation import Rotation, shifts_of
+from trainer.models.portable_files import shipped
 
 Norm = Literal["none", "layer", "rms"]
 _MOST_GROUPS = 31  # the last of them reads 2^29 positions further on, and offsets are int32
@@ -66,6 +67,7 @@ class ChordMixerConfig(BackboneConfig):
 
 class ChordMixer(Backbone):
     Config = ChordMixerConfig
+    portable = shipped("modeling_findna.py", prefix="Findna")
 
     def __init__(self, config: ChordMixerConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__(config, activation_checkpointing=activation_checkpointing)

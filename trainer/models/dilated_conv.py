@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from configs.numbers import Positive
 from data_prep import alphabet
 from trainer.models.backbone import Backbone, BackboneConfig, Hidden
+from trainer.models.portable_files import shipped
 
 
 def _odd(taps: int) -> int:
@@ -49,6 +50,7 @@ class DilatedConv(Backbone):
     """Its summaries are the mean and the maximum of a row's letters."""
 
     Config = DilatedConvConfig
+    portable = shipped("modeling_dilated_conv.py", prefix="DilatedConv")
     summaries = 2
 
     def __init__(self, config: DilatedConvConfig, *, activation_checkpointing: bool = False) -> None:

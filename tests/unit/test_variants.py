@@ -193,9 +193,9 @@ def test_a_vcf_without_records(files: Path, capsys: pytest.CaptureFixture[str]) 
         (
             ["--scores", "llr,lll"],
             2,
-            "--scores 'llr,lll' has 'lll'; known are llr, embedding_distance, max_loc",
+            "--scores has 'lll'; known are llr, embedding_distance, max_local_change",
         ),
-        (["--scores", "llr,llr"], 2, "--scores 'llr,llr' names one twice"),
+        (["--scores", "llr,llr"], 2, "--scores must name some of llr, embedding_distance, max_local_change"),
         (["--prefix", "1"], 2, "--prefix '1' cannot begin the name of an INFO field"),
         (["--picture", "p.png"], 2, "--picture shows all substitutions of regions; give them as --bed"),
         (["--model", "none"], 1, "none/config.json: no such file"),

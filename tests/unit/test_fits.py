@@ -237,6 +237,14 @@ def test_the_command_refuses_what_is_no_number_of_ranks(capsys: pytest.CaptureFi
     assert (line["what"], line["state"]) == ("fits, 2 ranks", "ok")
 
 
+@pytest.mark.parametrize("preset", ["demo", "small"])
+def test_presets_with_convolutions_are_counted(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--config", f"configs/train/{preset}.yaml", "--bytes-per-rank", str(80 << 30)]
+    assert fits.main([*command, "--worlds", "2", "train.precision=bf16"]) == 0
+    (line,) = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
+    assert " M parameters, ZeRO-1 bf16: " in line["found"]
+
+
 def test_the_doctor_asks_it_for_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "gpu_bytes", lambda: [80 << 30, 40 << 30])
     asked: list[Any] = []

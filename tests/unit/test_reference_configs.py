@@ -28,7 +28,7 @@ _KEY = re.compile(r"( *)(- )?(\w+):(?: .*?)??(?: +# (.+))?")
 
 
 def comments(text: str) -> dict[str, str]:
-    """Dotted key -> its comment, at the end of its line or in the line above it, else ""."""
+    """Dotted key -> its comment, at the end of its line or in the lines above it, else ""."""
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []  # (indentation, key) of the sections around a line
     above = ""
@@ -43,7 +43,8 @@ def comments(text: str) -> dict[str, str]:
             found[".".join(part for _, part in path)] = comment or above
         elif line.strip() and not line.strip().startswith("#"):
             raise AssertionError(f"no line of a reference config: {line!r}")
-        above = line.strip().removeprefix("# ") if line.strip().startswith("#") else ""
+        said = line.strip().removeprefix("# ") if line.strip().startswith("#") else ""
+        above = f"{above} {said}".strip() if said else ""
     return found
 
 
@@ -133,8 +134,8 @@ def test_every_key_has_a_comment_that_names_its_choices(name: str) -> None:
 
 
 def test_comments_are_found() -> None:
-    text = 'a:  # of a\n  - b: "x y"  # of b\n    # of c\n    c: 1\nd: 2\ne: {}  # of e\n'
-    found = {"a": "of a", "a.0.b": "of b", "a.0.c": "of c", "d": "", "e": "of e"}
+    text = 'a:  # of a\n  - b: "x y"  # of b\n    # of c,\n    # too\n    c: 1\nd: 2\ne: {}  # of e\n'
+    found = {"a": "of a", "a.0.b": "of b", "a.0.c": "of c, too", "d": "", "e": "of e"}
     assert comments(text) == found
     assert keys(parse(text)) == found.keys()
 

@@ -132,7 +132,7 @@ def network_on_meta(config: TrainConfig) -> Network:
     """The network of ``config`` in its compute dtype, without memory; with plain kernels, since others run on
     their own device alone (and keep less)."""
     model = config.model
-    if "kernel" in type(model).model_fields:
+    if "kernel" in type(model).NOT_EXPORTED:  # a way to compute; of dilated-conv it is a size
         model = model.model_copy(update={"kernel": "plain"})
     with torch.device("meta"):
         backbone = build_backbone(model, activation_checkpointing=config.train.activation_checkpointing)

@@ -3,7 +3,7 @@
 Shapes: N sequences, L letters, P summary positions, D hidden, V numbers of a vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, get_args
 
@@ -24,6 +24,8 @@ from trainer.models import pretrained
 from trainer.models.network import Network
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from trainer.evaluation.tasks.kept.task_model import TaskModel
 
 
@@ -101,3 +103,34 @@ def embed_sequences(
     if pooling == "letters":
         return np.split(vectors, encoded.length_N.cumsum(0).numpy()[:-1])
     return vectors
+
+
+def score_variants(
+    model: Network,
+    reference: str | Mapping[str, str],
+    variants: Sequence[tuple[str, int, str, str]],
+    *,
+    length: int = 1000,
+    scores: Sequence[str] = ("llr", "embedding_distance", "max_local_change"),
+    strands: str = "both",
+) -> "pd.DataFrame":
+    """A row for each of ``variants``, in order: chrom, pos, ref, alt, ``scores``, and status, which is ok or
+    says in words why there are no scores. docs/variants.md says what they are.
+
+    Args:
+        reference: the genome that they are on: a URI of a FASTA or .2bit, or its contigs as strings.
+        variants: contig, position of the first letter of REF from 1, REF, ALT; as VCF has them.
+        length: letters of the window around each; best that of pretraining.
+        strands: ``both`` averaged, or ``forward``.
+
+    Raises:
+        ValueError: no such score or strands, or the reference is none. StoreError: it cannot be read.
+        MemoryError: a window is too long for the device.
+    """
+    # Only who scores variants needs pandas, pyarrow and the readers of genomes.
+    room = import_module("trainer.inference.variants.scoring")
+    genome = import_module("trainer.inference.variants.genome").Genome.open(reference)
+    rows = [room.Variant(*each) for each in variants]
+    table = room.score_table(model, genome, rows, room.Scoring(length, tuple(scores), strands))
+    frame: pd.DataFrame = table.to_pandas()
+    return frame

@@ -83,7 +83,7 @@ import sys
 for name in {[*HEAVY, "safetensors", "fsspec"]!r}:
     sys.modules[name] = None
 import trainer
-for name in set(trainer.__all__) - {{"load_model", "load_task_model", "embed_sequences"}}:
+for name in set(trainer.__all__) - {{"load_model", "load_task_model", "embed_sequences", "score_variants"}}:
     getattr(trainer, name)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -46,7 +46,8 @@ def bgzipped(text: str) -> bytes:
 def as_bcf(folder: Path) -> str:
     """TEXT as a BCF. It defines SVLEN: htslib looks for it where an allele is symbolic."""
     defined = "".join(
-        f'##INFO=<ID={name},Number=A,Type=Integer,Description="l">\n' for name in ("SVLEN", "END")
+        f'##INFO=<ID={name},Number={number},Type=Integer,Description="l">\n'
+        for name, number in (("SVLEN", "A"), ("END", "1"))
     )
     source = pysam.VariantFile(written(folder / "of.vcf", TEXT.replace("##FORMAT", f"{defined}##FORMAT")))
     with pysam.VariantFile(str(folder / "x.bcf"), "wb", header=source.header) as target:

@@ -12,7 +12,9 @@ COMMANDS = {  # name -> module with main(arguments) -> exit code, what it does
     "train": ("trainer.main", "pretraining in this process; for several ranks: deepspeed, or cluster train"),
     "finetune": ("trainer.finetune", "a registered model on a labelled task"),
     "embed": ("trainer.embed", "embeddings of the records of a FASTA"),
+    "variants": ("trainer.variants", "scores of the variants of a VCF, or of all substitutions of regions"),
     "predict": ("trainer.predict", "sequences through a fine-tuned model"),
+    "export": ("trainer.export", "a model as a folder that transformers and trainer.load_model open"),
     "report": ("trainer.report.__main__", "a run as one HTML page with pictures and tables"),
     "demo": ("trainer.demo", "the whole main job in minutes; from the root of the repository"),
     "cluster": (

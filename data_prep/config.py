@@ -98,6 +98,8 @@ class ReferenceConfig(Section):
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
     weight: float = Field(default=1.0, gt=0)
+    # Of its letters, in words; build.json has it, and from there the cards of models.
+    licence: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("name")
     @classmethod

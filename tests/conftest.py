@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before anything imports Ray, MLflow or torch: no reports, one thread each, and no cache outside the tests'
-# own.
+# Before anything imports Ray, MLflow, torch or transformers: no reports, no network, one thread each, and no
+# cache outside the tests' own.
 _CACHE = tempfile.TemporaryDirectory(prefix="dna-cache-")  # removed when the tests end
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -22,6 +22,9 @@ os.environ |= {
     "DO_NOT_TRACK": "true",
     "OMP_NUM_THREADS": "1",
     "DNA_CACHE": _CACHE.name,
+    "HF_HOME": f"{_CACHE.name}/huggingface",
+    "HF_MODULES_CACHE": f"{_CACHE.name}/huggingface/modules",
+    "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": str(Path(__file__).parents[1]),
 }  # Ray's workers import the functions of test_jobs
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):

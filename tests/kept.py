@@ -9,7 +9,8 @@ import torch
 
 from tests.registered import NAME, Registered, tiny_network
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.fitting.modes import PreparedTask, compute_unit, prepare
+from trainer.evaluation.tasks.fitting.modes import compute_unit
+from trainer.evaluation.tasks.fitting.prepared import PreparedTask, prepare
 from trainer.evaluation.tasks.results.results import Unit, UnitOutcome
 from trainer.evaluation.tasks.rows.data import load
 from trainer.models import pretrained

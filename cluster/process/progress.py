@@ -79,7 +79,8 @@ class Progress:
 
     def _line(self, stage: str, done: int, total: int, *, seconds: float) -> str:
         speed = done / (seconds or 1.0)
-        rate = f"{speed / 1e6:.1f} M{self._unit}/s"
+        bases = self._unit == "bp"
+        rate = f"{speed / 1e6:.1f} Mbp/s" if bases else f"{speed:,.1f} {self._unit}/s"
         if not total:
             return f"{stage}: {done:,} {self._unit} so far, {rate}"
         left = tqdm.format_interval((total - done) / speed) if speed else "?"

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
+import numpy as np
+
 from configs import magic, redact
 from data_prep.alphabet import Codes, encode
 from data_prep.sources import compression
@@ -75,7 +77,7 @@ class Writer:
 
 
 def records(uri: str) -> Iterator[Record]:
-    """Each record of the FASTA at ``uri``, plain or compressed, as codes.
+    """Each record of the FASTA at ``uri``, plain or compressed, as codes; one at a time, once in memory.
 
     Raises:
         StoreError: it cannot be read.
@@ -84,14 +86,17 @@ def records(uri: str) -> Iterator[Record]:
     """
     where = redact(uri)
     for (_, name), parts in itertools.groupby(pieces(text(uri), uri=where), key=lambda piece: piece[:2]):
-        letters = b"".join(piece.letters for piece in parts)
-        if not letters:
+        codes, ambiguous = bytearray(), 0
+        for piece in parts:
+            try:
+                found, _, more = encode(piece.letters, origin=len(codes))
+            except ValueError as fault:
+                raise ValueError(f"{where}: record {name}: {fault}") from fault
+            codes += found.data
+            ambiguous += more
+        if not codes:
             raise ValueError(f"{where}: record {name} has no letters")
-        try:
-            codes, _, ambiguous = encode(letters)
-        except ValueError as fault:
-            raise ValueError(f"{where}: record {name}: {fault}") from fault
-        yield Record(name, codes, ambiguous)
+        yield Record(name, np.frombuffer(codes, np.uint8), ambiguous)
 
 
 def headed_records(uri: str) -> Iterator[tuple[int, str, str]]:

@@ -14,7 +14,19 @@ import numpy as np
 import torch
 
 from data_prep import alphabet
-from tests.bench import backbone, checkpoint, contrastive, prep, reader, scale, start, step, teacher, views
+from tests.bench import (
+    backbone,
+    checkpoint,
+    contrastive,
+    inference,
+    prep,
+    reader,
+    scale,
+    start,
+    step,
+    teacher,
+    views,
+)
 from tests.bench.harness import Row, rate
 
 
@@ -42,6 +54,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "checkpoint": checkpoint.rows,
     "start": start.rows,
     "scale": scale.rows,
+    "inference": inference.rows,
 }
 
 

@@ -17,6 +17,7 @@ from tests.ranks import on_ranks
 from trainer.distill.step import train_step
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting import modes
+from trainer.evaluation.tasks.fitting.prepared import prepare
 from trainer.evaluation.tasks.results.results import Unit
 from trainer.evaluation.tasks.rows import data
 from trainer.losses.registry import LOSSES
@@ -82,7 +83,7 @@ def fine_tuned(folder: str) -> dict[str, float]:
     }
     task = TaskConfig.model_validate(values)
     network, config = pretrained.load(folder), pretrained.read_config(folder)
-    prepared = modes.prepare(network, config, task=task, data=data.load(task), device=torch.device("cpu"))
+    prepared = prepare(network, config, task=task, data=data.load(task), device=torch.device("cpu"))
     return {
         mode: modes.compute_unit(prepared, Unit("tiny", "1", "toy", mode, 0)).result.test["mcc"]
         for mode in ("probe", "finetune", "scratch")

@@ -9,29 +9,12 @@ import torch
 from torch import Tensor
 
 from data_prep import alphabet
+from tests.exports import SIZES
 from trainer.models import pretrained
 from trainer.models.backbone import Backbone
 from trainer.models.dilated_conv import DilatedConv, DilatedConvConfig
 from trainer.models.network import Network
 from trainer.models.registry import MODELS
-
-SMALL: dict[str, dict[str, Any]] = {
-    "findna": {
-        "num_layers": 3,
-        "num_groups": 5,
-        "group_channels": 4,
-        "intermediate_size": 16,
-        "num_summary": 3,
-        "norm": "layer",
-    },
-    "dilated-conv": {
-        "hidden_size": 20,
-        "stem_kernel": 5,
-        "kernel": 3,
-        "dilations": [1, 4, 2],
-        "expansion": 2,
-    },
-}
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -42,7 +25,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def small(name: str, *, activation_checkpointing: bool = False, **changes: Any) -> Backbone:
     torch.manual_seed(0)
-    config = MODELS[name].Config.model_validate({"name": name, **SMALL[name], **changes})
+    config = MODELS[name].Config.model_validate({"name": name, **SIZES[name], **changes})
     return MODELS[name](config, activation_checkpointing=activation_checkpointing)
 
 
@@ -58,6 +41,24 @@ def test_hidden_states_have_the_sizes_that_the_backbone_says(name: str) -> None:
         assert hidden.letters_BLD.shape == (3, length, backbone.hidden_size)
     assert backbone.export_config()["hidden_size"] == backbone.hidden_size
     assert backbone.positions(30) in (30, 30 + backbone.summaries)
+
+
+def test_it_stops_after_a_layer(name: str) -> None:
+    """Layers behind are not computed; all of them are what there is without the argument."""
+    backbone = small(name).eval()
+    layers = backbone.layers if name == "findna" else backbone.blocks
+    assert backbone.layer_count == len(layers) == 3
+    called: list[int] = []
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, number=number: called.append(number))
+    codes_BL, length_B = letters(2, 30), torch.tensor([30, 17])
+    whole = backbone(codes_BL, length_B=length_B)
+    for layer in range(4):
+        called.clear()
+        hidden = backbone(codes_BL, length_B=length_B, layer=layer)
+        assert called == list(range(layer))
+        same = [torch.equal(a, b) for a, b in zip(hidden, whole, strict=True)]
+        assert same == [layer == 3] * 2
 
 
 @pytest.mark.parametrize("code", range(alphabet.SIZE))

@@ -27,6 +27,7 @@ from data_prep.dataset.verify import verify
 from data_prep.shards import SPLITS
 from data_prep.split.filters import read_bed
 from tests.s3 import S3
+from trainer.sharing.card_facts import data_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -72,6 +73,18 @@ def test_workers_place_and_gzip_change_no_byte(small: Path, fasta: str, tmp_path
     assert len(contents(small)) == 3 + 2 + 3 + 2, (
         "3 train shards by size, 2 val; a BED each; leakage, manifest"
     )
+
+
+def test_a_licence_stands_beside_the_bytes_that_it_does_not_change(
+    small: Path, fasta: str, tmp_path: Path
+) -> None:
+    made(fasta, tmp_path / "o", references=[{"name": "toy", "uri": fasta, "licence": "CC0-1.0"}])
+    assert contents(tmp_path / "o") == contents(small)
+    config = json.loads((tmp_path / "o" / "build.json").read_bytes())["config"]
+    assert config["references"][0]["licence"] == "CC0-1.0"
+    manifest = load_manifest(str(tmp_path / "o"))
+    (source,) = data_facts(str(tmp_path / "o"), manifest, "").sources
+    assert (source.name, source.licence) == ("toy", "CC0-1.0")
 
 
 def test_export_gives_back_every_letter(small: Path, small_letters: dict[str, str], tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ PROBE = OURS[:1]
     ("results", "champion", "earlier", "version", "reason"),
     [
         # Only modes that use the encoder can make a champion.
-        (OURS[1:2], None, [], None, "unchanged, neither probe nor fine-tuning of version 2 was run"),
-        ([result("2", "scratch", 0.9)], "1", [], None, "unchanged, neither probe nor fine-tuning"),
+        (OURS[1:2], None, [], None, "unchanged, no mode that uses version 2 was run"),
+        ([result("2", "scratch", 0.9)], "1", [], None, "unchanged, no mode that uses version 2"),
         # The first one has to be better than something that needs no pretraining.
         (PROBE, None, [], None, "was not compared with the same network from scratch or a floor"),
         (OURS, None, [], None, "dev MCC 0.600 on t, the better floor 0.900"),

@@ -1,5 +1,6 @@
 """pyproject.toml: the dependencies of each floor are what it imports, and pinned."""
 
+import ast
 import re
 import sys
 import tomllib
@@ -8,11 +9,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.unit.test_house import FLOORS, IMPORTS, ROOT
+from tests.unit.test_house import FLOORS, IMPORTS, ROOT, TRAVELLERS, imports, tree
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DISTRIBUTIONS = {"pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # else the module
+BESIDE_TRANSFORMERS = {"accelerate", "peft"}  # for its Trainer, and for LoRA: no file imports them
 BROUGHT = {"triton"}  # by torch, where it is for GPUs; without it kernels are plain
 BACKENDS = {"boto3", "pyarrow", "s3fs"}  # no file need import them: MLflow, pandas and fsspec do
 
@@ -61,6 +63,21 @@ def test_what_is_installed_is_imported() -> None:
         "cluster": ("cluster",),
     }.items():
         assert distributions(EXTRAS[extra]) - imported(folders).keys() - BACKENDS == set(), extra
+
+
+def test_files_that_travel_need_the_extra_hub() -> None:
+    """Elsewhere they find torch and transformers; here training needs no transformers."""
+    found = {
+        module.split(".")[0] for path in TRAVELLERS for node in tree(path).body for module in absolute(node)
+    }
+    assert found - set(sys.stdlib_module_names) == {"torch", "transformers"}
+    assert distributions(EXTRAS["hub"]) == {"transformers"} | BESIDE_TRANSFORMERS
+    assert not distributions(EXTRAS["hub"]) & (BASE | distributions(EXTRAS["train"]))
+
+
+def absolute(node: ast.AST) -> list[str]:
+    """What ``node`` imports, unless relatively."""
+    return [] if isinstance(node, ast.ImportFrom) and node.level else list(imports(node))
 
 
 def test_every_dependency_is_pinned_to_a_version_that_fits() -> None:

@@ -20,6 +20,7 @@ EXIT_USAGE = 2
         (["train"], ["--config", "key=value"]),
         (["finetune"], ["--model", "--task"]),
         (["embed"], ["--model", "--input", "--output"]),
+        (["export"], ["--model", "--output", "--overwrite", "--licence"]),
         (["report"], ["RUN_ID", "--output"]),
         (["demo"], ["--generated", "--folder"]),
         (["cluster", "train"], ["--config"]),

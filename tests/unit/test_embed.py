@@ -4,10 +4,10 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from data_prep import alphabet
 from data_prep.sources import compression, fasta
+from tests import embedded
 from tests.registered import CANDIDATE, registered, tiny_network
 from trainer.embed import main
-from trainer.inference import output_format
-from trainer.inference.embed.command import embed_fasta
+from trainer.inference.embed import output
+from trainer.inference.embed.rows import Rows
 from trainer.inference.embedding import embed
 from trainer.inference.sequences import EncodedSequences
 
@@ -47,11 +48,18 @@ def sequences(lengths: list[int]) -> list[alphabet.Codes]:
         ("; of old\nACGT\n>a\nACGT\n", "it starts with letters of a sequence"),
     ],
 )
-def test_what_is_no_fasta(tmp_path: Path, text: str, message: str) -> None:
+def test_what_is_no_fasta(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    text: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "x.fa").write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
-        embed_fasta(tiny_network(), str(tmp_path / "x.fa"), length=16)
-    assert "x.fa" in str(caught.value)
+    embedded.embed(embedded.model(tmp_path_factory), tmp_path / "x.fa", tmp_path / "e.csv", code=1)
+    said = capsys.readouterr().err
+    assert re.search(rf"^error: .*x\.fa.*{message}", said) and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.fa"]
 
 
 def test_a_cut_gzip_is_named(tmp_path: Path) -> None:
@@ -126,33 +134,6 @@ def test_lines_end_as_they_like_also_where_pieces_do(tmp_path: Path, monkeypatch
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
         monkeypatch.setattr(compression.store, "chunks", lambda uri, pieces=pieces: iter(pieces))
         assert letters(tmp_path / "x.fa") == READ
-
-
-@pytest.mark.parametrize("end", ["csv", "TSV", "csv.gz", "tsv.gz", "npy", "parquet", "pq", ""])
-def test_the_end_of_the_name_says_the_format(tmp_path: Path, end: str) -> None:
-    table = pd.DataFrame(
-        {"name": ["a", "b,c"], "length": [3, 4], "e0": np.float32([0.1, -3e-9]), "e1": np.float32([1 / 3, 2])}
-    )
-    path = tmp_path / (f"e?.{end}" if end else "e?")  # no query: the name of a file here
-    with open(path, "wb") as file:
-        output_format.write(table, file, end=output_format.format_of(str(path)))
-    first = path.read_bytes()[:4]
-    if end == "npy":
-        np.testing.assert_array_equal(np.load(path), table[["e0", "e1"]].to_numpy())
-        assert np.load(path).dtype == np.float32
-        return
-    if end in ("parquet", "pq", ""):
-        assert first == b"PAR1"
-        found = pd.read_parquet(path)
-    else:
-        assert first[:2] == b"\x1f\x8b" if end.endswith("gz") else first == b"name"
-        found = pd.read_csv(
-            path,
-            sep="\t" if end.lower().startswith("tsv") else ",",
-            compression="gzip" if end.endswith("gz") else None,
-            dtype=dict(table.dtypes),
-        )
-    pd.testing.assert_frame_equal(found, table, check_exact=True)
 
 
 @pytest.mark.parametrize(
@@ -255,16 +236,16 @@ def test_told_to_stop_it_leaves_no_half_of_a_file(
         "--track-uri",
         where.uri,
     ]
-    write = output_format.write
+    write = output._Text.write
 
-    def stopped(table: pd.DataFrame, file: IO[bytes], *, end: str) -> None:
-        write(table, file, end=end)
+    def stopped(writer: output._Text, rows: Rows) -> None:
+        write(writer, rows)
         signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(output_format, "write", stopped)
+        patch.setattr(output._Text, "write", stopped)
         assert main(arguments) == code
-    assert "no part of a file is left; the same command starts again" in capsys.readouterr().err
+    assert "no half of an output is left; the same command goes on from the parts" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv", "x.fa"]
     assert (tmp_path / "e.csv").read_text() == "of yesterday"
     assert main(arguments) == 0

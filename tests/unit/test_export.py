@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 from cluster.storage import store
+from tests.examples.tiny_conv import TinyConv, TinyConvConfig
 from trainer.losses.contrastive import EmbeddingHead
-from trainer.models import pretrained
+from trainer.models import portable_files, pretrained
 from trainer.models.chordmixer import ChordMixerConfig
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
+from trainer.models.registry import MODELS
 
 MODEL = ChordMixerConfig(
     num_layers=2, num_groups=4, group_channels=4, intermediate_size=8, num_summary=2, norm="layer"
@@ -61,11 +64,79 @@ def test_bytes_are_those_that_the_library_writes(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == safetensors.torch.save(part, metadata={"format": "pt"})
 
 
-def test_a_copy_has_the_same_four_files(tmp_path: Path) -> None:
+TRAVEL = {
+    "configuration_dna.py",
+    "modeling_dna.py",
+    "modeling_findna.py",
+    "tokenization_dna.py",
+    "tokenizer_config.json",
+}
+
+
+def test_a_copy_has_the_same_files_and_no_other(tmp_path: Path) -> None:
+    write(tmp_path / "a", network())
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {*pretrained.FILES, *TRAVEL}
+    (tmp_path / "a" / "checkpoints").mkdir()
+    pretrained.copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert {path.name for path in (tmp_path / "b").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_files_that_travel_are_those_of_the_source(tmp_path: Path) -> None:
+    write(tmp_path, network())
+    for name in TRAVEL - {"tokenizer_config.json"}:
+        assert (tmp_path / name).read_bytes() == (portable_files.FOLDER / name).read_bytes()
+
+
+def test_the_weights_are_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their presence says that all is there, also after a kill."""
+    written: list[str] = []
+    publish = store.publish
+
+    def noted(uri: str) -> Any:
+        written.append(Path(uri).name)
+        return publish(uri)
+
+    monkeypatch.setattr(store, "publish", noted)
     write(tmp_path / "a", network())
     pretrained.copy(str(tmp_path / "a"), str(tmp_path / "b"))
-    for name in pretrained.FILES:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    half = len(written) // 2
+    for names in (written[:half], written[half:]):
+        assert set(names) == {*pretrained.FILES, *TRAVEL} and names[-1] == pretrained.WEIGHTS
+
+
+def test_a_backbone_without_a_file_of_its_own_has_none_for_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny-conv", TinyConv)
+    write(tmp_path / "a", Network(TinyConv(TinyConvConfig()), heads={}))
+    pretrained.copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert {path.name for path in (tmp_path / "b").iterdir()} == set(pretrained.FILES)
+    config = pretrained.read_config(str(tmp_path / "b"))
+    assert config["architectures"] == ["TinyConv"] and "auto_map" not in config
+
+
+def test_exports_of_before_are_still_read_and_copied(tmp_path: Path) -> None:
+    """Releases up to 0.1 wrote the four files, and config.json without what transformers needs."""
+    model = network().eval()
+    write(tmp_path / "a", model)
+    change(tmp_path / "a", auto_map=None, pad_token_id=None, architectures=["ChordMixer"], num_labels=4)
+    for name in TRAVEL:
+        (tmp_path / "a" / name).unlink()
+    pretrained.copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert {path.name for path in (tmp_path / "b").iterdir()} == set(pretrained.FILES)
+    codes = torch.zeros(1, 9, dtype=torch.uint8)
+    assert torch.equal(pretrained.load(str(tmp_path / "b"))(codes).logits_BLV, model(codes).logits_BLV)
+
+
+def test_a_copy_without_a_file_that_is_promised_is_one_sentence(tmp_path: Path) -> None:
+    write(tmp_path / "a", network())
+    (tmp_path / "a" / "modeling_dna.py").unlink()
+    with pytest.raises(store.StoreError, match=r"cannot read .*modeling_dna\.py: no such file"):
+        pretrained.copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert not (tmp_path / "b" / pretrained.WEIGHTS).exists()
 
 
 def change(folder: Path, **values: object) -> None:

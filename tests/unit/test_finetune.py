@@ -129,7 +129,7 @@ def test_results_may_be_kept_in_another_experiment_and_a_deleted_one_is_refused_
         f"experiments restore --experiment-id {toys}) or give another track.experiment\n"
     )
     assert main([*command, "track.experiment=elsewhere"]) == 0
-    assert "champion of toy: unchanged, neither" in capsys.readouterr().err
+    assert "champion of toy: unchanged, no mode that uses version 1" in capsys.readouterr().err
     (child,) = reader.tagged("elsewhere", {"finetune": "child"})
     assert child.data.params["task"] == "moved"
     reader.client.restore_experiment(toys)

@@ -16,7 +16,9 @@ MAX_LINES = 300
 LAZY = {"trainer/__init__.py", "trainer/api.py"}  # the public API imports a room when it is first used
 MAY_SKIP_THE_FORMATTER: set[str] = set()  # files with tables of numbers, which a formatter would tear apart
 
-FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+TRAVELS = ROOT / "trainer/models/portable"  # copied into exports, where nothing else of ours is
+TRAVELLERS = sorted(TRAVELS.glob("*.py"))
+FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py")) if path not in TRAVELLERS]
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,26 @@ def test_one_library_one_room() -> None:
     } <= OWNERS.keys()
 
 
+def test_files_that_travel_import_each_other_alone_and_nobody_imports_them() -> None:
+    """transformers takes along what a file imports relatively from beside it; what else is there must be
+    installed."""
+    names, faults = {path.stem for path in TRAVELLERS}, []
+    for path in TRAVELLERS:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module in names, f"{name_of(path)}: {ast.unparse(node)}"
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                faults += [f"{name_of(path)} imports {m}" for m in imports(node) if m.split(".")[0] in FLOORS]
+    faults += [
+        f"{name_of(path)} imports {module}"
+        for path in FILES
+        for module in IMPORTS[path]
+        if f"{module}.".startswith(f"{name_of(TRAVELS).replace('/', '.')}.")
+    ]
+    assert faults == []
+    assert len(TRAVELLERS) > 3, "they are there"
+
+
 def test_no_import_of_ours_inside_a_function() -> None:
     faults = [
         f"{name_of(path)}: {function.name} imports {module}"
@@ -280,7 +302,9 @@ def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None
 
 def test_files_are_short() -> None:
     long = {
-        name_of(path): count for path in FILES if (count := len(path.read_text().splitlines())) > MAX_LINES
+        name_of(path): count
+        for path in FILES + TRAVELLERS
+        if (count := len(path.read_text().splitlines())) > MAX_LINES
     }
     assert long == {}, f"a file of more than {MAX_LINES} lines should be two"
 

@@ -15,6 +15,7 @@ import torch
 
 from tests import commands
 from tests.datasets import markov_sequence, write_dataset
+from tests.exports import files_of
 from trainer.data.dataset import Dataset
 from trainer.main import main
 from trainer.models import pretrained
@@ -123,7 +124,7 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
     assert run.data.params["train.steps"] == "8"
 
     exported = tmp_path / "run"
-    for name in pretrained.FILES:
+    for name in files_of("dilated-conv"):
         got = registry.download(version, tmp_path / "got") / name
         assert got.read_bytes() == (exported / name).read_bytes()
     assert not (exported / "exports" / "step-00000008").exists()  # MLflow has it
@@ -135,6 +136,19 @@ def test_one_process_trains_exports_and_registers(toy: str, tmp_path: Path) -> N
     assert config["model_type"] == "dilated-conv"
     assert config["hidden_size"] == 20
     pretrained.load(str(exported))
+    card = (exported / pretrained.CARD).read_text()
+    accuracy, markov = (run.data.metrics[f"val/mlm_accuracy{of}"] for of in ("", "_markov"))
+    for known in (
+        "8 steps of training",
+        tags["dataset.manifest_sha256"],
+        f"| **this model** | {accuracy:.4f} |",
+        f"{markov:.4f}",
+        "CPU, 1 process |",
+        "| seed | 0 |",
+        "minutes |",
+    ):
+        assert known in card, known
+    assert "not known" not in card
     kept = sorted(p.name for p in (exported / "checkpoints").iterdir())
     assert kept == ["latest.json", "step-00000006", "step-00000008"]
     saved = safetensors.torch.load_file(
@@ -291,7 +305,7 @@ def test_a_mixture_with_lengths_by_step_and_a_damaged_block(toy: str, tmp_path: 
     assert skipped["value"].tolist() == sorted(skipped["value"])
     assert skipped["value"].iloc[-1] >= 1
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "windows of 48 bp, from step 3 on 80 bp. Losses" in card
+    assert "| window by step | 48 from step 0, 80 from step 3 |" in card
     assert len(registry.history(run.info.run_id, "throughput/mfu")) == 3
 
 

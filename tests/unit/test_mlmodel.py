@@ -14,7 +14,7 @@ import pytest
 
 from tests.registered import tiny_network
 from tests.unit.test_dependencies import DISTRIBUTIONS
-from tests.unit.test_house import FLOORS, IMPORTS, module_of
+from tests.unit.test_house import FILES, FLOORS, IMPORTS, TRAVELLERS, module_of, name_of
 from trainer import embed_sequences
 from trainer.evaluation import encoder_pyfunc
 from trainer.evaluation.encoder_pyfunc import write_encoder_mlmodel
@@ -79,7 +79,7 @@ def test_the_code_has_every_module_and_the_same_bytes_again(folder: Path) -> Non
     assert mlmodel.packed_code() == first
     assert len(first) < 1 << 20
     with zipfile.ZipFile(folder / mlmodel.CODE) as packed:
-        assert set(packed.namelist()) == {path.relative_to(Path.cwd()).as_posix() for path in IMPORTS}
+        assert set(packed.namelist()) == {name_of(path) for path in [*FILES, *TRAVELLERS]}
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -11,18 +11,13 @@ from configs import validate
 from data_prep import alphabet
 from tests.registered import tiny_network
 from trainer.evaluation.tasks.config import MODES, Finetune, TaskConfig
-from trainer.evaluation.tasks.fitting import modes
+from trainer.evaluation.tasks.fitting import modes, variant_modes
 from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
 from trainer.evaluation.tasks.fitting.linear import fit_linear, kmer_counts, onehot_letters
-from trainer.evaluation.tasks.fitting.modes import (
-    Precisions,
-    PreparedTask,
-    compute_unit,
-    fit_mode,
-    prepare,
-    settings_digest,
-)
+from trainer.evaluation.tasks.fitting.modes import compute_unit, fit_mode
+from trainer.evaluation.tasks.fitting.prepared import Precisions, PreparedTask, prepare, settings_digest
 from trainer.evaluation.tasks.kinds.classification import Classification
+from trainer.evaluation.tasks.kinds.variants import Variants
 from trainer.evaluation.tasks.results.results import Unit
 from trainer.evaluation.tasks.rows.data import Split, TaskData
 from trainer.inference.sequences import EncodedSequences
@@ -102,7 +97,9 @@ def test_a_unit_of_work_is_computed_without_mlflow_and_its_result_travels_betwee
 
 
 def test_every_mode_of_a_config_can_be_fitted() -> None:
-    assert set(modes._MODES) == set(MODES)
+    assert set(modes._MODES) == set(Classification.modes)
+    assert set(variant_modes.MODES) == set(Variants.modes)
+    assert set(modes._MODES) | set(variant_modes.MODES) == set(MODES)
 
 
 @pytest.mark.parametrize("mode", ["finetune", "scratch"])
@@ -212,7 +209,7 @@ def test_every_mode_fits_every_kind(
         data=TaskData(*splits, {}),
         device=torch.device("cpu"),
     )
-    for mode in MODES:
+    for mode in prepared.kind.modes:
         result = compute_unit(prepared, Unit("m", "1", "t", mode, 0)).result
         assert result.test.keys() == result.val.keys() == {each.name for each in prepared.kind.metrics}
         assert np.isfinite(list(result.test.values())).all()
@@ -229,7 +226,7 @@ def test_class_weights_change_every_mode() -> None:
     truth = even.data.train.truth_N
     weights = [len(truth) / (2 * (truth == number).sum()) for number in (0, 1)]
     assert balanced.kind.state["class_weights"] == pytest.approx(weights)
-    for mode in MODES:
+    for mode in Classification.modes:
         ours, theirs = (fit_mode(prepared, mode, seed=0).dev_prediction for prepared in (even, balanced))
         assert not np.allclose(ours, theirs), mode
 

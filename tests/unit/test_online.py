@@ -21,7 +21,8 @@ from trainer.evaluation.online.rows import OnlineTask, read_tasks
 from trainer.evaluation.online.slices import SharedTask, Slice
 from trainer.evaluation.tasks import curve_names
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.fitting.modes import fit_mode, prepare
+from trainer.evaluation.tasks.fitting.modes import fit_mode
+from trainer.evaluation.tasks.fitting.prepared import prepare
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.evaluation.tasks.kinds.registry import KINDS
 from trainer.evaluation.tasks.results import curves
@@ -163,7 +164,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("kind_name", sorted(KINDS))
+@pytest.mark.parametrize("kind_name", TEXTS)
 def test_neighbours_are_the_mean_of_the_nearest_by_angle_in_every_kind(kind_name: str) -> None:
     rng = np.random.default_rng(3)
     texts = [TEXTS[kind_name][i % 5] for i in range(70)]

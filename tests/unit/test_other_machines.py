@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trainer.core import random
 from trainer.core.collectives import Group, Pending
+from trainer.core.tiles import aligned
 from trainer.data.locus import loci
 from trainer.data.sampling import Phase, Sampler, SamplingPlan
 from trainer.data.windows import Windows
@@ -40,7 +41,6 @@ from trainer.losses.ring_infonce import (
     ring_symmetric_info_nce,
 )
 from trainer.losses.sinkhorn import Assignment, sinkhorn
-from trainer.losses.tiles import aligned
 from trainer.losses.vicreg import Expanded, ExpanderHead, vicreg
 from trainer.models.chordmixer import ChordMixer, ChordMixerConfig
 from trainer.models.network import Crops, Network, Outputs

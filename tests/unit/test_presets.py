@@ -19,6 +19,7 @@ import torch
 
 import configs
 from tests.datasets import markov_sequence, write_dataset
+from tests.exports import files_of
 from tests.ranks import on_ranks
 from trainer.core.collectives import Group
 from trainer.engine.process_group import init_distributed
@@ -248,7 +249,7 @@ def test_fifty_steps_end_in_an_export(losses: dict[str, Any], folder: Path, name
     assert name in losses
     exported = folder / name
     assert {path.name for path in exported.iterdir()} == {
-        *pretrained.FILES,
+        *files_of(preset(name).model.name),
         "train_config.json",
         "checkpoints",
         "finished.json",

@@ -374,7 +374,7 @@ def refused(path: Path, message: str, **keys: object) -> None:
             "chr1\t0\t21\ta\n",
             r"t.bed, line 2: \[0, 21\) reaches beyond the end of contig chr1, which has 20 bp in .*g.fa",
         ),
-        ("1\t0\t9\ta\n", r"line 2: .*g.fa has no contig '1'; it names it 'chr1': write the names as the"),
+        ("3\t0\t9\ta\n", r"line 2: .*g.fa has no contig '3'; it has chr1, chr2$"),
         ("chrQ\t0\t9\ta\n", r"line 2: .*g.fa has no contig 'chrQ'; it has chr1, chr2$"),
         ("chr1\t9\t9\ta\n", r"line 2: \[9, 9\) has no letters; BED counts from 0, half-open"),
         ("chr1\t9\t7\ta\n", r"line 2: \[9, 7\) has no letters"),

@@ -49,6 +49,7 @@ def test_description_and_log_are_sent_at_the_start_each_validation_and_the_end(t
     told, sent = begun(tmp_path)
     told.after({"loss/total": 1.0}, step=1)
     told.after(validated(0.4).metrics, step=4)
+    assert told.validated(4) == validated(0.4).metrics and told.validated(1) == {}
     told.end("the disk is full at s3://u:p@b")
     told.close()
     notes = [tags["mlflow.note.content"] for tags in sent.tags]

@@ -15,6 +15,7 @@ from tests import kept
 from tests.registered import NAME, Registered, registered
 from trainer import load_model, load_task_model
 from trainer.evaluation.tasks.fitting import modes
+from trainer.evaluation.tasks.fitting.prepared import prepare
 from trainer.evaluation.tasks.kept import task_model, task_pyfunc
 from trainer.evaluation.tasks.kept.task_model import TaskModel
 from trainer.evaluation.tasks.results.results import Unit
@@ -98,7 +99,7 @@ def test_every_head_and_strand_is_kept(
     section = getattr(task, mode).model_copy(update={"pooling": (pooling,)})
     task = task.model_copy(update={mode: section})
     base = kept.prepared(where)
-    prepared = modes.prepare(
+    prepared = prepare(
         base.network, base.export_config, task=task, data=base.data, device=torch.device("cpu")
     )
     outcome = modes.compute_unit(prepared, Unit(NAME, "1", task.name, mode, 0))
@@ -129,6 +130,7 @@ def test_the_folder_is_an_encoder_too(where: Registered, tmp_path: Path) -> None
     outcome = kept.outcome(where, "classification", "finetune")
     folder = kept.written(tmp_path / "model", outcome.model)
     assert outcome.model.keys() == {*pretrained.FILES, task_model.HEAD, task_model.TASK}
+    assert "auto_map" not in pretrained.read_config(folder), "transformers would not read its head"
     network, model = load_model(folder), task_model.load(folder)
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, model.reader.network.state_dict()[name], rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""trainer.losses.tiles: pieces of work by one thread each, and torch's threads as they were before."""
+"""trainer.core.tiles: pieces of work by one thread each, and torch's threads as they were before."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from trainer.losses.tiles import each_alone, one_thread
+from trainer.core.tiles import each_alone, one_thread
 
 CPU = torch.device("cpu")
 PIECES = [slice(start, start + 5) for start in range(0, 50, 5)]

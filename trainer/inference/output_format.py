@@ -1,11 +1,7 @@
-"""A table of embeddings as a file of the format that its name says."""
+"""The format of an output, which the end of its name says."""
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import IO
-
-import numpy as np
-import pandas as pd
 
 from cluster.storage import store
 from configs import ConfigError, redact
@@ -18,7 +14,9 @@ FORMATS = {
     ".npy": "NumPy",
     ".csv.gz": "CSV, gzip",
     ".tsv.gz": "TSV, gzip",
+    ".zarr": "zarr",
 }
+NO_TABLES = (".npy", ".zarr")  # they hold one array of numbers
 
 
 def format_of(uri: str, formats: Mapping[str, str] = FORMATS, *, example: str = "embeddings.parquet") -> str:
@@ -27,12 +25,13 @@ def format_of(uri: str, formats: Mapping[str, str] = FORMATS, *, example: str = 
     ``example``: the name of a file of this kind.
 
     Raises:
-        ConfigError: the name ends otherwise, or is that of a folder.
+        ConfigError: the name ends otherwise, or is that of a folder and of a format that is a file.
     """
-    refuse_folder(uri, example)
     name = uri if store.is_local(uri) else redact(uri).partition("?")[0]
     ends = [end.lower() for end in PurePosixPath(store.basename(name)).suffixes]
     end = "".join(ends[-2:] if ends[-1:] == [".gz"] else ends[-1:]) or ".parquet"
+    if end != ".zarr":
+        refuse_folder(uri, example)
     if end not in formats:
         raise ConfigError(
             f"output {redact(uri)} ends in {end}, which is no format here; the end of the name says the "
@@ -48,23 +47,4 @@ def refuse_folder(uri: str, name: str) -> None:
         raise ConfigError(
             f"output {redact(uri)} is a folder; give the name of a file in it, such as "
             f"{redact(store.join(uri, name))}"
-        )
-
-
-def write(table: pd.DataFrame, file: IO[bytes], *, end: str) -> None:
-    """``table`` (name, length, e0, ...) in the format of ``end``. An .npy has the numbers alone, fp32 [N,
-    D]."""
-    if end == ".npy":
-        np.save(file, table.drop(columns=["name", "length"]).to_numpy(np.float32))
-    elif FORMATS[end] == "Parquet":
-        table.to_parquet(file, index=False)
-    else:
-        packed = {"method": "gzip", "mtime": 0} if end.endswith(".gz") else None
-        table.to_csv(
-            file,
-            index=False,
-            sep="\t" if end.startswith(".tsv") else ",",
-            mode="wb",
-            compression=packed,
-            lineterminator="\n",
         )

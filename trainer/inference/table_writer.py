@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from trainer.inference import output_format
 
-FORMATS = {end: name for end, name in output_format.FORMATS.items() if end != ".npy"}
+FORMATS = {end: name for end, name in output_format.FORMATS.items() if end not in output_format.NO_TABLES}
 
 
 class TableWriter(Protocol):

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trainer.core.tiles import aligned, each_alone, one_thread
 from trainer.data.locus import Loci, same_place
-from trainer.losses.tiles import aligned, each_alone, one_thread
 
 # Rows of a tile, keys of a block. On a CPU core the logits stay in its cache; on a GPU a product must fill
 # it.

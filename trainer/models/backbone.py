@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from configs.section import Section
+from trainer.models.portable_files import Portable
 
 
 class BackboneConfig(Section):
@@ -62,9 +63,13 @@ class Hidden(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Codes uint8 [B, L] -> Hidden. A subclass sets ``hidden_size`` and ``summaries`` (P)."""
+    """Codes uint8 [B, L] -> Hidden. A subclass sets ``hidden_size`` and ``summaries`` (P).
+
+    ``portable``: the same for transformers; None: transformers does not open its exports.
+    """
 
     Config: ClassVar[type[BackboneConfig]]
+    portable: ClassVar[Portable | None] = None
     hidden_size: int
     summaries: int = 1
 
@@ -75,7 +80,12 @@ class Backbone(nn.Module):
         self.config, self.activation_checkpointing = config, activation_checkpointing
 
     def forward(
-        self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
+        self,
+        codes_BL: Tensor,
+        *,
+        length_B: Tensor | None = None,
+        noise_BLC: Tensor | None = None,
+        layer: int | None = None,
     ) -> Hidden:
         """Hidden states of ``codes_BL`` uint8.
 
@@ -83,8 +93,15 @@ class Backbone(nn.Module):
             length_B: letters of each row, those behind are padding, on which nothing may depend; None says
                 that every row is full.
             noise_BLC: float [B, L, 4] added to the A, C, G, T input channels of the letters.
+            layer: stop after so many layers, 0 to ``layer_count``; None: all of them. A backbone without a
+                ``layer_count`` is never given it, and need not take it.
         """
         raise NotImplementedError
+
+    @property
+    def layer_count(self) -> int | None:
+        """How many layers ``forward`` can stop after; None: it always goes to the end."""
+        return None
 
     def run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """``part(x)``, which is computed again in the backward if activations are checkpointed.

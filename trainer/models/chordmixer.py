@@ -24,6 +24,7 @@ from trainer.models import mixer_kernels as kernels
 from trainer.models.backbone import Backbone, BackboneConfig, Hidden
 from trainer.models.mixer_function import mixer_layer, padded
 from trainer.models.mixer_rotation import Rotation, shifts_of
+from trainer.models.portable_files import shipped
 
 Norm = Literal["none", "layer", "rms"]
 _MOST_GROUPS = 31  # the last of them reads 2^29 positions further on, and offsets are int32
@@ -66,6 +67,7 @@ class ChordMixerConfig(BackboneConfig):
 
 class ChordMixer(Backbone):
     Config = ChordMixerConfig
+    portable = shipped("modeling_findna.py", prefix="Findna")
 
     def __init__(self, config: ChordMixerConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__(config, activation_checkpointing=activation_checkpointing)
@@ -78,6 +80,10 @@ class ChordMixer(Backbone):
             MixerLayer(self.hidden_size, config.intermediate_size, norm=config.norm)
             for _ in range(config.num_layers)
         )
+
+    @property
+    def layer_count(self) -> int:
+        return len(self.layers)
 
     def positions(self, length: int) -> int:
         return self.summaries + length
@@ -117,7 +123,12 @@ class ChordMixer(Backbone):
         return None
 
     def forward(
-        self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
+        self,
+        codes_BL: Tensor,
+        *,
+        length_B: Tensor | None = None,
+        noise_BLC: Tensor | None = None,
+        layer: int | None = None,
     ) -> Hidden:
         rows, length = codes_BL.shape
         summary_BP = codes_BL.new_full((rows, self.summaries), alphabet.CLS)
@@ -134,12 +145,14 @@ class ChordMixer(Backbone):
             circle_B=None if length_B is None else length_B + self.summaries,
         )
         fused = self._is_fused(x_BTX)
-        for layer in self.layers:
-            assert isinstance(layer, MixerLayer)
+        for number, mixer in enumerate(self.layers):
+            if number == layer:
+                break
+            assert isinstance(mixer, MixerLayer)
             if fused:
-                x_BTX = self.run(partial(layer.fused, rotation=rotation), x_BTX)
+                x_BTX = self.run(partial(mixer.fused, rotation=rotation), x_BTX)
             else:
-                x_BTX = x_BTX + rotation(self.run(layer, x_BTX))
+                x_BTX = x_BTX + rotation(self.run(mixer, x_BTX))
         return Hidden(*x_BTX[..., : self.hidden_size].split([self.summaries, length], dim=1))
 
     def _is_fused(self, x_BTX: Tensor) -> bool:

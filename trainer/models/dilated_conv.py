@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from configs.numbers import Positive
 from data_prep import alphabet
 from trainer.models.backbone import Backbone, BackboneConfig, Hidden
+from trainer.models.portable_files import shipped
 
 
 def _odd(taps: int) -> int:
@@ -49,6 +50,7 @@ class DilatedConv(Backbone):
     """Its summaries are the mean and the maximum of a row's letters."""
 
     Config = DilatedConvConfig
+    portable = shipped("modeling_dilated_conv.py", prefix="DilatedConv")
     summaries = 2
 
     def __init__(self, config: DilatedConvConfig, *, activation_checkpointing: bool = False) -> None:
@@ -61,6 +63,10 @@ class DilatedConv(Backbone):
             )
             for dilation in config.dilations
         )
+
+    @property
+    def layer_count(self) -> int:
+        return len(self.blocks)
 
     def activation_modules(self) -> list[nn.Linear]:
         return [block.contract for block in self.blocks if isinstance(block, Block)]
@@ -79,8 +85,14 @@ class DilatedConv(Backbone):
         return super().export_config() | {"hidden_act": "gelu"}
 
     def forward(
-        self, codes_BL: Tensor, *, length_B: Tensor | None = None, noise_BLC: Tensor | None = None
+        self,
+        codes_BL: Tensor,
+        *,
+        length_B: Tensor | None = None,
+        noise_BLC: Tensor | None = None,
+        layer: int | None = None,
     ) -> Hidden:
+        """As the backbone's; the norm at the end comes after any ``layer``."""
         letters_V = torch.arange(alphabet.SIZE, device=codes_BL.device, dtype=codes_BL.dtype)
         x_BLV = (codes_BL[..., None] == letters_V).to(self.stem.weight_OKI.dtype)
         if noise_BLC is not None:
@@ -90,7 +102,9 @@ class DilatedConv(Backbone):
             place_L = torch.arange(codes_BL.shape[1], device=codes_BL.device)
             real_BL1 = (place_L < length_B[:, None])[..., None]
         x_BLD = _only(self.stem(_only(x_BLV, real_BL1)), real_BL1)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
+            if number == layer:
+                break
             x_BLD = x_BLD + _only(self.run(block, x_BLD), real_BL1)
         letters_BLD = _norm(x_BLD)
         return Hidden(_mean_and_max(letters_BLD, real_BL1), letters_BLD)

@@ -1,5 +1,5 @@
 """A network as four small files: model.safetensors, heads.safetensors, config.json, README.md; and back,
-strictly."""
+strictly. Beside them lie those with which transformers opens it (portable_files.py)."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cluster.storage import store
 from data_prep import alphabet
+from trainer.models import portable_files
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
 from trainer.models.registry import MODELS
@@ -37,7 +38,7 @@ class Exported:
 
 
 def write(uri: str, network: Network, tensors: Mapping[str, Tensor], *, card: str) -> Exported:
-    """Write the four files below ``uri``; the bytes of model.safetensors depend on the weights alone."""
+    """Write an export below ``uri``; the bytes of model.safetensors depend on the weights alone."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     ordered = ((name, tensors[name]) for name in in_order(tensors))
     return write_stream(uri, network, shapes, ordered, card=card)
@@ -59,8 +60,7 @@ def write_stream(
 ) -> Exported:
     """``write`` with one tensor in memory at a time: ``tensors`` come ``in_order`` and are written as they
     come. ``network`` is asked for its sizes only."""
-    store.write_bytes(store.join(uri, CONFIG), _config_bytes(network))
-    store.write_bytes(store.join(uri, CARD), card.encode())
+    _write_texts(uri, network, card=card)
     coming = iter(tensors)
     digest = ""
     for file_name, in_heads in ((HEADS, True), (WEIGHTS, False)):
@@ -70,12 +70,42 @@ def write_stream(
     return Exported(uri, digest)
 
 
+def _write_texts(uri: str, network: Network, *, card: str) -> None:
+    """All files of an export but the weights."""
+    portable = network.backbone.portable
+    texts = {CONFIG: _json(shared_config(network)), CARD: card.encode()}
+    for name, content in (texts | (portable.files() if portable else {})).items():
+        store.write_bytes(store.join(uri, name), content)
+
+
 def copy(source: str, target: str) -> None:
-    """The four files of the export at ``source`` below ``target``, each as a whole, the weights last."""
+    """The files of the export at ``source`` below ``target``, each as a whole, the weights last."""
+    config = json.loads(store.read_bytes(store.join(source, CONFIG)))
+    for name, content in portable_files.beside(source, config).items():
+        store.write_bytes(store.join(target, name), content)
     for name in FILES:
-        with store.publish(store.join(target, name)) as file:
-            for piece in store.chunks(store.join(source, name)):
-                file.write(piece)
+        copy_file(store.join(source, name), store.join(target, name))
+
+
+def share(source: str, target: str, network: Network, *, card: str) -> None:
+    """An export of this release below ``target``, of the model at ``source`` whose ``network`` was loaded.
+
+    The weights keep their bytes. Projection heads, which what transformers saves lacks, are then none.
+    """
+    _write_texts(target, network, card=card)
+    heads = store.join(source, HEADS)
+    if store.exists(heads):
+        copy_file(heads, store.join(target, HEADS))
+    else:
+        store.write_bytes(store.join(target, HEADS), packed({}))
+    copy_file(store.join(source, WEIGHTS), store.join(target, WEIGHTS))
+
+
+def copy_file(source: str, target: str) -> None:
+    """The file at ``source`` at ``target``, as a whole."""
+    with store.publish(target) as file:
+        for piece in store.chunks(source):
+            file.write(piece)
 
 
 def _is_head(name: str) -> bool:
@@ -112,12 +142,15 @@ def _write_safetensors(
 
 
 def files(network: Network, tensors: Mapping[str, Tensor], *, card: str) -> dict[str, bytes]:
-    """The content of the four files by name, as ``write`` writes them."""
+    """The content of the four files by name, as ``write`` writes them, but with nothing for transformers.
+
+    For fine-tuned models, whose heads it would not read.
+    """
     heads, weights = (
         packed({name: tensor for name, tensor in tensors.items() if _is_head(name) == in_heads})
         for in_heads in (True, False)
     )
-    return {CONFIG: _config_bytes(network), CARD: card.encode(), HEADS: heads, WEIGHTS: weights}
+    return {CONFIG: _json(_config(network)), CARD: card.encode(), HEADS: heads, WEIGHTS: weights}
 
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
@@ -158,6 +191,8 @@ def read_config(uri: str) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(store.read_bytes(path))
     except ValueError as fault:
         raise ValueError(f"{path} is not JSON: {fault}") from fault
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it is no mapping of keys")
     if config.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {config.get('format_version')}, this code reads {FORMAT_VERSION}"
@@ -184,11 +219,13 @@ def parameter_count(module: nn.Module) -> int:
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
-def _config_bytes(network: Network) -> bytes:
-    return json.dumps(_hf_config(network), indent=2, sort_keys=True).encode() + b"\n"
+def shared_config(network: Network) -> dict[str, Any]:
+    """config.json of an export: what we read, and what transformers does, if the backbone has it."""
+    portable = network.backbone.portable
+    return _config(network) | (portable.config() if portable else {})
 
 
-def _hf_config(network: Network) -> dict[str, Any]:
+def _config(network: Network) -> dict[str, Any]:
     backbone = network.backbone
     return {
         "format_version": FORMAT_VERSION,
@@ -197,7 +234,11 @@ def _hf_config(network: Network) -> dict[str, Any]:
         "torch_dtype": "float32",
         "vocab_size": alphabet.SIZE,
         "vocab": ["A", "C", "G", "T", "N", "MASK", "CLS", "PAD"],
-        "num_labels": alphabet.BASES,
+        "pad_token_id": alphabet.PAD,
         "wiring_sha256": backbone.wiring_sha256(),
         **backbone.export_config(),
     }
+
+
+def _json(config: Mapping[str, Any]) -> bytes:
+    return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"

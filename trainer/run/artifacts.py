@@ -66,6 +66,10 @@ class Artifacts:
         """Metrics of an earlier step, from any thread; of each metric the steps come in order."""
         self._uploader.log(metrics, step=step)
 
+    def validated(self, step: int) -> Mapping[str, float]:
+        """The metrics of the validation after ``step``; empty if that was not the last one."""
+        return self._story.validated(step)
+
     def exported(self, step: int) -> None:
         """The export of ``step`` is whole, and becomes a version as soon as MLflow takes it."""
         self._uploader.export(step, bp=self._config.bp(0, step))

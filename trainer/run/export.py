@@ -1,4 +1,4 @@
-"""Exports: the teacher of a step as four small files, written while the training goes on.
+"""Exports: the teacher of a step as a folder of files, written while the training goes on.
 
 At a due step every rank copies its shards of the teacher in memory; that is all that the step waits for. A
 thread of every rank brings one whole tensor after the other to the first rank, which writes it. The bytes are
@@ -29,6 +29,7 @@ from trainer.evaluation.encoder_pyfunc import write_encoder_mlmodel
 from trainer.models import pretrained
 from trainer.run import run_status
 from trainer.run.config import TrainConfig
+from trainer.run.run_card import RunCard
 from trainer.run.train_state import TrainState
 
 _STEP = re.compile(r"step-(\d{8})")
@@ -71,10 +72,17 @@ class Exporter:
     """The exports of a run; all ranks call its methods alike."""
 
     def __init__(
-        self, config: TrainConfig, engine: Engine, *, exported: Callable[[int], None] | None = None
+        self,
+        config: TrainConfig,
+        engine: Engine,
+        *,
+        exported: Callable[[int], None] | None = None,
+        card: RunCard | None = None,
     ) -> None:
-        """``exported``: called on rank 0 with the step of each export, once it is whole."""
+        """``exported``: called on rank 0 with the step of each export, once it is whole. ``card``: of what
+        rank 0 writes; by default with what the config says."""
         self._config, self._engine = config, engine
+        self._card = card or RunCard(config, engine.network)
         self._exported = exported or (lambda step: None)
         self._group: Group | None = None
         self._buffers: list[Tensor] = []
@@ -132,7 +140,8 @@ class Exporter:
             buffer.copy_(shard, non_blocking=True)
         if engine.device.type == "cuda":
             torch.cuda.synchronize(engine.device)
-        arguments = (state.step, teacher.groups, self._group, done)
+        card = self._card.at(state.step) if engine.group.rank == 0 else ""
+        arguments = (state.step, card, teacher.groups, self._group, done)
         thread = threading.Thread(target=self._run, args=arguments, daemon=True)
         thread.start()
         self._thread = thread  # only now: another thread may join it
@@ -148,16 +157,21 @@ class Exporter:
             raise fault
 
     def _run(
-        self, step: int, groups: list[partition.FlatGroup], group: Group, done: Callable[[int], None]
+        self,
+        step: int,
+        card: str,
+        groups: list[partition.FlatGroup],
+        group: Group,
+        done: Callable[[int], None],
     ) -> None:
         try:
-            self._write(step, groups, group)
+            self._write(step, card, groups, group)
             if group.rank == 0:
                 done(step)
         except BaseException as fault:  # raised where the main thread waits for this one
             self._fault = fault
 
-    def _write(self, step: int, groups: list[partition.FlatGroup], group: Group) -> None:
+    def _write(self, step: int, card: str, groups: list[partition.FlatGroup], group: Group) -> None:
         run_dir = self._config.run.dir
         uri, network, fault = place(run_dir, step), self._engine.network, None
         there = True
@@ -172,7 +186,7 @@ class Exporter:
             tensors = _with_progress(partition.whole_tensors(self._buffers, groups, group, names=names))
             try:
                 if group.rank == 0:
-                    pretrained.write_stream(uri, network, shapes, tensors, card=_card(self._config, step))
+                    pretrained.write_stream(uri, network, shapes, tensors, card=card)
             except (store.StoreError, OSError):
                 if store.is_local(uri):
                     with suppress(store.StoreError):
@@ -189,30 +203,3 @@ def _with_progress(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str,
     for each in tensors:
         heartbeat.advance()
         yield each
-
-
-def _card(config: TrainConfig, step: int) -> str:
-    """The model card: README.md of the export."""
-    losses = ", ".join(f"{name} {weight:g}" for name, weight in config.loss.weights().items())
-    first, *later = config.data.length
-    lengths = ", ".join(
-        [f"{first.length} bp", *(f"from step {part.from_step} on {part.length} bp" for part in later)]
-    )
-    lines = [
-        "---",
-        "library_name: dna-distill",
-        "tags: [dna, self-distillation]",
-        "---",
-        f"# {config.run.name}",
-        "",
-        "DNA encoder pretrained by self-distillation: the teacher (moving average of the student) after "
-        f"{step} steps of",
-        f"{config.train.global_batch} windows of {lengths}. Losses and weights: {losses}. "
-        f"Seed {config.run.seed}.",
-        "",
-        "Input: codes A 0, C 1, G 2, T 3, N 4, MASK 5, CLS 6, PAD 7. `model.safetensors` holds backbone and "
-        "nucleotide head,",
-        "`heads.safetensors` the projection heads that only pretraining uses. Weights fit the wiring in "
-        "`config.json` alone.",
-    ]
-    return "\n".join(lines) + "\n"

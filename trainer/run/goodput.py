@@ -19,6 +19,16 @@ FILE = f"{run_status.TRACK}/goodput.json"
 _KEPT = 64  # steps that the file has the seconds of: those of the checkpoints that a run may go on from
 
 
+def began(run_dir: str, *, step: int) -> float | None:
+    """When the run that goes on after ``step`` began, in seconds since 1970; None where that is not known."""
+    if not step:
+        return None
+    try:
+        return float(json.loads(store.read_bytes(store.join(run_dir, FILE)))["began"])
+    except (store.StoreError, ValueError, KeyError, TypeError):
+        return None
+
+
 class Goodput:
     """Of one run, on one rank; ``keep`` lets the next process go on."""
 

@@ -36,14 +36,13 @@ class Start:
 
 def build(config: TrainConfig, key: str, start: Start | None) -> RunSpec:
     """The MLflow run of ``config``, found again by ``key``. ``start``: None if there is nothing to train."""
-    resolved = configs.dump(config)
     return RunSpec(
         config.track.uri,
         config.track.experiment,
         story.run_name(config),
         artifact_uri=config.track.artifact_uri,
         key=key,
-        params=_params(config, resolved) | {"parameters": start.parameters} if start else {},
+        params=params(config) | {"parameters": start.parameters} if start else {},
         tags={**start.tags, **source_tags(_COMMAND)} if start else {},
         registered_model=config.track.registered_model,
         inputs=start.inputs if start else (),
@@ -70,10 +69,10 @@ def outbox_folder(run_dir: str, key: str) -> Path:
     return cache_root() / "track" / key
 
 
-def _params(config: TrainConfig, resolved: dict[str, Any]) -> dict[str, Any]:
+def params(config: TrainConfig) -> dict[str, Any]:
     """The config by dotted keys. ``data.length`` is the last length, which users of the model need; lengths
     by step are a key of their own."""
-    params = configs.flatten(resolved)
+    flat = configs.flatten(configs.dump(config))
     if len(config.data.length) > 1:
-        params |= {"data.length": config.data.last_length, "data.length_by_step": params["data.length"]}
-    return params
+        flat |= {"data.length": config.data.last_length, "data.length_by_step": flat["data.length"]}
+    return flat

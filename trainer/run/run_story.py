@@ -30,6 +30,7 @@ class RunStory:
         kept = None if store.is_local(run_dir) else store.join(run_dir, f"{run_status.TRACK}/{NAME}")
         self.log = RunLog(folder, kept=kept)
         self._report = ReportProcess(config.track.uri)
+        self._validated: Validated | None = None
         self._uploader: Uploader | None = None
         self._machine: SystemMetrics | None = None
 
@@ -46,11 +47,17 @@ class RunStory:
         assert self._uploader, "begun"
         self._step = step
         if "val/mlm_accuracy" in metrics:
-            self._describe(Validated(step, metrics))
+            self._validated = Validated(step, metrics)
+            self._describe(self._validated)
             self._uploader.upload(self.log.path)
         every = self._config.track.report_every
         if every and step and step % every == 0 and step < self._config.train.steps:
             self._report.begin(self._uploader.id)
+
+    def validated(self, step: int) -> Mapping[str, float]:
+        """The metrics of the validation after ``step``; empty if that was not the last one."""
+        found = self._validated
+        return found.metrics if found and found.step == step else {}
 
     def end(self, reason: str = "") -> None:
         """The training is over; ``reason``: why, where it did not reach its last step."""

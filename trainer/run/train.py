@@ -52,6 +52,7 @@ from trainer.run.hooks import (
     is_due,
 )
 from trainer.run.online_readings import Fits, OpenTasks, open_fits, open_tasks, task_hook
+from trainer.run.run_card import run_card
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
 
@@ -124,8 +125,17 @@ def train(
                 begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts,
                 open_fits(tasks, artifacts, stopping=lambda: bool(stops and stops.code)) as fits,
             ):
-                exported = artifacts.exported if artifacts else None
-                exporter, callbacks = Exporter(config, engine, exported=exported), None
+                exported, card = artifacts.exported if artifacts else None, None
+                if artifacts:
+                    card = run_card(
+                        config,
+                        engine,
+                        method=method,
+                        datasets=datasets,
+                        resumed_at=state.step,
+                        held_out=artifacts.validated,
+                    )
+                exporter, callbacks = Exporter(config, engine, exported=exported, card=card), None
 
                 def settled() -> None:
                     exporter.written()

@@ -85,7 +85,7 @@ def compare_all(
 def differences(table: pd.DataFrame, first: str, second: str, mode: str) -> Differences | None:
     """``first`` less ``second`` in ``mode`` on the tasks that both have; None if there are none.
 
-    An arm from scratch counts with its mode scratch in any mode but probe, the floor with the better one on
+    An arm from scratch counts with its mode scratch in finetune, the floor with the better one on
     dev. Seeds are paired: what has no pretraining seed (or no seed at all) stands against all.
     """
     one, other = scores(table, first, mode), scores(table, second, mode)
@@ -112,7 +112,7 @@ def scores(table: pd.DataFrame, arm: str, mode: str) -> pd.DataFrame:
     own = table[table["arm"] == arm]
     if (own["mode"] == SCRATCH).any():
         found = own[own["mode"] == SCRATCH]
-        return found if mode != "probe" else found.iloc[:0]
+        return found if mode == "finetune" else found.iloc[:0]
     found = own[own["mode"] == mode]
     # A probe has one solution: its seed 0 is no seed.
     return found.assign(task_seed=np.nan) if mode == "probe" else found

@@ -10,8 +10,8 @@ import torch
 
 import configs
 from cluster.process import host
-from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
-from trainer.evaluation.tasks.fitting.modes import Precisions
+from trainer.evaluation.tasks.config import FLOORS, SEEDLESS, TaskConfig
+from trainer.evaluation.tasks.fitting.prepared import Precisions
 from trainer.inference.precision import computing_in
 from trainer.models.config import build_backbone
 from trainer.models.network import Network
@@ -109,7 +109,7 @@ class _Timer:
 def _times(pretrainings: Sequence[Pretraining], task: TaskConfig, mode: str, *, scratch: int) -> int:
     """How many units a mode of a task has."""
     seeds = 1 if mode in SEEDLESS else len(task.seeds)
-    if mode in ("kmer", "onehot"):
+    if mode in FLOORS:
         return seeds
     return seeds * (scratch if mode == SCRATCH else len(pretrainings))
 

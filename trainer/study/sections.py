@@ -81,17 +81,18 @@ def _scores(found: Findings) -> list[Section]:
             if mode != "probe":
                 arms += dict.fromkeys(part.loc[part["mode"] == SCRATCH, "arm"])
             title = f"Test scores: {mode}, {figures.rows_in_words(rows)}"
-            headings = ("task", "metric", *FLOORS, FLOOR, *arms)
-            sections.append(Section(title, [_READING], headings, _table(part, mode, arms)))
+            floors = [floor for floor in FLOORS if (found.table["mode"] == floor).any()]
+            headings = ("task", "metric", *floors, FLOOR, *arms)
+            sections.append(Section(title, [_READING], headings, _table(part, mode, arms, shown=floors)))
     return sections
 
 
-def _table(part: pd.DataFrame, mode: str, arms: Sequence[str]) -> list[list[str]]:
+def _table(part: pd.DataFrame, mode: str, arms: Sequence[str], *, shown: Sequence[str]) -> list[list[str]]:
     """A row for each task: its floors, then ``arms`` in ``mode``; at last the means of the columns."""
     cells = {(row["task"], row["arm"], row["mode"]): row for row in means(part).to_dict("records")}
     cells |= {(row["task"], FLOOR, ""): row for row in floors(part).to_dict("records")}
     scratch = set(part.loc[part["mode"] == SCRATCH, "arm"])
-    columns = [*((FLOOR, floor) for floor in FLOORS), (FLOOR, "")]
+    columns = [*((FLOOR, floor) for floor in shown), (FLOOR, "")]
     columns += [(arm, SCRATCH if arm in scratch else mode) for arm in arms]
     metrics = dict(zip(part["task"], part["metric"], strict=True))
     found = {task: [cells.get((task, *column)) for column in columns] for task in metrics}

@@ -69,16 +69,18 @@ class Facts:
                 f"Step {self.step:,}, {self._accuracy()}.",  # the model's page shows only some 30 letters
                 "",
                 f"A DNA encoder: the teacher of run `{self.run_name}` ({self.run_id}), a moving average, "
-                f"after {_bp(self.bp)}{data}.",
+                f"after {bp_text(self.bp)}{data}.",
                 "",
                 self._scores(),
                 "",
                 f"When it was registered: {reason}.",
                 "",
-                "Fine-tune it on labelled tasks, or take its embeddings:",
+                "Fine-tune it on labelled tasks, take its embeddings, or write it, with a model card, as a "
+                "folder that others open:",
                 "```",
                 f"python -m cluster finetune --model {uri} --tasks configs/tasks/*.yaml",
                 f"python -m trainer.embed --model {uri} --input regions.fa --output embeddings.parquet",
+                f"python -m trainer.export --model {uri} --output FOLDER",
                 "```",
             ]
         )
@@ -95,7 +97,8 @@ class Facts:
         return markdown.table(headings, [(label, f"{value:.4f}") for label, value in found])
 
 
-def _bp(count: int) -> str:
+def bp_text(count: int) -> str:
+    """``count`` bp in three or four digits."""
     for size, name in ((10**12, "Tbp"), (10**9, "Gbp"), (10**6, "Mbp"), (10**3, "kbp")):
         if count >= size:
             return f"{count / size:.1f} {name}"

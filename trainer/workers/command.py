@@ -13,7 +13,7 @@ from trainer.core.console import say
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.downstream import describe_rows
 from trainer.evaluation.tasks.finetune_command import refuse_json
-from trainer.evaluation.tasks.fitting.modes import Precisions
+from trainer.evaluation.tasks.fitting.prepared import Precisions
 from trainer.evaluation.tasks.kept.kept_models import refuse_name
 from trainer.evaluation.tasks.results.results import summarise
 from trainer.evaluation.tasks.results.results_table import as_text

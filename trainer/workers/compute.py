@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.fitting.modes import Precisions, compute_unit, prepare
+from trainer.evaluation.tasks.fitting.modes import compute_unit
+from trainer.evaluation.tasks.fitting.prepared import Precisions, prepare
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
 from trainer.evaluation.tasks.kinds.kind import Array
 from trainer.evaluation.tasks.results.results import Unit, UnitOutcome

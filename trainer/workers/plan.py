@@ -7,7 +7,7 @@ from functools import cached_property
 import configs
 from configs import ConfigError
 from trainer.evaluation.tasks.config import TaskConfig
-from trainer.evaluation.tasks.fitting.modes import Precisions, settings_digest
+from trainer.evaluation.tasks.fitting.prepared import Precisions, settings_digest
 from trainer.evaluation.tasks.results.results import Unit
 from trainer.evaluation.tasks.results.results_log import unit_digest
 from trainer.evaluation.tasks.rows.data import TaskData, load

@@ -68,7 +68,13 @@ def read_tasks(paths: Sequence[str], *, most: int) -> list[OnlineTask]:
 def _read(path: str, most: int) -> OnlineTask:
     try:
         config = _limited(configs.load(TaskConfig, path), most)
-        data, kind = load(config), config.make_kind()
+        kind = config.make_kind()
+        if kind.reads_variants:
+            raise ValueError(
+                f"{path} is of kind {config.kind}, which is not read on the way; score versions on it with "
+                "python -m trainer.finetune"
+            )
+        data = load(config)
         dev = subsample(data.dev, most, kind)
         if fault := kind.fault_of_split(dev.truth_N):
             raise ValueError(

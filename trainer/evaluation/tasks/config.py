@@ -17,11 +17,11 @@ from trainer.inference.precision import Precision
 from trainer.inference.readers.formats import FORMATS, format_of
 from trainer.tracking import names
 
-Mode = Literal["kmer", "onehot", "probe", "finetune", "scratch"]
-MODES: tuple[Mode, ...] = ("kmer", "onehot", "probe", "finetune", "scratch")
-FLOORS: tuple[Mode, ...] = ("kmer", "onehot")  # need no network; the better one on dev is a task's floor
-SEEDLESS: tuple[Mode, ...] = ("kmer", "onehot", "probe")  # their solution is unique: one run, as seed 0
-ENCODER_MODES: tuple[Mode, ...] = ("probe", "finetune")  # those that use the pretrained weights
+Mode = Literal["kmer", "onehot", "centre", "zeroshot", "probe", "finetune", "scratch"]
+MODES: tuple[Mode, ...] = ("kmer", "onehot", "centre", "zeroshot", "probe", "finetune", "scratch")
+FLOORS: tuple[Mode, ...] = ("kmer", "onehot", "centre")  # need no network; a task's is the better one on dev
+SEEDLESS: tuple[Mode, ...] = (*FLOORS, "zeroshot", "probe")  # their solution is unique: one run, as seed 0
+ENCODER_MODES: tuple[Mode, ...] = ("probe", "finetune", "zeroshot")  # those that use the pretrained weights
 ROLES = ("train", "dev", "test")
 
 
@@ -68,6 +68,15 @@ class Onehot(Section):
     """A linear model on the letters by position. ``C``: inverse L2 penalties, chosen on dev."""
 
     C: Grid = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+class VariantWindow(Section):
+    """Of kind ``variants``. ``length``: letters of the window of the reference that a variant is read in.
+    ``window_columns``: the columns with the start and end (as in a BED) of the window whose effect was
+    measured, such as an enhancer, for the mode ``centre``."""
+
+    length: Annotated[int, Field(ge=2)] = 1000
+    window_columns: tuple[str, str] | None = None
 
 
 class Workers(Section):
@@ -118,11 +127,18 @@ class TaskConfig(Section):
         1,
         2,
     )
-    modes: Annotated[tuple[Mode, ...], BeforeValidator(as_list)] = MODES
+    modes: Annotated[tuple[Mode, ...], BeforeValidator(as_list)] = (
+        "kmer",
+        "onehot",
+        "probe",
+        "finetune",
+        "scratch",
+    )
     finetune: Finetune = Finetune()
     probe: Probe = Probe()
     kmer: Kmer = Kmer()
     onehot: Onehot = Onehot()
+    variant: VariantWindow = VariantWindow()
     workers: Workers = Workers()
     track: Track = Track()
 
@@ -187,9 +203,24 @@ class TaskConfig(Section):
             raise ValueError("at least one is needed, and none twice")
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _modes_of_kind(cls, values: Any) -> Any:
+        """Without ``modes``, those of the kind."""
+        kind = KINDS.get(values.get("kind", DEFAULT_KIND)) if isinstance(values, dict) else None
+        return {"modes": kind.modes} | values if kind else values
+
     @model_validator(mode="after")
     def _usable(self) -> "TaskConfig":
         kind = self.make_kind()
+        if unfit := [mode for mode in self.modes if mode not in kind.modes]:
+            raise ValueError(
+                f"modes: kind {self.kind} has no {', '.join(unfit)}; it has {', '.join(kind.modes)}"
+            )
+        if kind.reads_variants and not self.reference:
+            raise ValueError("reference: kind variants needs the genome that the variants are on")
+        if not kind.reads_variants and self.variant != VariantWindow():
+            raise ValueError(f"variant: kind {self.kind} reads no variants; remove the section")
         if self.class_weights != "none" and not kind.balances:
             raise ValueError(f"class_weights: kind {self.kind} has no classes to weigh; remove the key")
         if not isinstance(self.label_column, str) and not kind.reads_columns:

@@ -10,7 +10,8 @@ import torch
 
 from trainer.core.console import say
 from trainer.evaluation.tasks.config import SEEDLESS, TaskConfig
-from trainer.evaluation.tasks.fitting.modes import PreparedTask, compute_unit, prepare
+from trainer.evaluation.tasks.fitting.modes import compute_unit
+from trainer.evaluation.tasks.fitting.prepared import PreparedTask, prepare
 from trainer.evaluation.tasks.kept.kept_models import keep_best, refuse_name, store_model
 from trainer.evaluation.tasks.results.champion import settle_champion
 from trainer.evaluation.tasks.results.curves import CurveTask, add_points

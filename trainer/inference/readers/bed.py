@@ -2,14 +2,17 @@
 
 Without a header the columns are chrom, start, end, label (whatever ``label_column`` says), score and strand;
 of five columns the last may be the strand. With one, ``chrom start end`` come first and the others are found
-by their names, ``strand`` too. Tabs or blanks lie between them.
+by their names, ``strand`` too. Tabs or blanks lie between them. Contigs may have another spelling than in the
+reference (data_prep.sources.aliases); which ones did is said.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cluster.process.progress import say
 from configs import redact
 from data_prep.sources import reference
+from data_prep.sources.aliases import Renamed
 from trainer.inference.readers import rows
 from trainer.inference.readers.rows import Batch, Gather, Wanted, short
 from trainer.inference.readers.text import lines
@@ -31,6 +34,32 @@ class _Columns:
     others_at: tuple[int, ...]
 
 
+class _Genome:
+    """The reference at ``uri``; ``names``: the contigs as the BED calls them."""
+
+    def __init__(self, uri: str) -> None:
+        self._located = reference.locate(uri)
+        self.names = Renamed(self._located.contigs)
+
+    def cut(self, interval: tuple[str, int, int], where: str) -> bytes:
+        """The letters of ``interval``. ValueError, which begins with ``where``, if it is not there."""
+        named, start, end = interval
+        handle, contigs = self._located.handle, self._located.contigs
+        source, contig = redact(handle.uri), self.names.find(named)
+        if contig is None:
+            some = list(contigs)
+            more = f" and {len(some) - _CONTIGS_SHOWN:,} more" if len(some) > _CONTIGS_SHOWN else ""
+            raise ValueError(
+                f"{where}: {source} has no contig {named!r}; it has {', '.join(some[:_CONTIGS_SHOWN])}{more}"
+            )
+        if end > (bp := contigs[contig]):
+            raise ValueError(
+                f"{where}: [{start}, {end}) reaches beyond the end of contig {contig}, which has {bp:,} bp "
+                f"in {source}; is it another assembly?"
+            )
+        return reference.fetch(handle, contig, start, end)
+
+
 def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
     """The intervals of the BED at ``uri``, plain or compressed, with their sequences.
 
@@ -42,7 +71,7 @@ def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
     file = redact(uri)
     if not wanted.reference:
         raise ValueError(f"{file} is a BED: set reference to the genome that its intervals are cut from")
-    genome = reference.locate(wanted.reference)
+    genome = _Genome(wanted.reference)
     columns: _Columns | None = None
     gather = Gather(None)
     number, ended = 0, True
@@ -60,7 +89,7 @@ def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
             if not number:
                 gather = Gather([columns.names[i] for i in columns.others_at] if wanted.others else None)
             number = line.number
-            letters = _cut(genome, _interval(fields, columns, where), where)
+            letters = genome.cut(_interval(fields, columns, where), where)
             if columns.strand_at is not None and _strand(fields[columns.strand_at], where) == "-":
                 letters = letters.translate(_COMPLEMENT)[::-1]
             labels = tuple(fields[i] for i in columns.labels_at)
@@ -68,6 +97,8 @@ def read(uri: str, wanted: Wanted) -> Iterator[Batch]:
                 yield gather.take()
     if not number:
         raise ValueError(f"{file} has no intervals: its lines are chrom, start, end, label")
+    if not wanted.quiet and (renamed := genome.names.sentence(file)):
+        say(renamed)
     yield gather.take(cut=not ended)
 
 
@@ -129,29 +160,6 @@ def _interval(fields: list[str], columns: _Columns, where: str) -> tuple[str, in
     if start >= end:
         raise ValueError(f"{where}: [{start}, {end}) has no letters; BED counts from 0, half-open")
     return fields[0], start, end
-
-
-def _cut(genome: reference.Located, interval: tuple[str, int, int], where: str) -> bytes:
-    contig, start, end = interval
-    bp = genome.contigs.get(contig)
-    source = redact(genome.handle.uri)
-    if bp is None:
-        raise ValueError(f"{where}: {source} has no contig {contig!r}; {_hint(contig, genome)}")
-    if end > bp:
-        raise ValueError(
-            f"{where}: [{start}, {end}) reaches beyond the end of contig {contig}, which has {bp:,} bp in "
-            f"{source}; is it another assembly?"
-        )
-    return reference.fetch(genome.handle, contig, start, end)
-
-
-def _hint(contig: str, genome: reference.Located) -> str:
-    other = contig.removeprefix("chr") if contig.startswith("chr") else f"chr{contig}"
-    if other in genome.contigs:
-        return f"it names it {other!r}: write the names as the reference has them"
-    some = list(genome.contigs)
-    more = f" and {len(some) - _CONTIGS_SHOWN:,} more" if len(some) > _CONTIGS_SHOWN else ""
-    return f"it has {', '.join(some[:_CONTIGS_SHOWN])}{more}"
 
 
 def _strand(text: str, where: str) -> str:

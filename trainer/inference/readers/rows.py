@@ -27,6 +27,7 @@ class Wanted:
         reference: the genome that a BED's intervals are cut from.
         label_pattern: where a FASTA's header has the label, see fasta.py; "" for the usual places.
         others: whether ``Batch.others`` is filled.
+        quiet: nothing is said of what a user should know, since it was said before.
     """
 
     sequence_column: str = "sequence"
@@ -34,6 +35,7 @@ class Wanted:
     reference: str | None = None
     label_pattern: str = ""
     others: bool = False
+    quiet: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:

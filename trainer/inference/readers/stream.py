@@ -31,16 +31,25 @@ class SequenceChunk:
 
 
 def read_sequences(
-    uri: str, *, sequence_column: str = "sequence", reference: str | None = None, form: str | None = None
+    uri: str,
+    *,
+    sequence_column: str = "sequence",
+    reference: str | None = None,
+    form: str | None = None,
+    quiet: bool = False,
 ) -> Iterator[SequenceChunk]:
-    """The rows of the file at ``uri`` in chunks; ``form``: its format, a key of FORMATS, else by its name.
+    """The rows of the file at ``uri`` in chunks.
+
+    Args:
+        form: its format, a key of FORMATS, else by its name.
+        quiet: what a user should know of it was said before.
 
     Raises:
         StoreError: it cannot be read.
         ValueError: one sentence that names the file, the line, row or record, and what is wrong there.
     """
     found, file = FORMATS[format_of(uri, form)], redact(uri)
-    wanted = Wanted(sequence_column=sequence_column, reference=reference, others=True)
+    wanted = Wanted(sequence_column=sequence_column, reference=reference, others=True, quiet=quiet)
     for batch in found.read(uri, wanted):
         letters, ambiguous = list[str](), 0
         for number, sequence in zip(batch.numbers, batch.sequences, strict=True):

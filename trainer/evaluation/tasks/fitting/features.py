@@ -9,6 +9,7 @@ from typing import Any
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.linear import kmer_counts, onehot_letters
 from trainer.evaluation.tasks.fitting.probe_features import ProbeFeatures, features_of, probe_features
+from trainer.evaluation.tasks.fitting.variant_effects import VariantEffects, variant_effects
 from trainer.evaluation.tasks.rows.data import Split
 from trainer.inference.precision import Resolved
 from trainer.inference.sequences import EncodedSequences
@@ -23,7 +24,7 @@ class Features:
 
     def __init__(self, network: Network, task: TaskConfig, *, positions: int, precision: Resolved) -> None:
         self._network, self._k, self._positions = network, task.kmer.k, positions
-        self._precision, self._strand = precision, task.strand
+        self._precision, self._strand, self._window = precision, task.strand, task.variant.length
         self.of_encoder = features_of(task.probe.pooling, network.backbone, strand=task.strand)
         self._computed: dict[tuple[str, Split], Any] = {}
 
@@ -52,6 +53,20 @@ class Features:
             return {each: read.numpy() for each, read in zip(self.of_encoder, found, strict=True)}
 
         return self._once("probe", split, compute)
+
+    def variant_effects(self, split: Split) -> VariantEffects:
+        """Of a split of variants."""
+        return self._once(
+            "variants",
+            split,
+            lambda: variant_effects(
+                self._network,
+                split.variants,
+                length=self._window,
+                precision=self._precision,
+                strand=self._strand,
+            ),
+        )
 
     def give_probe(self, computed: Mapping[Split, Mapping[ProbeFeatures, Any]]) -> None:
         """Of splits that were read elsewhere, what ``probe`` gives."""

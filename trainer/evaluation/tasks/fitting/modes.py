@@ -1,117 +1,23 @@
 """The ways to predict a task: k-mer counts, the letters by position, the frozen backbone, the whole network,
 the same from scratch."""
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-import configs
-from trainer.evaluation.tasks.config import ENCODER_MODES, TaskConfig
-from trainer.evaluation.tasks.fitting.features import Features
+from trainer.evaluation.tasks.config import ENCODER_MODES
+from trainer.evaluation.tasks.fitting import variant_modes
 from trainer.evaluation.tasks.fitting.finetuning import Examples, Training, train_network
 from trainer.evaluation.tasks.fitting.linear import FittedModel, fit_linear, fit_probe
+from trainer.evaluation.tasks.fitting.prepared import PreparedTask
 from trainer.evaluation.tasks.kept import task_card, task_model
-from trainer.evaluation.tasks.kinds.kind import TaskKind
 from trainer.evaluation.tasks.results.results import Result, Unit, UnitOutcome
-from trainer.evaluation.tasks.rows.data import Split, TaskData
-from trainer.inference.precision import Resolved, device_of, resolve_precision
+from trainer.evaluation.tasks.rows.data import Split
+from trainer.inference.precision import device_of
 from trainer.models.network import Network
 from trainer.models.pretrained import fresh
-
-# The keys of a task that shape its results.
-_SHAPING = ("kind", "labels", "strand", "class_weights", "finetune", "probe", "kmer", "onehot")
-# Keys that came later, with the values that mean what was done before: then they are left out of the digest,
-# so that earlier results still compare.
-_AS_BEFORE = {"strand": "both", "class_weights": "none", "onehot": {"C": [0.001, 0.01, 0.1, 1.0]}}
-_PROBE_AS_BEFORE = {"pooling": ["mean_max"]}
-_FINETUNE_AS_BEFORE = {
-    "patience": 0,
-    "min_steps": 0,
-    "pooling": ["mean"],
-    "norm": "batch",
-    "dropout": 0.0,
-    "label_smoothing": 0.0,
-    "backbone_lr_factor": 1.0,
-    "layer_decay": 1.0,
-    "frozen_steps": 0,
-}
-
-
-@dataclass(frozen=True)
-class Precisions:
-    """What each mode computes in: ``probe`` its encoder, ``finetune`` (and scratch) its training."""
-
-    probe: Resolved
-    finetune: Resolved
-
-    @classmethod
-    def of(cls, task: TaskConfig, device: torch.device) -> "Precisions":
-        return cls(
-            probe=resolve_precision(task.probe.precision, device),
-            finetune=resolve_precision(task.finetune.precision, device),
-        )
-
-
-@dataclass(frozen=True)
-class PreparedTask:
-    """A network and a task, ready for every mode and seed.
-
-    ``export_config``: the network's config.json, from which new networks are made. ``kind``: fitted to train.
-    """
-
-    network: Network
-    export_config: dict[str, Any]
-    task: TaskConfig
-    data: TaskData
-    kind: TaskKind
-    precisions: Precisions
-    features: Features
-
-    @cached_property
-    def settings(self) -> str:
-        return settings_digest(self.task, precisions=self.precisions, data_sha256=self.data.sha256())
-
-
-def settings_digest(task: TaskConfig, *, precisions: Precisions, data_sha256: str) -> str:
-    """12 hex digits of the rows and all that shapes a result but model, mode and seed: results that share
-    them compare."""
-    resolved = configs.dump(task)
-    shaping = _without({key: resolved[key] for key in _SHAPING}, _AS_BEFORE)
-    shaping["probe"] = _without(shaping["probe"], _PROBE_AS_BEFORE)
-    shaping["finetune"] = _without(shaping["finetune"], _FINETUNE_AS_BEFORE)
-    text = json.dumps([shaping, vars(precisions), data_sha256], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _without(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` without those that are as ``given``."""
-    return {key: value for key, value in values.items() if key not in given or value != given[key]}
-
-
-def prepare(
-    network: Network,
-    export_config: dict[str, Any],
-    *,
-    task: TaskConfig,
-    data: TaskData,
-    device: torch.device,
-    precisions: Precisions | None = None,
-) -> PreparedTask:
-    """``network``, moved to ``device``, and ``task`` with its ``data``.
-
-    ``precisions``: what all processes that compute units of it agree on; None: what ``device`` is best at.
-    """
-    precisions = precisions or Precisions.of(task, device)
-    positions = max(len(letters) for letters in data.train.letters)
-    features = Features(network.to(device), task, positions=positions, precision=precisions.probe)
-    kind = task.make_kind().fit(data.train.truth_N, balanced=task.class_weights == "balanced")
-    return PreparedTask(network, export_config, task, data, kind, precisions, features)
 
 
 def compute_unit(prepared: PreparedTask, unit: Unit) -> UnitOutcome:
@@ -135,7 +41,8 @@ def compute_unit(prepared: PreparedTask, unit: Unit) -> UnitOutcome:
         chosen=", ".join(f"{name} {_short(value)}" for name, value in fitted.chosen.items()),
         seconds=time.monotonic() - started,
     )
-    return UnitOutcome(result, _kept(prepared, result, fitted) if unit.mode in ENCODER_MODES else {})
+    keeps = unit.mode in ENCODER_MODES and fitted.reader is not None
+    return UnitOutcome(result, _kept(prepared, result, fitted) if keeps else {})
 
 
 def _short(value: float | str) -> str:
@@ -160,7 +67,8 @@ def _kept(prepared: PreparedTask, result: Result, fitted: FittedModel) -> dict[s
 
 def fit_mode(prepared: PreparedTask, mode: str, *, seed: int) -> FittedModel:
     """``mode`` fitted to train; everything that is chosen is chosen on dev."""
-    return _MODES[mode](prepared, seed)
+    modes = variant_modes.MODES if prepared.kind.reads_variants else _MODES
+    return modes[mode](prepared, seed)
 
 
 def _kmer(prepared: PreparedTask, seed: int) -> FittedModel:

@@ -49,6 +49,8 @@ class TaskKind(ABC):
     Attributes:
         metrics: all scores. The first is the main one, higher is better: it chooses the epoch, the learning
             rate and the penalty on dev, and the champion.
+        modes: the modes that it can be run in; by default, all that read single sequences.
+        reads_variants: whether its rows are variants of a genome, and not sequences.
         balances: whether ``class_weights: balanced`` means something to it.
         reads_columns: whether ``label_column`` may be several columns of 0 and 1; the text of a row is then
             the names of those with 1, joined by ``,``.
@@ -58,6 +60,8 @@ class TaskKind(ABC):
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
+    modes: ClassVar[tuple[str, ...]] = ("kmer", "onehot", "probe", "finetune", "scratch")
+    reads_variants: ClassVar[bool] = False
     balances: ClassVar[bool] = False
     reads_columns: ClassVar[bool] = False
     dtype: ClassVar[Any]

@@ -7,7 +7,7 @@ Shapes: N rows, B of a batch, K = 1, F features.
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.stats
@@ -22,7 +22,11 @@ from trainer.evaluation.tasks.kinds.kind import Array, LinearModel, Metric, Task
 class Regression(TaskKind):
     """A prediction is a number, [N]. Truth is float64: a sum of large numbers may be told from the next."""
 
-    metrics = (Metric("pearson", "Pearson r"), Metric("spearman", "Spearman ρ"), Metric("r2", "R²"))
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("pearson", "Pearson r"),
+        Metric("spearman", "Spearman ρ"),
+        Metric("r2", "R²"),
+    )
     dtype = np.float64
     outputs = 1
 

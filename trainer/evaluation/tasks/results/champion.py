@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainer.evaluation.tasks.config import ENCODER_MODES
+from trainer.evaluation.tasks.config import ENCODER_MODES, FLOORS
 from trainer.evaluation.tasks.kinds.kind import Array
 from trainer.evaluation.tasks.results.results import Result
 from trainer.evaluation.tasks.results.results_log import past_results
@@ -18,7 +18,7 @@ from trainer.tracking.version_notes import annotate
 
 _BASELINES: Mapping[str, tuple[str, ...]] = {
     "from scratch": ("scratch",),
-    "the better floor": ("kmer", "onehot"),
+    "the better floor": FLOORS,
 }
 _RESAMPLES = 2000
 _INTERVAL = 95  # percent
@@ -60,7 +60,7 @@ def decide(results: Sequence[Result], *, champion: str | None, earlier: Sequence
     """Whether the version that ``results`` are of becomes champion.
 
     With a champion: both are compared on all tasks that both were scored on, on the same rows with the same
-    settings, modes and seeds. On each task the better one of probe and fine-tuning counts. The version
+    settings, modes and seeds. On each task the best mode that uses the encoder counts. The version
     becomes champion if the interval of the mean difference is above 0. Without a champion: it becomes
     champion if it is better than its own network from scratch, or than the better floor, on some task.
 
@@ -72,9 +72,7 @@ def decide(results: Sequence[Result], *, champion: str | None, earlier: Sequence
     model, version = results[0].unit.model, results[0].unit.version
     name = f"champion of {model}"
     if not any(result.unit.mode in ENCODER_MODES for result in results):
-        return Decision(
-            None, f"{name}: unchanged, neither probe nor fine-tuning of version {version} was run"
-        )
+        return Decision(None, f"{name}: unchanged, no mode that uses version {version} was run")
     if champion is None:
         return _decide_first(results, name)
     if champion == version:

@@ -27,7 +27,7 @@ from trainer.tracking.registry import Registry
 FOLDER = "summary"  # of the run's artifacts
 _NO_METRIC_NAME = re.compile(r"[^\w\-. ]", re.ASCII)  # what MLflow takes in no part of a name
 _LONGEST = 8000  # that MLflow takes; it would cut the rest off
-_READING = (
+READING = (
     "Means ± sample standard deviation over the seeds. Everything that is chosen is chosen on dev; test is "
     "scored once. The floor is a model of the letters alone, without a network."
 )
@@ -63,7 +63,7 @@ def description(results: Sequence[Result], lines: Sequence[str]) -> str:
         *_best_modes(summarise(results)),
     ]
     after = [
-        _READING,
+        READING,
         *(["\n".join(f"- {line}" for line in lines)] if lines else []),
         "**Files:** the same table as CSV, JSON and HTML, and a picture, in the artifacts, folder "
         f"`{FOLDER}`.",
@@ -160,5 +160,5 @@ def _page(tables: Sequence[ResultsTable]) -> str:
     return (
         f'<!doctype html><meta charset="utf-8"><title>Results</title><style>{style}</style>'
         + "".join(parts)
-        + f"<p>{escape(_READING)}</p>\n"
+        + f"<p>{escape(READING)}</p>\n"
     )

@@ -13,20 +13,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_prep import alphabet
+from data_prep.sources import reference
 from trainer.evaluation.tasks.config import ROLES, TaskConfig
 from trainer.evaluation.tasks.kinds.kind import Array, TaskKind
-from trainer.evaluation.tasks.rows import splits, table
+from trainer.evaluation.tasks.rows import splits, table, variant_table
 from trainer.evaluation.tasks.rows.table import LabelReader, Table
+from trainer.evaluation.tasks.rows.variant import VariantRow
 from trainer.inference.readers.rows import Wanted
+from trainer.inference.variants.genome import Genome
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Rows of one role (train, dev or test) in the order of the file: upper-case letters and the truth."""
+    """Rows of one role (train, dev or test) in the order of the file: upper-case letters and the truth.
+
+    Of a task of variants the letters are windows of the reference, and ``variants`` says what changes there.
+    """
 
     role: str
     letters: tuple[str, ...]
     truth_N: Array  # as TaskKind.truth gives it
+    variants: tuple[VariantRow, ...] = ()
 
     def __len__(self) -> int:
         return len(self.letters)
@@ -41,7 +48,9 @@ class Split:
 
     def rows(self, index: list[int], *, role: str | None = None) -> "Split":
         """The rows of these numbers, from 0."""
-        return Split(role or self.role, tuple(self.letters[i] for i in index), self.truth_N[index])
+        letters = tuple(self.letters[i] for i in index)
+        variants = tuple(self.variants[i] for i in index) if self.variants else ()
+        return Split(role or self.role, letters, self.truth_N[index], variants)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,9 @@ class TaskData:
             digest.update(f"{split.role} {len(split)}\n".encode())
             little_endian = split.truth_N.astype(split.truth_N.dtype.newbyteorder("<"))
             digest.update("\n".join(split.letters).encode() + little_endian.tobytes())
+            if split.variants:
+                changes = [(row.placed.site[1:], row.placed.alt, row.from_centre) for row in split.variants]
+                digest.update(repr(changes).encode())
         return digest.hexdigest()
 
 
@@ -86,7 +98,10 @@ def load(config: TaskConfig) -> TaskData:
     """
     kind = config.make_kind()
     tables = read_files(config, kind)
-    given = {role: Split(role, rows.letters, kind.truth(rows.labels)) for role, rows in tables.items()}
+    given = {
+        role: Split(role, rows.letters, kind.truth(rows.labels), rows.variants)
+        for role, rows in tables.items()
+    }
     found = _fill(given, config.split)
     data = _without_leaks(found, remarks=tuple(_remarks(list(tables.values()), kind)))
     rows = config.max_train_rows
@@ -100,17 +115,25 @@ def load(config: TaskConfig) -> TaskData:
 def read_files(config: TaskConfig, kind: TaskKind) -> dict[str, Table]:
     """The rows of each file of the task, by role. Raises as ``load``."""
     columns = config.label_column
+    label_reader = LabelReader(config.labels, kind.parse, () if isinstance(columns, str) else columns)
+    uris = {role: uri for role in ROLES if (uri := getattr(config, role))}
+    if kind.reads_variants:
+        assert config.reference, "the config has checked it"
+        genome = Genome.of(reference.locate(config.reference))
+        found = {
+            role: variant_table.read(uri, config=config, label_reader=label_reader, genome=genome)
+            for role, uri in uris.items()
+        }
+        return found
     wanted = Wanted(
         sequence_column=config.sequence_column,
         label_columns=(columns,) if isinstance(columns, str) else columns,
         reference=config.reference,
         label_pattern=config.label_pattern or "",
     )
-    label_reader = LabelReader(config.labels, kind.parse, () if isinstance(columns, str) else columns)
     return {
         role: table.read(uri, wanted=wanted, label_reader=label_reader, form=config.format)
-        for role in ROLES
-        if (uri := getattr(config, role))
+        for role, uri in uris.items()
     }
 
 
@@ -159,6 +182,8 @@ def _refuse_unusable(task: str, data: TaskData, kind: TaskKind, *, most: object)
 
 def _remarks(tables: list[Table], kind: TaskKind) -> Iterator[str]:
     for rows in tables:
+        if rows.remark:
+            yield rows.remark
         if rows.cut:
             yield f"{rows.uri}: its last line has no end; if the file was cut short, get it again"
         if rows.ambiguous:
@@ -168,6 +193,8 @@ def _remarks(tables: list[Table], kind: TaskKind) -> Iterator[str]:
     first: dict[str, tuple[Table, int]] = {}
     differ: dict[str, str] = {}
     for rows in tables:
+        if rows.variants:  # of which several may be in one window
+            continue
         for row, letters in enumerate(rows.letters):
             key = splits.strandless(letters)
             earlier, at = first.setdefault(key, (rows, row))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs import redact
+from trainer.evaluation.tasks.rows.variant import VariantRow
 from trainer.inference.readers import labels
 from trainer.inference.readers.formats import FORMATS, format_of
 from trainer.inference.readers.letters import checked
@@ -19,6 +20,8 @@ class Table:
         unit: what ``numbers`` count: line, row or record.
         ambiguous: letters of other IUPAC codes that became N.
         cut: the last line has no end, so the file may be cut.
+        variants: of a file of variants, what each row has beside its window, which are its letters.
+        remark: a sentence about rows that are left out, or "".
     """
 
     uri: str
@@ -28,6 +31,8 @@ class Table:
     unit: str
     ambiguous: int
     cut: bool
+    variants: tuple[VariantRow, ...] = ()
+    remark: str = ""
 
     def at(self, row: int) -> str:
         return f"{self.uri}, {self.unit} {self.numbers[row]}"

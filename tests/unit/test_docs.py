@@ -27,17 +27,8 @@ _OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*")
 _OVERRIDE = re.compile(r"(?<![\w./$-])([a-z]+(?:\.[A-Za-z0-9_]+)+)=(?!=)")
 _CONFIG = re.compile(r"configs/[\w./-]+\.(?:yaml|sh)")
 EXAMPLES = ("NAME", "/my")  # files that a reader replaces by his own
-OPEN = (
-    "arms.",
-    "dotted.",
-    "mlflow.",
-    "model.",
-    "train.deepspeed.",
-)  # sections with keys of their own, and no sections
-COMING = {  # what is written of before it is there; a test says which line must go
-    "docs/embeddings.md",
-    "docs/variants.md",
-}
+OPEN = ("arms.", "dotted.", "mlflow.", "model.", "train.deepspeed.")  # with keys of their own, or no section
+COMING = {"docs/embeddings.md", "docs/variants.md"}  # linked before they are there; a test says which must go
 KEYS = {
     re.sub(r"\.0\b", "", key) for name in MODELS for key in comments((FOLDER / name).read_text())
 }  # of all configs
@@ -176,6 +167,7 @@ def test_faults_are_found() -> None:
     )
     assert faults(text) == [
         "python -m data_prep build: no option --konfig",
+        "python -m trainer.embed: no option --inputs",
         "python -m trainer.main: no option --fast",
         "python -m trainer.nothing: there is no such module",
     ]

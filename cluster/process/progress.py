@@ -79,8 +79,9 @@ class Progress:
 
     def _line(self, stage: str, done: int, total: int, *, seconds: float) -> str:
         speed = done / (seconds or 1.0)
-        bases = self._unit == "bp"
-        rate = f"{speed / 1e6:.1f} Mbp/s" if bases else f"{speed:,.1f} {self._unit}/s"
+        rate = f"{speed:,.1f} {self._unit}/s"
+        if self._unit == "bp":
+            rate = f"{speed / 1e3:.1f} kbp/s" if 0 < speed < 1e6 else f"{speed / 1e6:.1f} Mbp/s"
         if not total:
             return f"{stage}: {done:,} {self._unit} so far, {rate}"
         left = tqdm.format_interval((total - done) / speed) if speed else "?"

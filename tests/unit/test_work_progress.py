@@ -42,11 +42,15 @@ def test_progress_without_a_terminal(
     for seconds, done in ((130, 0), (200, 700_000_000)):
         now[0] = 1000 + seconds
         progress("read x.fa.gz", done, 0)
+    for seconds, done in ((210, 0), (270, 1_200_000)):
+        now[0] = 1000 + seconds
+        progress("embed", done, 2_400_000)
     progress.close()
     assert capsys.readouterr().err.splitlines() == [
         "write: 200,000,000 of 1,000,000,000 bp, 3.3 Mbp/s, 04:04 left",
         "write: 600,000,000 of 1,000,000,000 bp, 4.8 Mbp/s, 01:23 left",
         "read x.fa.gz: 700,000,000 bp so far, 10.0 Mbp/s",
+        "embed: 1,200,000 of 2,400,000 bp, 20.0 kbp/s, 01:00 left",
     ]
 
 

@@ -250,8 +250,8 @@ def with_motifs(rng: np.random.Generator, rows: int, length: int) -> alphabet.Co
 
 @functools.cache
 def trained() -> Network:
-    """A small network that has learned masked letters of random sequences with a motif, on either strand; runs
-    of them, too, as an insertion masks one."""
+    """A small network that has learned masked letters of random sequences with a motif, on either strand;
+    runs of them, too, as an insertion masks one."""
     rng = np.random.default_rng(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -78,5 +78,5 @@ def states(letters: str, *, strand: int = 0) -> np.ndarray[Any, Any]:
 
 def small_chunks(monkeypatch: pytest.MonkeyPatch, letters: int) -> None:
     """From now on a chunk has about so many letters."""
-    monkeypatch.setattr(command, "_CHUNK_LETTERS", letters)
-    monkeypatch.setattr(command, "_CHUNK_BYTES", 4 * HIDDEN * 2 * letters)
+    monkeypatch.setattr(command, "_CHUNK_LETTERS", {"cpu": letters})
+    monkeypatch.setattr(command, "_CHUNK_BYTES", {"cpu": 4 * HIDDEN * 2 * letters})

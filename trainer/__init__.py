@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _ROOMS = {
-    "trainer.api": ("embed_sequences", "load_model", "load_task_model"),
+    "trainer.api": ("embed_sequences", "load_model", "load_task_model", "score_variants"),
     "trainer.data.windows": ("Windows", "make_windows", "to_strings"),
     "trainer.engine.ema": ("ShardedEMA",),
     "trainer.losses.functions": ("info_nce", "koleo", "sinkhorn", "symmetric_info_nce"),

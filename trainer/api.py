@@ -1,20 +1,31 @@
 """A pretrained model as functions of plain strings. docs/api.md has an example of each.
 
-Shapes: N sequences, D features.
+Shapes: N sequences, L letters, P summary positions, D hidden, V numbers of a vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
 
-from trainer.inference import embedding
+from trainer.inference.embed.vectors import (
+    Pooling,
+    Reading,
+    Strands,
+    Vectors,
+    WindowBatch,
+    over_strands,
+    read_windows,
+)
+from trainer.inference.sequences import EncodedSequences
 from trainer.models import pretrained
 from trainer.models.network import Network
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from trainer.evaluation.tasks.kept.task_model import TaskModel
 
 
@@ -59,19 +70,67 @@ def load_task_model(
 
 
 def embed_sequences(
-    model: Network, sequences: Sequence[str], *, pooling: str = "mean"
-) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """fp32 [N, D]: a vector of each sequence, averaged over the two strands, in order.
+    model: Network,
+    sequences: Sequence[str],
+    *,
+    pooling: Pooling = "mean",
+    layer: int | None = None,
+    strands: Strands = "both",
+) -> Vectors | list[Vectors]:
+    """fp32 [N, V]: a vector of each sequence, in order; V is D, or P·D for ``summary``.
 
     Args:
         sequences: A, C, G, T, N in either case, of any lengths; other IUPAC letters become N.
-        pooling: ``mean`` or ``max`` over the letters of the last hidden states.
+        pooling: ``mean`` or ``max`` over the letters; ``summary``, the summary positions one behind the
+            other; ``letters`` gives a list with an array [L, D] of each sequence in place of [N, V].
+        layer: the hidden states after so many layers, 0 for the input map; None: after all.
+        strands: ``both`` averaged, ``forward``, the given one alone, or ``separate``, [N, 2·V]: the given
+            one, then the reverse one. A letter's reverse is the letter that it pairs with.
 
     Raises:
-        ValueError: there is no sequence, one is empty or has another letter, or no such pooling.
+        ValueError: there is no sequence, one is empty or has another letter, or no such pooling, layer or
+            strands.
         MemoryError: a sequence is too long for the device.
     """
-    if pooling not in ("mean", "max"):
-        raise ValueError(f"pooling {pooling!r} is not mean or max")
-    vectors = embedding.embed(model, sequences)
-    return (vectors.mean_ND if pooling == "mean" else vectors.max_ND).numpy()
+    for what, chosen, known in (("pooling", pooling, Pooling), ("strands", strands, Strands)):
+        if chosen not in get_args(known):
+            *first, last = get_args(known)
+            raise ValueError(f"{what} {chosen!r} is not {', '.join(first)} or {last}")
+    reading = Reading(pooling, layer, strands)
+    reading.check(model.backbone)
+    encoded = EncodedSequences.from_strings(sequences)
+    vectors = over_strands(read_windows(model, WindowBatch.whole(encoded), reading), strands)
+    if pooling == "letters":
+        return np.split(vectors, encoded.length_N.cumsum(0).numpy()[:-1])
+    return vectors
+
+
+def score_variants(
+    model: Network,
+    reference: str | Mapping[str, str],
+    variants: Sequence[tuple[str, int, str, str]],
+    *,
+    length: int = 1000,
+    scores: Sequence[str] = ("llr", "embedding_distance", "max_local_change"),
+    strands: str = "both",
+) -> "pd.DataFrame":
+    """A row for each of ``variants``, in order: chrom, pos, ref, alt, ``scores``, and status, which is ok or
+    says in words why there are no scores. docs/variants.md says what they are.
+
+    Args:
+        reference: the genome that they are on: a URI of a FASTA or .2bit, or its contigs as strings.
+        variants: contig, position of the first letter of REF from 1, REF, ALT; as VCF has them.
+        length: letters of the window around each; best that of pretraining.
+        strands: ``both`` averaged, or ``forward``.
+
+    Raises:
+        ValueError: no such score or strands, or the reference is none. StoreError: it cannot be read.
+        MemoryError: a window is too long for the device.
+    """
+    # Only who scores variants needs pandas, pyarrow and the readers of genomes.
+    room = import_module("trainer.inference.variants.scoring")
+    genome = import_module("trainer.inference.variants.genome").Genome.open(reference)
+    rows = [room.Variant(*each) for each in variants]
+    table = room.score_table(model, genome, rows, room.Scoring(length, tuple(scores), strands))
+    frame: pd.DataFrame = table.to_pandas()
+    return frame

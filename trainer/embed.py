@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from importlib import import_module
 from typing import get_args
 
 import torch
@@ -73,11 +74,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--track-uri", help="MLflow; default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = vars(parser.parse_args(arguments))
-    debug = args.pop("debug")
+    debug, workers = args.pop("debug"), args.pop("workers")
 
     def run() -> int:
         torch.set_num_threads(host.threads_per_process(1))
-        print("\n".join(embed_file(EmbedRequest(**args))))
+        # Only who asks for workers needs Ray.
+        spread = import_module("trainer.workers.embedding").Workers(workers) if workers is not None else None
+        print("\n".join(embed_file(EmbedRequest(**args), spread=spread)))
         return exits.EXIT_OK
 
     return exit_code(

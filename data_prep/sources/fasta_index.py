@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from pyfaidx import Faidx, FastaIndexingError
-
 from data_prep.sources import fasta
 
 WIDTH = 1 << 16  # letters of a line of what is rewritten
@@ -23,6 +21,8 @@ class IndexedFasta:
     """An open FASTA with its index. Handles belong to one process."""
 
     def __init__(self, path: str, index: str) -> None:
+        from pyfaidx import Faidx  # only who reads a reference in ranges needs it
+
         self._faidx = Faidx(path, indexname=index, as_raw=True, build_index=False, rebuild=False)
 
     def fetch(self, contig: str, start: int, end: int) -> bytes:
@@ -33,6 +33,8 @@ class IndexedFasta:
 def write_index(path: str, index: Path) -> dict[str, int] | None:
     """The length of each record of the FASTA at ``path``, whose .fai is now at ``index``; None, and no .fai,
     where pyfaidx cannot index the file as it is."""
+    from pyfaidx import Faidx, FastaIndexingError  # only who reads a reference in ranges needs it
+
     with tempfile.TemporaryDirectory(dir=index.parent) as folder:
         # pyfaidx writes in place; after a rename other processes see a whole index or none.
         fresh = Path(folder) / "fai"

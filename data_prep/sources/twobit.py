@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import py2bit
 
 from cluster.storage import store
 
@@ -46,6 +45,8 @@ class TwoBit:
 
     def __init__(self, path: str | Path, *, uri: str) -> None:
         """ValueError, naming ``uri``, for a file that py2bit cannot open."""
+        import py2bit  # only who reads a .2bit needs it
+
         self._uri = uri
         try:
             self._file = py2bit.open(str(path), True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from trainer.inference.variants.command import VariantsRequest, score_file
 
 from cluster.process import host
 from data_prep import alphabet
@@ -23,6 +22,7 @@ from trainer.evaluation.tasks.kept.predict_command import PredictRequest, predic
 from trainer.evaluation.tasks.results.results import Unit
 from trainer.evaluation.tasks.rows.data import load
 from trainer.inference.embed.command import EmbedRequest, embed_file
+from trainer.inference.variants.command import VariantsRequest, score_file
 from trainer.models import pretrained
 from trainer.models.backbone import BackboneConfig
 from trainer.models.chordmixer import ChordMixerConfig

@@ -83,7 +83,7 @@ import sys
 for name in {[*HEAVY, "safetensors", "fsspec"]!r}:
     sys.modules[name] = None
 import trainer
-for name in set(trainer.__all__) - {{"load_model", "load_task_model", "embed_sequences"}}:
+for name in set(trainer.__all__) - {{"load_model", "load_task_model", "embed_sequences", "score_variants"}}:
     getattr(trainer, name)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -138,13 +138,27 @@ def test_embeddings_are_the_mean_over_letters_and_strands() -> None:
             torch.testing.assert_close(torch.from_numpy(row), (strands[0] + strands[1]) / 2)
 
 
+def test_embeddings_of_letters_summaries_layers_and_strands() -> None:
+    network, strings = tiny_network(), ["ACGTTGCATTAGC", "gattaca"]
+    letters = embed_sequences(network, strings, pooling="letters", strands="separate", layer=1)
+    mean_ND = embed_sequences(network, strings, layer=1, strands="forward")
+    assert [rows.shape for rows in letters] == [(13, 48), (7, 48)]
+    for rows, mean_D in zip(letters, mean_ND, strict=True):
+        np.testing.assert_allclose(rows[:, :24].mean(0), mean_D, atol=1e-6)
+    assert embed_sequences(network, strings, pooling="summary").shape == (2, 2 * 24)
+    with pytest.raises(ValueError, match="layer 7 is not there: the model has 2 layers"):
+        embed_sequences(network, strings, layer=7)
+    with pytest.raises(ValueError, match="strands 'reverse' is not both, forward or separate"):
+        embed_sequences(network, strings, strands="reverse")
+
+
 @pytest.mark.parametrize(
     ("sequences", "pooling", "sentence"),
     [
         ([], "mean", "there is no sequence"),
         (["ACGT", ""], "mean", "sequence 2 is empty"),
         (["ACGT", "AC-T"], "mean", "sequence 2: byte b'-' at position 2 is no nucleotide letter"),
-        (["ACGT"], "first", "pooling 'first' is not mean or max"),
+        (["ACGT"], "first", "pooling 'first' is not mean, max, summary or letters"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(sequences: list[str], pooling: str, sentence: str) -> None:

@@ -28,7 +28,6 @@ _OVERRIDE = re.compile(r"(?<![\w./$-])([a-z]+(?:\.[A-Za-z0-9_]+)+)=(?!=)")
 _CONFIG = re.compile(r"configs/[\w./-]+\.(?:yaml|sh)")
 EXAMPLES = ("NAME", "/my")  # files that a reader replaces by his own
 OPEN = ("arms.", "dotted.", "mlflow.", "model.", "train.deepspeed.")  # with keys of their own, or no section
-COMING = {"docs/embeddings.md", "docs/variants.md"}  # linked before they are there; a test says which must go
 KEYS = {
     re.sub(r"\.0\b", "", key) for name in MODELS for key in comments((FOLDER / name).read_text())
 }  # of all configs
@@ -99,25 +98,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         target, _, anchor = link.partition("#")
         there = page.parent / target if target else page
-        if there.relative_to(ROOT).as_posix() in COMING:
-            continue
         assert there.exists(), f"{name_of(page)} links to {link}"
         if anchor:
             assert anchor in slugs(there.read_text()), f"{name_of(page)} links to {link}: no such heading"
     named = set(re.findall(r"\bdocs/[\w./-]+\w", text))
-    assert {name for name in named if not (ROOT / name).exists()} - COMING == set()
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_exist_with_their_options(page: Path) -> None:
-    assert [fault for fault in faults(page.read_text()) if fault not in COMING] == []
-
-
-def test_what_is_said_to_come_is_not_there_yet() -> None:
-    wrong = {fault for page in PAGES for fault in faults(page.read_text())}
-    there = {name for name in COMING if name.startswith("docs/") and (ROOT / name).exists()}
-    there |= {fault for fault in COMING if not fault.startswith("docs/")} - wrong
-    assert sorted(there) == [], "remove these from COMING"
+    assert faults(page.read_text()) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ["configs", "cluster", "data_prep", "trainer"]  # each imports only from those before it
 MAX_LINES = 300
-LAZY = {"trainer/__init__.py", "trainer/api.py"}  # the public API imports a room when it is first used
+# The public API imports a room when it is first used, and embed.py the workers, which need Ray, on demand.
+LAZY = {"trainer/__init__.py", "trainer/api.py", "trainer/embed.py"}
 MAY_SKIP_THE_FORMATTER: set[str] = set()  # files with tables of numbers, which a formatter would tear apart
 
 TRAVELS = ROOT / "trainer/models/portable"  # copied into exports, where nothing else of ours is

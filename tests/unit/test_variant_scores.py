@@ -1,5 +1,5 @@
-"""trainer.inference.variants: scores that a naive loop gives, too, that no batch or strand changes, and that are
-most extreme where a motif breaks."""
+"""trainer.inference.variants: scores that a naive loop gives, too, that no batch or strand changes, and that
+are most extreme where a motif breaks."""
 
 import functools
 from collections.abc import Sequence
@@ -75,7 +75,9 @@ class Naive:
         spans = [
             (max(0, a - margin), min(len(w), b + margin)) for w, (a, b) in zip(windows, spans, strict=True)
         ]
-        means, counts = zip(*(self._likelihood(w, *span) for w, span in zip(windows, spans, strict=True)))
+        means, counts = zip(
+            *(self._likelihood(w, *span) for w, span in zip(windows, spans, strict=True)), strict=True
+        )
         hidden = [self._hidden(window) for window in windows]
         pairs = [(i, i) for i in range(len(before))] + [(-i, -i) for i in range(1, len(behind) + 1)]
         if same:

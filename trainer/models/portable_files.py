@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import store
-
 TOKENIZER_CONFIG = "tokenizer_config.json"
 FOLDER = Path(__file__).with_name("portable")
 _TOKENIZER = "tokenization_dna.DnaTokenizer"
@@ -67,15 +65,13 @@ def shipped(name: str, *, prefix: str) -> Portable:
     return Portable(FOLDER / name, prefix)
 
 
-def beside(uri: str, config: Mapping[str, Any]) -> dict[str, bytes]:
-    """The content of these files of the export at ``uri`` with this config.json, by name; none if it has
-    none. StoreError: one is missing."""
+def of_export(config: Mapping[str, Any], read: Callable[[str], bytes]) -> dict[str, bytes]:
+    """The content of these files of an export with this config.json, by name; none if it has none.
+
+    ``read``: the content of a file of the export by its name.
+    """
     if "auto_map" not in config:
         return {}
-
-    def read(name: str) -> bytes:
-        return store.read_bytes(store.join(uri, name))
-
     tokenizer = read(TOKENIZER_CONFIG)
     classes = [*config["auto_map"].values(), *json.loads(tokenizer)["auto_map"]["AutoTokenizer"]]
     modules = [name.partition(".")[0] for name in classes if name]

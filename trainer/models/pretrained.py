@@ -80,8 +80,11 @@ def _write_texts(uri: str, network: Network, *, card: str) -> None:
 
 def copy(source: str, target: str) -> None:
     """The files of the export at ``source`` below ``target``, each as a whole, the weights last."""
-    config = json.loads(store.read_bytes(store.join(source, CONFIG)))
-    for name, content in portable_files.beside(source, config).items():
+
+    def read(name: str) -> bytes:
+        return store.read_bytes(store.join(source, name))
+
+    for name, content in portable_files.of_export(json.loads(read(CONFIG)), read).items():
         store.write_bytes(store.join(target, name), content)
     for name in FILES:
         copy_file(store.join(source, name), store.join(target, name))

@@ -3,6 +3,7 @@
 A worker knows neither files nor MLflow: it is given the model's files and the letters of a chunk.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from cluster.process.progress import say
 from cluster.tasks.pool import Needs, Pool
 from cluster.tasks.ray_session import session
+from configs import ConfigError
 from trainer.inference.embed.chunks import Chunk
 from trainer.inference.embed.vectors import Reading, Vectors, WindowBatch, read_windows
 from trainer.inference.parts import Compute
@@ -22,64 +24,71 @@ from trainer.models import pretrained
 from trainer.models.network import Network
 
 _WAIT_S = 1.0
-_AHEAD = 2  # chunks that are with Ray for each worker, so that none waits for the driver
+_AHEAD = 2  # chunks that Ray has for each worker, so that none waits for the driver
+
+
+@dataclass(frozen=True)
+class Workers:
+    """``count`` workers of the cluster that RAY_ADDRESS names, else of a local Ray.
+
+    Each takes a CPU, and a GPU where there are any.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"--workers {self.count} must be at least 1")
+
+    def __call__(
+        self,
+        model: Mapping[str, bytes],
+        reading: Reading,
+        *,
+        precision: Resolved,
+        table_of: Callable[[Chunk, Vectors], pa.Table],
+        on_letters: Callable[[int], object],
+    ) -> Compute[Chunk]:
+        """As ``trainer.inference.embed.command.Spread`` says.
+
+        Raises:
+            RuntimeError: Ray cannot be started or joined, or a worker died each time; what a worker raises.
+        """
+
+        def compute(chunks: Iterator[tuple[int, Chunk]]) -> Iterator[tuple[int, pa.Table]]:
+            coming = next(chunks, None)
+            if coming is None:  # all is there: Ray need not start
+                return
+            with session(self.count), Pool(on_retry=_tell) as pool:
+                shared, needs = pool.share(SharedModel.of(model)), _needs(pool)
+                given: dict[object, Chunk] = {}
+                while coming or given:
+                    while coming and len(given) < _AHEAD * self.count:
+                        number, chunk = coming
+                        given[number] = chunk
+                        arguments = (chunk.windows, shared, reading, precision)
+                        pool.submit(number, embed_windows, *arguments, needs=needs, order=number)
+                        coming = next(chunks, None)
+                    for ended in pool.wait(_WAIT_S):
+                        if ended.fault:
+                            raise ended.fault
+                        chunk = given.pop(ended.key)
+                        on_letters(chunk.letters)
+                        yield int(str(ended.key)), table_of(chunk, ended.result)
+
+        return compute
 
 
 @dataclass(frozen=True)
 class SharedModel:
-    """The files of an exported network by name, and the sha256 of its weights."""
+    """The files of an exported network by name, and the sha256 of them."""
 
     files: Mapping[str, bytes]
     sha256: str
 
-
-def on_workers(
-    model: SharedModel,
-    reading: Reading,
-    *,
-    precision: Resolved,
-    workers: int,
-    rows: Callable[[Chunk, Vectors], pa.Table],
-    on_letters: Callable[[int], object],
-) -> Compute[Chunk]:
-    """What computes chunks on so many workers of the cluster that RAY_ADDRESS names, else of a local Ray.
-
-    Args:
-        rows: makes the table of a chunk of its vectors, in this process.
-        on_letters: told how many letters more are done.
-    """
-
-    def compute(chunks: Iterator[tuple[int, Chunk]]) -> Iterator[tuple[int, pa.Table]]:
-        first = next(chunks, None)
-        if first is None:  # all is there: Ray need not start
-            return
-        with session(workers), Pool(on_retry=_tell) as pool:
-            shared, needs = pool.share(model), _needs(pool)
-            under_way: dict[object, Chunk] = {}
-            coming: tuple[int, Chunk] | None = first
-            while coming or under_way:
-                while coming and len(under_way) < _AHEAD * workers:
-                    number, chunk = coming
-                    under_way[number] = chunk
-                    pool.submit(
-                        number,
-                        embed_windows,
-                        chunk.windows,
-                        shared,
-                        reading,
-                        precision,
-                        needs=needs,
-                        order=number,
-                    )
-                    coming = next(chunks, None)
-                for ended in pool.wait(_WAIT_S):
-                    if ended.fault:
-                        raise ended.fault
-                    done = under_way.pop(ended.key)
-                    on_letters(done.letters)
-                    yield int(str(ended.key)), rows(done, ended.result)
-
-    return compute
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> "SharedModel":
+        return cls(files, hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest())
 
 
 def _needs(pool: Pool) -> Needs:
@@ -97,7 +106,7 @@ def embed_windows(windows: WindowBatch, model: SharedModel, reading: Reading, pr
     return read_windows(_network(model), windows, reading, precision=precision)
 
 
-_loaded: dict[str, Network] = {}  # by the sha256 of its weights; the last one
+_loaded: dict[str, Network] = {}  # by the sha256 of the files: the last model of this worker
 
 
 def _network(model: SharedModel) -> Network:

@@ -3,10 +3,9 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import Literal
+from typing import Literal, Protocol
 
 import pyarrow as pa
 
@@ -17,19 +16,20 @@ from configs import ConfigError, redact
 from trainer.inference import output_format
 from trainer.inference.embed import output, source, zarr_output
 from trainer.inference.embed.chunks import Chunk
-from trainer.inference.embed.model import OpenedModel, open_model
 from trainer.inference.embed.picture import Points, Projection, draw, refuse_picture
 from trainer.inference.embed.rows import Each, Rows, finished, regrouped, rows_of
 from trainer.inference.embed.shape import Shape
 from trainer.inference.embed.source import Source, Survey
-from trainer.inference.embed.vectors import Pooling, Reading, Strands, read_windows
+from trainer.inference.embed.vectors import Pooling, Reading, Strands, Vectors, read_windows
 from trainer.inference.embed.windows import Tiling
+from trainer.inference.opened_model import OpenedModel, open_model
 from trainer.inference.parts import Compute, Parts, in_parts, one_by_one
 from trainer.inference.passed_on import refuse_files
 from trainer.inference.precision import Precision, Resolved, best_device, resolve_precision
 
-_CHUNK_LETTERS = 1 << 20  # of a chunk: what a kill costs, and what a worker is given at once
-_CHUNK_BYTES = 1 << 25  # of a chunk's vectors, where each letter has one
+# Letters of a chunk: what a kill costs, what a worker is given at once, and enough to fill a device's tiles.
+_CHUNK_LETTERS = {"cpu": 1 << 20, "cuda": 1 << 24}
+_CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}  # of its vectors, where each letter has one
 _FORMAT = 1  # of the parts and of what decides their numbers, beside what ``_key`` names
 
 
@@ -49,7 +49,6 @@ class EmbedRequest:
     length: int | None = None
     overlap: int = 0
     precision: Precision = "fp32"
-    workers: int | None = None
     overwrite: bool = False
     picture: str | None = None
     colour: str | None = None
@@ -57,8 +56,8 @@ class EmbedRequest:
     track_uri: str | None = None
 
 
-def embed_file(request: EmbedRequest) -> list[str]:
-    """Write the output; sentences about what was written.
+def embed_file(request: EmbedRequest, *, spread: "Spread | None" = None) -> list[str]:
+    """Write the output; sentences about what was written. ``spread`` computes elsewhere than in this process.
 
     What is computed of a long input is kept in parts beside the output until that is complete.
 
@@ -75,13 +74,13 @@ def embed_file(request: EmbedRequest) -> list[str]:
         shape = replace(job.shape, rows=found.rows(job.each), records=found.count.rows)
         points = Points(request.colour, rows=shape.rows) if request.picture else None
         parts = None
-        if len(found.chunks) > 1 or request.workers:
+        if len(found.chunks) > 1 or spread:
             parts = Parts(request.output, key=_key(job, found))
             if parts.found:
                 say(f"{parts.found:,} of {len(found.chunks):,} parts are there from before")
         left = [letters for number, letters in enumerate(found.chunks) if not parts or number not in parts]
         stage = Stage(progress, "embed", sum(left))
-        compute = _on_workers(request, job, stage) if request.workers else _here(job, stage)
+        compute = _here(job, stage) if spread is None else _there(job, stage, spread)
         rows = regrouped(_rows(job, found, compute, parts), shape.group)
         first = next(rows)  # before the output is touched
         with output.opened(request.output, shape, overwrite=request.overwrite) as writer:
@@ -121,8 +120,6 @@ def _check(request: EmbedRequest) -> None:
         _refuse_overlap(request.overlap, request.length)
     if request.pooling == "letters" and request.each:
         raise ConfigError("--pooling letters gives a row for each letter; leave out --each")
-    if request.workers is not None and request.workers < 1:
-        raise ConfigError(f"--workers {request.workers} must be at least 1")
     if request.picture:
         paths.refuse_lost(outputs={"--picture": request.picture})
         refuse_picture(request.picture, request.projection)
@@ -149,7 +146,9 @@ def _job(request: EmbedRequest, model: OpenedModel) -> Job:
     each: Each = "letter" if request.pooling == "letters" else request.each or "record"
     strands = 2 if request.strands == "separate" else 1
     size = reading.size(backbone)
-    letters = _CHUNK_BYTES // (4 * size * reading.strands_read) if each == "letter" else _CHUNK_LETTERS
+    letters = _CHUNK_LETTERS[best_device().type]
+    if each == "letter":
+        letters = _CHUNK_BYTES[best_device().type] // (4 * size * reading.strands_read)
     tiling = Tiling(length, request.overlap)
     precision = resolve_precision(request.precision, best_device())
     attributes = {
@@ -171,6 +170,36 @@ def _job(request: EmbedRequest, model: OpenedModel) -> Job:
         each,
         precision,
         Shape(each, 0, 0, size * strands, strands, attributes),
+    )
+
+
+class Spread(Protocol):
+    """What computes on several machines: ``trainer.workers.embedding.Workers``."""
+
+    def __call__(
+        self,
+        model: Mapping[str, bytes],
+        reading: Reading,
+        *,
+        precision: Resolved,
+        table_of: Callable[[Chunk, Vectors], pa.Table],
+        on_letters: Callable[[int], object],
+    ) -> Compute[Chunk]:
+        """What computes chunks by the model whose files are ``model``.
+
+        Args:
+            table_of: makes the table of a chunk of its vectors, in this process.
+            on_letters: told how many letters more are done.
+        """
+
+
+def _there(job: Job, stage: Stage, spread: Spread) -> Compute[Chunk]:
+    return spread(
+        job.model.files,
+        job.reading,
+        precision=job.precision,
+        table_of=lambda chunk, vectors: _table(job, chunk, vectors),
+        on_letters=stage.advance,
     )
 
 
@@ -204,23 +233,13 @@ def _here(job: Job, stage: Stage) -> Compute[Chunk]:
     def embed(chunk: Chunk) -> pa.Table:
         vectors = read_windows(network, chunk.windows, job.reading, precision=job.precision)
         stage.advance(chunk.letters)
-        return rows_of(chunk, vectors, job.reading, job.each).to_table()
+        return _table(job, chunk, vectors)
 
     return one_by_one(embed)
 
 
-def _on_workers(request: EmbedRequest, job: Job, stage: Stage) -> Compute[Chunk]:
-    """Computes on Ray. Only who asks for it needs Ray, and the room of the workers is above this one."""
-    room = import_module("trainer.workers.embedding")
-    made: Compute[Chunk] = room.on_workers(
-        room.SharedModel(job.model.files, job.model.sha256),
-        job.reading,
-        precision=job.precision,
-        workers=request.workers,
-        rows=lambda chunk, vectors: rows_of(chunk, vectors, job.reading, job.each).to_table(),
-        on_letters=stage.advance,
-    )
-    return made
+def _table(job: Job, chunk: Chunk, vectors: Vectors) -> pa.Table:
+    return rows_of(chunk, vectors, job.reading, job.each).to_table()
 
 
 def _rows(job: Job, found: Survey, compute: Compute[Chunk], parts: Parts | None) -> Iterator[Rows]:

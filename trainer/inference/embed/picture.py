@@ -83,6 +83,8 @@ def draw(uri: str, points: Points, *, projection: Projection, title: str) -> Non
         for label, colour, chosen in groups(values):
             axis.scatter(x_P[chosen], y_P[chosen], s=size, c=colour, label=label)
     dress(axis, f"{len(place_P2):,} embeddings, {title}", steps=False)
+    if points.colour is not None and (legend := axis.get_legend()):
+        legend.set_title(points.colour)
     axis.set_xlabel(names[0])
     axis.set_ylabel(names[1])
     store.write_bytes(uri, png(figure))

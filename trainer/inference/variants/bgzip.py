@@ -1,7 +1,7 @@
 """bgzip (BGZF of the SAM specification): gzip members of at most 64 KiB of text, then an empty one.
 
-htslib's own writer takes paths alone, and where a disk is full it complains on stderr a second time, when it is
-deleted.
+htslib's own writer takes paths alone, and where a disk is full it complains on stderr a second time, when it
+is deleted.
 """
 
 import contextlib

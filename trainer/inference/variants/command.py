@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import pyarrow as pa
 
@@ -16,7 +17,7 @@ from cluster.storage.uri import identity
 from configs import ConfigError, redact
 from data_prep.sources import reference
 from trainer.inference import output_format, table_writer
-from trainer.inference.embed.model import OpenedModel, open_model
+from trainer.inference.opened_model import DEFAULT_LENGTH, OpenedModel, open_model
 from trainer.inference.parts import Parts, in_parts
 from trainer.inference.precision import Precision, best_device, resolve_precision
 from trainer.inference.variants import vcf_writer
@@ -147,12 +148,11 @@ def _check(request: VariantsRequest) -> tuple[str, tuple[Score, ...]]:
             f"--output {redact(request.output)}: with --bed there is no VCF that scores could be written "
             f"into; give a table: {', '.join(table_writer.FORMATS)}"
         )
-    if request.length is not None and request.length < 2:
-        raise ConfigError(f"--length {request.length} must be at least 2")
-    scores = tuple(request.scores.split(","))
-    if wrong := [name for name in scores if name not in SCORES] or len(set(scores)) < len(scores):
-        why = f"has {wrong[0]!r}" if isinstance(wrong, list) else "names one twice"
-        raise ConfigError(f"--scores {request.scores!r} {why}; known are {', '.join(SCORES)}")
+    scores = cast("tuple[Score, ...]", tuple(request.scores.split(",")))
+    try:
+        Scoring(DEFAULT_LENGTH if request.length is None else request.length, scores)
+    except ValueError as fault:
+        raise ConfigError(f"--{fault}") from fault
     vcf_writer.Fields(request.prefix, "")
     if request.picture:
         _check_picture(request, scores)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from cluster.process.progress import OnProgress, silent
 from configs import redact
 from data_prep.sources import reference
 from data_prep.sources.aliases import Renamed
@@ -29,6 +30,17 @@ class Genome:
             lambda contig, start, end: reference.fetch(handle, contig, start, end),
             uri=handle.uri,
         )
+
+    @classmethod
+    def open(cls, given: str | Mapping[str, str], *, on_progress: OnProgress = silent) -> "Genome":
+        """The reference at a URI (FASTA or .2bit, indexed when it is first read), or contigs as strings.
+
+        Raises: as ``data_prep.sources.reference.locate``.
+        """
+        if isinstance(given, str):
+            return cls.of(reference.locate(given, on_progress=on_progress))
+        sizes = {name: len(letters) for name, letters in given.items()}
+        return cls(sizes, lambda name, start, end: given[name][start:end].encode(), uri="the reference")
 
     def some(self) -> str:
         """The names of the first contigs."""

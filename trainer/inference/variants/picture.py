@@ -3,14 +3,16 @@
 Shapes: L letters of a region, V nucleotides.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
@@ -101,28 +103,29 @@ def information(ratio_LV: Numbers) -> Numbers:
 
 def _draw_logo(axis: Axes, region: Region, height_LV: Numbers, longest: int) -> None:
     most = float(height_LV.sum(1).max()) or 1.0
-    for place, height_V in enumerate(height_LV):
+    letters, colours = [], []
+    for place, height_V in enumerate(height_LV, region.start + 1):
         bottom = 0.0
         for i in np.argsort(height_V, kind="stable"):
-            if height_V[i] > _THIN * most:
-                axis.add_patch(_letter(_LETTERS[i], region.start + 1 + place, bottom, float(height_V[i])))
-                bottom += float(height_V[i])
+            height = float(height_V[i])
+            if height > _THIN * most:
+                to_place = Affine2D().scale(0.9, height).translate(place - 0.45, bottom)
+                letters.append(_shape(_LETTERS[i]).transformed(to_place))
+                colours.append(_COLOURS[_LETTERS[i]])
+            bottom += height
+    axis.add_collection(PathCollection(letters, facecolors=colours, edgecolors="none"), autolim=False)
     axis.set_ylim(0, most)
     axis.set_ylabel("bits")
     drawing.dress(axis, region.name, steps=False)
     _share_places(axis, region, longest)
 
 
-def _letter(letter: str, place: int, bottom: float, height: float) -> PathPatch:
+@functools.cache
+def _shape(letter: str) -> Path:
+    """The letter in a box from 0 to 1."""
     path = TextPath((0, 0), letter, size=1)
     box = path.get_extents()
-    to_place = (
-        Affine2D()
-        .translate(-box.x0, -box.y0)
-        .scale(0.9 / box.width, height / box.height)
-        .translate(place - 0.45, bottom)
-    )
-    return PathPatch(path.transformed(to_place), facecolor=_COLOURS[letter], edgecolor="none")
+    return path.transformed(Affine2D().translate(-box.x0, -box.y0).scale(1 / box.width, 1 / box.height))
 
 
 def _draw_map(

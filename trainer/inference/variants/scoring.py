@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from trainer.inference.embed.model import DEFAULT_LENGTH
+from trainer.inference.opened_model import DEFAULT_LENGTH
 from trainer.inference.precision import Resolved
 from trainer.inference.variants.alleles import OK, Variant
 from trainer.inference.variants.changes import changes
@@ -23,18 +23,30 @@ from trainer.models.network import Network
 Score = Literal["llr", "embedding_distance", "max_local_change"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
+CHUNK = 512  # variants whose windows are held at once
+
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
 class Scoring:
     """What is computed: the window's letters, the scores, the strands whose mean they are, and the number
-    format of products."""
+    format of products. ValueError for a value that cannot be."""
 
     length: int = DEFAULT_LENGTH
     scores: tuple[Score, ...] = SCORES
     strands: Strands = "both"
     precision: Resolved = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ValueError(f"length {self.length} must be at least 2")
+        if wrong := [name for name in self.scores if name not in SCORES]:
+            raise ValueError(f"scores has {wrong[0]!r}; known are {', '.join(SCORES)}")
+        if len(set(self.scores)) < max(1, len(self.scores)):
+            raise ValueError(f"scores must name some of {', '.join(SCORES)}, each once")
+        if self.strands not in get_args(Strands):
+            raise ValueError(f"strands {self.strands!r} is not {' or '.join(get_args(Strands))}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,12 @@ class Scored:
         for name, values_N in self.scores.items():
             table[name] = pa.array(values_N, pa.float32(), mask=np.isnan(values_N))
         return pa.table(table | {"status": pa.array(self.status, pa.string())})
+
+
+def score_table(network: Network, genome: Genome, variants: Sequence[Variant], scoring: Scoring) -> pa.Table:
+    """``Scored.table`` of ``variants``, any number of them; raises as ``score``."""
+    chunks = [variants[start : start + CHUNK] for start in range(0, len(variants), CHUNK)] or [[]]
+    return pa.concat_tables(score(network, genome, chunk, scoring).table(chunk) for chunk in chunks)
 
 
 def score(network: Network, genome: Genome, variants: Sequence[Variant], scoring: Scoring) -> Scored:

@@ -11,9 +11,9 @@ from data_prep import alphabet
 from data_prep.sources import bed
 from trainer.inference.variants.alleles import Variant
 from trainer.inference.variants.genome import Genome
+from trainer.inference.variants.scoring import CHUNK
 from trainer.inference.variants.vcf import Vcf
 
-CHUNK = 512  # variants of a chunk: what is computed between two parts
 MOST_LETTERS = 1_000_000  # of all regions
 _PIECE = 128  # letters of a region that are read at once
 _LETTERS = "ACGT"

@@ -1,4 +1,4 @@
-"""The model that embeds: a version of the registry or an exported folder, with its files for workers."""
+"""The model that a command is given: a version of the registry or an exported folder, with its files."""
 
 import hashlib
 import tempfile

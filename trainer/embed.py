@@ -1,5 +1,5 @@
 """Every sequence of a file as a vector, or each of its windows or letters:
-``python -m trainer.embed --model models:/findna@champion --input regions.fa --output embeddings.parquet``."""
+``python -m trainer.embed --model models:/findna@candidate --input regions.fa --output vectors.parquet``."""
 
 import argparse
 import sys
@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--each", choices=["record", "window"], help="what has a row (a window: start, end); default: record"
     )
     parser.add_argument(
-        "--length", type=int, help="window of longer records; default: the pretraining length"
+        "--length",
+        type=int,
+        help="window of longer records; default: the pretraining length; 1000 of a folder",
     )
     parser.add_argument(
         "--overlap", type=int, default=0, help="letters that windows share; each counts in one; default: 0"

@@ -1,5 +1,5 @@
 """A model as a folder that opens anywhere:
-``python -m trainer.export --model models:/findna@champion --output shared/findna``."""
+``python -m trainer.export --model models:/findna@candidate --output shared/findna``."""
 
 import argparse
 import sys

@@ -1,5 +1,5 @@
 """Scores of variants, or of all substitutions of regions:
-``python -m trainer.variants --model models:/findna@champion --vcf x.vcf --reference x.fa --output x.tsv``."""
+``python -m trainer.variants --model models:/findna@candidate --vcf x.vcf --reference x.fa --output y``."""
 
 import argparse
 import sys
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--reference", required=True, help="genome that they are on, any URI: FASTA or .2bit")
     add("--output", required=True, help=f"file to write, any URI; its name ends in {', '.join(FORMATS)}")
     add("--scores", default=",".join(SCORES), help="which, with commas between; default: %(default)s")
-    add("--length", type=int, help="letters of a window; default: the pretraining length")
+    add("--length", type=int, help="letters of a window; default: the pretraining length; 1000 of a folder")
     add("--strands", choices=get_args(Strands), default="both", help="what is read; default: %(default)s")
     add("--strict", action="store_true", help="fail before the work where a variant does not fit")
     add("--prefix", default=vcf_writer.PREFIX, help="of INFO fields in a VCF; default: %(default)s")

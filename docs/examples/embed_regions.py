@@ -1,6 +1,6 @@
 r"""Embeddings of labelled regions into scikit-learn, beside a floor of k-mers.
 
-    python docs/examples/embed_regions.py --model models:/findna@champion --bed regions.bed \
+    python docs/examples/embed_regions.py --model models:/findna@candidate --bed regions.bed \
         --reference genome.fa.gz
 
 The fourth column of the BED is the label of each region. The cells between ``# %%`` can be run one by one in

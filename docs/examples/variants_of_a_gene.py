@@ -1,6 +1,6 @@
 r"""Scores of the variants of a gene, with a picture: which changes does the model find unlikely, and where?
 
-    python docs/examples/variants_of_a_gene.py --model models:/findna@champion --reference genome.fa.gz \
+    python docs/examples/variants_of_a_gene.py --model models:/findna@candidate --reference genome.fa.gz \
         --region chr2:1200000-1203000 --exons exons.bed --output gene.png
 
 Every third letter of the region is changed to each other base. The cells between ``# %%`` can be run one by

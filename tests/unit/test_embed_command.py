@@ -292,7 +292,7 @@ def test_options_that_are_refused(where: str, tmp_path: Path, capsys: pytest.Cap
     )
     assert "x.fa has no column 'kind' for --colour; it has name" in said
     said = refused(capsys, str(tmp_path / "none"), source, tmp_path / "y.csv", code=1)
-    assert "none/config.json: no such file" in said
+    assert "none is no export: it has no config.json; give models:/NAME@ALIAS, or the folder" in said
 
 
 def test_an_input_that_changes_meanwhile_is_refused(
@@ -308,4 +308,4 @@ def test_an_input_that_changes_meanwhile_is_refused(
 
     monkeypatch.setattr(embedded.command.source, "survey", then_changed)
     said = refused(capsys, where, source, tmp_path / "y.parquet", code=1)
-    assert "x.fa changed while it was read; start again" in said
+    assert "x.fa changed while it was read; give the command again" in said

@@ -49,6 +49,7 @@ def test_points_are_taken_at_a_stride_whatever_the_groups(rows: int) -> None:
 
 
 def test_words_have_colours_and_rare_ones_are_grey() -> None:
+    assert groups(["_a"])[0][0] == " _a", "a legend leaves out what begins with _"
     words = [*"aaabbc", *"defghijk", "", ""]
     found = groups(words)
     assert [label for label, *_ in found] == ["3 others", "a", "b", "(none)", *"cdefgh"]
@@ -96,3 +97,12 @@ def test_a_column_colours_the_picture(
     else:
         assert {text.get_text() for text in axis.get_legend().get_texts()} == expected
         assert axis.get_legend().get_title().get_text() == "kind"
+
+
+def test_words_stand_as_they_are_in_the_picture(tmp_path: Path) -> None:
+    words = ["$\\frac$", "_x"]
+    others = pa.table({"w$_$": words})
+    points = Points("w$_$", rows=2)
+    points.add(Rows(np.arange(2), {}, np.eye(2, dtype=np.float32), others))
+    picture.draw(str(tmp_path / "p.png"), points, projection="pca", title="a $\\model$")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

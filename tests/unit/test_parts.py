@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs import ConfigError
 from tests.s3 import S3
-from trainer.inference.parts import Parts, in_parts, one_by_one
+from trainer.inference.parts import ChangedError, Parts, in_parts, one_by_one
 
 
 class StoppedError(Exception):
@@ -58,13 +59,37 @@ def test_a_stopped_table_goes_on_and_is_the_same(
     assert not Path(parts.uri).exists()
 
 
-def test_parts_of_other_work_are_not_taken(tmp_path: Path) -> None:
+def test_parts_of_other_work_are_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "out.parquet")
     computed(Parts(output, key="a"), [[1], [2]])
     assert Parts(output, key="a").found == 2
+    assert capsys.readouterr().err == ""
     values, calls = computed(Parts(output, key="b"), [[5]])
     assert (values, calls) == ([25], 1)
+    assert "out.parquet.parts: 2 parts are removed: they are of other options" in capsys.readouterr().err
     assert Parts(output, key="a").found == 0
+
+
+def test_files_that_are_no_parts_stay(tmp_path: Path) -> None:
+    mine = tmp_path / "out.parts" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("x")
+    with pytest.raises(
+        ConfigError, match=r"out.parts is where .* are kept, and it holds 'mine.txt'; move that"
+    ):
+        Parts(str(tmp_path / "out"), key="")
+    assert mine.read_text() == "x"
+
+
+def test_parts_of_an_input_that_changed_are_worth_nothing(tmp_path: Path) -> None:
+    def chunks() -> Iterator[list[int]]:
+        yield [1]
+        raise ChangedError("changed")
+
+    parts = Parts(str(tmp_path / "out"), key="k")
+    with pytest.raises(ChangedError):
+        list(in_parts(chunks(), one_by_one(squares), parts=parts))
+    assert Parts(str(tmp_path / "out"), key="k").found == 0
 
 
 def test_parts_come_in_order_whatever_order_they_are_computed_in(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_subsample_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     [
         (
             "seq,label\nACGT,a\n",
-            r"no column 'sequence', its columns are 'seq', 'label'; give the right name as sequence_column$",
+            r"no column 'sequence', its columns are 'seq', 'label'; give the right name as sequence_column",
         ),
         (
             "sequence,label\nACGT,a\nACGA,c\n",

@@ -16,10 +16,11 @@ from tests.registered import CANDIDATE, NAME, Registered, registered, registry
 from trainer.evaluation.online.rows import read_tasks
 from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.fitting.kmer_change import kmer_changes, log_frequencies
+from trainer.evaluation.tasks.fitting.scalar import fit_scalar
 from trainer.evaluation.tasks.fitting.variant_effects import variant_effects
 from trainer.evaluation.tasks.kinds.variants import Variants
 from trainer.evaluation.tasks.results.results_log import past_results
-from trainer.evaluation.tasks.rows.data import load
+from trainer.evaluation.tasks.rows.data import Split, load
 from trainer.evaluation.tasks.rows.variant import VariantRow
 from trainer.finetune import main
 from trainer.inference.registered_model import open_model
@@ -153,6 +154,19 @@ def test_kmer_changes_are_those_of_a_naive_loop() -> None:
         wanted.append(0 if None in means else means[1] - means[0])
     found_N = kmer_changes(rows, log_frequencies(windows, k=k), k=k)
     np.testing.assert_allclose(found_N, wanted, atol=1e-12)
+
+
+def test_a_number_is_read_on_test_as_dev_chose_it_whatever_its_signs_there() -> None:
+    def split(role: str, truth: list[float]) -> Split:
+        return Split(role, ("ACGT",) * len(truth), np.array(truth))
+
+    dev, test = split("dev", [1, 2, 3, 4]), split("test", [1, 2])
+    numbers = {"dev": np.array([-0.1, 0.2, -0.3, 0.4]), "test": np.array([0.1, 0.2])}
+    kind = Variants(()).fit(dev.truth_N)
+    fitted = fit_scalar(dev, numbers=lambda split: {"llr": numbers[split.role]}, kind=kind)
+    assert fitted.chosen == {"number": "|llr|"}
+    np.testing.assert_array_equal(fitted.predict(test), [0.1, 0.2])
+    np.testing.assert_array_equal(fitted.dev_prediction, [0.1, 0.2, 0.3, 0.4])
 
 
 def test_scores_of_what_tells_nothing_apart() -> None:

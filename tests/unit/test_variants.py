@@ -189,7 +189,7 @@ def test_a_vcf_without_records(files: Path, capsys: pytest.CaptureFixture[str]) 
             "new/ is a folder; give the name of a file in it, such as new/variants.par",
         ),
         (["--output", "in.vcf"], 2, "--output in.vcf is that of --vcf; give another name"),
-        (["--length", "1"], 2, "--length 1 must be at least 2"),
+        (["--length", "2"], 2, "--length 2 must be at least 3"),
         (
             ["--scores", "llr,lll"],
             2,
@@ -197,8 +197,13 @@ def test_a_vcf_without_records(files: Path, capsys: pytest.CaptureFixture[str]) 
         ),
         (["--scores", "llr,llr"], 2, "--scores must name some of llr, embedding_distance, max_local_change"),
         (["--prefix", "1"], 2, "--prefix '1' cannot begin the name of an INFO field"),
+        (
+            ["--prefix", "A"],
+            2,
+            "--prefix is for an output that is a VCF (.vcf, .vcf.gz), and o.tsv is a table",
+        ),
         (["--picture", "p.png"], 2, "--picture shows all substitutions of regions; give them as --bed"),
-        (["--model", "none"], 1, "none/config.json: no such file"),
+        (["--model", "none"], 1, "none is no export: it has no config.json; give models:/NAME@ALIAS, or"),
         (["--reference", "none.fa"], 1, "none.fa: no such file"),
         (["--vcf", "none.vcf"], 1, "none.vcf: no such file"),
         (["--vcf", "x.fa"], 1, "x.fa is not a VCF: it starts with"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.storage import store
 from configs import ConfigError
+from trainer.inference.parts import ChangedError
 from trainer.inference.variants import bgzip, vcf_writer
 from trainer.inference.variants.vcf import Record, Vcf
 
@@ -115,6 +116,8 @@ def test_records_are_read_as_they_stand(tmp_path: Path, kind: str, request: pyte
         (f"{HEAD}{NAMES}\nchr1\t6\t.\tA\tG,\t.\t.\t.\n", "line 9: CHROM, REF or an allele of ALT is empty"),
         (f"{HEAD}{NAMES}\nchr1\t6\t.\tA\tG \t.\t.\t.\n", "has a blank in it"),
         (f"{HEAD}{NAMES}\n##late=1\n", "line 9: 1 column"),
+        (f"{HEAD}{NAMES}\n\nchr1\t6\t.\tA\tG\t.\t.\t.\n", "line 9 is blank; remove it"),
+        (f"{HEAD}\n{NAMES}\n", "line 8 is blank; remove it"),
         (TEXT.encode() + b"\xff\n", "not text in UTF-8: line 13"),
         (b"PAR1\x15" * 9, "Parquet"),
     ],
@@ -153,9 +156,14 @@ def test_a_damaged_bcf_is_refused_without_a_word_of_htslib(
 
 def tables(counts: list[int]) -> list[pa.Table]:
     """Scores of the six alleles of TEXT, in tables of so many."""
+    rows = [
+        (chrom, int(pos), ref, alt)
+        for chrom, pos, _, ref, alts, *_ in (line.split("\t") for line in LINES)
+        for alt in alts.split(",")
+    ]
     table = pa.table(
         {
-            "alt": ["G", "T", "c", ".", "<DEL>", "*"],
+            **dict(zip(("chrom", "pos", "ref", "alt"), zip(*rows, strict=True), strict=True)),
             "llr": pa.array([1.5, -2.25, 1e-7, None, None, None], pa.float32()),
             "status": [
                 "ok",
@@ -176,7 +184,7 @@ def tables(counts: list[int]) -> list[pa.Table]:
 
 def scored(vcf: Vcf, end: str, counts: list[int], *, prefix: str = "DNA") -> bytes:
     file, fields = io.BytesIO(), vcf_writer.Fields(prefix, "toy version 1")
-    fields.refuse_present(vcf)
+    fields.refuse_present(vcf, vcf.survey().info)
     vcf_writer.write(file, vcf, iter(tables(counts)), fields=fields, columns=["llr", "status"], end=end)
     return file.getvalue()
 
@@ -216,10 +224,22 @@ def test_scores_are_added_and_all_else_stays(tmp_path: Path, end: str) -> None:
     assert b"T2_LLR=1.5,-2.25" in scored(Vcf(str(out)), ".vcf", [6], prefix="T2")
 
 
-def test_a_vcf_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
-    vcf = Vcf(written(tmp_path / "x.vcf", TEXT.replace("A\tG,T", "A\tG,C")))
-    with pytest.raises(ValueError, match="changed while it was read"):
+def test_fields_of_records_that_the_header_does_not_have_are_not_written_twice(tmp_path: Path) -> None:
+    vcf = Vcf(written(tmp_path / "x.vcf", TEXT.replace("AF=0.5", "DNA_LLR=3;AF=0.5")))
+    with pytest.raises(ValueError, match=r"x.vcf has INFO field DNA_LLR already; give another --prefix"):
         scored(vcf, ".vcf", [6])
+
+
+def test_a_vcf_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+    for old, new in (("A\tG,T", "A\tG,C"), (LINES[0].split("\t")[1], "77")):
+        vcf = Vcf(written(tmp_path / "x.vcf", TEXT.replace(f"\t{old}\t", f"\t{new}\t", 1)))
+        with pytest.raises(ValueError, match="changed while it was read"):
+            scored(vcf, ".vcf", [6])
+    sha256 = Vcf(written(tmp_path / "x.vcf", TEXT)).survey().sha256
+    assert len(list(Vcf(written(tmp_path / "x.vcf", TEXT)).surveyed(sha256))) == len(LINES)
+    changed = Vcf(written(tmp_path / "x.vcf", TEXT.replace("AF=0.5", "AF=0.6")))
+    with pytest.raises(ChangedError, match=r"x.vcf changed while it was read; give the command again"):
+        list(changed.surveyed(sha256))
     vcf = Vcf(written(tmp_path / "x.vcf", "\n".join(TEXT.splitlines()[:-1]) + "\n"))
     with pytest.raises(ValueError, match="changed while it was read"):
         scored(vcf, ".vcf", [6])

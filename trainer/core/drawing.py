@@ -1,7 +1,10 @@
 """What all pictures share: colours, panels in rows, their dress, and a figure as PNG bytes."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,6 +12,13 @@ from matplotlib.figure import Figure
 COLOURS = ("#1f5fa8", "#d1661b", "#2a8c5a", "#8a4fa3", "#7a7a7a")
 _DPI = 110
 _MANY = 9  # panels: more stand four in a row, and smaller
+
+
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Text that is drawn in the block or function stands as it is: what lies between $ is no formula."""
+    with matplotlib.rc_context({"text.parse_math": False}):
+        yield
 
 
 def png(figure: Figure) -> bytes:

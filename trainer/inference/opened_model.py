@@ -13,7 +13,6 @@ from trainer.models.network import Network
 from trainer.tracking.registry import Registry
 
 DEFAULT_LENGTH = 1000  # of windows, where no pretraining length is known
-_FILES = (pretrained.CONFIG, pretrained.WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,15 @@ class OpenedModel:
     def title(self) -> str:
         return f"{self.name} version {self.version}" if self.version else self.name
 
+    def remarks(self, length: int | None) -> list[str]:
+        """A sentence where ``length`` was not asked for, and is not that of the pretraining."""
+        if self.version or length:
+            return []
+        return [
+            "a folder does not say on what windows its model was pretrained; --length sets another than "
+            f"{self.length}"
+        ]
+
     @property
     def sha256(self) -> str:
         """Of its weights."""
@@ -50,7 +58,14 @@ def open_model(uri: str, *, track_uri: str | None) -> OpenedModel:
             fit this code.
     """
     if not uri.startswith("models:"):
-        return OpenedModel(redact(uri).rstrip("/"), "", DEFAULT_LENGTH, pretrained.load(uri), _read(uri))
+        if not store.exists(store.join(uri, pretrained.CONFIG)):
+            raise ValueError(
+                f"{redact(uri)} is no export: it has no {pretrained.CONFIG}; give models:/NAME@ALIAS, or the "
+                "folder of an export"
+            )
+        files = pretrained.read_needed(uri)
+        network = pretrained.load_read(uri, files)
+        return OpenedModel(redact(uri).rstrip("/"), "", DEFAULT_LENGTH, network, files)
     registry = Registry(track_uri)
     version = registry.version(uri)
     length = DEFAULT_LENGTH
@@ -58,9 +73,6 @@ def open_model(uri: str, *, track_uri: str | None) -> OpenedModel:
         length = int(registry.run(version.run_id).data.params.get("data.length", DEFAULT_LENGTH))
     with tempfile.TemporaryDirectory() as folder:
         local = str(registry.download(version, Path(folder)))
-        network, files = pretrained.load(local), _read(local)
+        files = pretrained.read_needed(local)
+        network = pretrained.load_read(local, files)
     return OpenedModel(version.name, str(version.version), length, network, files)
-
-
-def _read(uri: str) -> dict[str, bytes]:
-    return {name: store.read_bytes(store.join(uri, name)) for name in _FILES}

@@ -10,7 +10,9 @@ from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
+from cluster.process.progress import say
 from cluster.storage import store
+from configs import ConfigError, redact
 
 _KEY = "key"
 _NAME = re.compile(r"part-(\d{8})\.arrow")
@@ -18,17 +20,22 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
+class ChangedError(ValueError):
+    """The input changed while it was read, so that what was computed of it means nothing."""
+
+
 class Parts:
     """The parts of the work that is to become the file at ``output``."""
 
     def __init__(self, output: str, *, key: str) -> None:
-        """What an earlier command left is kept if its ``key`` is the same, and removed if it is not.
+        """What an earlier command left is kept if its ``key`` is the same; if it is not, it is removed, and a
+        sentence says so.
 
         Args:
             key: a digest of all that decides the numbers: the model, the input, the options.
 
         Raises:
-            StoreError: the folder cannot be read or written.
+            StoreError: the folder cannot be read or written. ConfigError: it holds other files.
         """
         self.uri = f"{output.rstrip('/')}.parts"
         self._done: set[int] = set()
@@ -36,7 +43,16 @@ class Parts:
         if _KEY in names and store.read_bytes(store.join(self.uri, _KEY)) == key.encode():
             self._done = {int(found[1]) for name in names if (found := _NAME.fullmatch(name))}
             return
+        if others := [name for name in names if name != _KEY and not _NAME.fullmatch(name)]:
+            raise ConfigError(
+                f"{redact(self.uri)} is where the parts of a long output are kept, and it holds "
+                f"{others[0]!r}; move that, or give another --output"
+            )
         if names:
+            say(
+                f"{redact(self.uri)}: {len(set(names) - {_KEY}):,} parts are removed: they are of other "
+                "options, of another model or input"
+            )
             store.remove(self.uri)
         store.write_bytes(store.join(self.uri, _KEY), key.encode())
 
@@ -90,7 +106,7 @@ def in_parts(chunks: Iterable[T], compute: Compute[T], *, parts: Parts) -> Itera
     A chunk is what is read of the input: all are read again, as the same command reads the same ones. The
     first table comes when all are computed.
 
-    Whatever is raised here, what is computed stays.
+    Whatever is raised here, what is computed stays, but for a ChangedError.
     """
     count = 0
 
@@ -101,7 +117,11 @@ def in_parts(chunks: Iterable[T], compute: Compute[T], *, parts: Parts) -> Itera
             if number not in parts:
                 yield number, chunk
 
-    for number, table in compute(missing()):
-        parts.write(number, table)
+    try:
+        for number, table in compute(missing()):
+            parts.write(number, table)
+    except ChangedError:
+        parts.remove()
+        raise
     for number in range(count):
         yield parts.read(number)

@@ -169,7 +169,17 @@ def load(uri: str) -> Network:
     Raises:
         StoreError: a file is missing. ValueError: another format, model, wiring, or set of weights, by name.
     """
-    config = read_config(uri)
+    return load_read(uri, read_needed(uri))
+
+
+def read_needed(uri: str) -> dict[str, bytes]:
+    """The content by name of the files that ``load`` needs. StoreError: one is missing."""
+    return {name: store.read_bytes(store.join(uri, name)) for name in (CONFIG, WEIGHTS)}
+
+
+def load_read(uri: str, content: Mapping[str, bytes]) -> Network:
+    """``load`` of what ``read_needed`` gave of ``uri``. ValueError as there."""
+    config = _config_of(content[CONFIG], store.join(uri, CONFIG))
     try:
         network, declared = fresh(config), config["wiring_sha256"]
     except (KeyError, TypeError, ValidationError) as fault:
@@ -179,7 +189,7 @@ def load(uri: str) -> Network:
     if wiring != declared:
         raise ValueError(f"{uri}: its wiring {declared[:12]} is not this code's {wiring[:12]}")
     try:
-        tensors = safetensors.torch.load(store.read_bytes(store.join(uri, WEIGHTS)))
+        tensors = safetensors.torch.load(content[WEIGHTS])
         network.load_state_dict(tensors, strict=True)
     except (safetensors.SafetensorError, RuntimeError) as fault:
         reason = " ".join(str(fault).split())
@@ -190,8 +200,12 @@ def load(uri: str) -> Network:
 def read_config(uri: str) -> dict[str, Any]:
     """config.json of an export. ValueError if it is of another format version or an unknown model."""
     path = store.join(uri, CONFIG)
+    return _config_of(store.read_bytes(path), path)
+
+
+def _config_of(content: bytes, path: str) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(store.read_bytes(path))
+        config: dict[str, Any] = json.loads(content)
     except ValueError as fault:
         raise ValueError(f"{path} is not JSON: {fault}") from fault
     if not isinstance(config, dict):

@@ -138,8 +138,8 @@ def _how_to_load(facts: CardFacts) -> str:
     else:
         theirs = "transformers does not open it: its backbone has no file for that."
     return (
-        f"{theirs}\nWith dna-distill:\n{_FOR_OURS}\nTokens: A C G T N MASK CLS PAD are 0 to 7. Lower case "
-        "counts as upper case, U is T, other IUPAC letters are N. Padding stands behind the letters and "
+        f"{theirs}\nWith dna-distill:\n{_FOR_OURS}\nTokens: A C G T N [MASK] [CLS] [PAD] are 0 to 7. Lower "
+        "case counts as upper case, U is T, other IUPAC letters are N. Padding stands behind the letters and "
         "changes nothing. `model.safetensors` holds backbone and nucleotide head, `heads.safetensors` the "
         "projection heads that only pretraining uses."
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from cluster.storage import store
 from trainer.sharing.card_facts import DataFacts
 from trainer.tracking import markdown
 
@@ -15,7 +16,9 @@ def data(datasets: Sequence[DataFacts]) -> str:
 
 def _dataset(facts: DataFacts) -> str:
     weight = f", weight {facts.weight:g}" if facts.weight != 1 else ""
-    head = f"Dataset `{facts.uri}`{weight}, sha256 of its manifest `{facts.digest or 'not known'}`"
+    # A path of the machine that trained tells others nothing but the names of its folders.
+    name = store.basename(facts.uri.rstrip("/")) if store.is_local(facts.uri) else facts.uri
+    head = f"Dataset `{name}`{weight}, sha256 of its manifest `{facts.digest or 'not known'}`"
     if not facts.sources:
         return f"{head}. What is in it is not known here: {facts.unread}."
     bp = ", ".join(f"{split} {count:,}" for split, count in facts.bp.items())

@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -178,10 +177,12 @@ def _published(output: str, *, there: bool) -> Iterator[str]:
         yield output
         return
     final = Path(os.path.realpath(store.local_path(output)))
-    new, old = (final.with_name(f".{final.name}.{secrets.token_hex(4)}") for _ in range(2))
+    new, old = (final.with_name(f".{final.name}.{state}") for state in ("unfinished", "old"))
+    shutil.rmtree(new, ignore_errors=True)  # what a killed command left
     try:
         yield str(new)
         if there:
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(final, old)
         try:
             os.rename(new, final)  # an empty folder gives way

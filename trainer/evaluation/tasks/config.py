@@ -75,7 +75,7 @@ class VariantWindow(Section):
     ``window_columns``: the columns with the start and end (as in a BED) of the window whose effect was
     measured, such as an enhancer, for the mode ``centre``."""
 
-    length: Annotated[int, Field(ge=2)] = 1000
+    length: Annotated[int, Field(ge=3)] = 1000
     window_columns: tuple[str, str] | None = None
 
 

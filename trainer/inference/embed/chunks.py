@@ -46,21 +46,32 @@ class Chunk:
         return int(self.windows.kept().sum())
 
 
-def chunks_of(rows: Iterable[CodedRows], tiling: Tiling, *, letters: int) -> Iterator[Chunk]:
-    """The records of ``rows`` in chunks of about as many ``letters``, and at least a window."""
-    most = max(1, letters // tiling.length)
+def chunks_of(
+    rows: Iterable[CodedRows], tiling: Tiling, *, letters: int, repeated: int | None = None
+) -> Iterator[Chunk]:
+    """The records of ``rows`` in chunks of about as many ``letters``, and at least a window.
+
+    ``repeated``: where each letter has a row, the bytes of the other columns that the rows of a chunk may
+    repeat.
+    """
     chunk, number = _Open(), 0
     for batch in rows:
         for row, codes in enumerate(batch.codes):
             windows = np.stack(tiling.windows(len(codes)))
+            width = 0 if repeated is None else batch.others.slice(row, 1).nbytes
+            fitting = letters if repeated is None else min(letters, repeated // max(1, width))
+            most = max(1, fitting // tiling.length)
             for first in range(0, windows.shape[1], most):
                 piece = windows[:, first : first + most]
                 size = int((piece[1] - piece[0]).sum())
-                if chunk.letters and (chunk.letters + size > letters or chunk.pieces >= _MOST_PIECES):
+                is_full = chunk.letters + size > letters or chunk.pieces >= _MOST_PIECES
+                is_full |= repeated is not None and chunk.repeated + size * width > repeated
+                if chunk.letters and is_full:
                     yield chunk.complete()
                     chunk = _Open()
                 chunk.add(codes, piece, number, (batch.others, row))
                 chunk.letters += size
+                chunk.repeated += size * width
             number += 1
             del codes
         del batch  # its records may be large, and the next ones are read while this function waits
@@ -70,9 +81,11 @@ def chunks_of(rows: Iterable[CodedRows], tiling: Tiling, *, letters: int) -> Ite
 
 @dataclass
 class _Open:
-    """A chunk to which pieces are added; ``letters``: of their windows."""
+    """A chunk to which pieces are added; ``letters``: of their windows; ``repeated``: bytes of the other
+    columns, once for each letter."""
 
     letters: int = 0
+    repeated: int = 0
     _codes: list[alphabet.Codes] = field(default_factory=list)
     _places: list[Places] = field(default_factory=list)  # [4, windows of a piece]
     _records: list[int] = field(default_factory=list)

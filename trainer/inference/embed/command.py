@@ -88,8 +88,8 @@ def embed_file(request: EmbedRequest, *, spread: "Spread | None" = None) -> list
                 writer.write(some)
                 if points:
                     points.add(some)
-    if request.picture and points:
-        draw(request.picture, points, projection=request.projection, title=job.model.title)
+            if request.picture and points:  # first: where it cannot be drawn, the same command goes on
+                draw(request.picture, points, projection=request.projection, title=job.model.title)
     if parts:
         parts.remove()
     return list(_sentences(request, job, found))
@@ -123,8 +123,8 @@ def _check(request: EmbedRequest) -> None:
     if request.picture:
         paths.refuse_lost(outputs={"--picture": request.picture})
         refuse_picture(request.picture, request.projection)
-    elif request.colour:
-        raise ConfigError("--colour is for --picture")
+    elif request.colour or request.projection != "pca":
+        raise ConfigError(f"--{'colour' if request.colour else 'projection'} is for --picture")
     store.refuse_pipe(request.input)
 
 
@@ -165,7 +165,14 @@ def _job(request: EmbedRequest, model: OpenedModel) -> Job:
     }
     return Job(
         model,
-        Source(request.input, request.sequence_column, request.reference, tiling, letters),
+        Source(
+            request.input,
+            request.sequence_column,
+            request.reference,
+            tiling,
+            letters,
+            repeated=_CHUNK_BYTES["cpu"] if each == "letter" else None,
+        ),
         reading,
         each,
         precision,
@@ -266,11 +273,7 @@ def _sentences(request: EmbedRequest, job: Job, found: Survey) -> Iterator[str]:
         f"({output_format.FORMATS[end]}; {job.model.title}, windows of {job.source.tiling.length} bp"
         f"{overlap})"
     )
-    if not (job.model.version or request.length):
-        yield (
-            f"a folder does not say on what windows its model was pretrained; --length sets another than "
-            f"{job.model.length}"
-        )
+    yield from job.model.remarks(request.length)
     yield from found.count.sentences(request.input, output.own_names(request.output, job.shape))
     if end == ".npy":
         yield f"an .npy holds no names: row i is {job.each} i of the input"

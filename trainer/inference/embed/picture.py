@@ -14,7 +14,7 @@ import torch
 
 from cluster.storage import store
 from configs import ConfigError, redact
-from trainer.core.drawing import COLOURS, dress, panels, png
+from trainer.core.drawing import COLOURS, dress, panels, plain_text, png
 from trainer.inference import output_format
 from trainer.inference.embed.rows import Rows
 
@@ -63,6 +63,7 @@ class Points:
         return ["" if value is None else str(value) for value in self._values]
 
 
+@plain_text()
 def draw(uri: str, points: Points, *, projection: Projection, title: str) -> None:
     """Writes the picture of ``points``. StoreError: it cannot be written."""
     vectors_PV = points.vectors()
@@ -105,12 +106,17 @@ def principal(vectors_PV: Array) -> tuple[Array, Array]:
     return place_P2.numpy(), share_2.numpy()
 
 
+def _label(word: str) -> str:
+    """A legend leaves out what begins with _."""
+    return f" {word}" if word.startswith("_") else word or "(none)"
+
+
 def groups(words: list[str]) -> list[tuple[str, str, Array]]:
     """A label, a colour and the places of each of the most frequent ``words``; the others are grey."""
     counted = [word for word, _ in Counter(words).most_common()]
     coloured, rest = counted[:_MOST_WORDS], counted[_MOST_WORDS:]
     array = np.array(words, object)
-    found = [(word or "(none)", f"C{i}", np.flatnonzero(array == word)) for i, word in enumerate(coloured)]
+    found = [(_label(word), f"C{i}", np.flatnonzero(array == word)) for i, word in enumerate(coloured)]
     if rest:
         found.insert(0, (f"{len(rest):,} others", "0.75", np.flatnonzero(~np.isin(array, coloured))))
     return found

@@ -5,7 +5,7 @@ the first is written.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -16,19 +16,25 @@ from configs import redact
 from trainer.inference.embed.chunks import Chunk, chunks_of
 from trainer.inference.embed.rows import Each
 from trainer.inference.embed.windows import Tiling
+from trainer.inference.parts import ChangedError
 from trainer.inference.passed_on import InputCount
 from trainer.inference.readers.codes import CodedRows, read_codes
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of sequences, and how it is cut: windows by ``tiling``, chunks of about ``chunk_letters``."""
+    """A file of sequences, and how it is cut: windows by ``tiling``, chunks of about ``chunk_letters``, and
+    of so many bytes of ``repeated`` columns, as ``chunks_of`` says."""
 
     uri: str
     sequence_column: str
     reference: str | None
     tiling: Tiling
     chunk_letters: int
+    repeated: int | None = None
+
+    def cut(self, rows: Iterable[CodedRows]) -> Iterator[Chunk]:
+        return chunks_of(rows, self.tiling, letters=self.chunk_letters, repeated=self.repeated)
 
 
 @dataclass
@@ -77,7 +83,7 @@ def survey(source: Source, *, check: Callable[[pa.Table], None], on_progress: On
             yield rows
             del rows
 
-    for chunk in chunks_of(counted(), source.tiling, letters=source.chunk_letters):
+    for chunk in source.cut(counted()):
         found.windows += len(chunk.piece_N)
         found.chunks.append(chunk.letters)
         stage.advance(chunk.letters)
@@ -89,12 +95,12 @@ def chunks(source: Source, found: Survey) -> Iterator[Chunk]:
     """The chunks of ``source``, of which ``survey`` has found out what is in it.
 
     Raises:
-        ValueError: at its end, if it is no longer the same.
+        ChangedError: at its end, if it is no longer the same.
     """
     digest = hashlib.sha256()
-    yield from chunks_of(_hashed(source, digest, quiet=True), source.tiling, letters=source.chunk_letters)
+    yield from source.cut(_hashed(source, digest, quiet=True))
     if digest.hexdigest() != found.sha256:
-        raise ValueError(f"{redact(source.uri)} changed while it was read; start again")
+        raise ChangedError(f"{redact(source.uri)} changed while it was read; give the command again")
 
 
 def _hashed(source: Source, digest: "hashlib._Hash", *, quiet: bool) -> Iterator[CodedRows]:

@@ -110,8 +110,9 @@ def missing_column(names: Sequence[str], wanted: Wanted) -> str:
     missing = next(column for column in wanted.columns if column not in names)
     listed = ", ".join(short(name) for name in names[:_COLUMNS_SHOWN])
     more = f" and {len(names) - _COLUMNS_SHOWN:,} more" if len(names) > _COLUMNS_SHOWN else ""
-    key = "sequence_column" if missing == wanted.sequence_column else "label_column"
-    return f"has no column {missing!r}, its columns are {listed}{more}; give the right name as {key}"
+    is_sequence = missing == wanted.sequence_column
+    key, option = ("sequence_column", " (--sequence-column)") if is_sequence else ("label_column", "")
+    return f"has no column {missing!r}, its columns are {listed}{more}; give the right name as {key}{option}"
 
 
 def asked(wanted: Wanted) -> str:

@@ -73,7 +73,7 @@ def score_file(request: VariantsRequest) -> list[str]:
     fields = vcf_writer.Fields(request.prefix, about)
     if isinstance(source, VcfSource):
         if end in vcf_writer.FORMATS:
-            fields.refuse_present(source.vcf)
+            fields.refuse_present(source.vcf, source.info)
         if request.strict:
             _refuse_misfits(source.vcf, genome, length)
     parts = Parts(request.output, key=_key(model, source, located.handle.sha256, scoring))
@@ -90,13 +90,14 @@ def score_file(request: VariantsRequest) -> list[str]:
             with table_writer.opened(file, end) as writer:
                 for table in written:
                     writer.write(table)
-    if request.picture and outcome.collector:
-        store.write_bytes(request.picture, outcome.collector.png())
+        if request.picture and outcome.collector:  # first: where it cannot be drawn, the same command goes on
+            store.write_bytes(request.picture, outcome.collector.png())
     parts.remove()
     what = f"{outcome.rows:,} variants, {outcome.scored:,} of them with scores"
     return [
         f"{redact(request.output)}: {what} ({FORMATS[end]}; {about})",
         *outcome.sentences(),
+        *model.remarks(request.length),
         *_remarks(request, source, genome, outcome),
     ]
 
@@ -153,7 +154,14 @@ def _check(request: VariantsRequest) -> tuple[str, tuple[Score, ...]]:
         Scoring(DEFAULT_LENGTH if request.length is None else request.length, scores)
     except ValueError as fault:
         raise ConfigError(f"--{fault}") from fault
+    if request.bed and request.strict:
+        raise ConfigError("--strict is for --vcf: substitutions of regions always fit the reference")
     vcf_writer.Fields(request.prefix, "")
+    if request.prefix != vcf_writer.PREFIX and end not in vcf_writer.FORMATS:
+        raise ConfigError(
+            f"--prefix is for an output that is a VCF ({', '.join(vcf_writer.FORMATS)}), and "
+            f"{redact(request.output)} is a table"
+        )
     if request.picture:
         _check_picture(request, scores)
     return end, tuple(name for name in SCORES if name in scores)

@@ -74,6 +74,7 @@ class Collector:
             text += f", of each at most {MOST_LETTERS} letters"
         return text
 
+    @drawing.plain_text()
     def png(self) -> bytes:
         """A logo and a heat map of each region."""
         longest = max(map(len, self._ratios))
@@ -116,7 +117,10 @@ def _draw_logo(axis: Axes, region: Region, height_LV: Numbers, longest: int) -> 
     axis.add_collection(PathCollection(letters, facecolors=colours, edgecolors="none"), autolim=False)
     axis.set_ylim(0, most)
     axis.set_ylabel("bits")
-    drawing.dress(axis, region.name, steps=False)
+    place = f"{region.chrom}:{region.start + 1:,}-{region.end:,}"
+    drawing.dress(
+        axis, f"{region.name} ({place})" if region.name != place.replace(",", "") else place, steps=False
+    )
     _share_places(axis, region, longest)
 
 

@@ -39,8 +39,8 @@ class Scoring:
     precision: Resolved = "fp32"
 
     def __post_init__(self) -> None:
-        if self.length < 2:
-            raise ValueError(f"length {self.length} must be at least 2")
+        if self.length < 3:
+            raise ValueError(f"length {self.length} must be at least 3")
         if wrong := [name for name in self.scores if name not in SCORES]:
             raise ValueError(f"scores has {wrong[0]!r}; known are {', '.join(SCORES)}")
         if len(set(self.scores)) < max(1, len(self.scores)):

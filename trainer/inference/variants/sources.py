@@ -46,13 +46,13 @@ class VcfSource:
     def __init__(self, uri: str, genome: Genome) -> None:
         """Raises: as ``Vcf.records``."""
         self.vcf, self.uri = Vcf(uri), uri
-        self.variants, contigs, self.sha256, self.ended = self.vcf.survey()
+        self.variants, contigs, self.info, self.sha256, self.ended = self.vcf.survey()
         for contig in contigs:  # so that all that are called otherwise are known, also if nothing is computed
             genome.names.find(contig)
 
     def chunks(self) -> Iterator[Chunk]:
-        """Each ends where a record does."""
-        return _chunks((record.variants, record.id) for record in self.vcf.records())
+        """Each ends where a record does. ChangedError: the VCF is no longer the same."""
+        return _chunks((record.variants, record.id) for record in self.vcf.surveyed(self.sha256))
 
 
 def _chunks(found: Iterable[tuple[list[Variant], str]]) -> Iterator[Chunk]:

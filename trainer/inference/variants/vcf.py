@@ -16,6 +16,7 @@ import pysam
 from cluster.storage import store
 from configs import redact
 from data_prep.sources import compression
+from trainer.inference.parts import ChangedError
 from trainer.inference.readers.rows import short
 from trainer.inference.readers.text import Line, lines
 from trainer.inference.variants import bgzip
@@ -56,11 +57,12 @@ class Record(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """How many alternate alleles a VCF has, its contigs, the sha256 of its text, and whether its last line
-    has an end."""
+    """How many alternate alleles a VCF has, its contigs, the fields of INFO in its records, the sha256 of its
+    text, and whether its last line has an end."""
 
     variants: int
     contigs: list[str]
+    info: frozenset[str]
     sha256: str
     ended: bool
 
@@ -106,14 +108,26 @@ class Vcf:
     def survey(self) -> Survey:
         """What it holds; all of it is read and checked. Raises as ``records``."""
         digest = hashlib.sha256("\n".join(self.header()).encode())
-        variants, ended, contigs = 0, True, dict[str, None]()
+        variants, ended, contigs, info = 0, True, dict[str, None](), set[str]()
         for line, record in self._records():
             digest.update(f"\n{line.text}".encode())
             ended = line.ended
             if record:
                 variants += len(record.alts)
                 contigs[record.columns[0]] = None
-        return Survey(variants, list(contigs), digest.hexdigest(), ended)
+                info.update(field.partition("=")[0] for field in record.columns[_INFO].split(";"))
+        return Survey(variants, list(contigs), frozenset(info), digest.hexdigest(), ended)
+
+    def surveyed(self, sha256: str) -> Iterator[Record]:
+        """``records`` of the text whose survey gave ``sha256``. ChangedError, at its end, if it is no longer
+        the same."""
+        digest = hashlib.sha256("\n".join(self.header()).encode())
+        for line, record in self._records():
+            digest.update(f"\n{line.text}".encode())
+            if record:
+                yield record
+        if digest.hexdigest() != sha256:
+            raise ChangedError(f"{redact(self.uri)} changed while it was read; give the command again")
 
     def _header(self, found: Iterator[Line]) -> list[str]:
         file = redact(self.uri)
@@ -168,7 +182,14 @@ class Vcf:
                     )
 
     def _lines(self) -> Iterator[Line]:
-        return self._lines_of_bcf() if self._is_bcf() else lines(self.uri)
+        return self._lines_of_bcf() if self._is_bcf() else self._unbroken(lines(self.uri))
+
+    def _unbroken(self, found: Iterator[Line]) -> Iterator[Line]:
+        """ValueError for a blank line before another one, which is none of a VCF's."""
+        for expected, line in enumerate(found, 1):
+            if line.number != expected:
+                raise ValueError(f"{redact(self.uri)}, line {expected} is blank; remove it")
+            yield line
 
     def _lines_of_bcf(self) -> Iterator[Line]:
         file, number = redact(self.uri), 0

@@ -2,14 +2,16 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 import pyarrow as pa
 
 from configs import ConfigError, redact
+from trainer.inference.parts import ChangedError
 from trainer.inference.variants import bgzip
+from trainer.inference.variants.alleles import Variant
 from trainer.inference.variants.vcf import Vcf
 
 BGZIP = "VCF, bgzip"
@@ -42,15 +44,16 @@ class Fields:
     def name(self, column: str) -> str:
         return f"{self.prefix}_{_FIELDS[column][0]}"
 
-    def refuse_present(self, vcf: Vcf) -> None:
-        """ValueError where the VCF has such fields already."""
-        for line in vcf.header():
-            for column in _FIELDS:
-                if line.startswith(f"##INFO=<ID={self.name(column)},"):
-                    raise ValueError(
-                        f"{redact(vcf.uri)} has INFO field {self.name(column)} already; give another "
-                        f"--prefix than {self.prefix}"
-                    )
+    def refuse_present(self, vcf: Vcf, info: Collection[str]) -> None:
+        """ValueError where the VCF has such fields already, in its header or among ``info``, those of its
+        records."""
+        header = vcf.header()
+        for name in map(self.name, _FIELDS):
+            if name in info or any(line.startswith(f"##INFO=<ID={name},") for line in header):
+                raise ValueError(
+                    f"{redact(vcf.uri)} has INFO field {name} already; give another --prefix than "
+                    f"{self.prefix}"
+                )
 
     def header(self, columns: Sequence[str]) -> list[str]:
         """Lines for the header of a VCF with the scores ``columns``."""
@@ -87,7 +90,7 @@ def write(
         end: a key of FORMATS.
 
     Raises:
-        ValueError: ``vcf`` is no longer what ``tables`` are of.
+        ChangedError: ``vcf`` is no longer what ``tables`` are of.
     """
     records = vcf.records()
     with bgzip.opened(file) if FORMATS[end] == BGZIP else contextlib.nullcontext(file) as target:
@@ -95,11 +98,14 @@ def write(
         _write_lines(target, [*meta, *fields.header(columns), names])
         for table in tables:
             values, at, written = {name: table[name].to_pylist() for name in columns}, 0, []
+            scored = [
+                Variant(*row) for row in zip(*(table[n].to_pylist() for n in Variant._fields), strict=True)
+            ]
             while at < table.num_rows:
                 record = next(records, None)
                 until = at + (len(record.alts) if record else 0)
-                if record is None or table["alt"][at:until].to_pylist() != list(record.alts):
-                    raise ValueError(f"{redact(vcf.uri)} changed while it was read; give the command again")
+                if record is None or scored[at:until] != record.variants:
+                    raise ChangedError(f"{redact(vcf.uri)} changed while it was read; give the command again")
                 info = fields.info({name: column[at:until] for name, column in values.items()})
                 written.append(record.line if record.alts == (".",) else record.with_info(info))
                 at = until

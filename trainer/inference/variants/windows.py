@@ -33,6 +33,7 @@ class Unscored(NamedTuple):
 
 
 TOO_LONG = Unscored("an allele longer than half the window")
+TOO_LONG_REPEAT = Unscored("an allele whose repeat is longer than half the window")
 NO_CONTIG, OUTSIDE, MISMATCH = "the reference has no such contig", "outside the contig", "reference mismatch"
 MISFITS = (NO_CONTIG, OUTSIDE, MISMATCH)  # how the status of a variant begins that is not of this reference
 
@@ -81,7 +82,7 @@ def place(variant: Variant, genome: Genome, *, length: int) -> Placed | Unscored
         return Unscored(f"{MISMATCH}: the reference has {_shown(there)}")
     change = alleles.in_all_places(change, context, first=first)
     site = _site(change, contig, genome, length=length)
-    return TOO_LONG if change.longest > len(site.codes) // 2 else Placed(site, change.alt)
+    return TOO_LONG_REPEAT if change.longest > len(site.codes) // 2 else Placed(site, change.alt)
 
 
 def _site(change: Change, contig: str, genome: Genome, *, length: int) -> Site:

@@ -1,5 +1,5 @@
 """Scores of variants, or of all substitutions of regions:
-``python -m trainer.variants --model models:/findna@candidate --vcf x.vcf --reference x.fa --output y``."""
+``python -m trainer.variants --model models:/m@candidate --vcf x.vcf --reference x.fa --output x.tsv``."""
 
 import argparse
 import sys

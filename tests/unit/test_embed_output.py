@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import resource
 from collections.abc import Iterator
@@ -232,6 +233,13 @@ def test_on_an_object_store_no_half_of_a_zarr_is_taken_for_a_whole_one(
     embed(where, source, output, "--overwrite")
     group = zarr.open_group(output, mode="r")
     assert group["embeddings"][:].tobytes() == numbers(table(where, source, tmp_path / "w.pq")).tobytes()
+    for name in ("config.json", "model.safetensors"):
+        store.put_file(Path(where, name), f"{s3.uri}/model/{name}")
+    store.put_file(source, f"{s3.uri}/x.fa")
+    there = [f"{s3.uri}/{name}" for name in ("model", "x.fa", "r.parquet")]
+    embed(there[0], there[1], there[2], "--pooling", "max")
+    wanted = table(where, source, tmp_path / "m.pq", "--pooling", "max")
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(store.read_bytes(there[2]))), wanted)
     store.write_bytes(f"{s3.uri}/old.zarr/.zgroup", b"")
     embed(where, source, f"{s3.uri}/old.zarr", code=2)
     assert "old.zarr is there; give another name" in capsys.readouterr().err

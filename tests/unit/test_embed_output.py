@@ -6,6 +6,7 @@ import io
 import os
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,25 @@ def test_an_npy_is_as_numpy_writes_it(where: str, tmp_path: Path, source: Path) 
     output = embed(where, source, tmp_path / "e.npy")
     np.save(tmp_path / "w.npy", np.load(output))
     assert output.read_bytes() == (tmp_path / "w.npy").read_bytes()
+
+
+def test_into_a_pipe_go_the_same_bytes_without_parts(
+    where: str,
+    tmp_path: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small_chunks(monkeypatch, 50)
+    wanted = embed(where, source, tmp_path / "e.csv", "--length", "20").read_bytes()
+    os.mkfifo(pipe := tmp_path / "pipe.csv")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        embed(where, source, pipe, "--length", "20")
+        assert read.result(10) == wanted
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv", "pipe.csv", "x.fa"]
+    embed(where, source, pipe, "--workers", "1", code=2)
+    assert f"--workers needs an --output that is a file or folder, not {pipe}" in capsys.readouterr().err
 
 
 # zarr.

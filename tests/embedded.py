@@ -44,7 +44,7 @@ def write_fasta(path: Path, records: Mapping[str, str]) -> Path:
     return path
 
 
-def embed(where: str, source: Path, output: Path | str, *options: str, code: int = 0) -> Path:
+def embed(where: str, source: Path | str, output: Path | str, *options: str, code: int = 0) -> Path:
     """The output of the command, which ends with ``code``."""
     arguments = ["--model", where, "--input", str(source), "--output", str(output), *options]
     assert main(arguments) == code

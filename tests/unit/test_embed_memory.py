@@ -25,7 +25,8 @@ def growth(answers: Connection, where: str, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         small_chunks(patch, 1 << 14)
         patch.setattr(shape, "GROUP_BYTES", 1 << 20)
-        for name, options in (("mean.parquet", ()), ("letters.zarr", ("--pooling", "letters"))):
+        for name, pooling in (("mean.parquet", "mean"), ("letters.zarr", "letters")):
+            options = ("--pooling", pooling, "--strands", "forward")
             embed(where, short, folder / f"short-{name}", *options)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             embed(where, long, folder / name, *options)

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import io
 import os
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,25 @@ def test_an_npy_is_as_numpy_writes_it(where: str, tmp_path: Path, source: Path) 
     output = embed(where, source, tmp_path / "e.npy")
     np.save(tmp_path / "w.npy", np.load(output))
     assert output.read_bytes() == (tmp_path / "w.npy").read_bytes()
+
+
+def test_into_a_pipe_go_the_same_bytes_without_parts(
+    where: str,
+    tmp_path: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small_chunks(monkeypatch, 50)
+    wanted = embed(where, source, tmp_path / "e.csv", "--length", "20").read_bytes()
+    os.mkfifo(pipe := tmp_path / "pipe.csv")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        embed(where, source, pipe, "--length", "20")
+        assert read.result(10) == wanted
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv", "pipe.csv", "x.fa"]
+    embed(where, source, pipe, "--workers", "1", code=2)
+    assert f"--workers needs an --output that is a file or folder, not {pipe}" in capsys.readouterr().err
 
 
 # zarr.
@@ -232,6 +253,13 @@ def test_on_an_object_store_no_half_of_a_zarr_is_taken_for_a_whole_one(
     embed(where, source, output, "--overwrite")
     group = zarr.open_group(output, mode="r")
     assert group["embeddings"][:].tobytes() == numbers(table(where, source, tmp_path / "w.pq")).tobytes()
+    for name in ("config.json", "model.safetensors"):
+        store.put_file(Path(where, name), f"{s3.uri}/model/{name}")
+    store.put_file(source, f"{s3.uri}/x.fa")
+    there = [f"{s3.uri}/{name}" for name in ("model", "x.fa", "r.parquet")]
+    embed(there[0], there[1], there[2], "--pooling", "max")
+    wanted = table(where, source, tmp_path / "m.pq", "--pooling", "max")
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(store.read_bytes(there[2]))), wanted)
     store.write_bytes(f"{s3.uri}/old.zarr/.zgroup", b"")
     embed(where, source, f"{s3.uri}/old.zarr", code=2)
     assert "old.zarr is there; give another name" in capsys.readouterr().err

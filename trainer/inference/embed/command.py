@@ -65,6 +65,9 @@ def embed_file(request: EmbedRequest, *, spread: "Spread | None" = None) -> list
     half of an output is left then.
     """
     _check(request)
+    is_stream = _is_stream(request.output)
+    if spread and is_stream:
+        raise ConfigError(f"--workers needs an --output that is a file or folder, not {request.output}")
     model = open_model(request.model, track_uri=request.track_uri)
     job = _job(request, model)
     with Progress() as progress:
@@ -74,7 +77,7 @@ def embed_file(request: EmbedRequest, *, spread: "Spread | None" = None) -> list
         shape = replace(job.shape, rows=found.rows(job.each), records=found.count.rows)
         points = Points(request.colour, rows=shape.rows) if request.picture else None
         parts = None
-        if len(found.chunks) > 1 or spread:
+        if (len(found.chunks) > 1 or spread) and not is_stream:
             parts = Parts(request.output, key=_key(job, found))
             if parts.found:
                 say(f"{parts.found:,} of {len(found.chunks):,} parts are there from before")
@@ -126,6 +129,14 @@ def _check(request: EmbedRequest) -> None:
     elif request.colour or request.projection != "pca":
         raise ConfigError(f"--{'colour' if request.colour else 'projection'} is for --picture")
     store.refuse_pipe(request.input)
+
+
+def _is_stream(uri: str) -> bool:
+    """Whether it is a pipe, a device or standard output, beside which no parts can lie."""
+    if not store.is_local(uri):
+        return False
+    path = store.local_path(uri).absolute()
+    return path.parts[1] in ("dev", "proc") or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
 def _refuse_overlap(overlap: int, length: int) -> None:

@@ -51,13 +51,18 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scored:
-    """Of each variant: "ok" or why it has no scores; the scores, fp32 [N], NaN without one."""
+    """What was found of N variants.
+
+    Attributes:
+        status: "ok", or why a variant has no scores.
+        scores: fp32 [N] of each that was asked for, NaN without one.
+        difference_ND: the mean hidden state of the alternate window less that of the reference's; None if
+            neither distance was asked for.
+    """
 
     status: list[str]
     scores: dict[Score, Array]
-    difference_ND: (
-        Array | None
-    )  # mean state of the alternate window less the reference's; None: not asked for
+    difference_ND: Array | None
 
     def table(self, variants: Sequence[Variant]) -> pa.Table:
         """Columns chrom, pos, ref, alt, the scores, status; a score that is not there is null."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,20 +26,11 @@ class Chunk(NamedTuple):
     names: list[str]
 
 
-class Source(Protocol):
-    """Variants that can be read again and again in the same order."""
-
-    uri: str
-    column: str  # what ``Chunk.names`` is called
-    variants: int  # how many there are
-    sha256: str  # of all that decides which
-
-    def chunks(self) -> Iterator[Chunk]:
-        """All of them. StoreError or ValueError where they cannot be read."""
-
-
 class VcfSource:
-    """The alternate alleles of a VCF that was read once."""
+    """The alternate alleles of a VCF that was read once.
+
+    ``variants``: how many there are; ``sha256``: of what decides which.
+    """
 
     column = "id"
 
@@ -78,7 +69,7 @@ class Region(NamedTuple):
 
 
 class Saturation:
-    """The three substitutions of each letter of some regions; N has none."""
+    """The three substitutions of each letter of some regions; N has none. Attributes as of VcfSource."""
 
     column = "region"
 

@@ -51,7 +51,7 @@ class Registry:
         except TrackError as fault:
             if fault.transient or not (there := self._what_there_is(name)):
                 raise
-            raise TrackError(f"{fault}; {there}") from fault
+            raise TrackError(f"{str(fault).rstrip('.')}; {there}") from fault
 
     def _what_there_is(self, name: str) -> str:
         """The aliases and versions of a model, or else the models; "" where MLflow does not say."""

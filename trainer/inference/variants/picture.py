@@ -117,10 +117,8 @@ def _draw_logo(axis: Axes, region: Region, height_LV: Numbers, longest: int) -> 
     axis.add_collection(PathCollection(letters, facecolors=colours, edgecolors="none"), autolim=False)
     axis.set_ylim(0, most)
     axis.set_ylabel("bits")
-    place = f"{region.chrom}:{region.start + 1:,}-{region.end:,}"
-    drawing.dress(
-        axis, f"{region.name} ({place})" if region.name != place.replace(",", "") else place, steps=False
-    )
+    where = f"{region.chrom}:{region.start + 1}-{region.end}"
+    drawing.dress(axis, where if region.name == where else f"{region.name} ({where})", steps=False)
     _share_places(axis, region, longest)
 
 

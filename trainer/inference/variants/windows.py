@@ -80,9 +80,11 @@ def place(variant: Variant, genome: Genome, *, length: int) -> Placed | Unscored
     there = context[start - first : start - first + len(ref)]
     if there != ref:
         return Unscored(f"{MISMATCH}: the reference has {_shown(there)}")
-    change = alleles.in_all_places(change, context, first=first)
-    site = _site(change, contig, genome, length=length)
-    return TOO_LONG_REPEAT if change.longest > len(site.codes) // 2 else Placed(site, change.alt)
+    everywhere = alleles.in_all_places(change, context, first=first)
+    site = _site(everywhere, contig, genome, length=length)
+    if everywhere.longest > len(site.codes) // 2:
+        return TOO_LONG if change.longest > len(site.codes) // 2 else TOO_LONG_REPEAT
+    return Placed(site, everywhere.alt)
 
 
 def _site(change: Change, contig: str, genome: Genome, *, length: int) -> Site:

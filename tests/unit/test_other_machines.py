@@ -29,6 +29,8 @@ from trainer.data.sampling import Phase, Sampler, SamplingPlan
 from trainer.data.windows import Windows
 from trainer.engine.ema import ShardedEMA
 from trainer.engine.partition import FlatGroup
+from trainer.inference.embed.vectors import Reading, WindowBatch, read_windows
+from trainer.inference.sequences import EncodedSequences
 from trainer.losses.contrastive import EmbeddingHead
 from trainer.losses.dino import SummaryHead
 from trainer.losses.infonce import Contrast, SymmetricContrast, info_nce, symmetric_info_nce
@@ -43,6 +45,7 @@ from trainer.losses.ring_infonce import (
 from trainer.losses.sinkhorn import Assignment, sinkhorn
 from trainer.losses.vicreg import Expanded, ExpanderHead, vicreg
 from trainer.models.chordmixer import ChordMixer, ChordMixerConfig
+from trainer.models.dilated_conv import DilatedConv, DilatedConvConfig
 from trainer.models.network import Crops, Network, Outputs
 from trainer.views.masking import input_noise, mask
 from trainer.views.view import View, make_view
@@ -295,7 +298,27 @@ def step_again() -> int:
     return wrong
 
 
+def vectors_by_batch() -> int:
+    """Embeddings of sequences, whatever is read beside them, in any order, by any number of threads."""
+    wrong, rng = 0, np.random.default_rng(0)
+    codes = [rng.integers(0, 4, int(n)).astype(np.uint8) for n in (*rng.integers(1, 700, 30), 101, 101, 2500)]
+    for backbone in (network().backbone, DilatedConv(DilatedConvConfig(hidden_size=24))):
+        net = Network(backbone, heads={}).eval()
+
+        def read(chosen: Sequence[int], number: int, net: Network = net) -> Tensor:
+            rows = EncodedSequences.from_codes([codes[i] for i in chosen])
+            with threads(number):
+                return torch.from_numpy(read_windows(net, WindowBatch.whole(rows), Reading("mean")))
+
+        together = read(range(len(codes)), 1)
+        order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(1)).tolist()
+        wrong += unlike(read(order, 3), together[order])
+        wrong += sum(unlike(read([i], 2), together[[i]]) for i in (0, 7, 30, 32))
+    return wrong
+
+
 BITS: dict[str, Callable[[], int]] = {
+    "embeddings, in any batch and by any threads": vectors_by_batch,
     "contrastive gradients, any number of threads": contrastive_by_threads,
     "contrastive gradients of a row, whatever rows are beside it": contrastive_by_rows,
     "the teacher, at any partition": teacher_by_partition,

@@ -78,7 +78,7 @@ def test_a_card_of_a_run_has_its_settings_and_data(
     given = {"held_out": {20: figures}.get}
     card = card_of(config_of(dataset, tmp_path / "run"), dataset, monkeypatch, **given)
     text = card.at(20)
-    assert "# mine\n" in text and f"`data`, weight 2" in text and dataset.digest in text
+    assert "# mine\n" in text and "`data`, weight 2" in text and dataset.digest in text
     assert row(text, "window, bp") == "400" and "200 from step 10" in row(text, "window by step")
     assert (row(text, "seed"), row(text, "windows in a batch")) == ("5", "6")
     assert row(text, r"**this model**") == "0.5000"

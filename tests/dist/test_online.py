@@ -32,7 +32,7 @@ def embedded(values: dict[str, Any], stages: list[tuple[int, str]]) -> dict[Any,
     device, found = torch.device("cpu"), dict[Any, torch.Tensor]()
     init_distributed(device)
     group = Group.of()
-    with open_tasks(Validation.model_validate(values["val"]), group) as tasks:
+    with open_tasks(Validation.model_validate(values["val"]), group, device=device) as tasks:
         assert (tasks.process is not None) == (group.rank == 0)
         (task,) = tasks.shared
     for stage, precision in stages:

@@ -111,9 +111,9 @@ def test_what_cannot_be_traced_is_said_and_computed_as_it_is() -> None:
     (sentence,) = said
     assert sentence.startswith(
         "train.compile: the student's forward is not compiled from here on, and computes the same more "
-        "slowly: Unsupported: Failed to trace builtin operator. "
+        "slowly: Unsupported: "
     )
-    assert "print" in sentence and "\n" not in sentence
+    assert "\n" not in sentence
 
 
 def test_a_fault_is_said_once_and_later_calls_are_plain() -> None:

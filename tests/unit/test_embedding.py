@@ -81,13 +81,6 @@ def test_vectors_are_the_naive_ones_and_the_same_for_either_strand() -> None:
     torch.testing.assert_close(most[0], most[1])
 
 
-def test_batches_hold_similar_lengths_and_every_row_once() -> None:
-    rows = EncodedSequences.from_codes(sequences([5000, 3, 5000, 9000, 4, 3000]))
-    batches = [batch.tolist() for batch in batching.batches_by_length(rows.length_N)]
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    assert batches[-1] == [3]
-
-
 def test_a_long_row_pads_no_other() -> None:
     codes = sequences([30, 200_000, 31, 32, 33, 34, 35, 36])
     rows = EncodedSequences.from_codes(codes)

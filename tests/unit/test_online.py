@@ -109,7 +109,7 @@ def test_ranks_share_the_same_batches_each_equally_many(ranks: int) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(300, 900, 100)
     sequences = EncodedSequences.from_codes([rng.integers(0, 4, n).astype(np.uint8) for n in lengths])
-    parts = [Slice.of(sequences, Group(rank, ranks)) for rank in range(ranks)]
+    parts = [Slice.of(sequences, Group(rank, ranks), device=CPU) for rank in range(ranks)]
     assert len({len(part.batches) for part in parts}) == 1
     assert all(torch.equal(part.order_N, parts[0].order_N) for part in parts)
     given = [
@@ -118,7 +118,7 @@ def test_ranks_share_the_same_batches_each_equally_many(ranks: int) -> None:
     assert len(given) == 100
     for place, codes in zip(parts[0].order_N.tolist(), given, strict=True):
         assert np.array_equal(codes, sequences.codes(place))
-    alone = {batch.codes_M.tobytes() for batch in Slice.of(sequences, Group(0, 1)).batches}
+    alone = {batch.codes_M.tobytes() for batch in Slice.of(sequences, Group(0, 1), device=CPU).batches}
     assert {batch.codes_M.tobytes() for part in parts for batch in part.batches} == alone
 
 
@@ -126,7 +126,7 @@ def test_embeddings_are_those_of_mode_probe_and_the_network_stays_as_it_was(task
     network, rows = tiny_network(), task.rows()
     sequences = rows.sequences
     network.train()
-    shared = SharedTask(rows, Slice.of(sequences, Group(0, 1)))
+    shared = SharedTask(rows, Slice.of(sequences, Group(0, 1), device=CPU))
     found = slices.embed_together(network, shared, group=Group(0, 1))
     assert network.training
     wanted = features_of(task.config.probe.pooling, network.backbone, strand=task.config.strand)

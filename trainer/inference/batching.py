@@ -18,7 +18,6 @@ from torch import Tensor
 from data_prep import alphabet
 from trainer.inference.sequences import EncodedSequences
 
-BATCH_BP = 8192  # letters of a batch: enough to fill two cores, small enough to stay near the cache
 TILE_BP = {"cpu": 2048, "cuda": 1 << 17}  # letters of a tile: what keeps the device busy
 _STEP = 16  # short sequences are padded to a multiple of it, so that few tiles are not full
 
@@ -43,19 +42,6 @@ def padded_batch(
         codes_BL[row, : len(codes)] = alphabet.reverse_complement(codes) if strand else codes
     even = int(length_B.min()) == longest
     return PaddedBatch(torch.from_numpy(codes_BL).to(device), None if even else length_B.to(device))
-
-
-def batches_by_length(length_N: Tensor) -> Iterator[Tensor]:
-    """Indices of batches of at most BATCH_BP letters (or one sequence), similar lengths together."""
-    order_N = torch.argsort(length_N, stable=True)
-    sorted_N = length_N[order_N].tolist()
-    start = 0
-    while start < len(sorted_N):
-        end = start + 1
-        while end < len(sorted_N) and (end + 1 - start) * sorted_N[end] <= BATCH_BP:
-            end += 1
-        yield order_N[start:end]
-        start = end
 
 
 def tiles(length_N: Tensor, *, device: torch.device) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cluster.process.heartbeat import heartbeat
@@ -130,8 +131,9 @@ class OpenTasks(NamedTuple):
 
 
 @contextmanager
-def open_tasks(val: Validation, group: Group) -> Iterator[OpenTasks]:
-    """The tasks of ``val``, which a process of the first rank reads; a collective.
+def open_tasks(val: Validation, group: Group, *, device: torch.device) -> Iterator[OpenTasks]:
+    """The tasks of ``val``, which a process of the first rank reads, to be embedded on ``device``; a
+    collective.
 
     Raises:
         ConfigError: on all ranks: a task cannot be read. EverywhereError: the process did not work.
@@ -141,7 +143,7 @@ def open_tasks(val: Validation, group: Group) -> Iterator[OpenTasks]:
         return
     process = FitProcess(ToRead(val.tasks, val.tasks_rows))
     try:
-        shared = share_tasks(process.read, group)
+        shared = share_tasks(process.read, group, device=device)
         yield OpenTasks(shared, process if group.rank == 0 else None)
     finally:
         process.close()

@@ -106,7 +106,10 @@ def train(
     with collectives.together(group):
         datasets = list(open_datasets(config.data, "train", warn=say).values())
     validator = Validator(config.data, config.val, config.views, device=device, group=group)
-    with open_tasks(config.val, group) as tasks, run_dir.hold_lock(config.run.dir, group) as lock:
+    with (
+        open_tasks(config.val, group, device=device) as tasks,
+        run_dir.hold_lock(config.run.dir, group) as lock,
+    ):
         plan = run_dir.plan(config, group, locked=True)  # a run that held the lock may have finished this one
         if plan is None:
             return EXIT_OK

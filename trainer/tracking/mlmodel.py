@@ -32,6 +32,7 @@ _NEEDS = (
     "pyarrow",
     "pydantic",
     "pyfaidx",
+    "pysam",
     "pyyaml",
     "requests",
     "safetensors",

@@ -39,8 +39,10 @@ class Slice:
     lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, sequences: EncodedSequences, group: Group) -> "Slice":
-        places = list(batching.batches_by_length(sequences.length_N))
+    def of(cls, sequences: EncodedSequences, group: Group, *, device: torch.device) -> "Slice":
+        """The tiles of ``sequences`` on ``device`` go to the ranks in turn. Each is one forward, and every
+        rank has equally many: under ZeRO-3 they gather weights together."""
+        places = list(batching.tiles(sequences.length_N, device=device))
         by_rank = [places[rank :: group.size] for rank in range(group.size)]
         own = by_rank[group.rank]
         filled = own + places[:1] * (len(by_rank[0]) - len(own))
@@ -61,7 +63,9 @@ class SharedTask:
         return self.rows.name
 
 
-def share_tasks(read: Callable[[], Sequence[TaskRows]], group: Group) -> list[SharedTask]:
+def share_tasks(
+    read: Callable[[], Sequence[TaskRows]], group: Group, *, device: torch.device
+) -> list[SharedTask]:
     """The tasks that the first rank reads with ``read``; a collective.
 
     Raises:
@@ -75,7 +79,7 @@ def share_tasks(read: Callable[[], Sequence[TaskRows]], group: Group) -> list[Sh
         if group.rank == 0:
             tasks = read()
     everywhere = collectives.object_from_first(group, list(tasks))
-    return [SharedTask(rows, Slice.of(rows.sequences, group)) for rows in everywhere]
+    return [SharedTask(rows, Slice.of(rows.sequences, group, device=device)) for rows in everywhere]
 
 
 @torch.no_grad()

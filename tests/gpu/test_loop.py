@@ -40,6 +40,9 @@ class InMemory:
     def exported(self, step: int) -> None:
         pass
 
+    def validated(self, step: int) -> dict[str, float]:
+        return self.metrics.get(step, {})
+
     def save_callbacks(self, check: Any, *, settled: Any) -> SaveCallbacks:
         return SaveCallbacks(metrics=bytes, before=check, after=lambda uri, sha256: None, say=print)
 

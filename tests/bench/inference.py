@@ -33,8 +33,8 @@ from trainer.models.network import Network
 LENGTH = 1000
 BARE_ROWS = 8  # of a batch
 MODELS: dict[str, tuple[BackboneConfig, int]] = {  # and how many records are read
-    "dilated-conv 0.4 M": (DilatedConvConfig(), 800),
-    "findna 12.7 M": (ChordMixerConfig(), 48),
+    "dilated-conv 0.4 M": (DilatedConvConfig(), 240),
+    "findna 12.7 M": (ChordMixerConfig(), 16),
 }
 
 

@@ -111,20 +111,19 @@ class _Bench:
         )
 
     def _predict(self) -> Row:
-        table = "sequence,label\n" + "".join(
-            f"{letters[:60]},{'ab'[number % 2]}\n" for number, letters in enumerate(self.letters[:40])
-        )
-        (self.folder / "task.csv").write_text(table)
-        values = dict.fromkeys(("train", "dev", "test"), str(self.folder / "task.csv"))
+        values = {}
+        for at, role in enumerate(("train", "dev", "test")):
+            values[role] = str(self.folder / f"{role}.csv")
+            rows = [letters[60 * at : 60 * at + 60] for letters in self.letters]
+            lines = [f"{text},{'ab'[number % 2]}" for number, text in enumerate(rows)]
+            Path(values[role]).write_text("\n".join(["sequence,label", *lines]) + "\n")
         probe = {"precision": "fp32", "C": [0.1], "pooling": "mean_max"}
         task = TaskConfig.model_validate({"name": "t", "labels": ["a", "b"], "probe": probe, **values})
-        data = load(task)
-        data = type(data)(data.test, data.test, data.test, {})  # the same rows thrice, which load refuses
         prepared = prepare(
             self.network,
             pretrained.read_config(self.model),
             task=task,
-            data=data,
+            data=load(task),
             device=torch.device("cpu"),
         )
         outcome = compute_unit(prepared, Unit("m", "1", "t", "probe", 0))

@@ -1,10 +1,13 @@
 """Windows of long records against a naive loop: every letter once, where it is farthest from an edge."""
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.inference.embed.chunks import chunks_of
 from trainer.inference.embed.windows import Tiling
+from trainer.inference.readers.codes import CodedRows
 
 
 def naive(letters: int, length: int, overlap: int) -> tuple[list[tuple[int, int]], list[int]]:
@@ -49,3 +52,17 @@ def test_without_overlap_records_are_tiled_as_they_were() -> None:
     start_W, end_W, *kept = Tiling(64).windows(150)
     assert (start_W.tolist(), end_W.tolist()) == ([0, 64, 128], [64, 128, 150])
     assert [each.tolist() for each in kept] == [[0, 64, 128], [64, 128, 150]]
+
+
+def test_chunks_of_letters_repeat_few_bytes_of_the_other_columns() -> None:
+    codes = [np.zeros(n, np.uint8) for n in (400, 90, 250)]
+    others = pa.table({"note": ["x" * 100, "", "y" * 1000]})
+    rows = [CodedRows(codes, others, 0)]
+    whole = list(chunks_of(rows, Tiling(10, 0), letters=10_000))
+    cut = list(chunks_of(rows, Tiling(10, 0), letters=10_000, repeated=20_000))
+    assert [chunk.letters for chunk in whole] == [740]
+    assert sum(chunk.letters for chunk in cut) == 740
+    for chunk in cut:
+        width_Q = np.array([len(note) for note in chunk.others["note"].to_pylist()])
+        repeated = int((width_Q[chunk.piece_N] * chunk.windows.kept().numpy()).sum())
+        assert repeated <= 20_000 or chunk.letters <= 10, "a window at least"

@@ -140,11 +140,12 @@ def test_a_short_contig_is_the_window() -> None:
         (("c", 7, "A", "C"), "reference mismatch: the reference has N"),
         (("c", 1, "ACG", "ACT"), "ok"),
         (("c", 1, "A", "AGATTACA"), "an allele longer than half the window"),
+        (("r", 2, "AA", "A"), "an allele whose repeat is longer than half the window"),
         (("x", 2, "AC", "A"), "ok"),
     ],
 )
 def test_variants_that_do_not_fit(variant: tuple[str, int, str, str], words: str) -> None:
-    found = place(Variant(*variant), genome(c="ACGTACRTACGT", x="NACNNNNNNN"), length=20)
+    found = place(Variant(*variant), genome(c="ACGTACRTACGT", x="NACNNNNNNN", r="CAAAAAAAAAG"), length=20)
     assert (found.status if isinstance(found, Unscored) else "ok") == words
 
 

@@ -229,6 +229,13 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert sorted(path.name for path in files.iterdir()) == before
 
 
+def test_strict_is_for_variants_alone(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "r.bed").write_text("chr1\t10\t20\n")
+    assert run("--bed", "r.bed", "--output", "o.tsv", "--strict") == 2
+    assert "--strict is for --vcf: substitutions of regions always fit" in capsys.readouterr().err
+    assert not (files / "o.tsv").exists()
+
+
 def test_strict_refuses_the_first_that_does_not_fit(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vcf(files / "in.vcf", [line[:4] for line in ROWS])
     before = sorted(path.name for path in files.iterdir())

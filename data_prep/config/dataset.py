@@ -1,0 +1,55 @@
+"""The whole config of a build."""
+
+from pydantic import Field, model_validator
+
+from configs import Section
+from data_prep.config.partners import PartnersConfig
+from data_prep.config.reference import ReferenceConfig
+from data_prep.config.split import BedSplit, SplitConfig
+
+
+class DataConfig(Section):
+    """The config of a build. The manifest has those keys of it that determine the bytes."""
+
+    references: tuple[ReferenceConfig, ...]
+    output: str = Field(min_length=1)
+    block_bp: int = Field(default=1 << 18, ge=1024, le=1 << 20, multiple_of=4)
+    shard_bp: int = Field(default=64 << 20, gt=0, le=1 << 28)  # a worker holds one shard's minimisers
+    max_n_fraction: float = Field(default=0.5, ge=0, le=1)
+    split: SplitConfig = SplitConfig()
+    partners: PartnersConfig = PartnersConfig()
+    seed: int = 0
+    # Default: the CPUs of this machine, or of the Ray cluster that it joins.
+    workers: int | None = Field(default=None, ge=1)
+    overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataConfig":
+        names = [reference.name for reference in self.references]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names:
+            raise ValueError("references: at least one is needed")
+        if twice:
+            raise ValueError(f"references: names must differ, given twice: {', '.join(twice)}")
+        if self.shard_bp < self.block_bp:
+            raise ValueError(
+                f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks"
+            )
+        self.partners.names(names)
+        return self
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """(key, URI) of every file that a build needs; of a reference's alternatives, which need not exist,
+        none."""
+        files = [
+            (f"split.{name}.bed", part.bed)
+            for name, part in (("val", self.split.val), ("test", self.split.test))
+            if isinstance(part, BedSplit)
+        ]
+        for number, reference in enumerate(self.references):
+            files += [
+                (f"references.{number}.uri", reference.uri if len(reference.uri) == 1 else ()),
+                (f"references.{number}.include", reference.include),
+                (f"references.{number}.exclude", reference.exclude),
+            ]
+        return [(key, uri) for key, uris in files for uri in uris]

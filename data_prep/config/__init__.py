@@ -4,6 +4,16 @@ from data_prep.config.dataset import DataConfig
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, SplitConfig
+from data_prep.config.tracks import RepeatsConfig, TrackConfig
 from data_prep.config.values import Names
 
-__all__ = ["BedSplit", "DataConfig", "Names", "PartnersConfig", "ReferenceConfig", "SplitConfig"]
+__all__ = [
+    "BedSplit",
+    "DataConfig",
+    "Names",
+    "PartnersConfig",
+    "ReferenceConfig",
+    "RepeatsConfig",
+    "SplitConfig",
+    "TrackConfig",
+]

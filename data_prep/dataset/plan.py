@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.storage import store
 from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
+from data_prep.dataset.annotation import Annotation, prepare_annotation
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
 from data_prep.sources.survey import Reference
 from data_prep.split.contigs import choose_contigs, copies
@@ -36,13 +37,15 @@ class Plan:
     """The manifest without its shards, and the blocks of every split.
 
     ``dropped``: how many blocks are left out because of their N. ``warnings``: a sentence for each part of
-    the input that has no effect, or may be a mistake.
+    the input that has no effect, or may be a mistake. ``annotations``: what files say of the letters of each
+    reference.
     """
 
     manifest: Manifest
     parts: dict[str, list[Span]]
     dropped: int
     warnings: tuple[str, ...] = ()
+    annotations: dict[str, Annotation] = field(default_factory=dict)
 
     def chunks(self) -> list[Chunk]:
         """The shards to write, in the order of the manifest."""
@@ -51,6 +54,10 @@ class Plan:
             for split in SPLITS
             for index, spans in enumerate(group(self.parts[split], shard_bp=self.manifest.shard_bp))
         ]
+
+    def changed_file(self) -> str:
+        """The URI of a file beside the references that is not what was read any more; "" if there is none."""
+        return next((uri for part in self.annotations.values() if (uri := part.changed())), "")
 
 
 def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
@@ -63,11 +70,16 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
     sources: list[Source] = []
     spans: list[Span] = []
     warnings: dict[str, None] = {}  # in order, each once
+    annotations = dict[str, Annotation]()
     for wanted in config.references:
         source, blocks = _source(
             wanted, references[wanted.name], block_bp=config.block_bp, warn=warnings.setdefault
         )
-        sources.append(source)
+        annotation = prepare_annotation(
+            wanted, references[wanted.name].contigs, source.contigs, warn=warnings.setdefault
+        )
+        annotations[wanted.name] = annotation
+        sources.append(replace(source, filters=source.filters | annotation.filters))
         spans += blocks
     held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
     parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)
@@ -95,7 +107,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         partners=_partner_settings(config),
     )
     dropped = sum(map(len, parts.values())) - sum(map(len, kept.values()))
-    return with_parts(Plan(manifest, parts, dropped, tuple(warnings)), kept, references)
+    return with_parts(Plan(manifest, parts, dropped, tuple(warnings), annotations), kept, references)
 
 
 def _partner_settings(config: DataConfig) -> dict[str, Any] | None:

@@ -1,12 +1,13 @@
 """One split of a dataset: its manifest, and its blocks by number, each read by one range request."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from cluster.storage import store
+from configs import ConfigError, redact
 from data_prep import alphabet, partners, shards
 from data_prep.blocks import PackedBlock
 from data_prep.partners import PartnerTable
@@ -118,6 +119,17 @@ class Dataset:
         """[blocks]: how often an epoch reads each block, the weight of its source."""
         weights = {source.name: source.weight for source in self.manifest.sources}
         return np.array([weights[block.assembly] for _, block in self.blocks], np.float64)
+
+
+def refuse_without_track(datasets: Sequence[Dataset]) -> None:
+    """ConfigError: no assembly of any of them was built with a track."""
+    sources = [source for dataset in datasets for source in dataset.manifest.sources]
+    if not any("track" in source.filters for source in sources):
+        uris = ", ".join(redact(dataset.uri) for dataset in datasets)
+        raise ConfigError(
+            f"loss.mlm.track_floor is given, but no letter of {uris} has a weight; build it with "
+            "references.0.track, or leave the key out"
+        )
 
 
 def open_datasets(

@@ -25,6 +25,7 @@ from tests.bench import (
     start,
     step,
     teacher,
+    track,
     views,
 )
 from tests.bench.harness import Row, rate
@@ -45,6 +46,7 @@ def reverse_complement() -> Row:
 GROUPS: dict[str, Callable[[], list[Row]]] = {
     "prep": prep.rows,
     "reader": reader.rows,
+    "track": track.rows,
     "views": lambda: [views.two_views(), views.two_heavy_views()],
     "kernels": lambda: [reverse_complement()],
     "teacher": teacher.rows,

@@ -121,15 +121,22 @@ class Dataset:
         return np.array([weights[block.assembly] for _, block in self.blocks], np.float64)
 
 
-def refuse_without_track(datasets: Sequence[Dataset]) -> None:
-    """ConfigError: no assembly of any of them was built with a track."""
+def check_tracks(datasets: Sequence[Dataset], *, warn: Callable[[str], None]) -> None:
+    """Calls ``warn`` with the assemblies that were built without a track: each of their letters counts 1.
+
+    Raises:
+        ConfigError: none was built with one.
+    """
     sources = [source for dataset in datasets for source in dataset.manifest.sources]
-    if not any("track" in source.filters for source in sources):
+    without = dict.fromkeys(source.name for source in sources if "track" not in source.filters)
+    if all("track" not in source.filters for source in sources):
         uris = ", ".join(redact(dataset.uri) for dataset in datasets)
         raise ConfigError(
             f"loss.mlm.track_floor is given, but no letter of {uris} has a weight; build it with "
             "references.0.track, or leave the key out"
         )
+    if without:
+        warn(f"no track: each letter of {', '.join(without)} counts 1")
 
 
 def open_datasets(

@@ -25,7 +25,7 @@ from trainer.data.batch import Batch
 from trainer.data.block_cache import python_warning
 from trainer.data.config import Data
 from trainer.data.cutting import Cutter, Place
-from trainer.data.dataset import Dataset, refuse_without_track
+from trainer.data.dataset import Dataset, check_tracks
 from trainer.data.mixture import Mixture
 from trainer.data.partners import PartnerIndex, open_partners
 from trainer.data.prefetch import LATER, NOW, SOON, BlockBuffer, FetchThreads
@@ -54,7 +54,7 @@ def open_reader(
         track: whether they bring the levels of their weights.
         device: where the batches will be copied to.
         prepare: what each batch is to bring as ``prepared``; it is called in the reader's thread.
-        warn: called with a sentence for each damaged block that is skipped.
+        warn: called with a sentence for each damaged block that is skipped, and for assemblies without track.
 
     Raises:
         ValueError: windows and their flanks are longer than a dataset's blocks, so that all would be padded.
@@ -69,7 +69,7 @@ def open_reader(
                 "block_bp"
             )
     if track:
-        refuse_without_track(datasets)
+        check_tracks(datasets, warn=warn if group.rank == 0 else lambda text: None)
     remote = not all(store.is_local(dataset.uri) for dataset in datasets)
     return Reader(
         datasets,

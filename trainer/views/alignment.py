@@ -53,7 +53,7 @@ def _track_weights(view: View, windows: Windows, floor: float) -> Tensor:
     )
     level_BL = _at_source(torch.nn.functional.pad(windows.level_BS, (_NEITHER, 0), value=MAX_LEVEL), view)
     # The highest level counts exactly 1: 1 minus a multiple of 0.
-    return level_BL.float().sub_(MAX_LEVEL).mul_((1 - floor) / MAX_LEVEL).add_(1)
+    return torch.mul(MAX_LEVEL - level_BL, (floor - 1) / MAX_LEVEL).add_(1)
 
 
 def _soft_weights(view: View, windows: Windows, soft_weight: float) -> Tensor:

@@ -113,7 +113,7 @@ def test_scores_and_bedgraphs(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("line", ["", "\tname", "\tname\t.", "\tn\tnan"])
+@pytest.mark.parametrize("rest", ["", "\tname", "\tname\t.", "\tn\tnan"])
 def test_lines_without_a_score(tmp_path: Path, rest: str) -> None:
     uri = written(tmp_path, f"chr1\t1\t2\tn\t7\nchr1\t5\t9{rest}\n")
     with pytest.raises(ValueError, match="line 2: needs contig, start, end, and a number in column 5"):

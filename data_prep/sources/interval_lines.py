@@ -8,13 +8,14 @@ genoStart and genoEnd in columns 6 to 8, from 0, half-open; repClass in column 1
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from configs import redact
 from data_prep.sources import compression
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _HEADER = re.compile(r"\s*(\w+\s+perc\s+perc\s+perc\s|score\s+div\.\s)")  # the two lines of RepeatMasker's
+_DISPLAY = re.compile(r"(track|browser)(\s|$)")
 _NONE_FOUND = "There were no repetitive sequences"  # then all that RepeatMasker writes
 
 
@@ -37,8 +38,9 @@ class _Format(NamedTuple):
     read: Callable[[str, int], Interval | None]
 
 
-def repeats(uri: str, *, classes: Collection[str] = ()) -> Iterator[Interval]:
-    """The repeats in the file at ``uri``, plain or compressed: those of ``classes``, or all.
+def repeats(uri: str, *, classes: Collection[str] = (), digest: Any = None) -> Iterator[Interval]:
+    """The repeats in the file at ``uri``, plain or compressed: those of ``classes``, or all. ``digest`` (of
+    hashlib) is fed the text.
 
     Raises:
         StoreError: it cannot be read.
@@ -47,8 +49,9 @@ def repeats(uri: str, *, classes: Collection[str] = ()) -> Iterator[Interval]:
     """
     used: _Format | None = None
     seen = set[str]()
-    for number, line in _lines(uri):
-        if _HEADER.match(line) or line.startswith(_NONE_FOUND):
+    for number, line in _lines(uri, digest):
+        found = None if used is None else used.read(line, number)
+        if found is None and (_HEADER.match(line) or line.startswith(_NONE_FOUND)):
             continue
         if used is None:
             used = next((known for known in _FORMATS if known.read(line, number)), None)
@@ -59,7 +62,7 @@ def repeats(uri: str, *, classes: Collection[str] = ()) -> Iterator[Interval]:
                     f"{redact(uri)} is a BED, whose lines have no class of repeat; leave "
                     "repeats.classes out, or give RepeatMasker's .out"
                 )
-        found = used.read(line, number)
+            found = used.read(line, number)
         if found is None:
             raise _no_line(uri, number, line, f"{used.name}, as the lines before it are")
         seen.add(found.kind)
@@ -72,14 +75,15 @@ def repeats(uri: str, *, classes: Collection[str] = ()) -> Iterator[Interval]:
         )
 
 
-def scores(uri: str, *, column: int) -> Iterator[Interval]:
-    """The intervals of a BED or bedGraph at ``uri`` with the number in their ``column`` (from 1).
+def scores(uri: str, *, column: int, digest: Any = None) -> Iterator[Interval]:
+    """The intervals of a BED or bedGraph at ``uri`` with the number in their ``column`` (from 1). ``digest``
+    (of hashlib) is fed the text.
 
     Raises:
         StoreError: it cannot be read.
         ValueError: a line without such a number, with its number; a compressed file that is damaged.
     """
-    for number, line in _lines(uri):
+    for number, line in _lines(uri, digest):
         found = _bed(line, number)
         words = _words(line)
         try:
@@ -91,21 +95,26 @@ def scores(uri: str, *, column: int) -> Iterator[Interval]:
         yield _checked(found._replace(value=value), uri)
 
 
-def _lines(uri: str) -> Iterator[tuple[int, str]]:
+def _lines(uri: str, digest: Any) -> Iterator[tuple[int, str]]:
     """(number, text) of each line that may hold something: no blank one, comment, track or browser line."""
-    number = 0
-    for raw in _split(compression.plain(uri)):
-        number += 1
+    for number, raw in enumerate(_split(_fed(compression.plain(uri), digest)), 1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as fault:
             raise ValueError(f"{redact(uri)}, line {number}: not text in UTF-8 ({fault.reason})") from fault
-        words = line.split(None, 1)
-        if not words or words[0].startswith("#"):
+        start = line.lstrip()
+        if not start or start[0] == "#":
             continue
-        if words[0] in ("track", "browser") and _bed(line, number) is None:
+        if _DISPLAY.match(start) and _bed(line, number) is None:
             continue
         yield number, line
+
+
+def _fed(pieces: Iterator[bytes], digest: Any) -> Iterator[bytes]:
+    for piece in pieces:
+        if digest is not None:
+            digest.update(piece)
+        yield piece
 
 
 def _split(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -131,10 +140,11 @@ def _bed(line: str, number: int) -> Interval | None:
 
 def _repeatmasker(line: str, number: int) -> Interval | None:
     words = line.split()
-    is_one = len(words) >= 14 and _is_number(words[5]) and _is_number(words[6])
-    if not is_one or not re.fullmatch(r"\(\d+\)", words[7]) or words[8] not in ("+", "C"):
+    if len(words) < 14 or words[8] not in ("+", "C") or words[7][0] != "(" or words[7][-1] != ")":
         return None
-    kind = words[10].split("/")[0].rstrip("?")
+    if not (_is_number(words[5]) and _is_number(words[6]) and _is_number(words[7][1:-1])):
+        return None
+    kind = words[10].split("/", 1)[0].rstrip("?")
     return Interval(words[4], int(words[5]) - 1, int(words[6]), math.nan, kind, number)
 
 

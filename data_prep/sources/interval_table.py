@@ -21,7 +21,6 @@ import numpy as np
 from cluster.storage import store
 from data_prep.alphabet import Mask
 from data_prep.levels import Values
-from data_prep.sources import compression
 from data_prep.sources.interval_lines import Interval, repeats, scores
 from data_prep.sources.kept_file import KeptFile, keep, on_this_node
 
@@ -119,18 +118,19 @@ def _make(how: str) -> Callable[[str, Path], tuple[str, str]]:
 
     def make(uri: str, stem: Path) -> tuple[str, str]:
         path, digest = f"{stem}.intervals", hashlib.sha256()
-        found = repeats(uri, classes=settings) if what == "repeats" else scores(uri, column=settings)
+        if what == "repeats":
+            found = repeats(uri, classes=settings, digest=digest)
+        else:
+            found = scores(uri, column=settings, digest=digest)
         with store.publish(path) as target:
             write_table(target, found)
-        for piece in compression.plain(uri):
-            digest.update(piece)
         return path, digest.hexdigest()
 
     return make
 
 
 def write_table(target: IO[bytes], intervals: Iterable[Interval]) -> None:
-    """Writes the table of ``intervals``, which come in any order; needs 40 bytes of memory for each."""
+    """Writes the table of ``intervals``, which come in any order; each takes about 100 bytes of memory."""
     numbers = dict[str, int]()
     contig, start, end, line = (array.array("q") for _ in range(4))
     value = array.array("d")

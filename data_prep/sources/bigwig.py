@@ -16,14 +16,14 @@ import numpy as np
 from cluster.storage import store
 from configs import redact
 from data_prep.levels import Values
-from data_prep.sources.kept_file import KeptFile, keep, on_this_node
+from data_prep.sources.kept_file import BINARY, KeptFile, keep, on_this_node
 
 _SIGNATURE = 4  # bytes
 
 
 def keep_bigwig(uri: str) -> KeptFile:
     """The bigWig at ``uri``, on this machine. ValueError: it is damaged; StoreError: it cannot be read."""
-    return keep(uri, _make, how="bigwig")
+    return keep(uri, _make, how=BINARY)
 
 
 class BigWig:

@@ -16,8 +16,10 @@ from pathlib import Path
 from cluster.storage import store
 from cluster.storage.lock import exclusive
 from configs import redact
+from data_prep.sources import compression
 from data_prep.sources.reference import cache_dir
 
+BINARY = "bytes"  # what ``how`` is of a file that is read as it is
 # (URI, path without suffix in the cache) -> (path of what is read, sha256): raises ValueError or StoreError.
 Make = Callable[[str, Path], tuple[str, str]]
 
@@ -25,7 +27,7 @@ Make = Callable[[str, Path], tuple[str, str]]
 @dataclass(frozen=True)
 class KeptFile:
     """What is at ``uri``, readable at ``path``, made in the way called ``how``; ``stamp``: size and time of
-    the file at ``path``, ``origin`` those of a local ``uri``."""
+    the file at ``path``, ``origin`` those of a local ``uri``. ``sha256``: of its text, if BINARY of the file."""
 
     uri: str
     how: str
@@ -79,8 +81,16 @@ def on_this_node(file: KeptFile, make: Make) -> str:
 
 
 def is_changed(file: KeptFile) -> bool:
-    """Whether a local file has another size or time than when it was read."""
-    return bool(file.origin) and _stamp(str(store.local_path(file.uri))) != file.origin
+    """Whether a local file is another than was read. Where its size or time differ, its digest decides."""
+    if not file.origin or _stamp(str(store.local_path(file.uri))) == file.origin:
+        return False
+    digest = hashlib.sha256()
+    try:
+        for piece in store.chunks(file.uri) if file.how == BINARY else compression.plain(file.uri):
+            digest.update(piece)
+    except (store.StoreError, ValueError):  # it is gone or damaged, and was not
+        return True
+    return digest.hexdigest() != file.sha256
 
 
 def _stamp(path: str) -> str:

@@ -12,6 +12,7 @@ import pyBigWig
 import pytest
 import torch
 
+from cluster.storage import store
 from configs import ConfigError, validate
 from data_prep.config import DataConfig, ReferenceConfig
 from data_prep.dataset.annotation import Annotation, prepare_annotation
@@ -220,6 +221,20 @@ def test_tracks_of_scores(tmp_path: Path) -> None:
         assert silent.tolist() == [15] * 8
 
 
+def test_a_remote_bigwig_is_read_from_the_cache(tmp_path: Path) -> None:
+    path = bigwig(tmp_path / "t.bw")
+    store.put_file(Path(path), "memory://tracks/t.bw")
+    far, near = (prepared({"track": {"uri": uri, "high": 1}})[0] for uri in ("memory://tracks/t.bw", path))
+    assert far.filters == near.filters
+    assert far.track is not None
+    assert Path(far.track.file.path).parent == tmp_path / "cache"
+    span = Span("toy", "chr1", 600, 900)
+    assert np.array_equal(far.levels(span), near.levels(span))
+    store.remove("memory://tracks")
+    with pytest.raises(store.StoreError, match=r"memory://tracks/t.bw"):
+        prepared({"track": {"uri": "memory://tracks/t.bw", "high": 1}})
+
+
 def test_what_determines_the_bytes_is_among_the_filters(tmp_path: Path) -> None:
     (tmp_path / "r.bed").write_text("chr1\t2\t5\n")
     (tmp_path / "s.bed").write_text("chr1\t2\t5\tx\t500\n")
@@ -346,16 +361,23 @@ def test_files_of_a_reference_are_inputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_track_that_changes_meanwhile_gets_no_manifest(fasta: str, tmp_path: Path) -> None:
-    reference = {"track": {"uri": bigwig(tmp_path / "t.bw"), "high": 1}}
+def test_a_file_that_changes_meanwhile_gets_no_manifest(fasta: str, tmp_path: Path) -> None:
+    (tmp_path / "r.bed").write_text("chr1\t1\t2\n")
+    reference = {
+        "track": {"uri": bigwig(tmp_path / "t.bw"), "high": 1},
+        "repeats": {"uri": str(tmp_path / "r.bed")},
+    }
+    repeats = "chr1\t1\t3\n"
 
     def change(stage: str, done: int, total: int) -> None:
         if stage == "write":
             os.utime(tmp_path / "t.bw", ns=(1, 1))
+            (tmp_path / "r.bed").write_text(repeats)
 
-    with pytest.raises(BuildStoppedError, match=r"t.bw changed while it was read, so no manifest"):
+    with pytest.raises(BuildStoppedError, match=r"r.bed changed while it was read, so no manifest"):
         build(config(fasta, tmp_path / "o", reference), on_progress=change)
     assert "manifest.json" not in os.listdir(tmp_path / "o")
+    assert build(config(fasta, tmp_path / "p", reference), on_progress=change).fresh, "only the times differ"
 
 
 @pytest.mark.usefixtures("local_ray")

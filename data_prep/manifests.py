@@ -1,0 +1,59 @@
+"""The manifest of a dataset, from its folder: the present one, or one that a growth has kept."""
+
+import hashlib
+from dataclasses import dataclass
+
+from cluster.storage import store
+from data_prep.shards import MANIFEST, FormatError, Manifest
+
+_KEPT = "manifest-{}.json"
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A manifest and the sha256 of its file; ``is_kept``: the dataset has grown since."""
+
+    manifest: Manifest
+    digest: str
+    is_kept: bool = False
+
+
+def kept_name(digest: str) -> str:
+    """Name of the file that keeps the manifest of this sha256 once another one is the dataset's."""
+    return _KEPT.format(digest[:_DIGITS])
+
+
+def is_kept(name: str) -> bool:
+    """Whether a file of this name keeps a manifest."""
+    before, _, after = _KEPT.partition("{}")
+    return name.startswith(before) and name.endswith(after) and len(name) == len(before + after) + _DIGITS
+
+
+def open_manifest(uri: str, *, digest: str | None = None) -> Opened:
+    """The manifest of the dataset at ``uri``; with ``digest`` the one of this sha256.
+
+    Raises:
+        StoreError: there is none, or none of this sha256. FormatError: it cannot be used.
+    """
+    name = MANIFEST
+    if not store.exists(store.join(uri, name)):
+        raise store.StoreError(f"no dataset at {uri}: {MANIFEST} is missing there; a build writes it last")
+    data = store.read_bytes(store.join(uri, name))
+    found = hashlib.sha256(data).hexdigest()
+    if digest and found != digest:
+        name = kept_name(digest)
+        if not store.exists(store.join(uri, name)):
+            raise store.StoreError(
+                f"the dataset at {uri} has manifest {found[:12]} now, not {digest[:12]}, and {name} is not "
+                "there"
+            )
+        data = store.read_bytes(store.join(uri, name))
+        found = hashlib.sha256(data).hexdigest()
+    try:
+        if digest and found != digest:
+            raise FormatError(f"it has sha256 {found[:12]}, not {digest[:12]}")
+        manifest = Manifest.from_bytes(data, lambda name: store.read_bytes(store.join(uri, name)))
+    except FormatError as fault:
+        raise FormatError(f"{store.join(uri, name)}: {fault}") from fault
+    return Opened(manifest, found, name != MANIFEST)

@@ -19,6 +19,10 @@ class Opened:
     is_kept: bool = False
 
 
+class OtherManifestError(store.StoreError):
+    """The dataset has another manifest than the one that was asked for, which is not kept."""
+
+
 def kept_name(digest: str) -> str:
     """Name of the file that keeps the manifest of this sha256 once another one is the dataset's."""
     return _KEPT.format(digest[:_DIGITS])
@@ -34,7 +38,8 @@ def open_manifest(uri: str, *, digest: str | None = None) -> Opened:
     """The manifest of the dataset at ``uri``; with ``digest`` the one of this sha256.
 
     Raises:
-        StoreError: there is none, or none of this sha256. FormatError: it cannot be used.
+        StoreError: there is none. OtherManifestError: there is none of this sha256. FormatError: it cannot be
+            used.
     """
     name = MANIFEST
     if not store.exists(store.join(uri, name)):
@@ -44,7 +49,7 @@ def open_manifest(uri: str, *, digest: str | None = None) -> Opened:
     if digest and found != digest:
         name = kept_name(digest)
         if not store.exists(store.join(uri, name)):
-            raise store.StoreError(
+            raise OtherManifestError(
                 f"the dataset at {uri} has manifest {found[:12]} now, not {digest[:12]}, and {name} is not "
                 "there"
             )

@@ -22,6 +22,7 @@ class DataConfig(Section):
     # Default: the CPUs of this machine, or of the Ray cluster that it joins.
     workers: int | None = Field(default=None, ge=1)
     overwrite: bool = False
+    grow: bool = False  # a dataset at ``output`` becomes that of this config; equal shards of it are kept
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
@@ -35,6 +36,8 @@ class DataConfig(Section):
             raise ValueError(
                 f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks"
             )
+        if self.grow and self.overwrite:
+            raise ValueError("grow keeps what is there and overwrite does not: give one of the two")
         self.partners.names(names)
         return self
 

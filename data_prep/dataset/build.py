@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.process.progress import OnProgress, Stage, silent
@@ -11,6 +11,7 @@ from cluster.storage import store
 from cluster.tasks import ray_session
 from configs import dump
 from data_prep.config import DataConfig
+from data_prep.dataset.growth import Grown, grown
 from data_prep.dataset.leaks import check_plan, wants_report
 from data_prep.dataset.output import Files, Output
 from data_prep.dataset.partners import make_partners
@@ -38,6 +39,7 @@ class Built:
     leakage: Leakage | None = None
     partners: PartnerTable | None = None
     warnings: tuple[str, ...] = ()  # as in Plan
+    grown: Grown | None = None  # where a dataset was there and grew
 
 
 class BuildStoppedError(RuntimeError):
@@ -62,12 +64,12 @@ def build(
     began = time.monotonic()
     runner = Runner(config.workers, on_progress, on_retry)
     output = Output(
-        store.absolute(config.output), overwrite=config.overwrite
+        store.absolute(config.output), overwrite=config.overwrite, grow=config.grow
     )  # a wrong one is refused at once
     several = len(config.references) > 1  # one is prepared without Ray
     with output.alone(), ray_session.session(config.workers) if several else contextlib.nullcontext():
         references = prepare_all(config.references, runner)
-        plan = make_plan(config, references)
+        plan = replace(make_plan(config, references), base=output.base())
         if manifest := output.finished(plan, report=wants_report(plan, config.split)):
             return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
         with ray_session.session(config.workers) as workers:
@@ -99,6 +101,7 @@ def build(
         leakage=checked.report,
         partners=partners,
         warnings=checked.plan.warnings,
+        grown=grown(plan.base, manifest) if plan.base else None,
     )
 
 
@@ -136,32 +139,35 @@ class _ShardTask:
 def _write_shards(
     plan: Plan, output: Output, found: set[str], references: dict[str, Reference], runner: Runner
 ) -> _Written:
-    chunks = plan.chunks()
+    chunks, kept = plan.chunks(), output.kept(plan)
+    missing = [chunk for chunk in chunks if chunk.name not in kept]
     tasks = [
         _ShardTask(
             ReferenceSpans(references[chunk.assembly].handle, chunk.spans),
             store.join(output.uri, chunk.name),
             chunk.name in found,
         )
-        for chunk in chunks
+        for chunk in missing
     ]
-    stage, ended = Stage(runner.on_progress, "write", sum(chunk.bp for chunk in chunks)), set[int]()
+    stage, ended = Stage(runner.on_progress, "write", sum(chunk.bp for chunk in missing)), set[int]()
 
     def on_result(index: int, _: tuple[Shard, bool]) -> None:
         ended.add(index)
-        stage.advance(chunks[index].bp)
+        stage.advance(missing[index].bp)
 
     try:
-        results = runner.run(_shard, tasks, names=[chunk.name for chunk in chunks], on_result=on_result)
-        output.settle([shard for shard, _ in results])
+        results = runner.run(_shard, tasks, names=[chunk.name for chunk in missing], on_result=on_result)
+        written = {shard.name: shard for shard, _ in results}
+        output.settle([*kept.values(), *written.values()])
     except (OSError, ValueError, RuntimeError) as fault:
         raise BuildStoppedError(
-            f"{fault}; {len(ended)} of {len(chunks)} shards are done and stay, there is no manifest "
-            "yet, and the same command goes on from them"
+            f"{fault}; {len(ended)} of {len(missing)} shards are done and stay, "
+            + ("the manifest is the one before" if plan.base else "there is no manifest yet")
+            + ", and the same command goes on from them"
         ) from fault
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-    for chunk, (shard, _) in zip(chunks, results, strict=True):
-        shards[chunk.split].append(shard)
+    for chunk in chunks:
+        shards[chunk.split].append((kept | written)[chunk.name])
     return _Written(
         {split: tuple(own) for split, own in shards.items()}, sum(was_there for _, was_there in results)
     )

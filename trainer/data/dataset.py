@@ -1,15 +1,16 @@
 """One split of a dataset: its manifest, and its blocks by number, each read by one range request."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from cluster.storage import store
-from data_prep import alphabet, partners, shards
-from data_prep.manifests import open_manifest
+from configs import redact
+from data_prep import alphabet, shards
+from data_prep.manifests import OtherManifestError, open_manifest
 from data_prep.partners import PartnerTable
 from trainer.data.block_cache import DiskCache, python_warning
 from trainer.data.config import Data
@@ -78,7 +79,7 @@ class Dataset:
         used."""
         if self.manifest.partners is None:
             return None
-        where = store.join(self.uri, partners.PARTNERS)
+        where = store.join(self.uri, partners.file_of(self.manifest.partners))
         try:
             return partners.load(self.manifest, store.read_bytes(where))
         except shards.FormatError as fault:
@@ -126,11 +127,19 @@ class Dataset:
 
 
 def open_datasets(
-    data: Data, split: str, *, some_empty: bool = False, warn: Callable[[str], None] = python_warning
+    data: Data,
+    split: str,
+    *,
+    some_empty: bool = False,
+    digests: Mapping[str, str] | None = None,
+    warn: Callable[[str], None] = python_warning,
 ) -> dict[int, Dataset]:
     """The datasets of ``data.uri`` by their place in it; remote ones are read through the cache on disk.
 
     With ``some_empty`` datasets without this split are left out, unless all of them are without it.
+    ``digests``: of a run that goes on, URI without secrets -> sha256 of the manifest that it began with.
+    Where a dataset has grown since, that manifest is opened; where it is not kept, the present one is opened,
+    and it is for the caller to compare their sha256.
 
     Raises: what Dataset raises.
     """
@@ -139,7 +148,8 @@ def open_datasets(
     empty: list[EmptySplitError] = []
     for number, part in enumerate(data.uri):
         try:
-            found[number] = Dataset(part.uri, split, cache=None if store.is_local(part.uri) else cache)
+            wanted = (digests or {}).get(redact(part.uri))
+            found[number] = _open(part.uri, split, None if store.is_local(part.uri) else cache, wanted)
         except EmptySplitError as fault:
             if not some_empty:
                 raise
@@ -153,3 +163,10 @@ def open_datasets(
             "build one of them again"
         )
     return found
+
+
+def _open(uri: str, split: str, cache: DiskCache | None, digest: str | None) -> Dataset:
+    try:
+        return Dataset(uri, split, cache=cache, digest=digest)
+    except OtherManifestError:
+        return Dataset(uri, split, cache=cache)

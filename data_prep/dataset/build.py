@@ -10,6 +10,7 @@ from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import ray_session
 from configs import dump
+from data_prep.blocks import pack
 from data_prep.config import DataConfig
 from data_prep.dataset.growth import Grown, grown
 from data_prep.dataset.leaks import check_plan, wants_report
@@ -20,7 +21,7 @@ from data_prep.dataset.references import ReferenceSpans, first_changed, prepare_
 from data_prep.dataset.runner import OnRetry, Runner
 from data_prep.dataset.write import keep_or_write_shard, write_shard
 from data_prep.partners import PartnerTable
-from data_prep.shards import SPLITS, Manifest, Shard, pack
+from data_prep.shards import SPLITS, Manifest, Shard
 from data_prep.sources.survey import Reference
 from data_prep.split.leakage import Leakage
 

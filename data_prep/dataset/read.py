@@ -8,6 +8,7 @@ from typing import IO
 from cluster.process import host
 from cluster.storage import store
 from data_prep.alphabet import Codes, Mask
+from data_prep.blocks import PackedBlock
 from data_prep.dataset.tar import group_by_keys, tar_file_expander
 from data_prep.manifests import open_manifest
 from data_prep.shards import (
@@ -17,7 +18,6 @@ from data_prep.shards import (
     Block,
     FormatError,
     Manifest,
-    PackedBlock,
     Shard,
 )
 from data_prep.split.intervals import Span

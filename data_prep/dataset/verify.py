@@ -8,11 +8,12 @@ import re
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs
+from data_prep.blocks import unpack
 from data_prep.dataset.growth import GROWTH, Base
 from data_prep.dataset.partner_checks import partner_faults
 from data_prep.dataset.read import load_manifest, readers, samples
 from data_prep.partners import settings_of
-from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
+from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard
 from data_prep.split.intervals import Span, bed_bytes
 
 _SHOWN = 3  # faults of one shard; a swapped one has two a block

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.shards import SPLITS, Block, BlockHeader, FormatError, Manifest, Shard, Source, pack, unpack
+from data_prep.blocks import pack, unpack
+from data_prep.shards import SPLITS, Block, BlockHeader, FormatError, Manifest, Shard, Source
 
 runs = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(1, 90_000)), max_size=6)
 

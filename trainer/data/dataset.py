@@ -9,7 +9,8 @@ import numpy as np
 
 from cluster.storage import store
 from configs import redact
-from data_prep import alphabet, shards
+from data_prep import alphabet, partners, shards
+from data_prep.blocks import PackedBlock
 from data_prep.manifests import OtherManifestError, open_manifest
 from data_prep.partners import PartnerTable
 from trainer.data.block_cache import DiskCache, python_warning
@@ -42,7 +43,7 @@ class Dataset:
                 f"dataset {uri} has no block in its {split} split; give split.{split} and build it again"
             )
 
-    def block(self, number: int) -> shards.PackedBlock:
+    def block(self, number: int) -> PackedBlock:
         """The packed block, its crc32 checked.
 
         Raises:
@@ -109,8 +110,8 @@ class Dataset:
         return [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
 
     @staticmethod
-    def _checked(payload: bytes, entry: shards.Block) -> shards.PackedBlock:
-        found = shards.PackedBlock(payload)
+    def _checked(payload: bytes, entry: shards.Block) -> PackedBlock:
+        found = PackedBlock(payload)
         if found.bases != entry.bp:
             raise shards.FormatError(f"a block has {found.bases} bases, its manifest says {entry.bp}")
         return found

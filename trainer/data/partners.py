@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from configs import ConfigError
+from data_prep.blocks import PackedBlock
 from data_prep.partners import PartnerTable
-from data_prep.shards import PackedBlock
 from trainer.core import random
 from trainer.data.config import Partners
 from trainer.data.dataset import Dataset

@@ -41,11 +41,9 @@ def open_manifest(uri: str, *, digest: str | None = None) -> Opened:
         StoreError: there is none. OtherManifestError: there is none of this sha256. FormatError: it cannot be
             used.
     """
-    name = MANIFEST
-    if not store.exists(store.join(uri, name)):
+    if not store.exists(store.join(uri, MANIFEST)):
         raise store.StoreError(f"no dataset at {uri}: {MANIFEST} is missing there; a build writes it last")
-    data = store.read_bytes(store.join(uri, name))
-    found = hashlib.sha256(data).hexdigest()
+    manifest, found = read_manifest(uri, MANIFEST)
     if digest and found != digest:
         name = kept_name(digest)
         if not store.exists(store.join(uri, name)):
@@ -53,12 +51,19 @@ def open_manifest(uri: str, *, digest: str | None = None) -> Opened:
                 f"the dataset at {uri} has manifest {found[:12]} now, not {digest[:12]}, and {name} is not "
                 "there"
             )
-        data = store.read_bytes(store.join(uri, name))
-        found = hashlib.sha256(data).hexdigest()
+        manifest, kept = read_manifest(uri, name)
+        if kept != digest:
+            raise FormatError(f"{store.join(uri, name)}: it has sha256 {kept[:12]}, not {digest[:12]}")
+        return Opened(manifest, digest, is_kept=True)
+    return Opened(manifest, found)
+
+
+def read_manifest(uri: str, name: str) -> tuple[Manifest, str]:
+    """The manifest in the file ``name`` of the dataset at ``uri``, and its sha256. StoreError, FormatError:
+    it cannot be read, or is none."""
+    data = store.read_bytes(store.join(uri, name))
     try:
-        if digest and found != digest:
-            raise FormatError(f"it has sha256 {found[:12]}, not {digest[:12]}")
-        manifest = Manifest.from_bytes(data, lambda name: store.read_bytes(store.join(uri, name)))
+        manifest = Manifest.from_bytes(data, lambda other: store.read_bytes(store.join(uri, other)))
     except FormatError as fault:
         raise FormatError(f"{store.join(uri, name)}: {fault}") from fault
-    return Opened(manifest, found, name != MANIFEST)
+    return manifest, hashlib.sha256(data).hexdigest()

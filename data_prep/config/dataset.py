@@ -6,6 +6,7 @@ from configs import Section
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, SplitConfig
+from data_prep.config.weights import WeightsConfig
 
 
 class DataConfig(Section):
@@ -18,6 +19,7 @@ class DataConfig(Section):
     max_n_fraction: float = Field(default=0.5, ge=0, le=1)
     split: SplitConfig = SplitConfig()
     partners: PartnersConfig = PartnersConfig()
+    weights: WeightsConfig = WeightsConfig()
     seed: int = 0
     # Default: the CPUs of this machine, or of the Ray cluster that it joins.
     workers: int | None = Field(default=None, ge=1)
@@ -38,6 +40,7 @@ class DataConfig(Section):
             )
         if self.grow and self.overwrite:
             raise ValueError("grow keeps what is there and overwrite does not: give one of the two")
+        self.weights.check(self.references)
         self.partners.names(names)
         return self
 

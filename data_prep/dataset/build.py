@@ -19,6 +19,7 @@ from data_prep.dataset.partners import make_partners
 from data_prep.dataset.plan import Plan, make_plan
 from data_prep.dataset.references import ReferenceSpans, first_changed, prepare_all
 from data_prep.dataset.runner import OnRetry, Runner
+from data_prep.dataset.weights import with_weights
 from data_prep.dataset.write import keep_or_write_shard, write_shard
 from data_prep.partners import PartnerTable
 from data_prep.shards import SPLITS, Manifest, Shard
@@ -75,6 +76,7 @@ def build(
             return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
         with ray_session.session(config.workers) as workers:
             checked = check_plan(plan, config.split, references, runner)
+            checked = replace(checked, plan=with_weights(checked.plan))
             # Another machine may have built it meanwhile.
             if manifest := output.finished(checked.plan, report=bool(checked.report)):
                 return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)

@@ -9,43 +9,51 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from cluster.storage import store
-from data_prep.manifests import is_kept, open_manifest
-from data_prep.shards import MANIFEST, SPLITS, Manifest, Shard, Source
+from data_prep.config import WEIGHTS
+from data_prep.manifests import is_kept, open_manifest, read_manifest
+from data_prep.shards import SPLITS, Manifest, Shard, Source
 from data_prep.split.intervals import Span
 
 GROWTH = "growth.json"  # the plan of a growth that has not ended
-_CHOOSE = ("contigs", "include", "exclude")  # filters that choose stretches and change no letter of one
+_NO_LETTERS = ("contigs", "include", "exclude", WEIGHTS)  # filters that change no letter of a stretch
 
 
 @dataclass(frozen=True)
 class Base:
-    """The dataset that grows: its ``manifest``, whose file has sha256 ``digest``, and the names of all shards
-    that this one or an earlier one lists."""
+    """The dataset that grows: its ``manifest``, whose file has sha256 ``digest``, and ``earlier`` ones."""
 
     manifest: Manifest
     digest: str
-    listed: frozenset[str]
+    earlier: tuple[Manifest, ...]
 
     @classmethod
     def of(cls, uri: str, there: Iterable[str]) -> "Base":
         """The finished dataset at ``uri``, a folder of the files ``there``. StoreError, FormatError: its
-        manifest cannot be used."""
+        manifest, or one that it keeps, cannot be used."""
         opened = open_manifest(uri)
-        manifests = [name for name in there if name == MANIFEST or is_kept(name)]
-        listed = {name for each in manifests for name in _shard_names(store.join(uri, each))}
-        return cls(opened.manifest, opened.digest, frozenset(listed))
+        earlier = tuple(read_manifest(uri, name)[0] for name in sorted(filter(is_kept, there)))
+        return cls(opened.manifest, opened.digest, earlier)
+
+    @cached_property
+    def listed(self) -> dict[str, tuple[str, Shard, Manifest]]:
+        """name -> (split, shard, a manifest that lists it), the present manifest before others."""
+        return {
+            shard.name: (split, shard, manifest)
+            for manifest in (*self.earlier, self.manifest)
+            for split in SPLITS
+            for shard in manifest.shards[split]
+        }
 
     def names(
         self, groups: Sequence[tuple[str, Sequence[Span]]], sources: Sequence[Source]
     ) -> list[tuple[str, Shard | None]]:
         """Of each planned shard (split, stretches), its name, and the shard that is there already."""
         there = {
-            _key(split, [Span.of(block) for block in shard.blocks], self.manifest.sources): shard
-            for split in SPLITS
-            for shard in self.manifest.shards[split]
+            _key(split, [Span.of(block) for block in shard.blocks], manifest.sources): shard
+            for split, shard, manifest in self.listed.values()
         }
         free, found = Counter[str](), list[tuple[str, Shard | None]]()
         for name in self.listed:
@@ -70,19 +78,13 @@ class Grown:
 
 def grown(base: Base, manifest: Manifest) -> Grown:
     """How ``manifest`` differs from that of ``base``."""
-    before = {split: {shard.name for shard in base.manifest.shards[split]} for split in SPLITS}
     old, new = ({source.name: source for source in each.sources} for each in (base.manifest, manifest))
     return Grown(
-        sum(shard.name in before[split] for split in SPLITS for shard in manifest.shards[split]),
+        sum(shard.name in base.listed for split in SPLITS for shard in manifest.shards[split]),
         tuple(name for name in new if name not in old),
         tuple(name for name in new if name in old and _letters(new[name]) != _letters(old[name])),
         tuple(name for name in old if name not in new),
     )
-
-
-def _shard_names(uri: str) -> list[str]:
-    shards = json.loads(store.read_bytes(uri))["shards"]
-    return [shard["name"] for split in SPLITS for shard in shards[split]]
 
 
 def _key(split: str, spans: Sequence[Span], sources: Sequence[Source]) -> tuple[Any, ...]:
@@ -92,5 +94,5 @@ def _key(split: str, spans: Sequence[Span], sources: Sequence[Source]) -> tuple[
 
 def _letters(source: Source) -> str:
     """What determines the letters of a source, at whatever place."""
-    filters: Mapping[str, Any] = {key: of for key, of in source.filters.items() if key not in _CHOOSE}
+    filters: Mapping[str, Any] = {key: of for key, of in source.filters.items() if key not in _NO_LETTERS}
     return json.dumps([source.name, source.sha256, filters], sort_keys=True)

@@ -20,6 +20,7 @@ from typing import Any
 from cluster.storage import store
 from cluster.storage.lock import exclusive
 from configs import ConfigError, redact
+from data_prep.config import WEIGHTS
 from data_prep.dataset.growth import GROWTH, Base
 from data_prep.dataset.plan import Chunk, Plan
 from data_prep.dataset.read import load_manifest
@@ -122,7 +123,7 @@ class Output:
             self._write_plan(GROWTH, plan, info)
             planned = {chunk.name for chunk in plan.chunks() if self._is_to_write(chunk)}
             for name in filter(_SHARD.fullmatch, self.there):
-                if name not in planned | plan.base.listed:
+                if name not in planned and name not in plan.base.listed:
                     store.remove(store.join(self.uri, name))
             return planned & self.there.keys()
         resumed = MANIFEST not in self.there and _differing(self._plan(), plan.manifest) == []
@@ -239,8 +240,13 @@ def _differing(old: Any, new: Manifest) -> list[str] | None:
 
 
 def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
-    """``tree`` without what follows from the rest: the shards, and counts, which dropping leaks changes."""
+    """``tree`` without what follows from the rest: the shards, counts and weights, which dropping changes."""
     sources = [
-        {key: value for key, value in source.items() if key != "iupac_to_n"} for source in tree["sources"]
+        {
+            key: value
+            for key, value in source.items()
+            if key != "iupac_to_n" and not (key == "weight" and WEIGHTS in source["filters"])
+        }
+        for source in tree["sources"]
     ]
     return tree | {"shards": None, "sources": sources, "partners": settings_of(tree.get("partners"))}

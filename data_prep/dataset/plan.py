@@ -79,7 +79,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         source, blocks = _source(
             wanted, references[wanted.name], block_bp=config.block_bp, warn=warnings.setdefault
         )
-        sources.append(source)
+        sources.append(replace(source, filters=source.filters | config.weights.filters(wanted)))
         spans += blocks
     held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
     parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)

@@ -57,7 +57,7 @@ def verify(uri: str, *, workers: int | None = None, on_progress: OnProgress = si
 
 
 def _stray_faults(uri: str, there: set[str]) -> list[str]:
-    known = Base.of(uri, there).listed
+    known = Base.of(uri, there).listed.keys()
     strays = sorted(name for name in there - known if _SHARD_NAME.fullmatch(name))
     return [f"{name} is not in the manifest; another build left it" for name in strays]
 

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     reads = [debug, dataset, workers]
     _add_build(subparsers, [debug])
     _add_verify(subparsers, reads)
-    _add_stats(subparsers, reads)
+    _add_stats(subparsers, [debug, workers])
     _add_leakage(subparsers, reads)
     _add_export(subparsers, [debug, dataset])
     _add_synth(subparsers, [debug])
@@ -64,13 +64,24 @@ def _add_stats(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     one = subparsers.add_parser(
         "stats", parents=parents, help="contigs, bp, N and soft-mask share, splits, bytes per bp"
     )
+    one.add_argument("uris", metavar="uri", nargs="+", help="the dataset, or those of a mixture")
+    one.add_argument(
+        "--weights",
+        metavar="W,W",
+        type=_checked(_weights),
+        help="of a mixture: weight of each dataset, as in data.uri (default: 1 each)",
+    )
     one.add_argument("--json", action="store_true", help="as JSON")
     one.add_argument(
         "--picture", metavar="URI", type=_checked(picture.check_name), help="where to write a PNG of it"
     )
     one.set_defaults(
         run=lambda args: commands.stats(
-            args.uri, workers=args.workers, as_json=args.json, picture=args.picture
+            args.uris,
+            weights=args.weights,
+            workers=args.workers,
+            as_json=args.json,
+            picture=args.picture,
         )
     )
 
@@ -102,6 +113,13 @@ def _add_synth(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     one.add_argument("--bp", type=int, default=6_000_000)
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(run=lambda args: commands.synth(args.output, bp=args.bp, seed=args.seed))
+
+
+def _weights(text: str) -> list[float]:
+    found = [float(part) for part in text.split(",")]
+    if not all(0 < weight < float("inf") for weight in found):
+        raise ValueError(f"must be numbers above 0, not {text!r}")
+    return found
 
 
 def _positive(text: str) -> int:

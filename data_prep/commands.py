@@ -16,7 +16,9 @@ from data_prep.dataset import stats as dataset_stats
 from data_prep.dataset import verify as dataset_verify
 from data_prep.dataset.build import build as build_dataset
 from data_prep.dataset.leaks import dataset_leakage
+from data_prep.dataset.pairs import write_pairs
 from data_prep.dataset.picture import picture as draw
+from data_prep.dataset.prune import prune as prune_dataset
 from data_prep.dataset.read import load_manifest
 from data_prep.dataset.shares import shares, shares_table
 from data_prep.dataset.summary import summary
@@ -87,6 +89,22 @@ def leakage(uri: str, *, workers: int | None, as_json: bool) -> int:
     with Progress() as progress:
         report = dataset_leakage(uri, workers=workers, on_progress=progress)
     print(json.dumps(report.to_dict(), indent=2) if as_json else leakage_table(report))
+    return EXIT_OK
+
+
+def prune(uri: str, *, keep: Sequence[str]) -> int:
+    """Removes what only earlier manifests of a dataset need."""
+    paths.refuse_lost(inputs=[("the dataset", uri)])
+    done = prune_dataset(store.absolute(uri), keep=keep)
+    print(f"{uri}: removed {done.manifests} earlier manifests, {done.files} files of {done.bytes:,} bytes")
+    return EXIT_OK
+
+
+def pairs(uri: str, *, length: int, output: str, between: Sequence[str]) -> int:
+    """Writes windows of assemblies that are the same by descent."""
+    paths.refuse_lost(inputs=[("the dataset", uri)], outputs={"--output": output})
+    count = write_pairs(store.absolute(uri), store.absolute(output), length=length, between=between)
+    print(f"{output}: {count:,} pairs of {length:,} bp")
     return EXIT_OK
 
 

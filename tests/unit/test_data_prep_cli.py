@@ -115,7 +115,11 @@ def test_leakage_and_picture(small: Path, tmp_path: Path, capsys: pytest.Capture
             "yeast.yaml is not a FASTA: it starts with",
         ),
         (["verify", "no/such/dataset"], 1, "no/such/dataset: manifest.json is missing there"),
-        (["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"], 1, "manifest.json is missing there"),
+        (
+            ["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"],
+            1,
+            "manifest.json is missing there",
+        ),
         (["synth", "--output", "x", "--bp", "10"], 2, "at least 100,000 bp, not 10"),
         (
             ["build", "--config", YEAST, "references.0.contigs=[]"],

@@ -1,4 +1,4 @@
-"""What a fresh process takes to open a manifest: `python -m tests.opened URI` prints seconds, MiB, and blocks.
+"""What a fresh process takes to open a manifest: `python -m tests.opened URI` prints seconds, MiB, blocks.
 
 Also the dataset of a hundred vertebrates that this is measured on.
 """

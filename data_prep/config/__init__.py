@@ -6,8 +6,10 @@ from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, SplitConfig
 from data_prep.config.tracks import RepeatsConfig, TrackConfig
 from data_prep.config.values import Names
+from data_prep.config.weights import WEIGHTS, WeightsConfig
 
 __all__ = [
+    "WEIGHTS",
     "BedSplit",
     "DataConfig",
     "Names",
@@ -16,4 +18,5 @@ __all__ = [
     "RepeatsConfig",
     "SplitConfig",
     "TrackConfig",
+    "WeightsConfig",
 ]

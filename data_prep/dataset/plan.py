@@ -8,7 +8,8 @@ from typing import Any
 from cluster.storage import store
 from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
 from data_prep.dataset.annotation import Annotation, prepare_annotation
-from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
+from data_prep.dataset.growth import Base
+from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Shard, Source
 from data_prep.sources.survey import Reference
 from data_prep.split.contigs import choose_contigs, copies
 from data_prep.split.filters import Warn, read_filter, read_zones
@@ -17,11 +18,13 @@ from data_prep.split.intervals import Span, Zones, assign, count_covered, group,
 
 @dataclass(frozen=True)
 class Chunk:
-    """A shard that will be written: its name, its split, and its blocks, which are all of one assembly."""
+    """A shard of the plan: its name, its split, and its blocks, which are all of one assembly. ``kept``: the
+    shard itself, where a dataset that grows has it already."""
 
     name: str
     split: str
     spans: tuple[Span, ...]
+    kept: Shard | None = None
 
     @property
     def bp(self) -> int:
@@ -37,22 +40,31 @@ class Plan:
     """The manifest without its shards, and the blocks of every split.
 
     ``dropped``: how many blocks are left out because of their N. ``warnings``: a sentence for each part of
-    the input that has no effect, or may be a mistake. ``annotations``: what files say of the letters of each
-    reference.
+    the input that has no effect, or may be a mistake. ``base``: the dataset that grows into this one.
+    ``annotations``: what files say of the letters of each reference.
     """
 
     manifest: Manifest
     parts: dict[str, list[Span]]
     dropped: int
     warnings: tuple[str, ...] = ()
+    base: Base | None = None
     annotations: dict[str, Annotation] = field(default_factory=dict)
 
     def chunks(self) -> list[Chunk]:
-        """The shards to write, in the order of the manifest."""
+        """The shards, in the order of the manifest."""
+        groups = {split: group(self.parts[split], shard_bp=self.manifest.shard_bp) for split in SPLITS}
+        if self.base is None:
+            return [
+                Chunk(f"{split}-{index:06d}.tar", split, tuple(spans))
+                for split, shards in groups.items()
+                for index, spans in enumerate(shards)
+            ]
+        planned = [(split, spans) for split, shards in groups.items() for spans in shards]
+        names = self.base.names(planned, self.manifest.sources)
         return [
-            Chunk(f"{split}-{index:06d}.tar", split, tuple(spans))
-            for split in SPLITS
-            for index, spans in enumerate(group(self.parts[split], shard_bp=self.manifest.shard_bp))
+            Chunk(name, split, tuple(spans), kept)
+            for (split, spans), (name, kept) in zip(planned, names, strict=True)
         ]
 
     def changed_file(self) -> str:
@@ -79,7 +91,8 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
             wanted, references[wanted.name].contigs, source.contigs, warn=warnings.setdefault
         )
         annotations[wanted.name] = annotation
-        sources.append(replace(source, filters=source.filters | annotation.filters))
+        more = config.weights.filters(wanted) | annotation.filters
+        sources.append(replace(source, filters=source.filters | more))
         spans += blocks
     held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
     parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)
@@ -107,7 +120,8 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         partners=_partner_settings(config),
     )
     dropped = sum(map(len, parts.values())) - sum(map(len, kept.values()))
-    return with_parts(Plan(manifest, parts, dropped, tuple(warnings), annotations), kept, references)
+    plan = Plan(manifest, parts, dropped, tuple(warnings), annotations=annotations)
+    return with_parts(plan, kept, references)
 
 
 def _partner_settings(config: DataConfig) -> dict[str, Any] | None:

@@ -27,7 +27,8 @@ Make = Callable[[str, Path], tuple[str, str]]
 @dataclass(frozen=True)
 class KeptFile:
     """What is at ``uri``, readable at ``path``, made in the way called ``how``; ``stamp``: size and time of
-    the file at ``path``, ``origin`` those of a local ``uri``. ``sha256``: of its text, if BINARY of the file."""
+    the file at ``path``, ``origin`` those of a local ``uri``. ``sha256``: of its text, if BINARY of it
+    all."""
 
     uri: str
     how: str

@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cluster.storage.retry import TransientError
 from configs import ConfigError, dump, validate
 from data_prep import alphabet, shards
 from data_prep.blocks import PackedBlock, pack
+from data_prep.shards import SplitBlocks
 from tests.datasets import levels_at, markov_sequence, write_dataset
 from tests.s3 import S3
 from trainer.core import random
@@ -548,7 +550,9 @@ def test_blocks_that_cannot_be_read_or_do_not_fit_their_manifest_are_named(
     dataset = Dataset(str(tmp_path / "copy"), "train")
     payload = pack(np.zeros(12, np.uint8), np.zeros(12, np.bool_))
     shard, entry = dataset.blocks[0]
-    dataset.blocks[0] = (shard, shards.Block(entry.offset, len(payload), "toy", "train0", 0, 1024))
+    entry = replace(entry, size=len(payload))
+    (_, *others) = dataset.manifest.shards["train"]
+    dataset.blocks = SplitBlocks([replace(shard, blocks=(entry, *shard.blocks[1:])), *others])
     path = tmp_path / "copy" / shard.name
     whole = bytearray(path.read_bytes())
     whole[entry.offset : entry.offset + len(payload)] = payload

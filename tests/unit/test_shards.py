@@ -39,7 +39,7 @@ def test_manifest_round_trip() -> None:
             lambda t: t["shards"]["train"][0]["blocks"][0].pop("end"),
             "damaged dataset manifest: Block has keys",
         ),
-        (lambda t: t.update(format_version=2), "format version 2, this code reads 1"),
+        (lambda t: t.update(format_version=3), "format version 3, this code reads 1 and 2"),
         (lambda t: t.pop("format_version"), "not a dataset manifest: .format_version. is missing"),
     ],
 )

@@ -21,6 +21,7 @@ ALL, ABSENT = -1, -2  # in place of an assembly: the line counts for each; its a
 KEY = "data.regions.beds"
 _SHOWN = 5  # names in a sentence
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Lines:
     start_M: Ints
     end_M: Ints
     assembly_M: Ints
-    score_M: np.ndarray[Any, np.dtype[np.float64]]
+    score_M: Floats
 
     def __len__(self) -> int:
         return len(self.number_M)
@@ -126,6 +127,16 @@ def not_in_train(lines: Lines, hit_M: Bools, *, known: Collection[str]) -> str:
     ]
     told = ", ".join(f"{int(which.sum()):,} {what}" for which, what in parts if which.any())
     return f"{int(missed_M.sum()):,} of {len(lines):,} lines of {lines.uri} give no window: {told}"
+
+
+def past_the_end(lines: Lines, late_M: Bools) -> str:
+    """How many lines end past the end of their contig; "" if none does."""
+    if not late_M.any():
+        return ""
+    return (
+        f"{int(late_M.sum()):,} of {len(lines):,} lines of {lines.uri} end past the end of their contigs "
+        f"(the first is line {lines.number_M[late_M][0]}): what lies there counts for nothing"
+    )
 
 
 def _contigs(lines: Lines, which_M: Bools) -> str:

@@ -18,7 +18,7 @@ from trainer.data.mixture import Ints
 from trainer.data.regions import Regions
 from trainer.data.sampling import Floats, Sampler, SamplingPlan
 
-WINDOWS_A_BLOCK = 32
+WINDOWS_A_BLOCK = 64
 SMALLEST_EPOCH = 4096  # windows; a file of few regions would otherwise begin an epoch with nearly every batch
 
 

@@ -8,7 +8,7 @@ Shapes: M lines of a file, R regions of a dataset, P pieces, each within one blo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from trainer.data.config import RegionBed
 from trainer.data.config import Regions as RegionSettings
 from trainer.data.dataset import Dataset
 from trainer.data.mixture import Ints
-from trainer.data.region_lines import ALL, KEY, Bools, Lines
+from trainer.data.region_lines import ALL, KEY, Floats, Lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Regions:
     region_P: Ints
     before_P: Ints
     of_P: Ints
-    weight_P: np.ndarray[Any, np.dtype[np.float64]] | None
+    weight_P: Floats | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,39 +63,52 @@ class _Intervals(NamedTuple):
     line_R: Ints
 
 
+class _Remarks:
+    """What is to be said of the lines of one file, gathered over datasets and assemblies.
+
+    ``hit_M``: which lie in a train block; ``late_M``: which end past the end of their contig; ``known``:
+    contigs that some assembly has; ``renamed``: which were read as others, a sentence or "".
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self.hit_M, self.late_M = np.zeros(len(lines), np.bool_), np.zeros(len(lines), np.bool_)
+        self.known = set[str]()
+        self.renamed = ""
+
+
 def open_regions(
     settings: RegionSettings, datasets: Sequence[Dataset], *, warn: Callable[[str], None] = python_warning
 ) -> tuple[RegionSet, ...]:
     """The regions of each BED file of ``settings`` in the train splits ``datasets``. ``warn`` gets a sentence
-    for a file of which some lines give no window, or are read as another contig than they name.
+    for a file of which some lines give no window, or less than they name, or are read as other contigs.
 
     Raises:
         StoreError: a BED cannot be read. ConfigError: it is no BED, an interval lies beyond its contig, a
             score is missing, or no line lies in the train split.
     """
-    names = list(dict.fromkeys(source.name for data in datasets for source in data.manifest.sources))
-    return tuple(_open(bed, datasets, names, warn) for bed in settings.beds)
+    if not settings.beds:
+        return ()
+    assemblies = list(dict.fromkeys(source.name for data in datasets for source in data.manifest.sources))
+    places = [_Places(dataset, assemblies) for dataset in datasets]
+    return tuple(_open(bed, places, assemblies, warn) for bed in settings.beds)
 
 
 def _open(
-    bed: RegionBed, datasets: Sequence[Dataset], assemblies: Sequence[str], warn: Callable[[str], None]
+    bed: RegionBed, places: Sequence["_Places"], assemblies: Sequence[str], warn: Callable[[str], None]
 ) -> RegionSet:
     lines = region_lines.read(bed, assemblies)
-    places = [_Places(dataset, assemblies) for dataset in datasets]
-    hit_M, known, found = np.zeros(len(lines), np.bool_), set[str](), list[Regions | None]()
-    renamed = ""
-    for place in places:
-        intervals = place.intervals(lines, known)
-        hit_M[intervals.line_R[place.is_hit(intervals)]] = True
-        found.append(place.regions(intervals, bed, lines))
-        renamed = renamed or place.renamed
-    told = region_lines.not_in_train(lines, hit_M, known=known)
-    if not hit_M.any():
-        uris = ", ".join(redact(dataset.uri) for dataset in datasets)
-        raise ConfigError(f"{KEY}: no line lies in the train split of {uris}: {told}; give another BED file")
-    for sentence in filter(None, (told, renamed)):
-        warn(f"{KEY}: {sentence}")
-    return RegionSet(bed.uri, lines.sha256, bed.name, bed.weight, tuple(found))
+    remarks = _Remarks(lines)
+    found = tuple(place.regions(lines, bed, remarks) for place in places)
+    missed = region_lines.not_in_train(lines, remarks.hit_M, known=remarks.known)
+    if not remarks.hit_M.any():
+        uris = ", ".join(place.uri for place in places)
+        raise ConfigError(
+            f"{KEY}: no line lies in the train split of {uris}: {missed}; give another BED file"
+        )
+    for sentence in (missed, region_lines.past_the_end(lines, remarks.late_M), remarks.renamed):
+        if sentence:
+            warn(f"{KEY}: {sentence}")
+    return RegionSet(bed.uri, lines.sha256, bed.name, bed.weight, found)
 
 
 class _Places:
@@ -104,8 +117,7 @@ class _Places:
     def __init__(self, dataset: Dataset, assemblies: Sequence[str]) -> None:
         self._contigs: dict[int, Mapping[str, int]] = {}  # number of the assembly -> its contigs' bp
         self._starts: dict[tuple[str, str], int] = {}
-        self.renamed = ""  # which contigs of the BED were read as others
-        at = 0
+        self.uri, at = redact(dataset.uri), 0
         for source in dataset.manifest.sources:
             self._contigs[assemblies.index(source.name)] = source.contigs
             for contig, bp in source.contigs.items():
@@ -118,25 +130,35 @@ class _Places:
         self._start_N = start_N[self._block_N]
         self._end_N = self._start_N + np.array([block.bp for block in blocks], np.int64)[self._block_N]
 
-    def intervals(self, lines: Lines, known: set[str]) -> _Intervals:
-        """Those of ``lines`` that are of this dataset's assemblies, once for each; their contigs are added to
-        ``known``. ConfigError if one begins beyond the end of its contig."""
+    def regions(self, lines: Lines, bed: RegionBed, remarks: _Remarks) -> Regions | None:
+        """What of ``lines`` lies in the blocks; None if nothing does. ConfigError if a line begins beyond the
+        end of its contig."""
+        intervals = self._intervals(lines, remarks)
+        remarks.hit_M[intervals.line_R[self._blocks_of(intervals)[1] > 0]] = True
+        if bed.by == "bp":
+            intervals = _merged(intervals)
+        return self._cut(intervals, None if bed.by == "bp" else lines.score_M)
+
+    def _intervals(self, lines: Lines, remarks: _Remarks) -> _Intervals:
+        """Those of ``lines`` that are of this dataset's assemblies, once for each."""
         starts, ends, numbers = list[Ints](), list[Ints](), list[Ints]()
         for assembly, contigs in self._contigs.items():
             renamed = Renamed(contigs)
             found = [renamed.find(contig) for contig in lines.contigs]
-            known |= {theirs for theirs, ours in zip(lines.contigs, found, strict=True) if ours is not None}
-            self.renamed = self.renamed or renamed.sentence(lines.uri)
+            remarks.known |= {
+                theirs for theirs, ours in zip(lines.contigs, found, strict=True) if ours is not None
+            }
+            remarks.renamed = remarks.renamed or renamed.sentence(lines.uri)
             name = self._names[assembly]
             first_C = np.array([-1 if contig is None else self._starts[name, contig] for contig in found])
             bp_C = np.array([0 if contig is None else contigs[contig] for contig in found])
             mine_M = (lines.assembly_M == ALL) | (lines.assembly_M == assembly)
             mine_M &= (lines.start_M < lines.end_M) & (lines.score_M > 0)
             at = np.flatnonzero((first_C[lines.contig_M] >= 0) & mine_M)
-            bp = bp_C[lines.contig_M[at]]
-            if len(late := at[lines.start_M[at] >= bp]):
-                raise ConfigError(_beyond(lines, int(late[0]), name, int(bp_C[lines.contig_M[late[0]]])))
-            first = first_C[lines.contig_M[at]]
+            first, bp = first_C[lines.contig_M[at]], bp_C[lines.contig_M[at]]
+            if len(beyond := np.flatnonzero(lines.start_M[at] >= bp)):
+                raise ConfigError(_beyond(lines, int(at[beyond[0]]), name, int(bp[beyond[0]])))
+            remarks.late_M[at[lines.end_M[at] > bp]] = True
             starts.append(first + lines.start_M[at])
             ends.append(first + np.minimum(lines.end_M[at], bp))
             numbers.append(at)
@@ -148,15 +170,8 @@ class _Places:
         last_R = np.searchsorted(self._start_N, intervals.end_R, "left")
         return first_R, np.maximum(0, last_R - first_R)
 
-    def is_hit(self, intervals: _Intervals) -> Bools:
-        """bool [R], whether an interval meets a block."""
-        return self._blocks_of(intervals)[1] > 0
-
-    def regions(self, intervals: _Intervals, bed: RegionBed, lines: Lines) -> Regions | None:
-        """The intervals as regions, those of one file that overlap merged where bp count; None if no block
-        has any."""
-        if bed.by == "bp":
-            intervals = _merged(intervals)
+    def _cut(self, intervals: _Intervals, weight_M: Floats | None) -> Regions | None:
+        """The intervals that meet blocks, cut at their edges; ``weight_M``: of the lines."""
         first_R, count_R = self._blocks_of(intervals)
         meets_R = np.flatnonzero(count_R)
         start_R, end_R, line_R = (part[meets_R] for part in intervals)
@@ -171,7 +186,7 @@ class _Places:
         before_P = np.cumsum(bp_P) - bp_P
         before_P -= before_P[(until_R - count_R)[region_P]]
         of_R = np.add.reduceat(bp_P, until_R - count_R)
-        weight_P = None if bed.by == "bp" else lines.score_M[line_R][region_P]
+        weight_P = None if weight_M is None else weight_M[line_R][region_P]
         order = np.lexsort((from_P, self._block_N[at_P]))
         return Regions(
             block_P=self._block_N[at_P][order],
@@ -199,6 +214,6 @@ def _beyond(lines: Lines, at: int, assembly: str, bp: int) -> str:
     contig, start, end = lines.contigs[lines.contig_M[at]], lines.start_M[at], lines.end_M[at]
     return (
         f"{KEY}: {lines.uri}, line {lines.number_M[at]}: {contig}:{start}-{end} lies beyond the contig's "
-        f"{bp} bp in {assembly}; is the BED of another genome? A fourth column that names an assembly limits a "
+        f"{bp} bp in {assembly}; is the BED of another genome? A fourth column with an assembly limits a "
         "line to it"
     )

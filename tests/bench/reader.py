@@ -1,5 +1,5 @@
-"""How fast shards become the two masked views that a step reads: from local disk, and from S3 against local
-disk."""
+"""How fast shards become the two masked views that a step reads: from local disk, by region against from
+anywhere, and from S3 against local disk."""
 
 import itertools
 import statistics

@@ -126,7 +126,7 @@ def reader(*, bases: int = 1 << 25, steps: int = 200, turns: int = 5) -> float:
     return steps * ROWS * LENGTH / 1e6 / statistics.median(seconds[1:])
 
 
-def reader_regions_ratio(*, bases: int = 1 << 27, steps: int = 400, turns: int = 5) -> tuple[float, float]:
+def reader_regions_ratio(*, bases: int = 1 << 27, steps: int = 100, turns: int = 20) -> tuple[float, float]:
     """Mbp/s of windows of which 90 % are centred on the regions of two BED files (5 and 2 % of the letters),
     and of windows from anywhere: medians of ``turns``, in turns, each step another than before.
 

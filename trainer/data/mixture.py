@@ -62,8 +62,8 @@ class Mixture:
         for node in self._nodes:
             here = np.flatnonzero(at_B == node.number)
             count, u = count_B[here], node.u[lane_B[here]]
-            before = _first_share(count, node.share, u)
-            taken = _first_share(count + 1, node.share, u) > before
+            before, rest = _first_share(count, node.share, u)
+            taken = rest + node.share >= 1 << _SHARE_BITS  # the first child's count grows with this sample
             count_B[here] = np.where(taken, before, count - before)
             at_B[here] = np.where(taken, node.first, node.second)
         return at_B, count_B
@@ -74,14 +74,14 @@ class Mixture:
         reached: dict[int, Ints] = {self._nodes[0].number if self._nodes else 0: count_N}
         for node in self._nodes:
             count = reached.pop(node.number)
-            reached[node.first] = _first_share(count, node.share, node.u)
+            reached[node.first], _ = _first_share(count, node.share, node.u)
             reached[node.second] = count - reached[node.first]
         return np.stack([reached[leaf] for leaf in range(self.leaves)])
 
 
-def _first_share(count: Ints, share: int, u: Ints) -> Ints:
-    """floor((count · share + u) / 2⁴⁰) where all three are below 2⁴⁰; the product of 80 bits is taken in
-    halves."""
+def _first_share(count: Ints, share: int, u: Ints) -> tuple[Ints, Ints]:
+    """(floor((count · share + u) / 2⁴⁰), what is left) where all three are below 2⁴⁰; the product of 80 bits
+    is taken in halves."""
     high = (count >> _HALF_BITS) * share
     low = (count & ((1 << _HALF_BITS) - 1)) * share + ((high & ((1 << _HALF_BITS) - 1)) << _HALF_BITS) + u
-    return (high >> _HALF_BITS) + (low >> _SHARE_BITS)
+    return (high >> _HALF_BITS) + (low >> _SHARE_BITS), low & ((1 << _SHARE_BITS) - 1)

@@ -332,6 +332,9 @@ def test_windows_by_region_and_a_bed_that_changed(toy: str, tmp_path: Path) -> N
     text = (tmp_path / "peaks.bed").read_bytes()
     assert run.data.tags["regions.sha256"] == hashlib.sha256(text).hexdigest()
     assert "peaks.bed" in run.data.params["data.regions.beds"]
+    assert "centred on regions: 25 % anywhere, 75 % peaks. Losses" in run.data.tags["mlflow.note.content"]
+    row = "| where windows are centred, by BED file | 25 % anywhere, 75 % peaks |"
+    assert row in (tmp_path / "run" / "README.md").read_text()
 
     (tmp_path / "peaks.bed").write_bytes(text + b"train0\t7\t9\nval0\t7\t9\n")
     changed = launch(*arguments, "train.steps=6", cwd=tmp_path)

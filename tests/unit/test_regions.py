@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.process import paths
 from cluster.storage import store
 from configs import ConfigError, validate
 from data_prep import shards
@@ -262,6 +263,26 @@ def test_a_label_is_by_default_the_file_s_stem() -> None:
     found = settings_of({"beds": [*({"uri": uri} for uri in uris), {"uri": "z.bed", "label": "own"}]})
     assert [bed.name for bed in found.beds] == ["hg38.exons", "c_CREs", "peaks.narrowPeak", "b", "own"]
     assert found.anywhere == 0.1 and settings_of({}).beds == ()
+    assert settings_of({"anywhere": 0.2}).in_words == ""
+    shares = settings_of({"anywhere": 0, "beds": [{"uri": "a.bed", "weight": 2}, {"uri": "b.bed"}]}).in_words
+    assert shares == "66.7 % a, 33.3 % b"
+
+
+def test_a_relative_bed_that_a_ray_job_does_not_copy_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(paths, "temporary_folder", lambda: "it is deleted")
+    values = {
+        "run": {"dir": "/x"},
+        "track": {"uri": "http://x"},
+        "data": {"uri": "/a", "regions": {"beds": [{"uri": "x.bed"}]}},
+        "train": {"steps": 1},
+    }
+    with pytest.raises(ConfigError, match=r"data\.regions\.beds: .*x\.bed"):
+        validate(TrainConfig, values, source="test").refuse_lost()
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,18 @@ class Regions(Section):
             )
         return self
 
+    @property
+    def in_words(self) -> str:
+        """The share of each label in the samples, or "" without ``beds``."""
+        total = sum(bed.weight for bed in self.beds) or 1.0
+        shares = {bed.name: (1 - self.anywhere) * bed.weight / total for bed in self.beds}
+        parts = [
+            f"{100 * share:.3g} % {name}"
+            for name, share in ({ANYWHERE: self.anywhere} | shares).items()
+            if share
+        ]
+        return ", ".join(parts) if self.beds else ""
+
 
 class Data(Section):
     """``uri`` is given as one URI or a list of {uri, weight}, ``length`` as bp or a list of {from_step,

@@ -87,14 +87,12 @@ class Regions(Section):
     @property
     def in_words(self) -> str:
         """The share of each label in the samples, or "" without ``beds``."""
-        total = sum(bed.weight for bed in self.beds) or 1.0
-        shares = {bed.name: (1 - self.anywhere) * bed.weight / total for bed in self.beds}
-        parts = [
-            f"{100 * share:.3g} % {name}"
-            for name, share in ({ANYWHERE: self.anywhere} | shares).items()
-            if share
-        ]
-        return ", ".join(parts) if self.beds else ""
+        if not self.beds:
+            return ""
+        total = sum(bed.weight for bed in self.beds)
+        shares = {ANYWHERE: self.anywhere}
+        shares |= {bed.name: (1 - self.anywhere) * bed.weight / total for bed in self.beds}
+        return ", ".join(f"{100 * share:.3g} % {name}" for name, share in shares.items() if share)
 
 
 class Data(Section):

@@ -4,9 +4,11 @@ run."""
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from data_prep.manifests import kept_name, open_manifest
 from tests import commands
 from tests.datasets import markov_sequence, write_dataset
 from tests.exports import files_of
@@ -349,6 +352,29 @@ def test_windows_by_region_and_a_bed_that_changed(toy: str, tmp_path: Path) -> N
     (tmp_path / "peaks.bed").write_bytes(text)
     done = launch(*arguments, "train.steps=4", cwd=tmp_path)
     assert done.returncode == 0 and "going on after step 2" in done.stderr, done.stderr
+
+
+def test_a_run_goes_on_with_what_its_dataset_was_when_it_began(toy: str, tmp_path: Path) -> None:
+    uri = str(shutil.copytree(toy, tmp_path / "d"))
+    whole, part = "run.dir=whole", "run.dir=part"
+    common = (*TINY, f"data.uri={uri}", "checkpoint.every=2", "train.schedule_steps=4")
+    assert launch(*common, whole, "train.steps=4", cwd=tmp_path).returncode == 0
+    assert launch(*common, part, "train.steps=2", cwd=tmp_path).returncode == 0
+    opened = open_manifest(uri)
+    (kept := tmp_path / "d" / kept_name(opened.digest)).write_bytes(opened.manifest.to_bytes())
+    (tmp_path / "d" / "manifest.json").write_bytes(replace(opened.manifest, seed=9).to_bytes())
+    done = launch(*common, part, "train.steps=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"{uri} has grown since this run began, which goes on with what it began with: manifest "
+        f"{opened.digest[:12]}"
+    ) in done.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert weights[0] == weights[1]
+    kept.unlink()
+    done = launch(*common, part, "train.steps=5", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"was trained on {uri} with sha256 {opened.digest[:12]}, which is" in done.stderr
 
 
 def test_corrupt_shard_fails_with_its_name_and_marks_the_run(tmp_path: Path) -> None:

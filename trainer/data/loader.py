@@ -219,11 +219,10 @@ class Reader:
 
     def _samplers(self) -> dict[int, Sampler]:
         """A sampler of each leaf for the current phase, by its number."""
-        bp = [np.array([block.bp for _, block in of.blocks], np.int64) for of in self.datasets]
-        weights = [of.weights() for of in self.datasets]
+        each = [(dataset.bp(), dataset.weights()) for dataset in self.datasets]
         found: dict[int, Sampler] = {}
         for leaf in self.leaves:
-            blocks = (bp[leaf.dataset], weights[leaf.dataset])
+            blocks = each[leaf.dataset]
             if leaf.regions is None:
                 found[leaf.number] = Sampler(*blocks, plan=self.plan, dataset=leaf.number, phase=self._phase)
             else:

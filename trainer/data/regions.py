@@ -124,11 +124,12 @@ class _Places:
                 self._starts[source.name, contig] = at
                 at += bp + 1
         self._names = assemblies
-        blocks = [block for _, block in dataset.blocks]
-        start_N = np.array([self._starts[b.assembly, b.contig] + b.start for b in blocks], np.int64)
+        blocks = dataset.blocks.columns
+        contig_N = np.array([self._starts[place] for place in blocks.places], np.int64)[blocks.place_N]
+        start_N = contig_N + blocks.start_N.astype(np.int64)
         self._block_N = np.argsort(start_N, kind="stable")
         self._start_N = start_N[self._block_N]
-        self._end_N = self._start_N + np.array([block.bp for block in blocks], np.int64)[self._block_N]
+        self._end_N = self._start_N + dataset.bp()[self._block_N]
 
     def regions(self, lines: Lines, bed: RegionBed, remarks: _Remarks) -> Regions | None:
         """What of ``lines`` lies in the blocks; None if nothing does. ConfigError if a line begins beyond the

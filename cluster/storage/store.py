@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 
 from cluster.process.heartbeat import heartbeat
 from cluster.storage import remote, retry, tree
-from cluster.storage.remote import speaks
+from cluster.storage.kinds import speaks
 from cluster.storage.retry import StoreError, TransientError, named
 from cluster.storage.uri import (
     Buffered,

@@ -17,7 +17,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from cluster.process.paths import expand
 from cluster.storage import remote, retry
-from cluster.storage.remote import speaks
+from cluster.storage.kinds import speaks
 from cluster.storage.retry import StoreError
 from configs import ConfigError, redact
 

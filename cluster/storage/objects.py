@@ -110,7 +110,7 @@ def _translated(fault: Exception, server: str, wanted: int) -> Exception:
 
 
 class ObjectFileSystem(AbstractFileSystem):
-    """Buckets of one service. A path is ``bucket/name``; ``open_bucket`` gives obstore's store of one bucket."""
+    """Buckets of one service. A path is ``bucket/name``; ``open_bucket`` gives obstore's store of one."""
 
     cachable = False
     server = ""  # in messages
@@ -153,8 +153,8 @@ class ObjectFileSystem(AbstractFileSystem):
             library.put(store, name, Path(local), use_multipart=False)
 
     def upload_parts(self, uri: str, local: str, path: str, step: int) -> None:
-        """Send the local file in parts of ``step`` bytes; obstore tries each part again itself. The parts of an
-        upload that failed are deleted.
+        """Send the local file in parts of ``step`` bytes; obstore tries each part again, and deletes the
+        parts of an upload that failed.
 
         Raises:
             StoreError: the upload failed, after all tries.

@@ -5,10 +5,10 @@ client. What obstore would do otherwise is left to s3fs, and so is a bucket that
 """
 
 import asyncio
-import os
 import re
 import threading
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from cluster.storage import objects
@@ -25,7 +25,6 @@ _ELSEWHERE = {  # codes of S3 for a bucket in another region, to which botocore 
     "PermanentRedirect",
     "TemporaryRedirect",
 }
-_PROXIES = re.compile(r"(?i)^(https?|all)_proxy$")
 _AMAZON = re.compile(r"^https://s3[.-][a-z0-9.-]*amazonaws\.com(\.cn)?$")
 _lock = threading.Lock()
 
@@ -62,15 +61,17 @@ def fetch(fs: Any, path: str, start: int, end: int | None) -> bytes | None:
 
 def why_not(fs: Any, bucket: str) -> str:
     """Why s3fs reads the ranges of ``bucket``; "" if obstore does."""
+    from botocore.utils import get_environ_proxies
+
     client = fs.s3
     config = client.meta.config
     ways = config.s3 or {}
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or bucket.endswith("--x-s3"):
         return "the bucket is an access point or a directory bucket"
-    if any(_PROXIES.match(name) and value for name, value in os.environ.items()):
+    if get_environ_proxies(client.meta.endpoint_url) or config.proxies:
         return "there is a proxy"
-    if os.environ.get("AWS_CA_BUNDLE") or client._endpoint.http_session._verify is not True:
-        return "certificates are checked by a list of your own"
+    if not client._endpoint.http_session._verify:
+        return "certificates are not checked"
     if any(ways.get(way) for way in ("use_accelerate_endpoint", "use_dualstack_endpoint")):
         return "the endpoint is accelerated or of two stacks"
     if getattr(config, "use_fips_endpoint", False) or getattr(config, "use_dualstack_endpoint", False):
@@ -96,12 +97,16 @@ def _open(fs: Any, bucket: str) -> Any:
     signing: dict[str, Any] = {"skip_signature": True}
     if not _is_unsigned(client):
         signing = {"credential_provider": _Credentials(fs, client._request_signer._credentials)}
+    options = objects.client_options(seconds("DNA_STORE_TIMEOUT_SECONDS", 30))
+    authorities = client._endpoint.http_session._verify
+    if isinstance(authorities, str):  # of AWS_CA_BUNDLE or ca_bundle; obstore adds them to the machine's
+        options["root_certificate"] = Path(authorities).read_bytes()
     return S3Store(
         bucket,
         endpoint=client.meta.endpoint_url,
         region=client.meta.region_name or "us-east-1",
         virtual_hosted_style_request=False,
-        client_options=objects.client_options(seconds("DNA_STORE_TIMEOUT_SECONDS", 30)),
+        client_options=options,
         retry_config={"max_retries": 0},
         **signing,
     )

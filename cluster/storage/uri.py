@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from cluster.process.paths import expand
-from cluster.storage import remote, retry
+from cluster.storage import retry, web
 from cluster.storage.kinds import speaks
 from cluster.storage.retry import StoreError
 from configs import ConfigError, redact
@@ -110,7 +110,7 @@ def _filesystem(
     keys."""
     common = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in ("http", "https"):
-        return fsspec.filesystem(scheme, **common, **remote.web_options(timeout=timeout))
+        return fsspec.filesystem(scheme, **common, **web.options(timeout=timeout))
     fs = fsspec.filesystem(
         scheme,
         **common,

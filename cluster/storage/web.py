@@ -10,7 +10,7 @@ from cluster.storage.kinds import Stat, is_cut, run
 from cluster.storage.retry import ShortError, attempt, failure
 
 
-def web_options(*, timeout: float) -> dict[str, Any]:
+def options(*, timeout: float) -> dict[str, Any]:
     """Options for HTTPFileSystem: timeouts, and bytes as they are stored, without compression."""
     from aiohttp import ClientTimeout  # heavy, and always there with this filesystem
 

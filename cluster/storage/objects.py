@@ -9,6 +9,7 @@ objects ``x/`` that some tools write for a folder: it takes them for ``x``.
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import threading
@@ -117,6 +118,7 @@ class ObjectFileSystem(AbstractFileSystem):
 
     def __init__(self, *, timeout: float = 30.0) -> None:
         super().__init__()
+        importlib.import_module("obstore")  # ModuleNotFoundError at once, and not inside an operation
         self._timeout = timeout
         self._stores: dict[tuple[str, float, bool], Any] = {}
         self._lock = threading.Lock()

@@ -54,12 +54,18 @@ async def get(fs: Any, url: str, **headers: str) -> Any:
     session = await fs.set_session()
     body = await session.get(fs.encode_url(url), headers=headers)
     empty = body.status == 416 and headers.get("Range") == "bytes=0-0"  # an empty file has no first byte
-    if body.status >= 400 and not empty:
+    if not empty:
+        check(body, url)
+    return body
+
+
+def check(body: Any, url: str) -> None:
+    """Close ``body`` and raise its error if it is a refusal."""
+    if body.status >= 400:
         body.close()
         if body.status in (404, 410):
             raise FileNotFoundError(url)
         body.raise_for_status()
-    return body
 
 
 async def _stat(fs: Any, url: str) -> Stat:

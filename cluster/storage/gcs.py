@@ -26,5 +26,5 @@ class GoogleStorage(ObjectFileSystem):
         there: dict[str, Any] = {}
         if self._emulator:
             url = self._emulator if "://" in self._emulator else f"http://{self._emulator}"
-            there = {"base_url": url, "skip_signature": True}
+            there = {"base_url": url, "bearer_token": "none"}  # skip_signature is for reads alone
         return GCSStore(bucket, client_options=client, retry_config=retries, **there)

@@ -95,7 +95,9 @@ def _translated(fault: Exception, server: str, wanted: int) -> Exception:
         )
         message = message.strip().partition("\n")[0] or responses.get(status, "no reason given")
         if inside:
-            return PermissionError(errno.EACCES, f"no token for {server}: {message} ({status})")
+            return OSError(f"no credentials for {server}: its tokens were refused with {message} ({status})")
+        if status == 404:
+            return FileNotFoundError(errno.ENOENT, message)
         return RefusedError(status, code or str(status), message)
     if inside:
         return ConnectionError(f"Could not reach the server of tokens for {server}")

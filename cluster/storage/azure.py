@@ -40,7 +40,7 @@ class AzureStorage(ObjectFileSystem):
         place = account if cloud in ("", _PUBLIC) else f"{account}.blob.{cloud}"
         return f"{container}@{place}{slash}{name}"
 
-    def open_bucket(self, bucket: str, client: dict[str, Any], retries: dict[str, Any]) -> Any:
+    def open_bucket(self, bucket: str, client: Any, retries: Any) -> Any:
         from obstore.store import AzureStore
 
         container, _, place = bucket.partition("@")

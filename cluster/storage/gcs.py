@@ -20,7 +20,7 @@ class GoogleStorage(ObjectFileSystem):
         self._emulator = os.environ.get("STORAGE_EMULATOR_HOST", "").strip().rstrip("/")
         self.server = self._emulator or os.environ.get("GOOGLE_BASE_URL") or self.server
 
-    def open_bucket(self, bucket: str, client: dict[str, Any], retries: dict[str, Any]) -> Any:
+    def open_bucket(self, bucket: str, client: Any, retries: Any) -> Any:
         from obstore.store import GCSStore
 
         there: dict[str, Any] = {}

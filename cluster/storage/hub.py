@@ -47,7 +47,7 @@ class Hub(AbstractFileSystem):
         if not name:
             run(self._web, self._ask("GET", f"{about}/revision/{revision}"))
             return {"name": path, "size": 0, "type": "directory"}
-        found, _ = run(self._web, self._ask("POST", f"{about}/paths-info/{revision}", {"paths": [name]}))
+        found = run(self._web, self._ask("POST", f"{about}/paths-info/{revision}", {"paths": [name]}))[0]
         if not found:
             raise FileNotFoundError(path)
         return _entry(path, found[0])

@@ -10,6 +10,8 @@ import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from cluster.storage import objects
 from cluster.storage.kinds import run
@@ -61,14 +63,13 @@ def fetch(fs: Any, path: str, start: int, end: int | None) -> bytes | None:
 
 def why_not(fs: Any, bucket: str) -> str:
     """Why s3fs reads the ranges of ``bucket``; "" if obstore does."""
-    from botocore.utils import get_environ_proxies
-
     client = fs.s3
     config = client.meta.config
     ways = config.s3 or {}
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or bucket.endswith("--x-s3"):
         return "the bucket is an access point or a directory bucket"
-    if get_environ_proxies(client.meta.endpoint_url) or config.proxies:
+    server = urlsplit(client.meta.endpoint_url)
+    if config.proxies or (server.scheme in getproxies() and not proxy_bypass(server.hostname or "")):
         return "there is a proxy"
     if not client._endpoint.http_session._verify:
         return "certificates are not checked"
@@ -130,9 +131,7 @@ class _Credentials:
 
 
 def _is_unsigned(client: Any) -> bool:
-    from botocore import UNSIGNED
-
-    return client.meta.config.signature_version is UNSIGNED
+    return not isinstance(client.meta.config.signature_version, str)  # botocore's UNSIGNED
 
 
 def _is_plain(key: str) -> bool:

@@ -152,7 +152,13 @@ def _write_shards(
         stage.advance(chunks[index].bp)
 
     try:
-        results = runner.run(_shard, tasks, names=[chunk.name for chunk in chunks], on_result=on_result)
+        results = runner.run(
+            _shard,
+            tasks,
+            names=[chunk.name for chunk in chunks],
+            uri=lambda task: task.source.handle.uri,
+            on_result=on_result,
+        )
         output.settle([shard for shard, _ in results])
     except (OSError, ValueError, RuntimeError) as fault:
         raise BuildStoppedError(

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -193,11 +192,13 @@ class _Slots:
             self._request(0)
 
     def _request(self, cpus: int) -> None:
-        """Ask an autoscaler for so many CPUs in all: Ray tells it only of tasks that wait in queues of its own.
+        """Ask an autoscaler for so many CPUs in all: Ray tells it only of tasks in queues of its own.
         Of several jobs on a cluster, the last to ask is heard."""
         cpus = min(cpus, _MOST_CPUS)
         if os.environ.get("RAY_ADDRESS") and cpus != self._requested:
-            request_resources(num_cpus=cpus)
+            from ray.autoscaler import sdk  # a tenth of a second, which no worker need spend
+
+            sdk.request_resources(num_cpus=cpus)
             self._requested = cpus
 
     def limit(self, pause: float | None) -> float | None:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from cluster.tasks import jobs, places
 from cluster.tasks.places import Homes, Nodes, Waiting, free
 
+from ray.autoscaler import sdk  # isort: skip
+
 
 def play(keys: list[str], slots: Mapping[str, int], homes: Homes) -> list[tuple[str, str]]:
     """(key, node) of each task in the order of their start, where all take equally long."""
@@ -61,8 +63,8 @@ def test_the_last_tasks_wait_for_a_node_that_is_prepared() -> None:
 
 def test_nodes_are_remembered_between_runs() -> None:
     homes = Homes()
-    first = {key: node for key, node in play(list("abcd"), {"n1": 1, "n2": 1}, homes)}
-    again = {key: node for key, node in play(list("dcba"), {"n1": 1, "n2": 1}, homes)}
+    first = dict(play(list("abcd"), {"n1": 1, "n2": 1}, homes))
+    again = dict(play(list("dcba"), {"n1": 1, "n2": 1}, homes))
     assert first == again
 
 
@@ -109,7 +111,7 @@ def test_an_autoscaler_is_asked_for_what_is_left_and_then_for_nothing(
     asked, has = list[int](), {"CPU": 4.0}
     monkeypatch.setattr(jobs, "_REFRESH_S", 0.0)
     monkeypatch.setattr(jobs.ray, "cluster_resources", lambda: has)
-    monkeypatch.setattr(jobs, "request_resources", lambda num_cpus: asked.append(num_cpus))
+    monkeypatch.setattr(sdk, "request_resources", lambda num_cpus: asked.append(num_cpus))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     slots = jobs._Slots(None)
     assert slots.count(wanted=100) == 4 and asked == [], "a local Ray has none"

@@ -110,11 +110,16 @@ def resolve(uri: str) -> tuple[Any, str]:
         fs = _filesystem(scheme, os.getpid(), timeout, "versionId=" in uri, settings)
         return fs, fs._strip_protocol(uri).rstrip("/" * (scheme in _OURS))
     except ModuleNotFoundError as fault:
-        extra = next((extra for extra, schemes in _EXTRAS.items() if scheme in schemes), "")
+        extra = extra_of(scheme)
         how = f"; install dna-distill[{extra}], which has it" * bool(extra)
         raise StoreError(f"cannot use {redact(uri)}: the library {fault.name} is missing{how}") from fault
     except (ValueError, ImportError) as fault:
         raise StoreError(f"cannot use {redact(uri)}: {' '.join(str(fault).split())}") from fault
+
+
+def extra_of(scheme: str) -> str:
+    """The extra of this package that has the library of ``scheme``; "" if none has."""
+    return next((extra for extra, schemes in _EXTRAS.items() if scheme in schemes), "")
 
 
 def resolve_to_write(uri: str) -> tuple[Any, str]:

@@ -80,9 +80,6 @@ class Hub(AbstractFileSystem):
             }
         return found if detail else sorted(found)
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
-        raise StoreError(f"hf://{path} cannot be part of a chain; copy the file to a disk or bucket")
-
     async def _ask(self, method: str, url: str, data: Any = None) -> tuple[Any, str]:
         """The answer, and the URL of the next page of it; "" if it is the last."""
         session = await self._web.set_session()

@@ -20,7 +20,7 @@ from http.client import responses
 from pathlib import Path
 from typing import Any
 
-from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from cluster.storage.retry import TRIES, ShortError, StoreError, failure, seconds
 
@@ -201,7 +201,7 @@ class ObjectFileSystem(AbstractFileSystem):
     def find(
         self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **_: Any
     ) -> Any:
-        """Every object below ``path``, and the object ``path`` itself, by its path."""
+        """Every object below ``path`` by its path; ``withdirs``: also the object ``path`` itself."""
         store, name = self._at(path)
         bucket = path.partition("/")[0]
         found = {}
@@ -211,28 +211,10 @@ class ObjectFileSystem(AbstractFileSystem):
                     found[f"{bucket}/{each['path']}"] = self._entry(f"{bucket}/{each['path']}", each)
         folders = {parent for each in found for parent in _parents(each)}
         found = {each: entry for each, entry in found.items() if entry["size"] or each not in folders}
-        if name and path not in found:
+        if withdirs and name:
             with contextlib.suppress(FileNotFoundError), asking(self.server) as library:
                 found[path] = self._entry(path, library.head(store, name))
         return found if detail else sorted(found)
-
-    def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
-        """Objects and folders directly below ``path``."""
-        store, name = self._at(path)
-        bucket = path.partition("/")[0]
-        with asking(self.server) as library:
-            answer = library.list_with_delimiter(store, name or None)
-        entries = [self._entry(f"{bucket}/{each['path']}", each) for each in answer["objects"]]
-        entries += [
-            {"name": f"{bucket}/{prefix}", "size": 0, "type": "directory"}
-            for prefix in answer["common_prefixes"]
-        ]
-        return entries if detail else [entry["name"] for entry in entries]
-
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        if mode != "rb":
-            raise StoreError(f"{path} can only be read inside a chain")
-        return _File(self, path, mode=mode, **options)
 
     def _at(self, path: str, *, timeout: float | None = None, retries: bool = False) -> tuple[Any, str]:
         """obstore's store of the bucket, and the name in it."""
@@ -254,13 +236,6 @@ class ObjectFileSystem(AbstractFileSystem):
             "ETag": meta["e_tag"],
             "LastModified": meta["last_modified"],
         }
-
-
-class _File(AbstractBufferedFile):
-    """Buffered reads, for chains such as zip://a::gs://bucket/b.zip."""
-
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        return self.fs.cat_file(self.path, start, end)
 
 
 def _retries() -> dict[str, Any]:

@@ -1,9 +1,21 @@
 """The typed config of `python -m data_prep build`: which references become which dataset."""
 
 from data_prep.config.dataset import DataConfig
+from data_prep.config.dedup import DedupConfig
+from data_prep.config.homology import HomologyConfig
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
-from data_prep.config.split import BedSplit, SplitConfig
+from data_prep.config.split import BedSplit, CladeSplit, SplitConfig
 from data_prep.config.values import Names
 
-__all__ = ["BedSplit", "DataConfig", "Names", "PartnersConfig", "ReferenceConfig", "SplitConfig"]
+__all__ = [
+    "BedSplit",
+    "CladeSplit",
+    "DataConfig",
+    "DedupConfig",
+    "HomologyConfig",
+    "Names",
+    "PartnersConfig",
+    "ReferenceConfig",
+    "SplitConfig",
+]

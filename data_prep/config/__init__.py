@@ -5,7 +5,7 @@ from data_prep.config.dedup import DedupConfig
 from data_prep.config.homology import HomologyConfig
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
-from data_prep.config.split import BedSplit, CladeSplit, SplitConfig
+from data_prep.config.split import BedSplit, CladeSplit, HeldOut, SplitConfig
 from data_prep.config.values import Names
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "CladeSplit",
     "DataConfig",
     "DedupConfig",
+    "HeldOut",
     "HomologyConfig",
     "Names",
     "PartnersConfig",

@@ -72,7 +72,9 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _disjoint(self) -> "SplitConfig":
         if self.by == "homology" and self.val == self.test == 0:
-            raise ValueError("by homology holds nothing out, since val and test are 0; give one of them a share")
+            raise ValueError(
+                "by homology holds nothing out, since val and test are 0; give one of them a share"
+            )
         if isinstance(self.val, float) and isinstance(self.test, float):
             if self.val + self.test >= 1:
                 raise ValueError(f"val {self.val:g} and test {self.test:g} leave nothing to train on")

@@ -11,6 +11,7 @@ from cluster.storage import store
 from cluster.tasks import ray_session
 from configs import dump
 from data_prep.config import DataConfig
+from data_prep.dataset.families import Divided, divide
 from data_prep.dataset.leaks import check_plan, wants_report
 from data_prep.dataset.output import Files, Output
 from data_prep.dataset.partners import make_partners
@@ -35,6 +36,7 @@ class Built:
     dropped_blocks: int = 0  # with too many N
     dropped_bp: int = 0  # of val and test, because they also stand in train
     empty_records: int = 0
+    divided: Divided | None = None  # what homology and dedup did
     leakage: Leakage | None = None
     partners: PartnerTable | None = None
     warnings: tuple[str, ...] = ()  # as in Plan
@@ -71,11 +73,12 @@ def build(
         if manifest := output.finished(plan, report=wants_report(plan, config.split)):
             return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
         with ray_session.session(config.workers) as workers:
-            checked = check_plan(plan, config.split, references, runner)
+            divided = divide(plan, config, references, runner)
+            checked = check_plan(divided.plan, config.split, references, runner)
             # Another machine may have built it meanwhile.
             if manifest := output.finished(checked.plan, report=bool(checked.report)):
                 return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
-            info = _info(config, output, references, workers)
+            info = _info(config, output, references, workers) | divided.info()
             found = output.claim(checked.plan, info)
             written = _write_shards(checked.plan, output, found, references, runner)
             partners = make_partners(checked.plan, references, runner)
@@ -96,6 +99,7 @@ def build(
         dropped_blocks=checked.plan.dropped,
         dropped_bp=checked.dropped_bp,
         empty_records=sum(reference.empty_records for reference in references.values()),
+        divided=divided,
         leakage=checked.report,
         partners=partners,
         warnings=checked.plan.warnings,

@@ -30,7 +30,7 @@ class CheckedPlan:
 
 def wants_report(plan: Plan, split: SplitConfig) -> bool:
     """Whether a leakage report is wanted and there is anything to compare."""
-    held_out = any(plan.parts[name] for name in HELD_OUT)
+    held_out = split.by == "homology" or any(plan.parts[name] for name in HELD_OUT)
     return split.leakage != "off" and (held_out or len(plan.manifest.sources) > 1)
 
 

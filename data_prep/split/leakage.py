@@ -9,7 +9,7 @@ each block is read by itself.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,15 +19,13 @@ from cluster.tasks import jobs
 from data_prep.shards import SPLITS
 from data_prep.split import leakage_tasks
 from data_prep.split.intervals import Span, by_place, cut_out
-from data_prep.split.leakage_tasks import TEST, TRAIN, VAL, Flags, Partition, Read, Scan, Task
+from data_prep.split.leakage_tasks import TEST, TRAIN, VAL, Flags
 from data_prep.split.minimisers import ALL, WINDOW, Hashes, K, Sketch, find, unique
-
-Run = Callable[..., list[Any]]  # as jobs.run
+from data_prep.split.passes import Partition, Passes, Read, Run, Scan
 
 _WITHIN = {"val": {"train": TRAIN}, "test": {"train": TRAIN, "val": VAL}}  # the pairs of the report
 MAX_HASHES = 32_000_000  # 256 MB
 _SKETCHES = 4_000_000  # hashes of all sketches together
-_RESULTS_BYTES = 512 << 20  # of one batch of tasks, at the driver
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def leakage(
     """
     assert set(parts) <= set(SPLITS), f"splits {sorted(parts)}, known are {SPLITS}"
     assert max_hashes > 0, f"max_hashes is {max_hashes}"
-    passes = _Passes(run, workers, on_scanned)
+    passes = Passes(run, workers, on_scanned)
     train = list(parts.get("train", ()))
     held_out = [(split, chunk) for split in _WITHIN for chunk in parts.get(split, ())]
     splits = [split for split, _ in held_out]
@@ -131,28 +129,6 @@ def leakage(
         ]
         covered = list(passes.scan(cover, shared=(hashes[several], flags[several])))
     return _report(splits, survey, covered, sketch)
-
-
-class _Passes:
-    """Runs the tasks of one pass after another."""
-
-    def __init__(self, run: Run, workers: int | None, on_scanned: Callable[[int], object]) -> None:
-        self._run, self._workers, self._on_scanned = run, workers, on_scanned
-
-    def scan(
-        self, tasks: Sequence[Task], *, shared: tuple[Any, ...] = (), result_bytes: int = 1
-    ) -> Iterator[Scan]:
-        """Results in order, of ``result_bytes`` each beside sketches; in batches, since the runner keeps the
-        results of a batch until its end."""
-        step = max(1, _RESULTS_BYTES // max(1, result_bytes))
-        for i in range(0, len(tasks), step):
-            yield from self._run(
-                leakage_tasks.scan,
-                tasks[i : i + step],
-                workers=self._workers,
-                on_result=lambda _, scan: self._on_scanned(scan.bp),
-                shared=shared or None,
-            )
 
 
 def passes_bp(parts: Mapping[str, Sequence[Span]], *, max_hashes: int = MAX_HASHES) -> int:

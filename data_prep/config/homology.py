@@ -1,4 +1,4 @@
-"""The section ``split.homology``: when two blocks belong to one family, and what held-out windows may share."""
+"""The section ``split.homology``: when two blocks are one family, and what held-out windows may share."""
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,10 +11,8 @@ class HomologyConfig(Section):
 
     k: int = Field(default=19, ge=11, le=31)  # odd; letters of a k-mer
     window: int = Field(default=11, ge=1, le=64)  # of so many neighbouring k-mers one is a minimiser
-    min_link: float = Field(default=0.002, gt=0, le=1)  # share of the smaller block's minimisers
-    max_copies: int = Field(
-        default=5, ge=1
-    )  # blocks of one assembly, on average, beyond which it is a repeat
+    min_link: float = Field(default=0.003, gt=0, le=1)  # share of the smaller block's minimisers
+    max_copies: int = Field(default=5, ge=1)  # blocks of an assembly, on average; in more it is a repeat
     max_shared: float = Field(default=0.1, ge=0, lt=1)  # of a held-out window's minimisers
     window_bp: int = Field(default=1000, ge=1)
 

@@ -74,7 +74,7 @@ def build(
             return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
         with ray_session.session(config.workers) as workers:
             divided = divide(plan, config, references, runner)
-            checked = check_plan(divided.plan, config.split, references, runner)
+            checked = check_plan(divided.plan, config, references, runner)
             # Another machine may have built it meanwhile.
             if manifest := output.finished(checked.plan, report=bool(checked.report)):
                 return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)

@@ -1,4 +1,5 @@
-"""What of a plan needs every letter before its shards are written: families held out, windows trimmed, duplicates.
+"""What of a plan needs every letter before its shards are written: families held out, windows trimmed,
+duplicates.
 
 Between ``plan.make_plan``, which reads no letter, and the leakage report.
 """
@@ -29,8 +30,9 @@ Parts = dict[str, list[Span]]
 
 @dataclass(frozen=True)
 class Families:
-    """The families of all blocks, two or more each; ``largest_bp``: of the largest. ``alone_bp``: of blocks that
-    are like no other. ``repeats``: minimisers left out, of ``sampled`` of all."""
+    """The families of all blocks, two or more each; ``largest_bp``: of the largest. ``alone_bp``: of blocks
+    that are like no other. ``repeats``: minimisers left out, of ``sampled`` of all.
+    """
 
     blocks: int
     families: int
@@ -114,7 +116,7 @@ class _Work:
         self._sha256 = {name: reference.handle.sha256 for name, reference in references.items()}
 
     def homology(self, parts: Parts) -> tuple[Families | None, dict[str, SplitHomology], Parts]:
-        """``parts`` with families drawn for val and test where shares are wanted, and what the rule leaves."""
+        """``parts`` with families drawn for val and test where a share is wanted, and what is left of it."""
         split = self._config.split
         shares = {
             name: value

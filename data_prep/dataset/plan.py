@@ -145,14 +145,14 @@ def refuse_empty(
     for name, value in (("val", config.split.val), ("test", config.split.test)):
         if value != 0 and not parts[name]:
             raise ValueError(
-                f"split.by homology leaves nothing of {name}: every window of it shares more than "
-                f"{config.split.homology.max_shared:.0%} of its minimisers with what is not held out, or no piece "
-                f"of split.min_bp {config.split.min_bp} is left; hold out more, or what is less alike"
+                f"split.by homology leaves nothing of {name}: its windows share more than "
+                f"{config.split.homology.max_shared:.0%} of their minimisers with what is not held out, and "
+                f"no piece of split.min_bp {config.split.min_bp} is left; hold out what is less alike"
             )
     if not parts["train"]:
         raise ValueError(
-            f"nothing is left to train on: of {len(planned['train'])} blocks the homology split or dedup takes "
-            "every one; smaller shares, more min_link or less min_shared leave some"
+            f"nothing is left to train on: of {len(planned['train'])} blocks the homology split or dedup "
+            "takes every one; smaller shares, more min_link or less min_shared leave some"
         )
 
 

@@ -1,7 +1,7 @@
 """Blocks as sets of minimisers: what families and duplicates are found by.
 
-Of all minimisers those of the lowest hashes are kept, below one threshold, so that the sets of a dataset of any
-size fit in memory and can still be compared (FracMinHash: Irber et al., bioRxiv 2022).
+Of all minimisers those of the lowest hashes are kept, below one threshold, so that the sets of a dataset of
+any size fit in memory and can still be compared (FracMinHash: Irber et al., bioRxiv 2022).
 
 Shapes: N blocks, M minimisers of all of them, block after block.
 """
@@ -23,8 +23,9 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True, eq=False)
 class BlockSets:
-    """``digests``: of the letters of each block. ``hash_M``: each block's minimisers below the threshold, each
-    once; ``size_N``: how many. ``sampled``: the share of all hashes that is below it."""
+    """``digests``: of the letters of each block. ``hash_M``: each block's minimisers below the threshold,
+    each once; ``size_N``: how many. ``sampled``: the share of all hashes that is below it.
+    """
 
     spans: tuple[Span, ...]
     digests: tuple[bytes, ...]

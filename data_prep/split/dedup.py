@@ -1,9 +1,10 @@
-"""Blocks that are almost contained in other blocks: near-identical sequence of assemblies, haplotypes, copies.
+"""Blocks that are almost contained in other blocks: near-identical sequence of assemblies, haplotypes,
+copies.
 
-Blocks are gone through in an order that depends on content alone: by the sha256 of their file, then by contig and
-start. One whose minimisers are to ``min_shared`` in the union of those kept before it is a duplicate; it is found
-wherever the cuts between blocks lie. Blocks of a file follow each other, so a file that is almost another one goes
-as a whole, and not every second block of both.
+Blocks are gone through in an order that depends on content alone: by the sha256 of their file, then by contig
+and start. One whose minimisers are to ``min_shared`` in the union of those kept before it is a duplicate; it
+is found wherever the cuts between blocks lie. Blocks of a file follow each other, so a file that is almost
+another one goes as a whole, and not every second block of both.
 
 Shapes: N blocks, M minimisers of all of them, U different ones.
 """

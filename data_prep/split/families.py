@@ -1,15 +1,18 @@
 """Families of blocks: blocks that are alike, by descent or by copying, and which of them are held out.
 
-Two blocks are linked if they share at least ``min_link`` of the minimisers of the smaller one. A minimiser that
-c blocks of a assemblies have counts (a / c)^3: fully where each assembly has it in one block, as genes have, an
-eighth where each has it in two. One that stands in more than ``max_copies`` blocks of an assembly, on average of
-those that have it, is a repeat and links nothing. A family is a connected component of blocks and links.
+Two blocks are linked if they share at least ``min_link`` of the minimisers of the smaller one. A minimiser
+that c blocks of a assemblies have counts (a / c)^3: fully where each assembly has it in one block, as genes
+have, an eighth where each has it in two. One that stands in more than ``max_copies`` blocks of an assembly,
+on average of those that have it, is a repeat and links nothing. A family is a connected component of blocks
+and links.
 
-Blocks of several species are staggered, so their links chain a whole chromosome into one family. A family that
-is larger than all that is wanted is therefore cut: a ball around a block is held out, and what is linked with the
-ball, but outside of it, is in no split. The ball takes next the block most of whose links lead into it.
+Blocks of several species are staggered, so their links chain a whole chromosome into one family. A family
+that is larger than all that is wanted is therefore cut: a ball around a block is held out, and what is linked
+with the ball, but outside of it, is in no split. The ball takes next the block most of whose links lead into
+it.
 
-Nothing depends on the order or the names of references: blocks are drawn by hashes of the seed and their letters.
+Nothing depends on the order or the names of references: blocks are drawn by hashes of the seed and their
+letters.
 
 Shapes: N blocks, M minimisers of all of them, L links, each in both directions, sorted by block.
 """
@@ -32,8 +35,9 @@ _PAIRS = 4_000_000  # pairs of blocks counted at a time
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """``first_N1`` [N + 1]: the links of block i are at [first_N1[i], first_N1[i + 1]). ``repeats``: minimisers
-    that link nothing, since too many blocks have them."""
+    """``first_N1`` [N + 1]: the links of block i are at [first_N1[i], first_N1[i + 1]). ``repeats``:
+    minimisers that link nothing, since too many blocks have them.
+    """
 
     first_N1: Positions
     to_L: Positions
@@ -121,8 +125,9 @@ def _assemblies(
 def _pair_sums(
     block_M: Positions, starts: Positions, sizes: Positions, weights: Positions, count: int
 ) -> tuple[Positions, Positions]:
-    """Each pair (i, j), i < j, of blocks that a group has, as i * count + j, sorted; and the sum of the weights
-    of its groups."""
+    """Each pair (i, j), i < j, of blocks that a group has, as i * count + j, sorted; and the sum of the
+    weights of its groups.
+    """
     pairs, sums = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for size in np.unique(sizes).tolist():
         left, right = np.triu_indices(size, 1)
@@ -164,8 +169,8 @@ def draws(digests: Sequence[bytes], seed: int) -> list[int]:
 def hold_out(graph: Graph, bp_N: Sequence[int], order: Sequence[int], *, wanted_bp: int) -> HeldOut:
     """About ``wanted_bp``, never more unless one block is, of the free blocks ``order``, drawn in this order.
 
-    The family of a drawn block is held out whole if it fits into what is still wanted. One that is larger than
-    ``wanted_bp`` is cut. One between the two waits: others may fit.
+    The family of a drawn block is held out whole if it fits into what is still wanted. One that is larger
+    than ``wanted_bp`` is cut. One between the two waits: others may fit.
     """
     families = components(graph, order)
     family_of = {block: number for number, family in enumerate(families) for block in family}

@@ -1,7 +1,7 @@
 """Held-out sequence without windows that train has, too, by k-mers of both strands.
 
-Val is held against train, test against train and val. What breaks the rule is dropped from val and from test, and
-never from train.
+Val is held against train, test against train and val. What breaks the rule is dropped from val and from test,
+and never from train.
 
 Shapes: H minimisers of the held-out splits, sorted.
 """
@@ -26,7 +26,7 @@ _CHANCE = 0.025  # the share of a held-out window's k-mers that may stand in tra
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What is left of a held-out split, and of how many windows (each start counts) how many broke the rule."""
+    """What is left of a held-out split; of how many windows (each start counts) how many broke the rule."""
 
     spans: tuple[Span, ...]
     windows: int
@@ -34,8 +34,9 @@ class Trimmed:
 
 
 def refuse_chance(k: int, train_bp: int) -> None:
-    """ValueError if so many k-mers of ``k`` letters stand in ``train_bp`` by chance that windows would break the
-    rule by it."""
+    """ValueError if so many k-mers of ``k`` letters stand in ``train_bp`` by chance that windows would break
+    the rule by it.
+    """
     if train_bp / _canonical(k) > _CHANCE:
         enough = next((n for n in range(k, 32, 2) if train_bp / _canonical(n) <= _CHANCE), 31)
         raise ValueError(

@@ -1,5 +1,5 @@
-"""What the workers of a check of held-out windows do. A window is held against all k-mers of the other splits,
-not their minimisers alone, since two sequences that differ choose other ones.
+"""What the workers of a check of held-out windows do. A window is held against all k-mers of the other
+splits, not their minimisers alone, since two sequences that differ choose other ones.
 
 Shapes: H minimisers of the held-out splits, sorted; F places of a filter; m minimisers of a block.
 """
@@ -20,8 +20,9 @@ Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class Rule:
-    """No window of ``window_bp`` bp has more than ``max_shared`` of its minimisers elsewhere; of a block that is
-    shorter, the whole is the window. Pieces of less than ``min_bp`` are dropped."""
+    """No window of ``window_bp`` bp has more than ``max_shared`` of its minimisers elsewhere; of a block that
+    is shorter, the whole is the window. Pieces of less than ``min_bp`` are dropped.
+    """
 
     k: int
     window: int
@@ -74,8 +75,9 @@ def places(hashes: Hashes, size: int) -> Positions:
 
 @dataclass(frozen=True)
 class Trim:
-    """Task: what the rule leaves of the blocks of a held-out chunk, which are held against the splits of the flags
-    ``wanted``. Counts: starts of windows, and those that broke the rule."""
+    """Task: what the rule leaves of the blocks of a held-out chunk, which are held against the splits of the
+    flags ``wanted``. Counts: starts of windows, and those that broke the rule.
+    """
 
     read: Read
     chunk: Any
@@ -134,8 +136,8 @@ def bad_starts(codes: Codes, rule: Rule, hashes_H: Hashes, elsewhere_H: Bits) ->
 def left_of(bp: int, starts: list[tuple[int, int]], window_bp: int) -> Intervals:
     """Pieces of a block of ``bp`` that have none of the windows at ``starts`` (first and last of each run).
 
-    Of a short run, what all its windows share is cut out: there is the stretch that stands elsewhere. Of a long
-    one, its middle. A base at least, so that no window lies across.
+    Of a short run, what all its windows share is cut out: there is the stretch that stands elsewhere. Of a
+    long one, its middle. A base at least, so that no window lies across.
     """
     cuts = []
     for first, last in starts:

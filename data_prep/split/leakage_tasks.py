@@ -17,6 +17,7 @@ Flags = np.ndarray[Any, np.dtype[np.uint8]]
 _Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 TRAIN, VAL, TEST = 1, 2, 4  # the flags of a hash: the splits that have it
+HELD_OUT_OF = "held out\t"  # before an assembly's name: the sketch of what is held out of it
 _BATCH = 1 << 21  # hashes looked up together: sorted, 2 M at a time cost a sixth of 16,000 at a time
 
 
@@ -31,7 +32,7 @@ class Survey:
     def scan(self) -> Scan:
         sketch, bp, bases = Sketch(self.room), 0, 0
         for span, codes in self.read(self.chunk):
-            sketch.add(span.assembly, minimisers(codes)[0])
+            sketch.add(HELD_OUT_OF + span.assembly, minimisers(codes)[0])
             bp, bases = bp + len(codes), bases + int(np.count_nonzero(codes < N))
         return Scan(bp, counts=(bases,), sketch=sketch.result())
 

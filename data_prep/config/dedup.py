@@ -19,6 +19,8 @@ class DedupConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _mode_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value and "mode" not in value:
+            raise ValueError("has no mode, so nothing would be done; give mode, too: report, drop or off")
         return {"mode": value} if isinstance(value, str) else value
 
     @field_validator("k")

@@ -186,17 +186,9 @@ def hold_out(graph: Graph, bp_N: Sequence[int], order: Sequence[int], *, wanted_
         number = family_of[block]
         if sizes[number] <= room:
             new, whole = families[number], whole + 1
-        elif sizes[number] > wanted_bp:
-            new, cut = (
-                _ball(
-                    graph,
-                    bp_N,
-                    block,
-                    room,
-                    {i: rank[i] for i in families[number] if i not in taken and i not in buffer},
-                ),
-                cut + 1,
-            )
+        elif sizes[number] > wanted_bp and (bp_N[block] <= room or not taken):
+            free = {i: rank[i] for i in families[number] if i not in taken and i not in buffer}
+            new, cut = _ball(graph, bp_N, block, room, free), cut + 1
         else:
             continue
         taken |= dict.fromkeys(new)

@@ -7,8 +7,10 @@ from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, CladeSplit, HeldOut, SplitConfig
 from data_prep.config.values import Names
+from data_prep.config.weights import WEIGHTS, WeightsConfig
 
 __all__ = [
+    "WEIGHTS",
     "BedSplit",
     "CladeSplit",
     "DataConfig",
@@ -19,4 +21,5 @@ __all__ = [
     "PartnersConfig",
     "ReferenceConfig",
     "SplitConfig",
+    "WeightsConfig",
 ]

@@ -7,6 +7,7 @@ from data_prep.config.dedup import DedupConfig
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, CladeSplit, SplitConfig
+from data_prep.config.weights import WeightsConfig
 
 
 class DataConfig(Section):
@@ -20,10 +21,12 @@ class DataConfig(Section):
     split: SplitConfig = SplitConfig()
     dedup: DedupConfig = DedupConfig()
     partners: PartnersConfig = PartnersConfig()
+    weights: WeightsConfig = WeightsConfig()
     seed: int = 0
     # Default: the CPUs of this machine, or of the Ray cluster that it joins.
     workers: int | None = Field(default=None, ge=1)
     overwrite: bool = False
+    grow: bool = False  # a dataset at ``output`` becomes that of this config; equal shards of it are kept
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
@@ -37,6 +40,9 @@ class DataConfig(Section):
             raise ValueError(
                 f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks"
             )
+        if self.grow and self.overwrite:
+            raise ValueError("grow keeps what is there and overwrite does not: give one of the two")
+        self.weights.check(self.references)
         self.partners.names(names)
         for key, part in (("val", self.split.val), ("test", self.split.test)):
             if isinstance(part, CladeSplit):

@@ -17,7 +17,7 @@ from data_prep.dataset.references import ReferenceSpans, reference_codes
 from data_prep.dataset.runner import Runner
 from data_prep.shards import SPLITS
 from data_prep.sources.survey import Reference
-from data_prep.split.blocks import BlockSets, block_sets
+from data_prep.split.block_sets import BlockSets, block_sets
 from data_prep.split.dedup import Duplicates, duplicates
 from data_prep.split.families import Graph, canonical, components, draws, hold_out, links
 from data_prep.split.homology import passes_bp, refuse_chance, trim

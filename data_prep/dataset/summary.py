@@ -5,12 +5,26 @@ from collections.abc import Iterator
 from data_prep.config import DataConfig
 from data_prep.dataset.build import Built
 from data_prep.dataset.families import Divided
+from data_prep.dataset.growth import Grown
 from data_prep.dataset.partner_checks import partner_stats, partner_table_text
 from data_prep.shards import SPLITS
 from data_prep.split.leakage import table
 
 _ELSEWHERE = {"val": "train", "test": "train or val"}
-_SHOWN = 8  # pairs of assemblies with duplicates
+_PAIRS = 8  # pairs of assemblies with duplicates
+_SHOWN = 5  # names of assemblies
+
+
+def _growth(grown: Grown) -> Iterator[str]:
+    changes = [
+        f"{what} {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' * (len(names) > _SHOWN)}"
+        for what, names in (("added", grown.added), ("changed", grown.changed), ("removed", grown.removed))
+        if names
+    ]
+    yield (
+        f"the dataset has grown: {'; '.join(changes) or 'the same assemblies'}; {grown.kept_shards} shards "
+        "stay as they were, and so does the manifest before"
+    )
 
 
 def summary(built: Built, config: DataConfig) -> Iterator[str]:
@@ -28,6 +42,8 @@ def summary(built: Built, config: DataConfig) -> Iterator[str]:
         f"{config.output}: {bp:,} bp ({parts}) in {len(shards)} shards, {size / bp:.4f} bytes/bp, "
         f"{built.seconds:.1f} s, {bp / built.seconds / 1e6:.1f} Mbp/s"
     )
+    if built.grown:
+        yield from _growth(built.grown)
     if built.found_shards:
         yield f"of these, {built.found_shards} shards of an earlier build were there and whole"
     if not manifest.bp("val"):
@@ -78,5 +94,5 @@ def _divided(divided: Divided, config: DataConfig) -> Iterator[str]:
         done = "dropped from train" if config.dedup.mode == "drop" else "only reported"
         unjudged = f"; {found.unjudged} blocks are too short to judge" if found.unjudged else ""
         yield f"dedup: {len(found.spans)} blocks, {found.bp:,} bp, are almost in others, {done}{unjudged}"
-        for pair in sorted(found.pairs, key=lambda pair: -pair.bp)[:_SHOWN]:
+        for pair in sorted(found.pairs, key=lambda pair: -pair.bp)[:_PAIRS]:
             yield f"  {pair.blocks} of {pair.assembly}, {pair.bp:,} bp, mostly in {pair.within}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.split.blocks import BlockSets
+from data_prep.split.block_sets import BlockSets
 from data_prep.split.intervals import Span
 
 _FEWEST = 10  # minimisers of a block that can be judged

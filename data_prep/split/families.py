@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.split.blocks import BlockSets
+from data_prep.split.block_sets import BlockSets
 from data_prep.split.minimisers import Positions
 
 _UNIT = 1024  # of weights: whole numbers, whose sum does not depend on the order

@@ -18,6 +18,7 @@ from tests.bench import (
     backbone,
     checkpoint,
     contrastive,
+    growth,
     homology,
     inference,
     prep,
@@ -46,6 +47,7 @@ def reverse_complement() -> Row:
 GROUPS: dict[str, Callable[[], list[Row]]] = {
     "prep": prep.rows,
     "homology": homology.rows,
+    "growth": growth.rows,
     "reader": reader.rows,
     "views": lambda: [views.two_views(), views.two_heavy_views()],
     "kernels": lambda: [reverse_complement()],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from configs import ConfigError, validate
 from data_prep.alphabet import Codes, reverse_complement
 from data_prep.config import DataConfig, DedupConfig
-from data_prep.split.blocks import block_sets
+from data_prep.split.block_sets import block_sets
 from data_prep.split.dedup import Alike, Duplicates, duplicates
 from data_prep.split.intervals import Span
 from data_prep.split.passes import Passes

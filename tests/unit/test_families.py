@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.alphabet import reverse_complement
-from data_prep.split.blocks import BlockSets, block_sets
+from data_prep.split.block_sets import BlockSets, block_sets
 from data_prep.split.families import Graph, canonical, components, draws, hold_out, links
 from data_prep.split.intervals import Span
 from data_prep.split.passes import Passes

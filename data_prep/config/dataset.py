@@ -48,7 +48,8 @@ class DataConfig(Section):
         ]
         for number, reference in enumerate(self.references):
             files += [
-                (f"references.{number}.uri", reference.uri if len(reference.uri) == 1 else ()),
+                (f"references.{number}.uri", reference.only_file()),
+                (f"references.{number}.aliases", (reference.aliases,) if reference.aliases else ()),
                 (f"references.{number}.include", reference.include),
                 (f"references.{number}.exclude", reference.exclude),
             ]

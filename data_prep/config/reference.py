@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from configs import Section
-from data_prep.config.values import Strings, at_least_one
+from data_prep.config.values import Names, Strings, at_least_one
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -15,9 +15,12 @@ class ReferenceConfig(Section):
     """One genome: its name in the dataset, where its FASTA lies, and what of it is used."""
 
     name: str
-    # FASTA (plain, gzip, bgzip) or .2bit; of several, which are alternatives, the first that exists is used.
+    # FASTA (plain, gzip, bgzip), .2bit, GenBank, a zip archive with one of NCBI's datasets packages, or
+    # accession:GCF_…; of several, which are alternatives, the first that exists is used.
     uri: Annotated[Strings, at_least_one("FASTA or .2bit")]
-    # Names, globs, and globs after "!", which are left out; without the key, all contigs.
+    # A file of other names of the contigs: NCBI's report of the assembly, UCSC's chromAlias, or a table.
+    aliases: Annotated[str, Field(min_length=1)] | None = None
+    # Names, globs, and globs after "!", which are left out; the word primary; without the key, all contigs.
     contigs: Annotated[Strings, at_least_one("contig; leave the key out for all")] | None = None
     # Two records of one name: refused, or the second is called name.2, the third name.3.
     repeated_names: Literal["refuse", "number"] = "refuse"
@@ -44,3 +47,7 @@ class ReferenceConfig(Section):
                 "must be letters, digits, '.', '_', '+' or '-' only: it stands in headers and file names"
             )
         return name
+
+    def only_file(self) -> Names:
+        """Its URI if that is a file and has no alternatives."""
+        return () if len(self.uri) > 1 or self.uri[0].startswith("accession:") else self.uri

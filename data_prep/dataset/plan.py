@@ -9,8 +9,8 @@ from cluster.storage import store
 from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
 from data_prep.sources.survey import Reference
-from data_prep.split.contigs import choose_contigs, copies
-from data_prep.split.filters import Warn, read_filter, read_zones
+from data_prep.split.contigs import choose_contigs, copies, meant
+from data_prep.split.filters import Genome, Warn, read_filter, read_zones
 from data_prep.split.intervals import Span, Zones, assign, count_covered, group, some, tile
 
 
@@ -64,6 +64,8 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
     spans: list[Span] = []
     warnings: dict[str, None] = {}  # in order, each once
     for wanted in config.references:
+        for note in references[wanted.name].notes:
+            warnings.setdefault(note)
         source, blocks = _source(
             wanted, references[wanted.name], block_bp=config.block_bp, warn=warnings.setdefault
         )
@@ -110,13 +112,18 @@ def _held_out(
 ) -> dict[str, Names | float | Zones]:
     """What val and test hold out, BED files as zones."""
     places = {(source.name, contig): bp for source in sources for contig, bp in source.contigs.items()}
-    known = {name: reference.contigs for name, reference in references.items()}
-    return {
-        name: read_zones(value.bed, places, known=known, where=f"split.{name}", warn=warn)
-        if isinstance(value, BedSplit)
-        else value
-        for name, value in (("val", split.val), ("test", split.test))
-    }
+    found: dict[str, Names | float | Zones] = {}
+    for name, value in (("val", split.val), ("test", split.test)):
+        where = f"split.{name}"
+        if isinstance(value, BedSplit):
+            known = {name: Genome(r.contigs, r.names) for name, r in references.items()}
+            found[name] = read_zones(value.bed, places, known=known, where=where, warn=warn)
+        elif isinstance(value, float):
+            found[name] = value
+        else:
+            names = {name: reference.names for name, reference in references.items()}
+            found[name] = meant(value, places, names, where=where, warn=warn)
+    return found
 
 
 def _without_n(
@@ -168,9 +175,12 @@ def _source(
     wanted: ReferenceConfig, reference: Reference, *, block_bp: int, warn: Warn
 ) -> tuple[Source, list[Span]]:
     where = f"reference {wanted.name}"
-    contigs = choose_contigs(reference.contigs, wanted.contigs, where=where)
+    contigs = choose_contigs(reference.contigs, wanted.contigs, where=where, names=reference.names, warn=warn)
     include, exclude = (
-        [read_filter(uri, reference.contigs, where=where, strict=strict, warn=warn) for uri in uris]
+        [
+            read_filter(uri, reference.contigs, where=where, strict=strict, warn=warn, names=reference.names)
+            for uri in uris
+        ]
         for uris, strict in ((wanted.include, True), (wanted.exclude, False))
     )
     filters = {
@@ -178,6 +188,8 @@ def _source(
         "include": _digests(wanted.include),
         "exclude": _digests(wanted.exclude),
     } | ({"repeated_names": "number"} if wanted.repeated_names == "number" else {})
+    if reference.aliases:
+        filters["aliases"] = reference.aliases.sha256
     source = Source(wanted.name, reference.handle.sha256, contigs, 0, filters, wanted.weight)
     return source, tile(wanted.name, contigs, block_bp=block_bp, include=include, exclude=exclude)
 

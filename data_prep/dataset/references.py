@@ -1,7 +1,7 @@
 """The references of a build: prepared, read by workers, and checked for changes at the end."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.process.progress import Stage
 from cluster.storage import store
@@ -9,6 +9,8 @@ from configs import redact
 from data_prep.alphabet import Codes, Mask, encode
 from data_prep.config import ReferenceConfig
 from data_prep.dataset.runner import Runner
+from data_prep.sources import accessions, packages
+from data_prep.sources.alias_files import read_aliases
 from data_prep.sources.reference import Handle, changed, fetch
 from data_prep.sources.survey import Reference, prepare
 from data_prep.split.intervals import Span
@@ -41,25 +43,40 @@ def reference_codes(source: ReferenceSpans) -> Iterator[tuple[Span, Codes]]:
     return ((span, codes) for span, codes, _ in source.read())
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Where a reference lies. ``aliases``: where the other names of its contigs do, "" if there are none."""
+
+    uri: str
+    aliases: str
+    notes: tuple[str, ...] = ()
+
+
 def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, Reference]:
-    """name -> prepared reference; several are prepared by workers, one in this process.
+    """name -> prepared reference, with the other names of its contigs; several are prepared by workers, one
+    in this process.
 
     Raises:
         ValueError, StoreError: one of them cannot be used or read.
     """
-    uris = [_first_that_exists(reference) for reference in wanted]
+    found = [_find(reference) for reference in wanted]
     numbered = [reference.repeated_names == "number" for reference in wanted]
-    if len(uris) == 1:
-        only = prepare(uris[0], on_progress=runner.on_progress, number_repeated=numbered[0])
-        return {wanted[0].name: only}
-    stage = Stage(runner.on_progress, "index")
-    found = runner.run(
-        _prepare,
-        list(zip(uris, numbered, strict=True)),
-        names=[redact(uri) for uri in uris],
-        on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
-    )
-    return {reference.name: prepared for reference, prepared in zip(wanted, found, strict=True)}
+    if len(found) == 1:
+        prepared = [prepare(found[0].uri, on_progress=runner.on_progress, number_repeated=numbered[0])]
+    else:
+        stage = Stage(runner.on_progress, "index")
+        prepared = runner.run(
+            _prepare,
+            [(place.uri, number) for place, number in zip(found, numbered, strict=True)],
+            names=[redact(place.uri) for place in found],
+            on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
+        )
+    return {
+        reference.name: replace(
+            one, aliases=read_aliases(place.aliases) if place.aliases else None, notes=place.notes
+        )
+        for reference, place, one in zip(wanted, found, prepared, strict=True)
+    }
 
 
 def _prepare(task: tuple[str, bool]) -> Reference:
@@ -68,20 +85,32 @@ def _prepare(task: tuple[str, bool]) -> Reference:
     return prepare(uri, number_repeated=numbered)
 
 
-def _first_that_exists(reference: ReferenceConfig) -> str:
-    """Its URI, absolute, since workers have another working directory."""
-    uris = [store.absolute(uri) for uri in reference.uri]
-    if len(uris) == 1:
-        return uris[0]
+def _find(reference: ReferenceConfig) -> _Found:
+    """The first of its URIs that exists, absolute, since workers have another working directory."""
     faults = []
-    for uri in uris:
+    for uri in reference.uri:
         try:
-            if store.exists(uri):
-                return uri
+            if accessions.is_accession(uri):
+                resolved = accessions.resolve(uri)
+                notes = (f"reference {reference.name}: {resolved.note}",) if resolved.note else ()
+                return _Found(resolved.uri, _aliases(reference, resolved.uri) or resolved.report, notes)
+            uri = store.absolute(uri)
+            if len(reference.uri) == 1 or store.exists(packages.split(uri)[0]):
+                return _Found(uri, _aliases(reference, uri))
             faults.append(f"{uri} does not exist")
-        except store.StoreError as fault:  # the next one may be in reach
+        except (store.StoreError, ValueError) as fault:  # the next one may be in reach
+            if len(reference.uri) == 1:
+                raise
             faults.append(str(fault))
     raise ValueError(f"reference {reference.name}: none of its files can be read: {'; '.join(faults)}")
+
+
+def _aliases(reference: ReferenceConfig, uri: str) -> str:
+    """The file of other names that the config gives, else the package ``uri`` if it has a report; or ""."""
+    if reference.aliases:
+        return store.absolute(reference.aliases)
+    archive = packages.split(uri)[0].lower().endswith(".zip")
+    return uri if archive and packages.is_package(uri) and packages.has_report(uri) else ""
 
 
 def first_changed(references: dict[str, Reference]) -> str:

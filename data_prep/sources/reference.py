@@ -1,4 +1,4 @@
-"""A reference genome, readable in ranges, from any FASTA or .2bit as they are found.
+"""A reference genome, readable in ranges, from any FASTA, .2bit, GenBank file or package as they are found.
 
 A source is streamed once: its text is hashed and, unless it is a plain local file, kept in the cache
 directory (``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing is written beside a source.
@@ -21,7 +21,7 @@ from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.storage.lock import exclusive
 from configs import magic, redact
-from data_prep.sources import fasta, twobit
+from data_prep.sources import packages, texts, twobit
 from data_prep.sources.fasta_index import IndexedFasta, Regularity, rewrite, write_index
 
 
@@ -76,6 +76,7 @@ def locate(
     number_repeated: bool = False,
 ) -> Located:
     """The reference at ``uri``, readable by ``fetch`` on this machine; from the cache if it is there.
+    Besides FASTA and .2bit that may be whatever ``texts.text`` reads.
 
     Letters are not checked: ``survey.prepare`` does that. With ``number_repeated`` the second record of one
     name in a FASTA gets another name (fasta.pieces).
@@ -85,8 +86,8 @@ def locate(
         StoreError: it cannot be read, or the cache cannot be written.
     """
     uri, cache = store.absolute(uri), cache_dir(cache)
-    store.refuse_pipe(uri)
-    version = store.version(uri)
+    store.refuse_pipe(_file_of(uri))
+    version = store.version(_file_of(uri))
     how = " numbered" if number_repeated else ""
     key = hashlib.sha256(f"{uri} {version}{how}".encode()).hexdigest()[:32]
     record = cache / f"{key}.json"
@@ -108,12 +109,12 @@ def changed(reference: Located) -> bool:
     """Whether the source no longer has the bytes that were read. Where its version and its time differ, it is
     read again, and its digest decides."""
     handle = reference.handle
-    if store.version(handle.uri) == reference.version or (
+    if store.version(_file_of(handle.uri)) == reference.version or (
         reference.local_stamp and _local_stamp(handle.uri) == reference.local_stamp
     ):
         return False
     digest = hashlib.sha256()
-    text = fasta.text(handle.uri) if handle.index else store.chunks(handle.uri)
+    text = texts.text(handle.uri) if handle.index else store.chunks(handle.uri)
     try:
         collections.deque(_hashed(text, digest), maxlen=0)
     except ValueError:  # it is damaged, and was not
@@ -153,8 +154,13 @@ def _is_here(handle: Handle) -> bool:
     return _stamp(handle.path) == handle.stamp and (not handle.index or Path(handle.index).is_file())
 
 
+def _file_of(uri: str) -> str:
+    """The file that holds ``uri``, which may name one assembly of a package."""
+    return packages.split(uri)[0]
+
+
 def _local_stamp(uri: str) -> str:
-    return _stamp(str(store.local_path(uri))) if store.is_local(uri) else ""
+    return _stamp(str(store.local_path(_file_of(uri)))) if store.is_local(uri) else ""
 
 
 def _stamp(path: str) -> str:
@@ -165,12 +171,12 @@ def _stamp(path: str) -> str:
 
 
 def _index(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Located:
-    with store.open_read(uri) as file:
-        kind = magic.format_of(file.read(16))
-    if kind == magic.TWOBIT:
+    with store.open_read(_file_of(uri)) as file:
+        start = file.read(16)
+    if magic.format_of(start) == magic.TWOBIT:
         return _index_twobit(uri, version, stem)
     # pyfaidx takes any file with such a name for a bgzip.
-    if store.is_local(uri) and not kind and not uri.lower().endswith((".gz", ".bgz")):
+    if store.is_local(uri) and start.startswith(b">") and not uri.lower().endswith((".gz", ".bgz")):
         path, index = str(store.local_path(uri)), Path(f"{stem}.fai")
         digest, regular = hashlib.sha256(), Regularity()
         for chunk in _hashed(_text(uri, on_progress), digest):
@@ -182,7 +188,7 @@ def _index(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Locat
 
 
 def _index_numbered(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Located:
-    with store.open_read(uri) as file:
+    with store.open_read(_file_of(uri)) as file:
         kind = magic.format_of(file.read(16))
     if kind == magic.TWOBIT:  # which has no name twice
         return _index_twobit(uri, version, stem)
@@ -228,7 +234,7 @@ def _located(handle: Handle, lengths: dict[str, int], version: str) -> Located:
 
 def _text(uri: str, on_progress: OnProgress) -> Iterator[bytes]:
     stage = Stage(on_progress, f"read {store.basename(redact(uri))}")
-    for chunk in fasta.text(uri):
+    for chunk in texts.text(uri):
         stage.advance(len(chunk))
         yield chunk
 

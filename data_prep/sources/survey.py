@@ -15,6 +15,7 @@ from cluster.storage import store
 from cluster.storage.lock import exclusive
 from configs import redact
 from data_prep.alphabet import N, encode
+from data_prep.sources.aliases import AliasTable, Renamed
 from data_prep.sources.reference import Located, cache_dir, fetch, locate
 
 _SCAN = 1 << 20  # letters read at once
@@ -28,6 +29,13 @@ class Reference(Located):
 
     n_runs: Runs  # N, or an ambiguity letter, which becomes N
     ambiguous_runs: Runs  # the part of n_runs that was an IUPAC ambiguity letter
+    aliases: AliasTable | None = None  # other names of its contigs
+    notes: tuple[str, ...] = ()  # what its user should know of how it was read, a sentence each
+
+    @property
+    def names(self) -> Renamed:
+        """Its contigs, to be asked for by the names of another file."""
+        return Renamed(self.contigs, self.aliases)
 
 
 def prepare(
@@ -98,7 +106,7 @@ def _stacked(runs: Runs, contigs: dict[str, int]) -> np.ndarray[Any, np.dtype[np
 def _with_runs(located: Located, scan: Path) -> Reference:
     names = list(located.contigs)
     with np.load(scan, allow_pickle=False) as arrays:
-        parts = []
+        parts = list[Runs]()
         for key in ("n", "ambiguous"):
             rows = arrays[key]
             numbers, firsts = np.unique(rows[:, 0], return_index=True)
@@ -107,6 +115,8 @@ def _with_runs(located: Located, scan: Path) -> Reference:
                 if len(rows)
                 else {}
             )
+    n_runs, ambiguous_runs = parts
+    of = located
     return Reference(
-        located.handle, located.contigs, located.empty_records, located.version, located.local_stamp, *parts
+        of.handle, of.contigs, of.empty_records, of.version, of.local_stamp, n_runs, ambiguous_runs
     )

@@ -13,7 +13,12 @@ from tests.unit.test_house import FLOORS, IMPORTS, ROOT, TRAVELLERS, imports, tr
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DISTRIBUTIONS = {"Bio": "biopython", "pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # else the module
+DISTRIBUTIONS = {
+    "Bio": "biopython",
+    "pydantic_core": "pydantic",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}  # else the module
 BESIDE_TRANSFORMERS = {"accelerate", "peft"}  # for its Trainer, and for LoRA: no file imports them
 BROUGHT = {"triton"}  # by torch, where it is for GPUs; without it kernels are plain
 BY_USERS = {"umap"}  # installed by those who ask for it; without it the option is refused

@@ -95,7 +95,7 @@ def _find(reference: ReferenceConfig) -> _Found:
                 notes = (f"reference {reference.name}: {resolved.note}",) if resolved.note else ()
                 return _Found(resolved.uri, _aliases(reference, resolved.uri) or resolved.report, notes)
             uri = store.absolute(uri)
-            if len(reference.uri) == 1 or store.exists(packages.split(uri)[0]):
+            if len(reference.uri) == 1 or store.exists(packages.file_of(uri)):
                 return _Found(uri, _aliases(reference, uri))
             faults.append(f"{uri} does not exist")
         except (store.StoreError, ValueError) as fault:  # the next one may be in reach
@@ -109,7 +109,7 @@ def _aliases(reference: ReferenceConfig, uri: str) -> str:
     """The file of other names that the config gives, else the package ``uri`` if it has a report; or ""."""
     if reference.aliases:
         return store.absolute(reference.aliases)
-    archive = packages.split(uri)[0].lower().endswith(".zip")
+    archive = packages.file_of(uri).lower().endswith(".zip")
     return uri if archive and packages.is_package(uri) and packages.has_report(uri) else ""
 
 

@@ -38,9 +38,14 @@ def split(uri: str) -> tuple[str, str]:
     return (found["uri"], found["key"]) if found else (uri, "")
 
 
+def file_of(uri: str) -> str:
+    """The file that holds ``uri``, which may name one assembly of a package."""
+    return split(uri)[0]
+
+
 def is_package(uri: str) -> bool:
     """Whether the file at ``uri`` is a zip archive, by its first bytes. StoreError: it cannot be read."""
-    with store.open_read(split(uri)[0]) as file:
+    with store.open_read(file_of(uri)) as file:
         return magic.format_of(file.read(16)) == magic.ZIP
 
 
@@ -80,7 +85,7 @@ def report_chunks(uri: str) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _opened(uri: str) -> Iterator[zipfile.ZipFile]:
-    with store.open_read(split(uri)[0]) as file:
+    with store.open_read(file_of(uri)) as file:
         try:
             archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as fault:

@@ -55,6 +55,13 @@ def prepare(
     """
     cache = cache_dir(cache)
     located = locate(uri, cache=cache, on_progress=on_progress, number_repeated=number_repeated)
+    return survey(located, cache=cache, on_progress=on_progress)
+
+
+def survey(located: Located, *, cache: Path | None = None, on_progress: OnProgress = silent) -> Reference:
+    """``located``, every letter of it read; from the cache if its letters were read before. Raises as
+    ``prepare``."""
+    cache = cache_dir(cache)
     scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
     with exclusive(cache / f"{located.handle.sha256}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):

@@ -16,7 +16,7 @@ def text(uri: str) -> Iterator[bytes]:
         StoreError: it cannot be read.
         ValueError: it is empty, damaged, or none of these.
     """
-    chunks = store.chunks(packages.split(uri)[0])
+    chunks = store.chunks(packages.file_of(uri))
     first = next(chunks, b"")
     kind = magic.format_of(first)
     if kind == magic.ZIP:

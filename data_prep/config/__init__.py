@@ -5,5 +5,6 @@ from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, SplitConfig
 from data_prep.config.values import Names
+from data_prep.config.variants import VariantsConfig
 
-__all__ = ["BedSplit", "DataConfig", "Names", "PartnersConfig", "ReferenceConfig", "SplitConfig"]
+__all__ = ["BedSplit", "DataConfig", "Names", "PartnersConfig", "ReferenceConfig", "SplitConfig", "VariantsConfig"]

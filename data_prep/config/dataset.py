@@ -25,7 +25,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
-        names = [reference.name for reference in self.references]
+        names = [assembly.name for assembly in self.assemblies()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if not names:
             raise ValueError("references: at least one is needed")
@@ -37,6 +37,10 @@ class DataConfig(Section):
             )
         self.partners.names(names)
         return self
+
+    def assemblies(self) -> tuple[ReferenceConfig, ...]:
+        """The assemblies of the dataset: the references, and haplotypes of those that have variants."""
+        return tuple(assembly for reference in self.references for assembly in reference.assemblies())
 
     def inputs(self) -> list[tuple[str, str]]:
         """(key, URI) of every file that a build needs; of a reference's alternatives, which need not exist,
@@ -52,5 +56,6 @@ class DataConfig(Section):
                 (f"references.{number}.aliases", (reference.aliases,) if reference.aliases else ()),
                 (f"references.{number}.include", reference.include),
                 (f"references.{number}.exclude", reference.exclude),
+                (f"references.{number}.variants.vcf", reference.variants.vcf if reference.variants else ()),
             ]
         return [(key, uri) for key, uris in files for uri in uris]

@@ -1,14 +1,23 @@
 """An entry of ``references``: one genome."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from configs import Section
 from data_prep.config.values import Names, Strings, at_least_one
+from data_prep.config.variants import VariantsConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class HaplotypeOf(NamedTuple):
+    """Which haplotype an assembly is: of the reference of this name, sample, 1 or 2."""
+
+    reference: str
+    sample: str
+    number: int
 
 
 class ReferenceConfig(Section):
@@ -26,11 +35,14 @@ class ReferenceConfig(Section):
     repeated_names: Literal["refuse", "number"] = "refuse"
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
+    variants: VariantsConfig | None = None  # haplotypes that are assemblies beside it
     weight: float = Field(default=1.0, gt=0)
     # Where it stands among the species, from the root down, such as mammals/primates.
     clade: str | None = None
     # Of its letters, in words; build.json has it, and from there the cards of models.
     licence: Annotated[str, Field(min_length=1)] | None = None
+
+    _haplotype: HaplotypeOf | None = PrivateAttr(None)
 
     @field_validator("clade")
     @classmethod
@@ -51,3 +63,20 @@ class ReferenceConfig(Section):
     def only_file(self) -> Names:
         """Its URI if that is a file and has no alternatives."""
         return () if len(self.uri) > 1 or self.uri[0].startswith("accession:") else self.uri
+
+    @property
+    def haplotype(self) -> HaplotypeOf | None:
+        """Which haplotype it is; None of a reference as it stands in the config."""
+        return self._haplotype
+
+    def assemblies(self) -> tuple["ReferenceConfig", ...]:
+        """What it is in the dataset: itself, and each haplotype of its ``variants`` with a name of its own."""
+        if self.variants is None:
+            return (self,)
+        found = [self] if self.variants.keep_reference else []
+        for sample in self.variants.samples:
+            for number in self.variants.haplotypes:
+                one = self.model_copy(update={"name": f"{self.name}.{sample}.{number}"})
+                one._haplotype = HaplotypeOf(self.name, sample, number)
+                found.append(one)
+        return tuple(found)

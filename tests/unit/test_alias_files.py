@@ -160,7 +160,8 @@ def test_a_name_means_the_contigs_of_its_rows(rows: list[list[str]]) -> None:
 @pytest.mark.parametrize("key", ["include", "exclude"])
 def test_filters_by_other_names(tmp_path: Path, key: str) -> None:
     file = bed(tmp_path, "chr1\t0\t1000\nNC_000001.11\t500\t2000\nMT\t0\t5000\n")
-    plan = planned(table(tmp_path), **{key: [file]})
+    beds: dict[str, Any] = {key: [file]}
+    plan = planned(table(tmp_path), **beds)
     kept = {"CM1.2": 2000, "NC_012920.1": 5000} if key == "include" else {"CM1.2": 3000, "KI1.1": 5000}
     assert covered(plan, "train") == kept
     assert plan.warnings == (

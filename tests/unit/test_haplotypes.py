@@ -94,7 +94,7 @@ def test_every_stretch_and_the_map_in_both_directions(data: st.DataObject) -> No
     lifted = edits.lift(np.arange(bp + 1))
     assert lifted.tolist() == [map_to[edge] for edge in range(bp + 1)]
     back = edits.unlift(np.arange(len(whole) + 1))
-    assert (np.diff(back) >= 0).all() and back[0] == 0 and (not bp or back[-1] == bp)
+    assert (np.diff(back) >= 0).all() and back[0] == 0 and (not whole or back[-1] == bp)
     aligned = edits.aligned(bp)
     for one, other, length in aligned.tolist():
         assert (lifted[one : one + length] == np.arange(other, other + length)).all() or one == 0

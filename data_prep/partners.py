@@ -31,7 +31,7 @@ import numpy as np
 
 from data_prep.shards import FormatError, Manifest
 
-PARTNERS = "partners.bin"
+PARTNERS = "partners.bin"  # of a dataset that has grown: partners-HASH.bin, as its manifest says
 FORMAT_VERSION = 1
 IDENTITY_UNIT = 10_000
 MOST_APART = 65_535  # bp between two anchors of a chain
@@ -138,14 +138,22 @@ class PartnerTable:
         )
 
 
-def described(settings: dict[str, Any], data: bytes) -> dict[str, Any]:
-    """What the manifest says of the table ``data``, which was made with ``settings``."""
-    return settings | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+def described(settings: dict[str, Any], data: bytes, *, has_grown: bool = False) -> dict[str, Any]:
+    """What the manifest says of the table ``data``, which was made with ``settings``; of a dataset that
+    ``has_grown`` also the name of its file, since earlier manifests have theirs."""
+    digest = hashlib.sha256(data).hexdigest()
+    name = {"file": PARTNERS.replace(".", f"-{digest[:16]}.")} if has_grown else {}
+    return settings | {"bytes": len(data), "sha256": digest} | name
+
+
+def file_of(partners: dict[str, Any]) -> str:
+    """The name of the file that ``partners`` of a manifest describe."""
+    return str(partners.get("file", PARTNERS))
 
 
 def settings_of(partners: dict[str, Any] | None) -> dict[str, Any] | None:
     """What a manifest says of its partners, without what follows from the rest."""
-    return partners and {key: value for key, value in partners.items() if key not in ("bytes", "sha256")}
+    return partners and {key: of for key, of in partners.items() if key not in ("bytes", "sha256", "file")}
 
 
 def load(manifest: Manifest, data: bytes) -> PartnerTable:
@@ -157,5 +165,7 @@ def load(manifest: Manifest, data: bytes) -> PartnerTable:
     assert manifest.partners, "this dataset has no partners"
     found = hashlib.sha256(data).hexdigest()
     if found != (wanted := manifest.partners["sha256"]):
-        raise FormatError(f"{PARTNERS} has sha256 {found[:12]}, the manifest says {wanted[:12]}")
+        raise FormatError(
+            f"{file_of(manifest.partners)} has sha256 {found[:12]}, the manifest says {wanted[:12]}"
+        )
     return PartnerTable.from_bytes(data)

@@ -8,6 +8,7 @@ import numpy as np
 from cluster.storage import store
 from data_prep import shards
 from data_prep.alphabet import Codes
+from data_prep.blocks import pack
 from data_prep.dataset.write import write_shard
 from data_prep.split.intervals import Span
 
@@ -31,7 +32,7 @@ def write_dataset(
                 part = codes[start : start + block_bp]
                 span = Span("toy", name, start, start + len(part))
                 masked = (np.arange(len(part)) % 10 < 4) & soft
-                blocks.append((span, shards.pack(part, masked)))
+                blocks.append((span, pack(part, masked)))
         written[split] = (write_shard(str(folder / f"{split}-000000.tar"), blocks),)
     source = shards.Source("toy", "0" * 64, lengths, 0, {}, 1.0)
     manifest = shards.Manifest(shards.FORMAT_VERSION, (source,), block_bp, 1 << 24, 1.0, {}, 0, written)

@@ -5,6 +5,15 @@ from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, SplitConfig
 from data_prep.config.values import Names
-from data_prep.config.variants import VariantsConfig
+from data_prep.config.weights import WEIGHTS, WeightsConfig
 
-__all__ = ["BedSplit", "DataConfig", "Names", "PartnersConfig", "ReferenceConfig", "SplitConfig", "VariantsConfig"]
+__all__ = [
+    "WEIGHTS",
+    "BedSplit",
+    "DataConfig",
+    "Names",
+    "PartnersConfig",
+    "ReferenceConfig",
+    "SplitConfig",
+    "WeightsConfig",
+]

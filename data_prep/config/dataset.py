@@ -6,6 +6,7 @@ from configs import Section
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, SplitConfig
+from data_prep.config.weights import WeightsConfig
 
 
 class DataConfig(Section):
@@ -18,10 +19,12 @@ class DataConfig(Section):
     max_n_fraction: float = Field(default=0.5, ge=0, le=1)
     split: SplitConfig = SplitConfig()
     partners: PartnersConfig = PartnersConfig()
+    weights: WeightsConfig = WeightsConfig()
     seed: int = 0
     # Default: the CPUs of this machine, or of the Ray cluster that it joins.
     workers: int | None = Field(default=None, ge=1)
     overwrite: bool = False
+    grow: bool = False  # a dataset at ``output`` becomes that of this config; equal shards of it are kept
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
@@ -35,6 +38,9 @@ class DataConfig(Section):
             raise ValueError(
                 f"shard_bp {self.shard_bp} is less than block_bp {self.block_bp}; a shard holds blocks"
             )
+        if self.grow and self.overwrite:
+            raise ValueError("grow keeps what is there and overwrite does not: give one of the two")
+        self.weights.check(self.references)
         self.partners.names(names)
         return self
 

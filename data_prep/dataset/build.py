@@ -3,23 +3,26 @@
 import contextlib
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import ray_session
 from configs import dump
+from data_prep.blocks import pack
 from data_prep.config import DataConfig
+from data_prep.dataset.growth import Grown, grown
 from data_prep.dataset.leaks import check_plan, wants_report
 from data_prep.dataset.output import Files, Output
 from data_prep.dataset.partners import make_partners
 from data_prep.dataset.plan import Plan, make_plan
 from data_prep.dataset.references import ReferenceSpans, first_changed, prepare_all
 from data_prep.dataset.runner import OnRetry, Runner
+from data_prep.dataset.weights import with_weights
 from data_prep.dataset.write import keep_or_write_shard, write_shard
 from data_prep.partners import PartnerTable
-from data_prep.shards import SPLITS, Manifest, Shard, pack
+from data_prep.shards import SPLITS, Manifest, Shard
 from data_prep.sources.survey import Reference
 from data_prep.split.leakage import Leakage
 
@@ -38,6 +41,7 @@ class Built:
     leakage: Leakage | None = None
     partners: PartnerTable | None = None
     warnings: tuple[str, ...] = ()  # as in Plan
+    grown: Grown | None = None  # where a dataset was there and grew
 
 
 class BuildStoppedError(RuntimeError):
@@ -62,16 +66,17 @@ def build(
     began = time.monotonic()
     runner = Runner(config.workers, on_progress, on_retry)
     output = Output(
-        store.absolute(config.output), overwrite=config.overwrite
+        store.absolute(config.output), overwrite=config.overwrite, grow=config.grow
     )  # a wrong one is refused at once
     several = len(config.references) > 1  # one is prepared without Ray
     with output.alone(), ray_session.session(config.workers) if several else contextlib.nullcontext():
         references = prepare_all(config.references, runner)
-        plan = make_plan(config, references)
+        plan = replace(make_plan(config, references), base=output.base())
         if manifest := output.finished(plan, report=wants_report(plan, config.split)):
             return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
         with ray_session.session(config.workers) as workers:
             checked = check_plan(plan, config.split, references, runner)
+            checked = replace(checked, plan=with_weights(checked.plan))
             # Another machine may have built it meanwhile.
             if manifest := output.finished(checked.plan, report=bool(checked.report)):
                 return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
@@ -99,6 +104,7 @@ def build(
         leakage=checked.report,
         partners=partners,
         warnings=checked.plan.warnings,
+        grown=grown(plan.base, manifest) if plan.base else None,
     )
 
 
@@ -136,32 +142,35 @@ class _ShardTask:
 def _write_shards(
     plan: Plan, output: Output, found: set[str], references: dict[str, Reference], runner: Runner
 ) -> _Written:
-    chunks = plan.chunks()
+    chunks, kept = plan.chunks(), output.kept(plan)
+    missing = [chunk for chunk in chunks if chunk.name not in kept]
     tasks = [
         _ShardTask(
             ReferenceSpans(references[chunk.assembly].handle, chunk.spans),
             store.join(output.uri, chunk.name),
             chunk.name in found,
         )
-        for chunk in chunks
+        for chunk in missing
     ]
-    stage, ended = Stage(runner.on_progress, "write", sum(chunk.bp for chunk in chunks)), set[int]()
+    stage, ended = Stage(runner.on_progress, "write", sum(chunk.bp for chunk in missing)), set[int]()
 
     def on_result(index: int, _: tuple[Shard, bool]) -> None:
         ended.add(index)
-        stage.advance(chunks[index].bp)
+        stage.advance(missing[index].bp)
 
     try:
-        results = runner.run(_shard, tasks, names=[chunk.name for chunk in chunks], on_result=on_result)
-        output.settle([shard for shard, _ in results])
+        results = runner.run(_shard, tasks, names=[chunk.name for chunk in missing], on_result=on_result)
+        written = {shard.name: shard for shard, _ in results}
+        output.settle([*kept.values(), *written.values()])
     except (OSError, ValueError, RuntimeError) as fault:
         raise BuildStoppedError(
-            f"{fault}; {len(ended)} of {len(chunks)} shards are done and stay, there is no manifest "
-            "yet, and the same command goes on from them"
+            f"{fault}; {len(ended)} of {len(missing)} shards are done and stay, "
+            + ("the manifest is the one before" if plan.base else "there is no manifest yet")
+            + ", and the same command goes on from them"
         ) from fault
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-    for chunk, (shard, _) in zip(chunks, results, strict=True):
-        shards[chunk.split].append(shard)
+    for chunk in chunks:
+        shards[chunk.split].append((kept | written)[chunk.name])
     return _Written(
         {split: tuple(own) for split, own in shards.items()}, sum(was_there for _, was_there in results)
     )

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from cluster.storage import store
-from data_prep.partners import IDENTITY_UNIT, PARTNERS, Numbers, PartnerTable, load
+from data_prep.partners import IDENTITY_UNIT, PARTNERS, Numbers, PartnerTable, file_of, load
 from data_prep.shards import FormatError, Manifest
 from data_prep.split.chains import Bits
 from data_prep.split.intervals import Place, Span, by_place, intersect, merge
@@ -41,7 +41,9 @@ class PartnerStats:
 def read_table(uri: str, manifest: Manifest) -> PartnerTable | None:
     """The partner table of the dataset at ``uri``; None if it has none. FormatError or StoreError if it
     cannot be used."""
-    return load(manifest, store.read_bytes(store.join(uri, PARTNERS))) if manifest.partners else None
+    if manifest.partners is None:
+        return None
+    return load(manifest, store.read_bytes(store.join(uri, file_of(manifest.partners))))
 
 
 def partner_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
@@ -49,8 +51,9 @@ def partner_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
     if manifest.partners is None:
         stray = f"{PARTNERS} is not in the manifest; another build left it"
         return [stray] if PARTNERS in there else []
-    if PARTNERS not in there:
-        return [f"{PARTNERS} is missing"]
+    name = file_of(manifest.partners)
+    if name not in there:
+        return [f"{name} is missing"]
     try:
         table = read_table(uri, manifest)
     except (FormatError, store.StoreError) as fault:
@@ -65,7 +68,7 @@ def partner_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
             positions = at_N[place_N == number]
             if outside := int((~_inside(positions, train.get(place, []))).sum()):
                 faults.append(
-                    f"{PARTNERS}: {outside} anchors in {place[0]}:{place[1]} are not in the train split"
+                    f"{name}: {outside} anchors in {place[0]}:{place[1]} are not in the train split"
                 )
     return faults
 

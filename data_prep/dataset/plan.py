@@ -7,7 +7,8 @@ from typing import Any
 
 from cluster.storage import store
 from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
-from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Source
+from data_prep.dataset.growth import Base
+from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Shard, Source
 from data_prep.sources.survey import Reference
 from data_prep.split.contigs import choose_contigs, copies, meant
 from data_prep.split.filters import Genome, Warn, read_filter, read_zones
@@ -16,11 +17,13 @@ from data_prep.split.intervals import Span, Zones, assign, count_covered, group,
 
 @dataclass(frozen=True)
 class Chunk:
-    """A shard that will be written: its name, its split, and its blocks, which are all of one assembly."""
+    """A shard of the plan: its name, its split, and its blocks, which are all of one assembly. ``kept``: the
+    shard itself, where a dataset that grows has it already."""
 
     name: str
     split: str
     spans: tuple[Span, ...]
+    kept: Shard | None = None
 
     @property
     def bp(self) -> int:
@@ -36,20 +39,29 @@ class Plan:
     """The manifest without its shards, and the blocks of every split.
 
     ``dropped``: how many blocks are left out because of their N. ``warnings``: a sentence for each part of
-    the input that has no effect, or may be a mistake.
+    the input that has no effect, or may be a mistake. ``base``: the dataset that grows into this one.
     """
 
     manifest: Manifest
     parts: dict[str, list[Span]]
     dropped: int
     warnings: tuple[str, ...] = ()
+    base: Base | None = None
 
     def chunks(self) -> list[Chunk]:
-        """The shards to write, in the order of the manifest."""
+        """The shards, in the order of the manifest."""
+        groups = {split: group(self.parts[split], shard_bp=self.manifest.shard_bp) for split in SPLITS}
+        if self.base is None:
+            return [
+                Chunk(f"{split}-{index:06d}.tar", split, tuple(spans))
+                for split, shards in groups.items()
+                for index, spans in enumerate(shards)
+            ]
+        planned = [(split, spans) for split, shards in groups.items() for spans in shards]
+        names = self.base.names(planned, self.manifest.sources)
         return [
-            Chunk(f"{split}-{index:06d}.tar", split, tuple(spans))
-            for split in SPLITS
-            for index, spans in enumerate(group(self.parts[split], shard_bp=self.manifest.shard_bp))
+            Chunk(name, split, tuple(spans), kept)
+            for (split, spans), (name, kept) in zip(planned, names, strict=True)
         ]
 
 
@@ -69,7 +81,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         source, blocks = _source(
             wanted, references[wanted.name], block_bp=config.block_bp, warn=warnings.setdefault
         )
-        sources.append(source)
+        sources.append(replace(source, filters=source.filters | config.weights.filters(wanted)))
         spans += blocks
     held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
     parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)

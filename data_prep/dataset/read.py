@@ -8,16 +8,16 @@ from typing import IO
 from cluster.process import host
 from cluster.storage import store
 from data_prep.alphabet import Codes, Mask
+from data_prep.blocks import PackedBlock
 from data_prep.dataset.tar import group_by_keys, tar_file_expander
+from data_prep.manifests import open_manifest
 from data_prep.shards import (
     HEADER_EXT,
-    MANIFEST,
     PAYLOAD_EXT,
     SPLITS,
     Block,
     FormatError,
     Manifest,
-    PackedBlock,
     Shard,
 )
 from data_prep.split.intervals import Span
@@ -28,13 +28,7 @@ _LARGE = 1 << 30  # bp
 def load_manifest(uri: str) -> Manifest:
     """The manifest of the dataset at ``uri``. StoreError if there is none, FormatError if it cannot be
     used."""
-    where = store.join(uri, MANIFEST)
-    if not store.exists(where):
-        raise store.StoreError(f"{uri} is not a dataset: it has no {MANIFEST}; a build writes it last")
-    try:
-        return Manifest.from_bytes(store.read_bytes(where))
-    except FormatError as fault:
-        raise FormatError(f"{where}: {fault}") from fault
+    return open_manifest(uri).manifest
 
 
 def readers(manifest: Manifest) -> int:

@@ -4,9 +4,24 @@ from collections.abc import Iterator
 
 from data_prep.config import DataConfig
 from data_prep.dataset.build import Built
+from data_prep.dataset.growth import Grown
 from data_prep.dataset.partner_checks import partner_stats, partner_table_text
 from data_prep.shards import SPLITS
 from data_prep.split.leakage import table
+
+_SHOWN = 5  # names of assemblies
+
+
+def _growth(grown: Grown) -> Iterator[str]:
+    changes = [
+        f"{what} {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' * (len(names) > _SHOWN)}"
+        for what, names in (("added", grown.added), ("changed", grown.changed), ("removed", grown.removed))
+        if names
+    ]
+    yield (
+        f"the dataset has grown: {'; '.join(changes) or 'the same assemblies'}; {grown.kept_shards} shards "
+        "stay as they were, and so does the manifest before"
+    )
 
 
 def summary(built: Built, config: DataConfig) -> Iterator[str]:
@@ -24,6 +39,8 @@ def summary(built: Built, config: DataConfig) -> Iterator[str]:
         f"{config.output}: {bp:,} bp ({parts}) in {len(shards)} shards, {size / bp:.4f} bytes/bp, "
         f"{built.seconds:.1f} s, {bp / built.seconds / 1e6:.1f} Mbp/s"
     )
+    if built.grown:
+        yield from _growth(built.grown)
     if built.found_shards:
         yield f"of these, {built.found_shards} shards of an earlier build were there and whole"
     if not manifest.bp("val"):

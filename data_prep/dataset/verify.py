@@ -8,10 +8,12 @@ import re
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs
+from data_prep.blocks import unpack
+from data_prep.dataset.growth import GROWTH, Base
 from data_prep.dataset.partner_checks import partner_faults
 from data_prep.dataset.read import load_manifest, readers, samples
 from data_prep.partners import settings_of
-from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard, unpack
+from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard
 from data_prep.split.intervals import Span, bed_bytes
 
 _SHOWN = 3  # faults of one shard; a swapped one has two a block
@@ -49,11 +51,13 @@ def verify(uri: str, *, workers: int | None = None, on_progress: OnProgress = si
             if len(more) > _SHOWN:
                 faults.append(f"{shard.name} has {len(more) - _SHOWN} more faults")
         faults += _bed_faults(uri, manifest, split, there)
-    return faults + partner_faults(uri, manifest, there) + _stray_faults(manifest, there)
+    if GROWTH in there:
+        faults.append(f"{GROWTH}: a growth was cut short; the same build ends it")
+    return faults + partner_faults(uri, manifest, there) + _stray_faults(uri, there)
 
 
-def _stray_faults(manifest: Manifest, there: set[str]) -> list[str]:
-    known = {shard.name for split in SPLITS for shard in manifest.shards[split]}
+def _stray_faults(uri: str, there: set[str]) -> list[str]:
+    known = Base.of(uri, there).listed.keys()
     strays = sorted(name for name in there - known if _SHARD_NAME.fullmatch(name))
     return [f"{name} is not in the manifest; another build left it" for name in strays]
 

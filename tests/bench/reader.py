@@ -12,6 +12,7 @@ import pytest
 
 from cluster.storage import store
 from data_prep import shards
+from data_prep.blocks import pack
 from data_prep.dataset.write import write_shard
 from data_prep.split.intervals import Span
 from tests import s3
@@ -42,7 +43,7 @@ def write_random_dataset(uri: str, *, bases: int, block_bp: int = BLOCK_BP) -> s
     for start in range(0, bases, block_bp):
         runs = rng.geometric(1 / 300, block_bp // 50)
         soft_mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs)[:block_bp]
-        payload = shards.pack(rng.integers(0, 4, block_bp).astype(np.uint8), soft_mask)
+        payload = pack(rng.integers(0, 4, block_bp).astype(np.uint8), soft_mask)
         parts.append((Span("random", "chr1", start, start + block_bp), payload))
         if len(parts) * block_bp >= SHARD_BP or start + block_bp >= bases:
             written.append(write_shard(store.join(uri, f"train-{len(written):06d}.tar"), parts))

@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from cluster.storage import store
 from cluster.storage.retry import TransientError
 from configs import ConfigError, dump, validate
 from data_prep import alphabet, shards
+from data_prep.blocks import PackedBlock, pack
+from data_prep.shards import SplitBlocks
 from tests.datasets import markov_sequence, write_dataset
 from tests.s3 import S3
 from trainer.core import random
@@ -271,7 +274,7 @@ def test_no_lane_is_read_by_two_threads(
     readers: dict[int, str] = {}
     block = Dataset.block
 
-    def spy(self: Dataset, number: int) -> shards.PackedBlock:
+    def spy(self: Dataset, number: int) -> PackedBlock:
         assert number not in readers, "no block is read twice"
         readers[number] = threading.current_thread().name
         return block(self, number)
@@ -340,9 +343,8 @@ def test_split_gives_micro_batches_in_order(toys: list[str]) -> None:
 
 
 def test_windows_bring_their_soft_mask_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack = shards.pack
     with monkeypatch.context() as patch:  # every A and C in lower case
-        patch.setattr(shards, "pack", lambda codes, _: pack(codes, codes < 2))
+        patch.setattr("tests.datasets.pack", lambda codes, _: pack(codes, codes < 2))
         uri = write_dataset(tmp_path, {"train": contigs(0)}, block_bp=1024)
     plain, read = reader([uri]), reader([uri], soft=True)
     for step in range(10):
@@ -504,9 +506,11 @@ def test_blocks_that_cannot_be_read_or_do_not_fit_their_manifest_are_named(
 ) -> None:
     shutil.copytree(toys[0], tmp_path / "copy")
     dataset = Dataset(str(tmp_path / "copy"), "train")
-    payload = shards.pack(np.zeros(12, np.uint8), np.zeros(12, np.bool_))
+    payload = pack(np.zeros(12, np.uint8), np.zeros(12, np.bool_))
     shard, entry = dataset.blocks[0]
-    dataset.blocks[0] = (shard, shards.Block(entry.offset, len(payload), "toy", "train0", 0, 1024))
+    entry = replace(entry, size=len(payload))
+    (_, *others) = dataset.manifest.shards["train"]
+    dataset.blocks = SplitBlocks([replace(shard, blocks=(entry, *shard.blocks[1:])), *others])
     path = tmp_path / "copy" / shard.name
     whole = bytearray(path.read_bytes())
     whole[entry.offset : entry.offset + len(payload)] = payload

@@ -3,9 +3,11 @@ run."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from data_prep.manifests import kept_name, open_manifest
 from tests import commands
 from tests.datasets import markov_sequence, write_dataset
 from tests.exports import files_of
@@ -307,6 +310,29 @@ def test_a_mixture_with_lengths_by_step_and_a_damaged_block(toy: str, tmp_path: 
     card = (tmp_path / "run" / "README.md").read_text()
     assert "| window by step | 48 from step 0, 80 from step 3 |" in card
     assert len(registry.history(run.info.run_id, "throughput/mfu")) == 3
+
+
+def test_a_run_goes_on_with_what_its_dataset_was_when_it_began(toy: str, tmp_path: Path) -> None:
+    uri = str(shutil.copytree(toy, tmp_path / "d"))
+    whole, part = "run.dir=whole", "run.dir=part"
+    common = (*TINY, f"data.uri={uri}", "checkpoint.every=2", "train.schedule_steps=4")
+    assert launch(*common, whole, "train.steps=4", cwd=tmp_path).returncode == 0
+    assert launch(*common, part, "train.steps=2", cwd=tmp_path).returncode == 0
+    opened = open_manifest(uri)
+    (kept := tmp_path / "d" / kept_name(opened.digest)).write_bytes(opened.manifest.to_bytes())
+    (tmp_path / "d" / "manifest.json").write_bytes(replace(opened.manifest, seed=9).to_bytes())
+    done = launch(*common, part, "train.steps=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"{uri} has grown since this run began, which goes on with what it began with: manifest "
+        f"{opened.digest[:12]}"
+    ) in done.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert weights[0] == weights[1]
+    kept.unlink()
+    done = launch(*common, part, "train.steps=5", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"was trained on {uri} with manifest {opened.digest[:12]}, which is" in done.stderr
 
 
 def test_corrupt_shard_fails_with_its_name_and_marks_the_run(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from cluster.storage.store import StoreError
 from data_prep import shards
+from data_prep.blocks import PackedBlock, pack
 from trainer.data.prefetch import LATER, NOW, SOON, BlockBuffer, FetchThreads
 
 
-def block(number: int) -> shards.PackedBlock:
-    return shards.PackedBlock(shards.pack(np.full(8, number % 4, np.uint8), np.zeros(8, np.bool_)))
+def block(number: int) -> PackedBlock:
+    return PackedBlock(pack(np.full(8, number % 4, np.uint8), np.zeros(8, np.bool_)))
 
 
 class Source:
@@ -24,7 +25,7 @@ class Source:
         self.damaged, self.gate, self.begun = damaged, threading.Event(), threading.Event()
         self.gate.set()
 
-    def __call__(self, number: int) -> shards.PackedBlock:
+    def __call__(self, number: int) -> PackedBlock:
         self.begun.set()
         assert self.gate.wait(30)
         self.reads.append((number, threading.current_thread().name))
@@ -115,7 +116,7 @@ def test_nobody_waits_for_threads_that_have_ended() -> None:
 
 
 def test_any_other_fault_reaches_who_asks() -> None:
-    def broken(_: int) -> shards.PackedBlock:
+    def broken(_: int) -> PackedBlock:
         raise ZeroDivisionError("a bug")
 
     threads = FetchThreads(1)
@@ -127,7 +128,7 @@ def test_any_other_fault_reaches_who_asks() -> None:
 def test_store_errors_are_remembered() -> None:
     calls = []
 
-    def gone(number: int) -> shards.PackedBlock:
+    def gone(number: int) -> PackedBlock:
         calls.append(number)
         raise StoreError("cannot read it")
 

@@ -19,9 +19,9 @@ ALONE = Group(0, 1)
 
 def test_a_new_run_is_trained_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = config(tmp_path)
-    assert run_dir.plan(one, ALONE) == Plan(one, same_run=False)
+    assert run_dir.plan(one, ALONE) == Plan(one, same_run=False, datasets={})
     run_status.write_config(one)
-    assert run_dir.plan(one, ALONE, locked=True) == Plan(one, same_run=True)
+    assert run_dir.plan(one, ALONE, locked=True) == Plan(one, same_run=True, datasets={})
     assert capsys.readouterr().err == ""
 
 

@@ -96,7 +96,7 @@ def test_bed_files_are_held_to_the_manifest(copy: Path) -> None:
 
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(
-        store.StoreError, match=r"is not a dataset: it has no manifest.json; a build writes it last"
+        store.StoreError, match=r"no dataset at .*: manifest.json is missing there; a build writes it last"
     ):
         verify(str(tmp_path))
     (tmp_path / "manifest.json").write_text("{}")

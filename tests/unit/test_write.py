@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.blocks import pack, unpack
 from data_prep.dataset.read import samples
 from data_prep.dataset.write import write_shard
-from data_prep.shards import BlockHeader, FormatError, pack, unpack
+from data_prep.shards import BlockHeader, FormatError
 from data_prep.split.intervals import Span
 
 ROOT = Path(__file__).parents[2]

@@ -9,13 +9,14 @@ import torch
 from cluster.storage import store
 from cluster.storage.retry import TransientError
 from data_prep import shards
+from data_prep.blocks import PackedBlock
 from trainer.data.batch import Batch
 from trainer.data.dataset import Dataset
 from trainer.data.partners import Choice, PartnerRows, choice_of
 from trainer.data.sampling import OpenSet, Sampler
 from trainer.data.windows import WindowBuilder
 
-GetBlock = Callable[[int, int, int], shards.PackedBlock]  # of dataset, block, and the lane that asks
+GetBlock = Callable[[int, int, int], PackedBlock]  # of dataset, block, and the lane that asks
 
 
 class Place(NamedTuple):
@@ -31,7 +32,7 @@ class Place(NamedTuple):
 class _Source(NamedTuple):
     """The interval of a block that a row is cut from."""
 
-    block: shards.PackedBlock
+    block: PackedBlock
     number: int
     start: int
     end: int
@@ -87,7 +88,7 @@ class Cutter:
 
     def _partner(
         self, choice: Choice | None, place: Place, skipped: set[tuple[int, int, int]]
-    ) -> shards.PackedBlock | None:
+    ) -> PackedBlock | None:
         """The block of the partner of ``place``; None if it has none, or if the block is damaged: then it is
         added to ``skipped``."""
         if choice is None or choice.block < 0:

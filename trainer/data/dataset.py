@@ -1,13 +1,17 @@
 """One split of a dataset: its manifest, and its blocks by number, each read by one range request."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from cluster.storage import store
+from configs import redact
 from data_prep import alphabet, partners, shards
+from data_prep.blocks import PackedBlock
+from data_prep.manifests import OtherManifestError, open_manifest
 from data_prep.partners import PartnerTable
 from trainer.data.block_cache import DiskCache, python_warning
 from trainer.data.config import Data
@@ -20,32 +24,26 @@ class EmptySplitError(ValueError):
 class Dataset:
     """One split of a dataset: its manifest and its blocks, each read by one range request."""
 
-    def __init__(self, uri: str, split: str, *, cache: DiskCache | None = None) -> None:
-        """``cache`` keeps the blocks that are read, for a remote dataset.
+    def __init__(
+        self, uri: str, split: str, *, cache: DiskCache | None = None, digest: str | None = None
+    ) -> None:
+        """``cache`` keeps the blocks that are read, for a remote dataset. ``digest``: sha256 of the manifest
+        that is wanted, should the dataset have grown since; default: the present one.
 
         Raises:
             StoreError, FormatError: there is no manifest, or it is not one. EmptySplitError: the split has no
                 block.
         """
         self.uri, self.split, self._cache = uri, split, cache
-        self._contigs: dict[tuple[str, str], int] = {}  # (assembly, contig) -> hash
-        if not store.exists(store.join(uri, shards.MANIFEST)):
-            raise store.StoreError(
-                f"no dataset at {uri}: {shards.MANIFEST} is missing there; build it with data_prep"
-            )
-        manifest_bytes = store.read_bytes(store.join(uri, shards.MANIFEST))
-        self.digest = hashlib.sha256(manifest_bytes).hexdigest()
-        try:
-            self.manifest = shards.Manifest.from_bytes(manifest_bytes)
-        except shards.FormatError as fault:
-            raise shards.FormatError(f"{store.join(uri, shards.MANIFEST)}: {fault}") from fault
+        opened = open_manifest(uri, digest=digest)
+        self.manifest, self.digest, self.has_grown = opened.manifest, opened.digest, opened.is_kept
         self.blocks = self.manifest.blocks(split)
         if not self.blocks:
             raise EmptySplitError(
                 f"dataset {uri} has no block in its {split} split; give split.{split} and build it again"
             )
 
-    def block(self, number: int) -> shards.PackedBlock:
+    def block(self, number: int) -> PackedBlock:
         """The packed block, its crc32 checked.
 
         Raises:
@@ -82,7 +80,7 @@ class Dataset:
         used."""
         if self.manifest.partners is None:
             return None
-        where = store.join(self.uri, partners.PARTNERS)
+        where = store.join(self.uri, partners.file_of(self.manifest.partners))
         try:
             return partners.load(self.manifest, store.read_bytes(where))
         except shards.FormatError as fault:
@@ -98,17 +96,22 @@ class Dataset:
 
         The same in every dataset that was made of the same reference.
         """
-        _, entry = self.blocks[number]
-        contig = (entry.assembly, entry.contig)
-        if contig not in self._contigs:
-            source = next(source for source in self.manifest.sources if source.name == entry.assembly)
-            digest = hashlib.sha256(f"{source.sha256} {entry.contig}".encode()).digest()
-            self._contigs[contig] = int.from_bytes(digest[:8], "little", signed=True)
-        return self._contigs[contig], entry.start
+        columns = self.blocks.columns
+        return self._hashes[columns.place_N[number]], int(columns.start_N[number])
+
+    @cached_property
+    def _hashes(self) -> list[int]:
+        """Of each place of the blocks' columns."""
+        sha256 = {source.name: source.sha256 for source in self.manifest.sources}
+        digests = [
+            hashlib.sha256(f"{sha256[assembly]} {contig}".encode()).digest()
+            for assembly, contig in self.blocks.columns.places
+        ]
+        return [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
 
     @staticmethod
-    def _checked(payload: bytes, entry: shards.Block) -> shards.PackedBlock:
-        found = shards.PackedBlock(payload)
+    def _checked(payload: bytes, entry: shards.Block) -> PackedBlock:
+        found = PackedBlock(payload)
         if found.bases != entry.bp:
             raise shards.FormatError(f"a block has {found.bases} bases, its manifest says {entry.bp}")
         return found
@@ -116,15 +119,28 @@ class Dataset:
     def weights(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[blocks]: how often an epoch reads each block, the weight of its source."""
         weights = {source.name: source.weight for source in self.manifest.sources}
-        return np.array([weights[block.assembly] for _, block in self.blocks], np.float64)
+        columns = self.blocks.columns
+        return np.array([weights[assembly] for assembly, _ in columns.places], np.float64)[columns.place_N]
+
+    def bp(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """int64 [blocks]: the size of each block."""
+        return self.blocks.columns.bp_N.astype(np.int64)
 
 
 def open_datasets(
-    data: Data, split: str, *, some_empty: bool = False, warn: Callable[[str], None] = python_warning
+    data: Data,
+    split: str,
+    *,
+    some_empty: bool = False,
+    digests: Mapping[str, str] | None = None,
+    warn: Callable[[str], None] = python_warning,
 ) -> dict[int, Dataset]:
     """The datasets of ``data.uri`` by their place in it; remote ones are read through the cache on disk.
 
     With ``some_empty`` datasets without this split are left out, unless all of them are without it.
+    ``digests``: of a run that goes on, URI without secrets -> sha256 of the manifest that it began with.
+    Where a dataset has grown since, that manifest is opened; where it is not kept, the present one is opened,
+    and it is for the caller to compare their sha256.
 
     Raises: what Dataset raises.
     """
@@ -133,7 +149,8 @@ def open_datasets(
     empty: list[EmptySplitError] = []
     for number, part in enumerate(data.uri):
         try:
-            found[number] = Dataset(part.uri, split, cache=None if store.is_local(part.uri) else cache)
+            wanted = (digests or {}).get(redact(part.uri))
+            found[number] = _open(part.uri, split, None if store.is_local(part.uri) else cache, wanted)
         except EmptySplitError as fault:
             if not some_empty:
                 raise
@@ -147,3 +164,10 @@ def open_datasets(
             "build one of them again"
         )
     return found
+
+
+def _open(uri: str, split: str, cache: DiskCache | None, digest: str | None) -> Dataset:
+    try:
+        return Dataset(uri, split, cache=cache, digest=digest)
+    except OtherManifestError:
+        return Dataset(uri, split, cache=cache)

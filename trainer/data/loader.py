@@ -202,7 +202,7 @@ class Reader:
         """A sampler of each dataset for the current phase."""
         return [
             Sampler(
-                np.array([block.bp for _, block in dataset.blocks], np.int64),
+                dataset.bp(),
                 dataset.weights(),
                 plan=self.plan,
                 dataset=number,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from configs import ConfigError
+from data_prep.blocks import PackedBlock
 from data_prep.partners import PartnerTable
-from data_prep.shards import PackedBlock
 from trainer.core import random
 from trainer.data.config import Partners
 from trainer.data.dataset import Dataset
@@ -95,12 +95,11 @@ class PartnerIndex:
             np.array([assemblies[assembly] for assembly, _ in table.places], np.int64),
             at,
         )
-        blocks = [block for _, block in dataset.blocks]
-        self._assembly_P = np.array([assemblies.get(block.assembly, _NONE) for block in blocks], np.int64)
-        self._start_P = np.array(
-            [starts.get((block.assembly, block.contig), 0) + block.start for block in blocks], np.int64
-        )
-        self._bp_P = np.array([block.bp for block in blocks], np.int64)
+        blocks = dataset.blocks.columns
+        of_place = [(assemblies.get(place[0], _NONE), starts.get(place, 0)) for place in blocks.places]
+        self._assembly_P, first_P = np.array(of_place, np.int64)[blocks.place_N].T
+        self._start_P = first_P + blocks.start_N.astype(np.int64)
+        self._bp_P = dataset.bp()
         known = np.flatnonzero(self._assembly_P >= 0)
         self._by_start = known[np.argsort(self._start_P[known], kind="stable")]
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from queue import PriorityQueue
 
 from cluster.storage.store import StoreError
-from data_prep.shards import FormatError, PackedBlock
+from data_prep.blocks import PackedBlock
+from data_prep.shards import FormatError
 
 NOW, SOON, LATER = 0, 1, 2  # urgency: this batch needs the block; the open set does; the next set does
 _STOP = NOW - 1

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep import alphabet, shards
+from data_prep import alphabet
+from data_prep.blocks import PackedBlock
 from trainer.core import random
 
 
@@ -104,9 +105,7 @@ class WindowBuilder:
         # low, high, contig, start, end. A list, since storing in an array costs more than all the rest.
         self._numbers_B5 = [(0, 0, 0, 0, 0)] * rows
 
-    def fill(
-        self, row: int, block: shards.PackedBlock, start: int, end: int, *, locus: tuple[int, int]
-    ) -> None:
+    def fill(self, row: int, block: PackedBlock, start: int, end: int, *, locus: tuple[int, int]) -> None:
         """Make row ``row`` [start, end) of ``block``, with as much flank as the block has.
 
         ``locus``: what Dataset.locus returns for the block.

@@ -38,7 +38,7 @@ def embedding_plane(registry: Registry, model_uri: str, *, dataset_uri: str, len
     """
     dataset = Dataset(dataset_uri, "val")
     network = open_model(registry, model_uri).network
-    places = choose_windows([block.bp for _, block in dataset.blocks], length, _WINDOWS, margin=0)
+    places = choose_windows(dataset.bp().tolist(), length, _WINDOWS, margin=0)
     codes = [dataset.codes(block)[start:end] for block, start, end in places]
     if len(codes) < 3:
         raise ValueError(

@@ -44,12 +44,20 @@ class Validator:
     """
 
     def __init__(
-        self, data: Data, val: Validation, views: Views, *, device: torch.device, group: Group
+        self,
+        data: Data,
+        val: Validation,
+        views: Views,
+        *,
+        device: torch.device,
+        group: Group,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
+        """``digests``: of the manifests that are wanted, as in open_datasets."""
         self._data, self._views, self._batch_size = data, views, val.batch
         self.device, self.group = device, group
         with collectives.together(group):
-            datasets = open_datasets(data, "val", some_empty=True)
+            datasets = open_datasets(data, "val", some_empty=True, digests=digests)
             self.left_out = [part.uri for number, part in enumerate(data.uri) if number not in datasets]
             batches = rank_batches(datasets, data=data, val=val, views=views, group=group)
             self._batches = [batch.to(device) for batch in batches]

@@ -89,9 +89,7 @@ def choose_places(datasets: Mapping[int, Dataset], data: Data, *, windows: int) 
     weights = [data.uri[number].weight for number in datasets]
     found: list[tuple[float, Place]] = []
     for (number, dataset), count in zip(datasets.items(), share_out(windows, weights), strict=True):
-        chosen = choose_windows(
-            [block.bp for _, block in dataset.blocks], data.last_length, count, margin=markov.REACH
-        )
+        chosen = choose_windows(dataset.bp().tolist(), data.last_length, count, margin=markov.REACH)
         found += [((i + 0.5) / len(chosen), Place(number, *place)) for i, place in enumerate(chosen)]
     return [place for _, place in sorted(found)]
 

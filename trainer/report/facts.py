@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from cluster.storage import store
 from data_prep import shards
+from data_prep.manifests import open_manifest
 from trainer.evaluation.statistics import standard_error
 from trainer.evaluation.tasks.results.results import summarise
 from trainer.evaluation.tasks.results.results_log import past_results
@@ -162,7 +162,7 @@ def dataset_rows(uri: str) -> list[tuple[str, str]]:
         ("kept", f"{total:,} bp: " + ", ".join(f"{split} {count:,}" for split, count in bp.items())),
         (
             "held-out contigs",
-            ", ".join(sorted({block.contig for _, block in manifest.blocks("val")})) or "none",
+            ", ".join(sorted({contig for _, contig in manifest.blocks("val").columns.places})) or "none",
         ),
         ("shards", f"{len(written)}, {size:,} bytes"),
         ("bytes per bp", f"{size / total:.4f}" if total else "–"),
@@ -170,7 +170,7 @@ def dataset_rows(uri: str) -> list[tuple[str, str]]:
 
 
 def _manifest(uri: str) -> shards.Manifest:
-    return shards.Manifest.from_bytes(store.read_bytes(store.join(uri, shards.MANIFEST)))
+    return open_manifest(uri).manifest
 
 
 def model_uri(run: Any) -> str | None:

@@ -29,11 +29,19 @@ def check_kernels(engine: Engine) -> str:
         raise ConfigError(str(fault)) from fault
 
 
-def say_beginning(validator: Validator, resumed: Resumed | None, *, kernels: str) -> None:
+def say_beginning(
+    validator: Validator, datasets: Sequence[Dataset], resumed: Resumed | None, *, kernels: str
+) -> None:
     if kernels:
         say(kernels)
     for uri in validator.left_out:
         say(f"{uri} has no val split: it is trained on, and left out of validation")
+    for dataset in datasets:
+        if dataset.has_grown:
+            say(
+                f"{dataset.uri} has grown since this run began, which goes on with what it began with: "
+                f"manifest {dataset.digest[:12]}"
+            )
     if resumed:
         say(f"going on after step {resumed.step}, from {resumed.uri}")
 

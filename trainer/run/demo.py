@@ -18,6 +18,7 @@ from cluster.process import exits, paths
 from cluster.storage import store
 from configs import ConfigError, redact
 from data_prep import shards
+from data_prep.manifests import open_manifest
 from trainer.evaluation.statistics import standard_error
 from trainer.evaluation.tasks.curve_names import FLOOR, KNN, PROBE, downstream
 from trainer.evaluation.tasks.kept.kept_models import kept_versions
@@ -238,7 +239,7 @@ def _registered(registry: Registry, config: TrainConfig) -> Any:
 
 def _table(registry: Registry, dataset: Path, version: Any, *, task: str) -> str:
     """The results, from the manifest, the MLflow run and its fine-tuning runs of ``task``."""
-    manifest = shards.Manifest.from_bytes(store.read_bytes(str(dataset / shards.MANIFEST)))
+    manifest = open_manifest(str(dataset)).manifest
     bp = sum(manifest.bp(split) for split in shards.SPLITS)
     written = [shard for split in shards.SPLITS for shard in manifest.shards[split]]
     run_id = version.run_id

@@ -1,7 +1,7 @@
 """What all ranks do with run.dir together before they train: take its lock, and agree on what it holds."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -20,11 +20,13 @@ from trainer.run.run_status import RunStatus
 class Plan:
     """A run that is to be trained: ``config``, with the schedule that the run in run.dir began with.
 
-    ``same_run``: run.dir holds this very run, so that its MLflow run goes on.
+    ``same_run``: run.dir holds this very run, so that its MLflow run goes on. ``datasets``: as RunStatus has
+    them.
     """
 
     config: TrainConfig
     same_run: bool
+    datasets: Mapping[str, str]
 
 
 def plan(config: TrainConfig, group: Group, *, locked: bool = False) -> Plan | None:
@@ -50,7 +52,8 @@ def plan(config: TrainConfig, group: Group, *, locked: bool = False) -> Plan | N
             say(f"{config.run.dir} holds this run, finished; nothing to do")
         return None
     says = locked and group.rank == 0  # once
-    return Plan(_with_schedule(config, status.schedule_steps, says=says), status.same_run)
+    scheduled = _with_schedule(config, status.schedule_steps, says=says)
+    return Plan(scheduled, status.same_run, status.datasets)
 
 
 def _with_schedule(config: TrainConfig, steps: int, *, says: bool) -> TrainConfig:

@@ -6,7 +6,7 @@ config.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import configs
@@ -56,6 +56,7 @@ class RunStatus:
     step: int = 0
     same_run: bool = True
     schedule_steps: int = 0
+    datasets: Mapping[str, str] = field(default_factory=dict)  # that it reads: URI -> sha256 of its manifest
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,12 @@ class FinishedNote:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What the manifest of the newest readable checkpoint says: its step, and the config as dumped."""
+    """What the manifest of the newest readable checkpoint says: its step, the config as dumped, and of each
+    dataset (its URI without secrets) the sha256 of its manifest."""
 
     step: int
     config: Mapping[str, Any]
+    datasets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,8 @@ def decide(contents: Contents, config: TrainConfig) -> RunStatus:
         # Without a note: a version without checkpoints has told MLflow all; one with them was killed before.
         delivered = contents.finished.delivered if contents.finished else not step
         kind = "finished" if delivered else "undelivered"
-    return RunStatus(kind, step, schedule_steps=_schedule_steps(saved))
+    datasets = contents.saved.datasets if contents.saved else {}
+    return RunStatus(kind, step, schedule_steps=_schedule_steps(saved), datasets=datasets)
 
 
 def _decide_without_state(contents: Contents, config: TrainConfig) -> RunStatus:
@@ -252,7 +256,7 @@ def _newest_checkpoint(run_dir: str) -> SavedRun | None:
             manifest = found.manifest()
         except DamagedError:
             continue  # the resume names it
-        return SavedRun(manifest.step, manifest.config)
+        return SavedRun(manifest.step, manifest.config, manifest.datasets)
     return None
 
 

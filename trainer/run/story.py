@@ -54,7 +54,7 @@ def dataset_inputs(datasets: Sequence[Dataset]) -> tuple[DatasetInput, ...]:
             profile={
                 "bp": dataset.manifest.bp(split),
                 "blocks": len(dataset.manifest.blocks(split)),
-                "contigs": len({block.contig for _, block in dataset.manifest.blocks(split)}),
+                "contigs": len({contig for _, contig in dataset.manifest.blocks(split).columns.places}),
             },
         )
         for dataset in datasets

@@ -101,11 +101,14 @@ def train(
     """
     if faults := world_size.faults(config.train, lanes=config.data.lanes, world=group.size):
         raise ConfigError("\n  ".join(faults))
-    if run_dir.plan(config, group) is None:
+    if (plan := run_dir.plan(config, group)) is None:
         return EXIT_OK
+    begun_with = plan.datasets
     with collectives.together(group):
-        datasets = list(open_datasets(config.data, "train", warn=say).values())
-    validator = Validator(config.data, config.val, config.views, device=device, group=group)
+        datasets = list(open_datasets(config.data, "train", digests=begun_with, warn=say).values())
+    validator = Validator(
+        config.data, config.val, config.views, digests=begun_with, device=device, group=group
+    )
     with (
         open_tasks(config.val, group, device=device) as tasks,
         run_dir.hold_lock(config.run.dir, group) as lock,
@@ -122,7 +125,7 @@ def train(
         method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
         with closing(reading.open_run_reader(config, method, datasets, engine, resumed)) as reader:
             if group.rank == 0:
-                say_beginning(validator, resumed, kernels=kernels)
+                say_beginning(validator, datasets, resumed, kernels=kernels)
             start = start_of(engine, datasets, validator, tasks.shared, resumed)
             with (
                 begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts,

@@ -90,7 +90,7 @@ def data_facts(uri: str, manifest: shards.Manifest, digest: str, *, weight: floa
         for source in manifest.sources
     ]
     bp = {split: manifest.bp(split) for split in shards.SPLITS}
-    held_out = sorted({block.contig for _, block in manifest.blocks("val")})
+    held_out = sorted({contig for _, contig in manifest.blocks("val").columns.places})
     return DataFacts(_shown(uri), digest, weight, sources, bp, held_out)
 
 

@@ -1,6 +1,5 @@
 """What MLflow knows of a version, for its model card."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import yaml
 
 from cluster.storage import store
 from data_prep import shards
+from data_prep.manifests import open_manifest
 from trainer.evaluation.tasks.results.parent_story import READING
 from trainer.evaluation.tasks.results.results import summarise
 from trainer.evaluation.tasks.results.results_log import past_results
@@ -102,13 +102,8 @@ def _data(params: Mapping[str, str], digests: str) -> list[DataFacts]:
 
 
 def _dataset(uri: str, digest: str, *, weight: float) -> DataFacts:
-    path = store.join(uri, shards.MANIFEST)
     try:
-        content = store.read_bytes(path)
-        manifest = shards.Manifest.from_bytes(content)
+        found = open_manifest(uri, digest=digest or None)
     except (store.StoreError, shards.FormatError) as fault:
         return unread_data(uri, digest, f"its manifest cannot be read here ({fault})")
-    found = hashlib.sha256(content).hexdigest()
-    if digest and found != digest:
-        return unread_data(uri, digest, f"another dataset lies there now, of manifest {found[:12]}")
-    return data_facts(uri, manifest, found, weight=weight)
+    return data_facts(uri, found.manifest, found.digest, weight=weight)

@@ -70,7 +70,7 @@ class ReferenceConfig(Section):
         return self._haplotype
 
     def assemblies(self) -> tuple["ReferenceConfig", ...]:
-        """What it is in the dataset: itself, and each haplotype of its ``variants`` with a name of its own."""
+        """The assemblies that it is in the dataset: itself, and each haplotype of its ``variants``."""
         if self.variants is None:
             return (self,)
         found = [self] if self.variants.keep_reference else []

@@ -8,11 +8,12 @@ from typing import Any
 from cluster.storage import store
 from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
 from data_prep.dataset.growth import Base
+from data_prep.dataset.relatives import Splitting, assigned, leak, lifted
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Shard, Source
 from data_prep.sources.survey import Reference
 from data_prep.split.contigs import choose_contigs, copies, meant
 from data_prep.split.filters import Genome, Warn, read_filter, read_zones
-from data_prep.split.intervals import Span, Zones, assign, count_covered, group, some, tile
+from data_prep.split.intervals import Span, Zones, count_covered, group, some, tile
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
     sources: list[Source] = []
     spans: list[Span] = []
     warnings: dict[str, None] = {}  # in order, each once
-    for wanted in config.references:
+    for wanted in config.assemblies():
         for note in references[wanted.name].notes:
             warnings.setdefault(note)
         source, blocks = _source(
@@ -84,7 +85,14 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         sources.append(replace(source, filters=source.filters | config.weights.filters(wanted)))
         spans += blocks
     held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
-    parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)
+    of_base = {own.name: own.haplotype.reference for own in config.assemblies() if own.haplotype}
+    parts = assigned(
+        spans,
+        Splitting(held_out, config.seed, config.split.gap),
+        references,
+        of_base,
+        lambda name: _tiled_base(name, config, references),
+    )
     kept = _without_n(parts, references, config.max_n_fraction)
     for name, value in held_out.items():
         if value != 0 and not kept[name]:
@@ -95,8 +103,9 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
             "nothing is left to train on: the filters, max_n_fraction, or the split take every block; "
             f"of {sum(map(len, parts.values()))} blocks {len(parts['train'])} were meant for train"
         )
-    if warning := _warn_of_copies(kept):
-        warnings.setdefault(warning)
+    for warning in (_warn_of_copies(kept), leak(kept, references, of_base)):
+        if warning:
+            warnings.setdefault(warning)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         sources=tuple(sources),
@@ -114,7 +123,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
 
 def _partner_settings(config: DataConfig) -> dict[str, Any] | None:
     """What determines the partner table beside the plan; None where none is wanted."""
-    names = config.partners.names([reference.name for reference in config.references])
+    names = config.partners.names([assembly.name for assembly in config.assemblies()])
     settings = config.partners.model_dump(mode="json", exclude={"between"})
     return {"between": names, **settings} if names else None
 
@@ -128,7 +137,7 @@ def _held_out(
     for name, value in (("val", split.val), ("test", split.test)):
         where = f"split.{name}"
         if isinstance(value, BedSplit):
-            known = {name: Genome(r.contigs, r.names) for name, r in references.items()}
+            known = {name: _genome(reference) for name, reference in references.items()}
             found[name] = read_zones(value.bed, places, known=known, where=where, warn=warn)
         elif isinstance(value, float):
             found[name] = value
@@ -136,6 +145,12 @@ def _held_out(
             names = {name: reference.names for name, reference in references.items()}
             found[name] = meant(value, places, names, where=where, warn=warn)
     return found
+
+
+def _genome(reference: Reference) -> Genome:
+    if reference.base is None:
+        return Genome(reference.contigs, reference.names)
+    return Genome(reference.base.contigs, reference.base.names, reference.contigs, reference.lift)
 
 
 def _without_n(
@@ -186,24 +201,41 @@ def with_parts(plan: Plan, parts: dict[str, list[Span]], references: Mapping[str
 def _source(
     wanted: ReferenceConfig, reference: Reference, *, block_bp: int, warn: Warn
 ) -> tuple[Source, list[Span]]:
-    where = f"reference {wanted.name}"
-    contigs = choose_contigs(reference.contigs, wanted.contigs, where=where, names=reference.names, warn=warn)
+    # Of a haplotype, names and places are given as of its reference.
+    base = reference.base or reference
+    where = f"reference {wanted.haplotype.reference if wanted.haplotype else wanted.name}"
+    chosen = choose_contigs(base.contigs, wanted.contigs, where=where, names=base.names, warn=warn)
+    contigs = {contig: reference.contigs[contig] for contig in chosen if contig in reference.contigs}
     include, exclude = (
         [
-            read_filter(uri, reference.contigs, where=where, strict=strict, warn=warn, names=reference.names)
+            lifted(
+                reference,
+                read_filter(uri, base.contigs, where=where, strict=strict, warn=warn, names=base.names),
+            )
             for uri in uris
         ]
         for uris, strict in ((wanted.include, True), (wanted.exclude, False))
     )
-    filters = {
+    filters: dict[str, Any] = {
         "contigs": wanted.contigs and list(wanted.contigs),
         "include": _digests(wanted.include),
         "exclude": _digests(wanted.exclude),
     } | ({"repeated_names": "number"} if wanted.repeated_names == "number" else {})
     if reference.aliases:
         filters["aliases"] = reference.aliases.sha256
+    if wanted.haplotype:
+        filters["haplotype"] = wanted.haplotype._asdict()
     source = Source(wanted.name, reference.handle.sha256, contigs, 0, filters, wanted.weight)
     return source, tile(wanted.name, contigs, block_bp=block_bp, include=include, exclude=exclude)
+
+
+def _tiled_base(name: str, config: DataConfig, references: Mapping[str, Reference]) -> list[Span]:
+    """The blocks of a reference of which only haplotypes are in the dataset."""
+    wanted = next(reference for reference in config.references if reference.name == name)
+    base = next(
+        reference.base for own in wanted.assemblies() if (reference := references[own.name]).base is not None
+    )
+    return _source(wanted, base, block_bp=config.block_bp, warn=lambda text: None)[1]
 
 
 def _split_settings(split: SplitConfig) -> dict[str, Any]:

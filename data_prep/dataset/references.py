@@ -11,8 +11,8 @@ from data_prep.config import ReferenceConfig
 from data_prep.dataset.runner import Runner
 from data_prep.sources import accessions, packages
 from data_prep.sources.alias_files import read_aliases
-from data_prep.sources.reference import Handle, changed, fetch
-from data_prep.sources.survey import Reference, prepare
+from data_prep.sources.reference import Handle, changed, fetch, haplotypes, notes
+from data_prep.sources.survey import Reference, prepare, survey
 from data_prep.split.intervals import Span
 
 
@@ -71,11 +71,32 @@ def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, 
             names=[redact(place.uri) for place in found],
             on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
         )
+    references: dict[str, Reference] = {}
+    for reference, place, one in zip(wanted, found, prepared, strict=True):
+        aliases = read_aliases(place.aliases) if place.aliases else None
+        base = replace(one, aliases=aliases, notes=place.notes)
+        own = _haplotypes(reference, base, place.aliases, runner)
+        references |= {assembly.name: own.get(assembly.name, base) for assembly in reference.assemblies()}
+    return references
+
+
+def _haplotypes(
+    wanted: ReferenceConfig, base: Reference, aliases: str, runner: Runner
+) -> dict[str, Reference]:
+    """name -> each haplotype of ``base`` that is wanted."""
+    named = {own.name: own.haplotype for own in wanted.assemblies() if own.haplotype}
+    if not named or wanted.variants is None:
+        return {}
+    pairs = [(haplotype.sample, haplotype.number) for haplotype in named.values()]
+    found = haplotypes(base, wanted.variants.vcf, pairs, aliases=aliases)
     return {
-        reference.name: replace(
-            one, aliases=read_aliases(place.aliases) if place.aliases else None, notes=place.notes
+        name: replace(
+            survey(located, on_progress=runner.on_progress),
+            aliases=base.aliases,
+            base=base,
+            notes=tuple(f"reference {name}: {note}" for note in notes(located)),
         )
-        for reference, place, one in zip(wanted, found, prepared, strict=True)
+        for name, located in zip(named, found, strict=True)
     }
 
 

@@ -6,15 +6,15 @@ and do not overlap. The file of them is read by memory map, so that a process ho
 Shapes: E edits of a contig, S aligned stretches.
 
 File: b"DNAEDIT1"; for each contig i64[E] start, i64[E] end, i64[E + 1] place of its letters, letters, zeros
-up to a multiple of 8; then JSON {"sha256", "contigs": {name: [offset, edits, letters]}, "counts"}; then u64,
-the bytes of the JSON. Little-endian.
+up to a multiple of 8; then JSON {"sha256", "contigs": {name: [offset, edits, letters]}, "counts", "notes"};
+then u64, the bytes of the JSON. Little-endian.
 """
 
 import hashlib
 import json
 import struct
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Any
@@ -151,6 +151,7 @@ class Edits:
         self._contigs: dict[str, list[int]] = head["contigs"]
         self.sha256: str = head["sha256"]
         self.counts: dict[str, int] = head["counts"]
+        self.notes: list[str] = head["notes"]
 
     def of(self, contig: str) -> ContigEdits:
         """The edits of ``contig``."""
@@ -217,11 +218,11 @@ class Writer:
         self._digests[contig] = hashlib.sha256(body).hexdigest()
         self._file.write(body + bytes(-len(body) % 8))
 
-    def finish(self, *, reference_sha256: str, counts: Mapping[str, int]) -> None:
+    def finish(self, *, reference_sha256: str, counts: Mapping[str, int], notes: Sequence[str] = ()) -> None:
         """Writes the end. The file's sha256 is that of the reference and of the edits, whatever the order of
         contigs."""
         named = "".join(f"{name} {self._digests[name]}\n" for name in sorted(self._digests))
         digest = hashlib.sha256(f"{reference_sha256}\n{named}".encode()).hexdigest()
-        head = {"sha256": digest, "contigs": self._contigs, "counts": dict(counts)}
+        head = {"sha256": digest, "contigs": self._contigs, "counts": dict(counts), "notes": [*notes]}
         data = json.dumps(head, separators=(",", ":")).encode()
         self._file.write(data + _END.pack(len(data)))

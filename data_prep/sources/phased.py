@@ -20,9 +20,8 @@ from data_prep.sources.vcf import records
 _ALLELE = re.compile(r"[ACGTUNRYSWKMBDHV]+", re.IGNORECASE)
 _WINDOW, _BEHIND = 1 << 20, 1 << 10  # letters of the reference that are held, and before a record
 _NO_IUPAC = frozenset("ACGTU")
-COUNTS = {  # what is counted -> in words
-    "applied": "applied",
-    "overlapping": "left out as they overlap an earlier one",
+_LEFT_OUT = {  # what is counted beside "applied" -> in words
+    "overlapping": "that overlap an earlier one",
     "missing": "without a genotype",
     "other": "of alleles that are no letters (*, <DEL>, breakends)",
     "haploid": "without this haplotype",
@@ -94,7 +93,19 @@ def write_edits(
     if not done:
         raise ValueError(f"{', '.join(map(redact, vcfs))}: no record is on a contig of {redact(base.uri)}")
     for haplotype in found:
-        haplotype.writer.finish(reference_sha256=base.sha256, counts=haplotype.counts)
+        said = [base.names.sentence(", ".join(map(redact, vcfs))), _left_out(haplotype.counts)]
+        haplotype.writer.finish(
+            reference_sha256=base.sha256, counts=haplotype.counts, notes=list(filter(None, said))
+        )
+
+
+def _left_out(counts: "Counter[str]") -> str:
+    """Says how many records were not applied, and why; "" if all were."""
+    left = [f"{counts[key]:,} {words}" for key, words in _LEFT_OUT.items() if counts[key]]
+    if not left:
+        return ""
+    done = f"{counts['applied']:,} records of its VCF are applied"
+    return f"{done}, others are left as the reference: {'; '.join(left)}"
 
 
 @dataclass

@@ -28,7 +28,7 @@ from data_prep.sources.handles import Handle, Haplotype, Located, stamp
 from data_prep.sources.indexing import hashed, index_numbered, index_plain
 from data_prep.sources.phased import Base, write_edits
 
-__all__ = ["Handle", "Located", "cache_dir", "changed", "fetch", "haplotypes", "locate"]
+__all__ = ["Handle", "Located", "cache_dir", "changed", "fetch", "haplotypes", "locate", "notes"]
 
 
 def cache_dir(cache: Path | None = None) -> Path:
@@ -149,6 +149,12 @@ def haplotypes(
         contigs = {name: bp for name, bp in edits.contigs(reference.contigs).items() if bp}
         located.append(replace(reference, handle=handle, contigs=contigs, empty_records=0))
     return located
+
+
+def notes(haplotype: Located) -> list[str]:
+    """What its user should know of how a haplotype was made, a sentence each."""
+    own = haplotype.handle.haplotype
+    return Edits(own.edits).notes if own else []
 
 
 def _versions(uris: Sequence[str]) -> tuple[str, ...]:

@@ -102,9 +102,7 @@ def meant(
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        own = [(a, c) for a, c in places if pattern in (c, f"{a}:{c}")] or [
-            (a, c) for a, c in places if fnmatchcase(c, pattern) or fnmatchcase(f"{a}:{c}", pattern)
-        ]
+        own = having(pattern, places)
         if own:
             found[pattern] = None
         settled = {assembly for assembly, _ in own}
@@ -129,6 +127,13 @@ def meant(
         if not own and not hits:
             found[pattern] = None  # the split says that it matches nothing
     return tuple(found)
+
+
+def having(pattern: str, places: Collection[Place]) -> list[Place]:
+    """Those of ``places`` that ``pattern`` (a name, a glob, or ``assembly:pattern``) means."""
+    return [(a, c) for a, c in places if pattern in (c, f"{a}:{c}")] or [
+        (a, c) for a, c in places if fnmatchcase(c, pattern) or fnmatchcase(f"{a}:{c}", pattern)
+    ]
 
 
 def _is_of_another(pattern: str, assemblies: Collection[str]) -> bool:

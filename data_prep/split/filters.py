@@ -72,10 +72,16 @@ def _meant(name: str, found: Sequence[str], lines: Iterable[Line], uri: str) -> 
 
 @dataclass(frozen=True)
 class Genome:
-    """What a split BED is read by: all contigs of an assembly's reference, used or not; and other names."""
+    """What a split BED is read by: all contigs of an assembly's reference, used or not; and other names.
+
+    Of a haplotype ``contigs`` are those of its reference, ``own`` its own, and ``lift`` gives intervals of a
+    contig of the reference in the haplotype.
+    """
 
     contigs: Contigs
     names: Renamed
+    own: Contigs | None = None
+    lift: Callable[[str, Intervals], Intervals] = lambda contig, intervals: intervals
 
 
 def read_zones(
@@ -86,7 +92,8 @@ def read_zones(
     A line counts for every assembly of ``known`` that has its contig, by its own name or by that of its file
     of names; other spellings (chr1 and 1) count where no assembly has it so. But where the fourth column of
     some line of a file names an assembly, as in the files that a build writes, each line of that file that
-    has a name counts for that assembly alone.
+    has a name counts for that assembly alone. For a haplotype, a line that names it is in its own
+    coordinates, any other one in those of its reference.
 
     ``warn`` gets a sentence on what was read as what, and on lines without effect: their contig is not used,
     or their assembly is not here.
@@ -99,6 +106,7 @@ def read_zones(
     used = {contig for _, contig in places}
     for uri in uris:
         lines, absent = _by_assembly(read_lines(uri), known, uri=uri, where=where)
+        named = {line.number for line in lines if line.name}
         lines = _spelled(lines, known, uri=uri, where=where, warn=warn)
         _refuse_unknown(lines, used, known, uri=uri, where=where)
         if absent:
@@ -110,10 +118,14 @@ def read_zones(
             warn(f"{uri}: {_count(unused)} on contigs that are left out anyway ({_names(unused)})")
         for assembly, genome in known.items():
             ours = [line for line in lines if line.name in ("", assembly)]
-            _check_ends(ours, genome.contigs, uri=uri, warn=warn)
-            for line in ours:
-                if (assembly, line.contig) in places:
-                    zones.setdefault((assembly, line.contig), []).append((line.start, line.end))
+            lifts = [line for line in ours if genome.own is not None and line.number not in named]
+            plain = ours if genome.own is None else [line for line in ours if line.number in named]
+            _check_ends(lifts, genome.contigs, uri=uri, warn=warn)
+            _check_ends(plain, genome.own or genome.contigs, uri=uri, warn=warn)
+            found = [(contig, genome.lift(contig, own)) for contig, own in _by_contig(lifts).items()]
+            for contig, intervals in [*found, *_by_contig(plain).items()]:
+                if (assembly, contig) in places:
+                    zones.setdefault((assembly, contig), []).extend(intervals)
     return {place: merge(intervals) for place, intervals in zones.items()}
 
 

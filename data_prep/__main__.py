@@ -1,4 +1,4 @@
-"""`python -m data_prep build|verify|stats|leakage|export|synth`: the command line."""
+"""`python -m data_prep build|verify|stats|leakage|pairs|prune|export|synth`: the command line."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from cluster.process.command import exit_code
 from data_prep import commands
-from data_prep.dataset import export, picture
+from data_prep.dataset import export, pairs, picture
 from data_prep.shards import SPLITS
 
 T = TypeVar("T")
@@ -39,8 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     reads = [debug, dataset, workers]
     _add_build(subparsers, [debug])
     _add_verify(subparsers, reads)
-    _add_stats(subparsers, reads)
+    _add_stats(subparsers, [debug, workers])
     _add_leakage(subparsers, reads)
+    _add_pairs(subparsers, [debug, dataset])
+    _add_prune(subparsers, [debug, dataset])
     _add_export(subparsers, [debug, dataset])
     _add_synth(subparsers, [debug])
     return parser
@@ -64,13 +66,24 @@ def _add_stats(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     one = subparsers.add_parser(
         "stats", parents=parents, help="contigs, bp, N and soft-mask share, splits, bytes per bp"
     )
+    one.add_argument("uris", metavar="uri", nargs="+", help="the dataset, or those of a mixture")
+    one.add_argument(
+        "--weights",
+        metavar="W,W",
+        type=_checked(_weights),
+        help="of a mixture: weight of each dataset, as in data.uri (default: 1 each)",
+    )
     one.add_argument("--json", action="store_true", help="as JSON")
     one.add_argument(
         "--picture", metavar="URI", type=_checked(picture.check_name), help="where to write a PNG of it"
     )
     one.set_defaults(
         run=lambda args: commands.stats(
-            args.uri, workers=args.workers, as_json=args.json, picture=args.picture
+            args.uris,
+            weights=args.weights,
+            workers=args.workers,
+            as_json=args.json,
+            picture=args.picture,
         )
     )
 
@@ -79,6 +92,42 @@ def _add_leakage(subparsers: Any, parents: list[argparse.ArgumentParser]) -> Non
     one = subparsers.add_parser("leakage", parents=parents, help="what val and test share with train")
     one.add_argument("--json", action="store_true", help="as JSON")
     one.set_defaults(run=lambda args: commands.leakage(args.uri, workers=args.workers, as_json=args.json))
+
+
+def _add_pairs(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
+    one = subparsers.add_parser(
+        "pairs", parents=parents, help="windows that are the same by descent, of a dataset with partners"
+    )
+    one.add_argument("--length", type=_checked(_positive), default=1000, metavar="BP", help="default: 1000")
+    one.add_argument(
+        "--between", nargs="+", default=[], metavar="ASSEMBLY", help="of these alone (default: all)"
+    )
+    one.add_argument(
+        "--output",
+        required=True,
+        metavar="URI",
+        type=_checked(pairs.check_name),
+        help="BEDPE, such as p.bedpe.gz",
+    )
+    one.set_defaults(
+        run=lambda args: commands.pairs(
+            args.uri, length=args.length, output=args.output, between=args.between
+        )
+    )
+
+
+def _add_prune(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
+    one = subparsers.add_parser(
+        "prune", parents=parents, help="remove what only earlier manifests of a dataset that grew need"
+    )
+    one.add_argument(
+        "--keep",
+        metavar="SHA256",
+        nargs="+",
+        default=[],
+        help="earlier manifests that stay, by the beginning of their sha256",
+    )
+    one.set_defaults(run=lambda args: commands.prune(args.uri, keep=args.keep))
 
 
 def _add_export(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -102,6 +151,13 @@ def _add_synth(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     one.add_argument("--bp", type=int, default=6_000_000)
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(run=lambda args: commands.synth(args.output, bp=args.bp, seed=args.seed))
+
+
+def _weights(text: str) -> list[float]:
+    found = [float(part) for part in text.split(",")]
+    if not all(0 < weight < float("inf") for weight in found):
+        raise ValueError(f"must be numbers above 0, not {text!r}")
+    return found
 
 
 def _positive(text: str) -> int:

@@ -1,13 +1,14 @@
 """What the commands of `python -m data_prep` do. Only here is anything printed."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from cluster.process import paths
 from cluster.process.exits import EXIT_FAILED, EXIT_OK
 from cluster.process.progress import Progress, say
 from cluster.storage import store
-from configs import load
+from configs import ConfigError, load
 from data_prep import synthetic
 from data_prep.config import DataConfig
 from data_prep.dataset import export as dataset_export
@@ -15,7 +16,11 @@ from data_prep.dataset import stats as dataset_stats
 from data_prep.dataset import verify as dataset_verify
 from data_prep.dataset.build import build as build_dataset
 from data_prep.dataset.leaks import dataset_leakage
+from data_prep.dataset.pairs import write_pairs
 from data_prep.dataset.picture import picture as draw
+from data_prep.dataset.prune import prune as prune_dataset
+from data_prep.dataset.read import load_manifest
+from data_prep.dataset.shares import shares, shares_table
 from data_prep.dataset.summary import summary
 from data_prep.split.leakage import table as leakage_table
 
@@ -49,9 +54,27 @@ def verify(uri: str, *, workers: int | None) -> int:
     return EXIT_FAILED
 
 
-def stats(uri: str, *, workers: int | None, as_json: bool, picture: str | None) -> int:
-    """Counts what a dataset holds."""
-    paths.refuse_lost(inputs=[("the dataset", uri)], outputs={"--picture": picture})
+def stats(
+    uris: Sequence[str],
+    *,
+    weights: Sequence[float] | None,
+    workers: int | None,
+    as_json: bool,
+    picture: str | None,
+) -> int:
+    """Counts what a dataset holds, or each of a mixture, and what training reads of each assembly."""
+    paths.refuse_lost(inputs=[("the dataset", uri) for uri in uris], outputs={"--picture": picture})
+    weights = weights or [1.0] * len(uris)
+    if len(weights) != len(uris):
+        raise ConfigError(f"--weights: {len(weights)} were given for {len(uris)} datasets; give one for each")
+    if len(uris) > 1:
+        if picture:
+            raise ConfigError("--picture: it is of one dataset; give one URI")
+        manifests = [load_manifest(store.absolute(uri)) for uri in uris]
+        found = shares(list(zip(uris, manifests, weights, strict=True)))
+        print(json.dumps([asdict(each) for each in found], indent=2) if as_json else shares_table(found))
+        return EXIT_OK
+    (uri,) = uris
     with Progress() as progress:
         numbers, blocks = dataset_stats.stats(uri, workers=workers, on_progress=progress)
     print(json.dumps(asdict(numbers), indent=2) if as_json else dataset_stats.table(numbers))
@@ -66,6 +89,22 @@ def leakage(uri: str, *, workers: int | None, as_json: bool) -> int:
     with Progress() as progress:
         report = dataset_leakage(uri, workers=workers, on_progress=progress)
     print(json.dumps(report.to_dict(), indent=2) if as_json else leakage_table(report))
+    return EXIT_OK
+
+
+def prune(uri: str, *, keep: Sequence[str]) -> int:
+    """Removes what only earlier manifests of a dataset need."""
+    paths.refuse_lost(inputs=[("the dataset", uri)])
+    done = prune_dataset(store.absolute(uri), keep=keep)
+    print(f"{uri}: removed {done.manifests} earlier manifests, {done.files} files of {done.bytes:,} bytes")
+    return EXIT_OK
+
+
+def pairs(uri: str, *, length: int, output: str, between: Sequence[str]) -> int:
+    """Writes windows of assemblies that are the same by descent."""
+    paths.refuse_lost(inputs=[("the dataset", uri)], outputs={"--output": output})
+    count = write_pairs(store.absolute(uri), store.absolute(output), length=length, between=between)
+    print(f"{output}: {count:,} pairs of {length:,} bp")
     return EXIT_OK
 
 

@@ -1,10 +1,12 @@
 """The manifest of a dataset, from its folder: the present one, or one that a growth has kept."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 from cluster.storage import store
-from data_prep.shards import MANIFEST, FormatError, Manifest
+from data_prep.partners import file_of
+from data_prep.shards import MANIFEST, SPLITS, FormatError, Manifest
 
 _KEPT = "manifest-{}.json"
 _DIGITS = 16
@@ -67,3 +69,11 @@ def read_manifest(uri: str, name: str) -> tuple[Manifest, str]:
     except FormatError as fault:
         raise FormatError(f"{store.join(uri, name)}: {fault}") from fault
     return manifest, hashlib.sha256(data).hexdigest()
+
+
+def files_of(uri: str, name: str) -> set[str]:
+    """The files that the manifest in the file ``name`` names: shards, index files, the partner table."""
+    tree = json.loads(store.read_bytes(store.join(uri, name)))
+    named = {shard["name"] for split in SPLITS for shard in tree["shards"][split]}
+    named |= {entry["name"] for entry in tree.get("index", ())}
+    return named | ({file_of(tree["partners"])} if tree.get("partners") else set())

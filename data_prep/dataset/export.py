@@ -1,9 +1,6 @@
 """Shards -> FASTA: the sequence as it was."""
 
-import contextlib
-import gzip
 import re
-from typing import IO
 
 from cluster.storage import store
 from data_prep.alphabet import decode
@@ -42,7 +39,7 @@ def export(uri: str, *, split: str, fasta: str) -> int:
         raise ValueError(f"dataset {uri} has nothing in its {split} split")
     ends = _runs(manifest, split)
     written = 0
-    with store.publish(fasta) as plain, _compressed(plain, fasta) as file:
+    with store.publish(fasta) as plain, output.compressed(plain, fasta) as file:
         writer = Writer(file, width=_WIDTH)
         for block, codes, soft_mask in blocks(uri, manifest, split):
             if (block.assembly, block.contig, block.start) in ends:
@@ -63,9 +60,3 @@ def _runs(manifest: Manifest, split: str) -> dict[tuple[str, str, int], int]:
             run = (block.assembly, block.contig, block.start)
         ends[run] = block.end
     return ends
-
-
-def _compressed(file: IO[bytes], name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-    if not name.lower().endswith(".gz"):
-        return contextlib.nullcontext(file)
-    return gzip.GzipFile("", "wb", fileobj=file, mtime=0)  # type: ignore[return-value]

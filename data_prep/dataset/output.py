@@ -10,12 +10,13 @@ holds the plan, so that the same command goes on after a kill at any moment.
 """
 
 import contextlib
+import gzip
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any
 
 from cluster.storage import store
 from cluster.storage.lock import exclusive
@@ -43,10 +44,22 @@ _GROW = "pass overwrite=true to replace it, grow=true to change it into this one
 _TAKEN = "another build took {} meanwhile, so this one wrote no manifest"
 
 
+def is_ours(name: str) -> bool:
+    """Whether a build writes files of this name, build.json aside."""
+    return bool(_OURS.fullmatch(name))
+
+
 def refuse_folder(uri: str) -> None:
     """ValueError where a file is to be written and ``uri`` is a folder."""
     if uri.endswith("/") or (store.is_local(uri) and store.local_path(uri).is_dir()):
         raise ValueError(f"{uri} is a folder; give the name of a file in it")
+
+
+def compressed(file: IO[bytes], name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """Writes into ``file``, as gzip where its ``name`` ends in .gz."""
+    if not name.lower().endswith(".gz"):
+        return contextlib.nullcontext(file)
+    return gzip.GzipFile("", "wb", fileobj=file, mtime=0)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from cluster.tasks import jobs
 from data_prep.alphabet import SIZE, C, G, N
 from data_prep.dataset.partner_checks import PartnerStats, partner_stats, partner_table_text, read_table
 from data_prep.dataset.read import load_manifest, packed_blocks, readers
+from data_prep.dataset.shares import AssemblyShare, shares, shares_table
 from data_prep.shards import SPLITS, Block, Manifest, Shard, Source
 
 
@@ -52,6 +53,7 @@ class Stats:
     bp: int
     bytes: int
     bytes_per_bp: float
+    assemblies: tuple[AssemblyShare, ...] = ()
     partners: PartnerStats | None = None
 
 
@@ -87,7 +89,8 @@ def stats(
     sources = {source.name: _source_stats(source) for source in manifest.sources}
     partners = read_table(uri, manifest)
     found = None if partners is None else partner_stats(partners, manifest)
-    return Stats(sources, splits, bp, size, _share(size, bp), found), blocks
+    assemblies = tuple(shares([("", manifest, 1.0)]))
+    return Stats(sources, splits, bp, size, _share(size, bp), assemblies, found), blocks
 
 
 def _block_stats(block: Block, split: str, counts: _Counts) -> BlockStats:
@@ -142,6 +145,8 @@ def table(numbers: Stats) -> str:
         f"{part.soft_mask_share:>9.2%}{part.gc:>9.2%}"
         for name, part in numbers.splits.items()
     ]
+    if len(numbers.assemblies) > 1:
+        lines.append(shares_table(numbers.assemblies))
     lines.append(f"in all {numbers.bp:,} bp, {numbers.bytes:,} bytes, {numbers.bytes_per_bp:.4f} bytes/bp")
     if numbers.partners:
         lines.append(partner_table_text(numbers.partners))

@@ -114,8 +114,12 @@ def test_leakage_and_picture(small: Path, tmp_path: Path, capsys: pytest.Capture
             1,
             "yeast.yaml is not a FASTA: it starts with",
         ),
-        (["verify", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
-        (["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"], 1, "it has no manifest.json"),
+        (["verify", "no/such/dataset"], 1, "no/such/dataset: manifest.json is missing there"),
+        (
+            ["export", "no/such/dataset", "--split", "val", "--fasta", "x.fa"],
+            1,
+            "manifest.json is missing there",
+        ),
         (["synth", "--output", "x", "--bp", "10"], 2, "at least 100,000 bp, not 10"),
         (
             ["build", "--config", YEAST, "references.0.contigs=[]"],
@@ -124,7 +128,7 @@ def test_leakage_and_picture(small: Path, tmp_path: Path, capsys: pytest.Capture
         ),
         (["build", "--config", YEAST, "split=3"], 2, "split: input should be a mapping (given 3)"),
         (["build", "--config", YEAST, "references={a: 1}"], 2, "references: input should be a list"),
-        (["leakage", "no/such/dataset"], 1, "no/such/dataset is not a dataset: it has no manifest.json"),
+        (["leakage", "no/such/dataset"], 1, "no/such/dataset: manifest.json is missing there"),
         (
             ["build", "--config", YEAST, "split.val={bad: x}"],
             2,
@@ -188,7 +192,7 @@ def test_not_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_debug_shows_the_fault_itself() -> None:
-    with pytest.raises(OSError, match="is not a dataset"):
+    with pytest.raises(OSError, match="no dataset at"):
         main(["verify", "no/such/dataset", "--debug"])
 
 

@@ -289,3 +289,36 @@ def test_the_command_grows(
     assert "grow=true to change it into this one" in capsys.readouterr().err
     assert main(["build", "--config", str(path), "grow=true"]) == 0
     assert "added dog; 6 shards stay" in capsys.readouterr().out
+
+
+def test_prune_removes_what_only_earlier_manifests_need(
+    genomes: Path, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partners = {"between": ["*"], "k": 11, "window": 1}
+    uri = tmp_path / "d"
+    build(config_of(genomes, uri, ("ape", "bat"), partners=partners))
+    first = open_manifest(str(uri)).digest
+    grow(genomes, uri, "ape", "cow", partners=partners)
+    second = open_manifest(str(uri)).digest
+    grow(genomes, uri, "cow", "dog", partners=partners)
+    (uri / "notes.txt").touch()
+    now, then = letters_of(uri), letters_of(uri, second)
+    assert main(["prune", str(uri), "--keep", "abc"]) == 1
+    assert (
+        f"keeps no manifest of sha256 abc; it has {kept_name(min(first, second))}" in capsys.readouterr().err
+    )
+    assert main(["prune", str(uri), "--keep", second]) == 0
+    assert "removed 1 earlier manifests, 5 files of" in capsys.readouterr().out  # bat's 3 shards, its table
+    assert (letters_of(uri), letters_of(uri, second)) == (now, then) and verify(str(uri)) == []
+    with pytest.raises(store.StoreError, match=r"has manifest .* now, not"):
+        letters_of(uri, first)
+    assert main(["prune", str(uri)]) == 0
+    assert letters_of(uri) == now and verify(str(uri)) == [] and (uri / "notes.txt").exists()
+    named = {shard.name for split in SPLITS for shard in load_manifest(str(uri)).shards[split]}
+    assert {name for name in os.listdir(uri) if name.endswith(".tar")} == named
+    assert len([name for name in os.listdir(uri) if name.endswith(".bin")]) == 1
+    (uri / GROWTH).touch()
+    assert main(["prune", str(uri)]) == 1
+    assert "a growth has not ended; run the same build to its end first" in capsys.readouterr().err
+    assert main(["prune", str(tmp_path / "none")]) == 1
+    assert "no dataset at" in capsys.readouterr().err

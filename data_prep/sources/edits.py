@@ -98,14 +98,21 @@ class ContigEdits:
         last = int(np.searchsorted(self.new_starts, end, "left"))
         at = start - int(self.shift[first])  # in the contig as it was
         parts: list[tuple[int, int] | bytes] = []
-        here = start
-        for i in range(first, last):
-            new, until = int(self.new_starts[i]), int(self.new_ends[i])
+        here, edits = start, slice(first, last)
+        low = int(self.at[first])
+        letters = self.letters[low : int(self.at[last])].tobytes()
+        rows = zip(
+            self.new_starts[edits].tolist(),
+            self.new_ends[edits].tolist(),
+            self.end_E[edits].tolist(),
+            (self.at[edits] - low).tolist(),
+            strict=True,
+        )
+        for new, until, old_end, place in rows:
             if here < new:
                 parts.append((at, at + new - here))
-            low = int(self.at[i]) + max(0, here - new)
-            parts.append(self.letters[low : int(self.at[i]) + min(end, until) - new].tobytes())
-            at, here = int(self.end_E[i]), min(end, until)
+            parts.append(letters[place + max(0, here - new) : place + min(end, until) - new])
+            at, here = old_end, min(end, until)
         if here < end:
             parts.append((at, at + end - here))
         return b"".join(_read(parts, fetch, 2 * (end - start)))

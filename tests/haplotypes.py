@@ -53,8 +53,7 @@ def applied(letters: str, variants: Sequence[Variant], haplotype: int) -> list[s
             continue
         alt, ref = variant.alts[int(allele) - 1], variant.ref
         if variant.start <= frozen:
-            anchored = len(alt) != len(ref) and alt[0] == ref[0]
-            if variant.start < frozen or not anchored or inserted:
+            if variant.start < frozen or not _is_mere_indel(ref, alt) or inserted:
                 continue
         frozen, inserted = variant.start + len(ref) - 1, len(alt) > len(ref)
         if alt[0] != ref[0]:
@@ -63,6 +62,24 @@ def applied(letters: str, variants: Sequence[Variant], haplotype: int) -> list[s
             out[variant.start + i] = alt[i] if i < len(alt) else ""
         out[frozen] += alt[len(ref) :]
     return out
+
+
+def _is_mere_indel(ref: str, alt: str) -> bool:
+    """Whether the shorter one is the longer one without some letters behind the first."""
+    short, long = sorted((ref, alt), key=len)
+    gap = len(long) - len(short)
+    return gap > 0 and any(long[:i] + long[i + gap :] == short for i in range(1, len(short) + 1))
+
+
+def complex_variants(rng: np.random.Generator, letters: str) -> list[Variant]:
+    """Records of contig c with two alleles that are anything, up to two at one place."""
+    found = []
+    for at in np.repeat(np.flatnonzero(rng.random(len(letters)) < 0.15), 2).tolist():
+        ref = letters[at : at + int(rng.integers(1, 5))]
+        alts = ["".join(rng.choice(list("ACGT"), int(rng.integers(1, 5)))) for _ in range(2)]
+        if rng.random() < 0.8 and len({ref, *alts}) == 3:
+            found.append(Variant("c", at, ref, tuple(alts), "|".join(map(str, rng.integers(0, 3, 2)))))
+    return found
 
 
 def random_variants(

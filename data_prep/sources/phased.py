@@ -207,14 +207,15 @@ def _add(haplotype: _Haplotype, start: int, ref: str, alt: str, contig: str, win
     if not _ALLELE.fullmatch(alt):
         haplotype.counts["other"] += 1
         return
+    low, high = _common(ref.upper(), alt.upper())
     if start <= haplotype.frozen:
-        repeats = len(ref) != len(alt) and ref[0].upper() == alt[0].upper()
+        # A mere insertion or deletion behind the letter that it repeats.
+        repeats = low > 0 and len(ref) != len(alt) and low + high == min(len(ref), len(alt))
         if start < haplotype.frozen or not repeats or haplotype.inserted:
             haplotype.counts["overlapping"] += 1
             return
     haplotype.counts["applied"] += 1
     haplotype.frozen, haplotype.inserted = start + len(ref) - 1, len(alt) > len(ref)
-    low, high = _differing(ref.upper(), alt.upper())
     new = alt.upper().encode()
     if len(ref) == len(alt):
         old = window.letters(contig, start, start + len(ref))
@@ -236,7 +237,7 @@ def _masked(new: bytes, old: bytes, before: bytes = b"") -> bytes:
     return bytes(a | 32 if b >= ord("a") else a for a, b in zip(new, like, strict=False))
 
 
-def _differing(ref: str, alt: str) -> tuple[int, int]:
+def _common(ref: str, alt: str) -> tuple[int, int]:
     """How many letters the two have in common at the start, and then at the end."""
     most = min(len(ref), len(alt))
     low = next((i for i in range(most) if ref[i] != alt[i]), most)

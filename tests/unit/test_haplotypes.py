@@ -18,7 +18,15 @@ from data_prep.sources import edits as edits_module
 from data_prep.sources import reference as reference_module
 from data_prep.sources.edits import Columns, ContigEdits, Edits
 from data_prep.sources.reference import Located, changed, fetch, haplotypes, locate
-from tests.haplotypes import Variant, applied, random_variants, vcf_text, write_fasta, write_vcf
+from tests.haplotypes import (
+    Variant,
+    applied,
+    complex_variants,
+    random_variants,
+    vcf_text,
+    write_fasta,
+    write_vcf,
+)
 
 V = partial(Variant, "c")
 
@@ -41,11 +49,15 @@ def contig_edits(located: Located, contig: str = "c") -> ContigEdits:
     return Edits(located.handle.haplotype.edits).of(contig)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(20))
 def test_letters_are_those_of_plain_strings_and_of_bcftools(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     letters = "".join(rng.choice(list("ACGT"), 400))
-    variants = random_variants(rng, letters, rate=(0.02, 0.1, 0.3)[seed % 3])
+    variants = (
+        random_variants(rng, letters, rate=(0.02, 0.1, 0.3)[seed % 3])
+        if seed % 4
+        else complex_variants(rng, letters)
+    )
     located = made(tmp_path, letters, variants, name="x.vcf.gz")
     for number, one in enumerate(located, 1):
         expected = "".join(applied(letters, variants, number))

@@ -52,9 +52,9 @@ def applied(letters: str, variants: Sequence[Variant], haplotype: int) -> list[s
         if allele in ("0", "."):
             continue
         alt, ref = variant.alts[int(allele) - 1], variant.ref
-        if variant.start <= frozen:
-            if variant.start < frozen or not _is_mere_indel(ref, alt) or inserted:
-                continue
+        follows = variant.start == frozen and _is_mere_indel(ref, alt) and not inserted
+        if variant.start <= frozen and not follows:
+            continue
         frozen, inserted = variant.start + len(ref) - 1, len(alt) > len(ref)
         if alt[0] != ref[0]:
             out[variant.start] = alt[0]

@@ -18,6 +18,7 @@ from tests.bench import (
     backbone,
     checkpoint,
     contrastive,
+    growth,
     inference,
     prep,
     reader,
@@ -44,6 +45,7 @@ def reverse_complement() -> Row:
 
 GROUPS: dict[str, Callable[[], list[Row]]] = {
     "prep": prep.rows,
+    "growth": growth.rows,
     "reader": reader.rows,
     "views": lambda: [views.two_views(), views.two_heavy_views()],
     "kernels": lambda: [reverse_complement()],

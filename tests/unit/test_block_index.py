@@ -1,13 +1,10 @@
 """data_prep.block_index and manifests with index files: round trips, what is damaged, and what many cost."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +13,8 @@ from cluster.storage import store
 from data_prep.block_index import Block, BlockColumns, FormatError
 from data_prep.manifests import kept_name, open_manifest
 from data_prep.shards import MANIFEST, Manifest, Shard, Source, SplitBlocks
+from tests.opened import cost_of_opening, write_vertebrates
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = st.sampled_from(["a", "b", "chr 1", "NC_1.2"])
 NUMBERS = st.integers(0, 2**31)
 BLOCKS = st.lists(
@@ -129,30 +126,13 @@ def test_a_kept_manifest_is_found_by_its_digest(tmp_path: Path) -> None:
 
 
 def test_a_hundred_vertebrates_take_little_memory(tmp_path: Path) -> None:
-    """78 Gbp in blocks of 256 kbp: about 300,000 blocks in 1,200 shards."""
-    shards, per_shard = [], 256
-    for number in range(1200):
-        at = np.arange(per_shard)
-        places = tuple((f"species{number // 12}", f"chr{(number % 12) * 8 + i}") for i in range(8))
-        columns = BlockColumns(
-            at * 70_000, at // 8 << 18, at * 0 + 65_000, at * 0 + (1 << 18), at % 8, places
-        )
-        shards.append(Shard(f"train-{number:06d}.tar", 1, "0" * 64, columns))
-    manifest = replace(manifest_of([]), shards={"train": tuple(shards), "val": (), "test": ()})
-    for name, data in manifest.to_files().items():
-        (tmp_path / name).write_bytes(data)
-    code = (
-        "import resource, sys; from data_prep.manifests import open_manifest\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "before = peak(); blocks = open_manifest(sys.argv[1]).manifest.blocks('train')\n"
-        "print(len(blocks), blocks.columns.bp_N.sum(), peak() - before)"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    count, bp, megabytes = out.stdout.split()
-    assert (int(count), int(bp)) == (307_200, 307_200 << 18)
-    assert float(megabytes) < 100
+    manifest = write_vertebrates(tmp_path)
+    assert open_manifest(str(tmp_path)).manifest.blocks("train").columns.bp_N.sum() == 307_200 << 18
+    again = open_manifest(str(tmp_path)).manifest.blocks("train")
+    assert again.columns.to_bytes() == manifest.blocks("train").columns.to_bytes()
+    assert [again[i][0].name for i in (0, 255, 256, -1)] == [f"train-{i:06d}.tar" for i in (0, 0, 1, 1199)]
+    _, megabytes, blocks = cost_of_opening(tmp_path)
+    assert blocks == 307_200 and 1 < megabytes < 100
 
 
 def test_blocks_of_no_shard() -> None:

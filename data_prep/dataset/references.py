@@ -69,6 +69,7 @@ def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, 
             _prepare,
             [(place.uri, number) for place, number in zip(found, numbered, strict=True)],
             names=[redact(place.uri) for place in found],
+            uri=lambda task: task[0],
             on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
         )
     references: dict[str, Reference] = {}

@@ -63,5 +63,7 @@ class DataConfig(Section):
                 (f"references.{number}.include", reference.include),
                 (f"references.{number}.exclude", reference.exclude),
                 (f"references.{number}.variants.vcf", reference.variants.vcf if reference.variants else ()),
+                (f"references.{number}.repeats.uri", reference.repeats.uri),
+                (f"references.{number}.track.uri", (reference.track.uri,) if reference.track.uri else ()),
             ]
         return [(key, uri) for key, uris in files for uri in uris]

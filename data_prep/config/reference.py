@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, PrivateAttr, field_validator
 
 from configs import Section
+from data_prep.config.tracks import RepeatsConfig, TrackConfig
 from data_prep.config.values import Names, Strings, at_least_one
 from data_prep.config.variants import VariantsConfig
 
@@ -35,6 +36,8 @@ class ReferenceConfig(Section):
     repeated_names: Literal["refuse", "number"] = "refuse"
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
+    repeats: RepeatsConfig = RepeatsConfig()
+    track: TrackConfig = TrackConfig()
     variants: VariantsConfig | None = None  # haplotypes that are assemblies beside it
     weight: float = Field(default=1.0, gt=0)
     # Where it stands among the species, from the root down, such as mammals/primates.

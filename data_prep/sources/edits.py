@@ -74,6 +74,20 @@ class ContigEdits:
         """Edges in the edited contig -> the same edges in the contig as it was; as ``lift``."""
         return _moved(edges, (self.new_starts, self.new_ends), (self.start_E, self.end_E), -self.shift)
 
+    def origin(self, start: int, end: int) -> Numbers:
+        """int64 [end - start]: for each letter of [start, end) of the edited contig the letter of the contig
+        as it was that it stands for; for an inserted one, the letter before it."""
+        place = self.unlift(np.arange(start, end))
+        first = int(np.searchsorted(self.new_ends, start, "right"))
+        last = int(np.searchsorted(self.new_starts, end, "left"))
+        kept = np.minimum(self.sizes, self.end_E - self.start_E)[first:last]
+        rows = zip(
+            self.new_starts[first:last] + kept, self.new_ends[first:last], self.end_E[first:last], strict=True
+        )
+        for low, high, old_end in rows:
+            place[max(0, low - start) : max(0, high - start)] = max(0, old_end - 1)
+        return place
+
     def aligned(self, bp: int) -> Numbers:
         """int64 [S, 3]: (start, start in the edited contig, letters) of each stretch of a contig of ``bp``
         letters in which nothing is inserted or deleted."""
@@ -183,11 +197,15 @@ class EditedGenome:
         self._edits, self._fetch = edits, fetch
         self._contig: tuple[str, ContigEdits] = ("", ContigEdits.none())
 
-    def fetch(self, contig: str, start: int, end: int) -> bytes:
-        """Letters [start, end) of ``contig``."""
+    def of(self, contig: str) -> ContigEdits:
+        """The edits of ``contig``."""
         if self._contig[0] != contig:
             self._contig = contig, self._edits.of(contig)
-        return self._contig[1].fetch(lambda low, high: self._fetch(contig, low, high), start, end)
+        return self._contig[1]
+
+    def fetch(self, contig: str, start: int, end: int) -> bytes:
+        """Letters [start, end) of ``contig``."""
+        return self.of(contig).fetch(lambda low, high: self._fetch(contig, low, high), start, end)
 
 
 @dataclass

@@ -22,13 +22,13 @@ from configs import redact
 from data_prep.sources import packages, texts, twobit
 from data_prep.sources.alias_files import read_aliases
 from data_prep.sources.aliases import Renamed
-from data_prep.sources.edits import EditedGenome, Edits
+from data_prep.sources.edits import ContigEdits, EditedGenome, Edits
 from data_prep.sources.fasta_index import IndexedFasta
 from data_prep.sources.handles import Handle, Haplotype, Located, stamp
 from data_prep.sources.indexing import hashed, index_numbered, index_plain
 from data_prep.sources.phased import Base, write_edits
 
-__all__ = ["Handle", "Located", "cache_dir", "changed", "fetch", "haplotypes", "locate", "notes"]
+__all__ = ["Handle", "Located", "cache_dir", "changed", "edits", "fetch", "haplotypes", "locate", "notes"]
 
 
 def cache_dir(cache: Path | None = None) -> Path:
@@ -144,11 +144,18 @@ def haplotypes(
                 write_edits(vcfs, [(own.sample, own.number) for own in missing], read, files)
     located = []
     for haplotype in found:
-        edits = Edits(haplotype.edits)
-        handle = replace(base, sha256=edits.sha256, haplotype=haplotype)
-        contigs = {name: bp for name, bp in edits.contigs(reference.contigs).items() if bp}
+        made = Edits(haplotype.edits)
+        handle = replace(base, sha256=made.sha256, haplotype=haplotype)
+        contigs = {name: bp for name, bp in made.contigs(reference.contigs).items() if bp}
         located.append(replace(reference, handle=handle, contigs=contigs, empty_records=0))
     return located
+
+
+def edits(handle: Handle, contig: str) -> ContigEdits:
+    """What makes ``contig`` of the haplotype that ``handle`` reads."""
+    opened = _open(handle)
+    assert isinstance(opened, EditedGenome), f"{handle.uri} is no haplotype"
+    return opened.of(contig)
 
 
 def notes(haplotype: Located) -> list[str]:

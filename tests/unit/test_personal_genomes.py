@@ -16,7 +16,7 @@ from data_prep.dataset.build import Built, build
 from data_prep.dataset.partner_checks import read_table
 from data_prep.dataset.partners import Layout
 from data_prep.dataset.plan import Plan, make_plan
-from data_prep.dataset.read import blocks, load_manifest
+from data_prep.dataset.read import blocks, load_manifest, packed_blocks
 from data_prep.dataset.references import prepare_all
 from data_prep.dataset.runner import Runner
 from data_prep.dataset.verify import verify
@@ -215,6 +215,35 @@ def test_filters_are_of_the_same_place(genome: Genome, tmp_path: Path) -> None:
     rest = list(zip(edges[::2], edges[1::2], strict=True))
     for name in NAMES:
         assert of(plan, "train", name, "chrA") == genome.lifted(name, "chrA", rest)
+
+
+def test_repeats_and_tracks_are_of_the_same_letters(genome: Genome, tmp_path: Path, local_ray: int) -> None:
+    rng = np.random.default_rng(2)
+    edges = np.unique(rng.integers(0, 30_000, 4000)).tolist()
+    spans = list(zip(edges[::2], edges[1::2], strict=False))
+    masked = bed(tmp_path, "".join(f"chrA\t{a}\t{b}\n" for a, b in spans), "repeats.bed")
+    scores = "".join(f"chrA\t{a}\t{b}\t{i % 2}\n" for i, (a, b) in enumerate(spans))
+    track = {"uri": bed(tmp_path, scores, "track.bedgraph"), "kind": "bedgraph", "high": 1, "levels": 2}
+    own = {"repeats": {"uri": [masked], "mode": "replace"}, "track": track}
+    build(genome.config(tmp_path / "d", reference=own))
+    assert verify(str(tmp_path / "d")) == []
+    is_masked, is_high = np.zeros((2, 30_000), np.bool_)
+    for i, (a, b) in enumerate(spans):
+        is_masked[a:b], is_high[a:b] = True, i % 2
+    manifest = load_manifest(str(tmp_path / "d"))
+    for name in NAMES:
+        origin = np.repeat(np.arange(30_000), [len(part) for part in genome.out[name]["chrA"]])
+        seen = 0
+        for shard in manifest.shards["train"]:
+            for block, packed in packed_blocks(str(tmp_path / "d" / shard.name), shard):
+                if block.assembly != name:
+                    continue
+                place = origin[block.start : block.end]
+                assert np.array_equal(packed.soft_mask(0, packed.bases), is_masked[place])
+                levels = packed.weights(0, packed.bases)
+                assert levels is not None and np.array_equal(levels > 0, is_high[place])
+                seen += block.bp
+        assert seen == len(origin)
 
 
 def rows(table: PartnerTable) -> dict[tuple[str, str], list[tuple[str, int, int]]]:

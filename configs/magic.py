@@ -3,6 +3,7 @@
 import re
 
 TWOBIT = "a .2bit file"
+ZIP = "a zip archive or an Excel file"
 BIGWIG = "a bigWig file"
 COMPRESSED = ("gzip", "bzip2", "xz", "zstd")  # formats that data_prep.sources.compression reads
 # More than the letters of a signature, where these alone may begin a text: PAR1 is a region of the human X.
@@ -11,7 +12,7 @@ _MAGIC = {
     rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": "bzip2",
     rb"\xfd7zXZ\0": "xz",
     rb"\x28\xb5\x2f\xfd": "zstd",
-    rb"PK\x03\x04": "a zip archive or an Excel file",
+    rb"PK\x03\x04": ZIP,
     rb"\xd0\xcf\x11\xe0": "an old Excel file",
     rb"PAR1\x15": "a Parquet file",
     rb"\x89HDF": "an HDF5 file",

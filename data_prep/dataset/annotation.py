@@ -15,10 +15,12 @@ from configs import magic, redact
 from data_prep.alphabet import Mask
 from data_prep.config import ReferenceConfig
 from data_prep.levels import Levels, Scale, Values
-from data_prep.sources.aliases import Renamed
+from data_prep.sources.aliases import AliasTable, Renamed
 from data_prep.sources.bigwig import keep_bigwig, open_bigwig
 from data_prep.sources.interval_table import keep_repeats, keep_scores, open_table
 from data_prep.sources.kept_file import KeptFile, is_changed
+from data_prep.sources.reference import Handle, edits
+from data_prep.sources.survey import Reference
 from data_prep.split.filters import Warn
 from data_prep.split.intervals import Span, some
 
@@ -82,6 +84,23 @@ class Annotation:
         return next((file.uri for file in files if is_changed(file)), "")
 
 
+def annotated(
+    annotation: Annotation, handle: Handle, span: Span, lower_case: Mask
+) -> tuple[Mask, Levels | None]:
+    """(soft mask bool [L], levels uint8 [L] or None) of ``span`` as ``handle`` reads it, which has
+    ``lower_case``. A letter of a haplotype has those of the letter of the reference that it stands for; an
+    inserted one, of the letter before it."""
+    if handle.haplotype is None or (not annotation.repeats and annotation.track is None):
+        return annotation.soft_mask(span, lower_case), annotation.levels(span)
+    origin_L = edits(handle, span.contig).origin(span.start, span.end)
+    low, high = int(origin_L.min()), int(origin_L.max()) + 1
+    there = Span(span.assembly, span.contig, low, high)
+    repeats = annotation.soft_mask(there, np.zeros(high - low, np.bool_))[origin_L - low]
+    levels = annotation.levels(there)
+    mask = repeats if annotation.replaces else repeats | lower_case
+    return mask, None if levels is None else levels[origin_L - low]
+
+
 @dataclass(frozen=True)
 class _Contigs:
     """Of a reference, for messages ``where``: its contigs with their bp, and which of them are used."""
@@ -89,19 +108,22 @@ class _Contigs:
     where: str
     bp: Mapping[str, int]
     used: Container[str]
+    aliases: AliasTable | None
 
 
 def prepare_annotation(
-    wanted: ReferenceConfig, known: Mapping[str, int], used: Container[str], *, warn: Warn
+    wanted: ReferenceConfig, reference: Reference, used: Container[str], *, warn: Warn
 ) -> Annotation:
-    """The annotation of a reference with ``known`` contigs (name -> bp), of which some are ``used``; ``warn``
-    gets a sentence on what has no effect.
+    """The annotation of a reference, of whose contigs some are ``used``; of a haplotype that of its
+    reference, which ``annotated`` lifts. ``warn`` gets a sentence on what has no effect.
 
     Raises:
         StoreError: a file cannot be read. ValueError: one that cannot be used, names no contig of the
             reference, or reaches beyond one.
     """
-    contigs = _Contigs(f"reference {wanted.name}", known, used)
+    base = reference.base or reference
+    name = wanted.haplotype.reference if wanted.haplotype else wanted.name
+    contigs = _Contigs(f"reference {name}", base.contigs, used, base.aliases)
     found = Annotation({})
     if wanted.repeats.uri:
         files = [keep_repeats(uri, wanted.repeats.classes) for uri in wanted.repeats.uri]
@@ -179,7 +201,7 @@ def _named(
 ) -> NamedFile:
     """``file``, which says something of the contigs ``there``; ``else_what`` is so for others."""
     uri, where = redact(file.uri), contigs.where
-    renamed, names, unknown = Renamed(contigs.bp), dict[str, str](), list[str]()
+    renamed, names, unknown = Renamed(contigs.bp, contigs.aliases), dict[str, str](), list[str]()
     for name in there:
         own = renamed.find(name)
         if own is None:

@@ -12,7 +12,7 @@ from cluster.tasks import ray_session
 from configs import dump
 from data_prep.blocks import pack
 from data_prep.config import DataConfig
-from data_prep.dataset.annotation import Annotation
+from data_prep.dataset.annotation import Annotation, annotated
 from data_prep.dataset.families import Divided, divide
 from data_prep.dataset.growth import Grown, grown
 from data_prep.dataset.leaks import check_plan, wants_report
@@ -194,7 +194,7 @@ def _shard(task: _ShardTask) -> tuple[Shard, bool]:
     byte."""
     annotation = task.annotation
     blocks = (
-        (span, pack(codes, annotation.soft_mask(span, lower_case), annotation.levels(span)))
+        (span, pack(codes, *annotated(annotation, task.source.handle, span, lower_case)))
         for span, codes, lower_case in task.source.read()
     )
     return keep_or_write_shard(task.uri, blocks) if task.is_there else (write_shard(task.uri, blocks), False)

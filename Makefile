@@ -11,7 +11,7 @@ export GOMP_SPINCOUNT ?= 5000
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster,data,hub,train,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster,data,hub,stores,train,test]'
 	touch $@
 
 demo: $(STAMP)

@@ -19,7 +19,7 @@ _PYDANTIC_MAPPING = re.compile(r"a valid dictionary or (object to extract fields
 _DATABASE_USERINFO = re.compile(
     r"\b((?:postgresql|mysql|mssql|mariadb|oracle)(?:\+\w+)?://)[^:/\s@]*:[^@\s]*@"
 )
-_USERINFO = re.compile(r"://[^/\s?]*@")
+_USERINFO = re.compile(r"(?<!\babfs)(?<!\babfss)://[^/\s?]*@")  # abfs://CONTAINER@ACCOUNT
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")  # of a presigned URL: a signature, a token
 
 

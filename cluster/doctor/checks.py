@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.doctor import exchange, machine, services, training
+from cluster.doctor import exchange, machine, services, stores, training
 from cluster.doctor.finding import Finding
 from cluster.process import host, world
 from cluster.process.command import exit_code
@@ -36,7 +36,15 @@ class Request:
     def store_server(self) -> str | None:
         """The URL of the server of the store; None for a store on this machine."""
         aws = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or _AWS
-        servers = {"s3": aws, "s3a": aws, "http": self.store, "https": self.store}
+        google = "https://storage.googleapis.com"
+        servers = {
+            "s3": aws,
+            "s3a": aws,
+            "gs": google,
+            "gcs": google,
+            "http": self.store,
+            "https": self.store,
+        }
         return servers.get(urlsplit(self.store).scheme)
 
 
@@ -52,6 +60,7 @@ def _disks(_: Request) -> Iterator[Finding]:
 def _store(request: Request) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         yield from services.store_round_trip(request.store or folder)
+    yield from stores.ranges(request.store)
 
 
 CHECKS: dict[str, Callable[[Request], Iterator[Finding]]] = {
@@ -64,6 +73,7 @@ CHECKS: dict[str, Callable[[Request], Iterator[Finding]]] = {
     "disks": _disks,
     "ranks": lambda request: exchange.ranks(request.ranks),
     "fits": lambda request: training.fits(request.config, request.overrides, ranks=request.ranks),
+    "stores": lambda _: stores.kinds(),
     "store": _store,
     "clock, store": lambda request: services.clock("store", request.store_server()),
     "MLflow": lambda request: services.tracker(request.track_uri),

@@ -59,7 +59,9 @@ def store_round_trip(uri: str) -> Iterator[Finding]:
         if step.name == "read" and "write" not in times:
             continue
         start = time.perf_counter()
-        right = f"the rights of this user in {shown}" if store.is_local(uri) else step.right
+        right = step.right
+        if not uri.startswith(("s3://", "s3a://")):
+            right = f"the rights of this user in {shown}"
         failure = _try(step, shown, right)
         if not failure:
             times[step.name] = time.perf_counter() - start
@@ -104,7 +106,8 @@ def _try(step: _Step, shown: str, right: str) -> _Failure | None:
         if _REFUSED.search(str(fault)):
             return _Failure(str(fault), f"give the right to {step.name}: {right}", refused=True)
         return _Failure(
-            str(fault), "check the address, the bucket's name, the network and the AWS_ variables"
+            str(fault),
+            "check the address, the bucket's name, the network and the AWS_, GOOGLE_ or AZURE_ variables",
         )
     return _Failure(f"{shown} does not give back what was written", "use another store")
 

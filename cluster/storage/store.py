@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 
 from cluster.process.heartbeat import heartbeat
 from cluster.storage import remote, retry, tree
-from cluster.storage.remote import speaks
+from cluster.storage.kinds import speaks
 from cluster.storage.retry import StoreError, TransientError, named
 from cluster.storage.uri import (
     Buffered,
@@ -28,6 +28,7 @@ from cluster.storage.uri import (
     local_path,
     refuse_pipe,
     resolve,
+    resolve_to_write,
 )
 from configs import redact
 
@@ -190,7 +191,7 @@ def publish(uri: str) -> Iterator[IO[bytes]]:
     standard output gets the bytes at the end. Elsewhere: a temporary local file, then one upload, which
     object stores show only when it is complete; it is retried, and the size at the store is compared.
     """
-    fs, path = resolve(uri)
+    fs, path = resolve_to_write(uri)
     if speaks(fs, "file"):
         stream = _stream(path)
         with heartbeat.advancing(), _beside(uri, path) if stream is None else _into(uri, stream) as file:
@@ -254,7 +255,7 @@ def _beside(uri: str, path: str) -> Iterator[IO[bytes]]:
 
 def remove(uri: str) -> None:
     """Delete the file, or the folder with everything in it; no error if it is not there."""
-    fs, path = resolve(uri)
+    fs, path = resolve_to_write(uri)
 
     def delete() -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -286,7 +287,7 @@ def swap(
 ) -> str | None:
     """``remote.swap`` with retries. It may return None after a success, if the answer to an earlier try was
     lost."""
-    fs, path = resolve(uri)
+    fs, path = resolve_to_write(uri)
     return retry.attempt(uri, "write", lambda: remote.swap(fs, path, data, tag, timeout), tries=tries)
 
 

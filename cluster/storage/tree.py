@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.storage.remote import speaks
+from cluster.storage.kinds import speaks
 from cluster.storage.retry import StoreError
 
 _MOST = 1000  # keys that S3 deletes in one call

@@ -1,4 +1,4 @@
-"""URI -> filesystem and path, and one identity for each place. Only this file uses fsspec.
+"""URI -> filesystem and path, and one identity for each place.
 
 Paths are literal: none of fsspec's methods is used that read *, ? and [] as patterns (glob, rm, get, put,
 copy, mv, expand_path).
@@ -16,10 +16,21 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from cluster.process.paths import expand
-from cluster.storage import remote, retry
-from cluster.storage.remote import speaks
+from cluster.storage import retry, web
+from cluster.storage.azure import AzureStorage
+from cluster.storage.gcs import GoogleStorage
+from cluster.storage.hub import Hub
+from cluster.storage.kinds import speaks
 from cluster.storage.retry import StoreError
 from configs import ConfigError, redact
+
+_OURS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("gs", "gcs"), GoogleStorage),
+    **dict.fromkeys(("az", "abfs", "abfss"), AzureStorage),
+    "hf": Hub,
+}
+_EXTRAS = {"data": ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https"), "stores": ("hf",)}
+_SETTINGS = ("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_HOST", "HF_")
 
 
 def is_local(uri: str) -> bool:
@@ -89,28 +100,47 @@ def resolve(uri: str) -> tuple[Any, str]:
         if "::" in scheme or "://" in rest.partition("::")[2]:
             fs, path = url_to_fs(uri, use_listings_cache=False)
             return fs, path
-        if scheme not in ("s3", "s3a", "http", "https"):
+        if scheme not in _OURS and scheme not in ("s3", "s3a", "http", "https"):
             kind = fsspec.get_filesystem_class(scheme)
             return kind(
                 **kind._get_kwargs_from_urls(uri) | {"use_listings_cache": False}
             ), kind._strip_protocol(uri)
-        aws = tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith("AWS_")))
+        settings = tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(_SETTINGS)))
         timeout = retry.seconds("DNA_STORE_TIMEOUT_SECONDS", 30)
-        fs = _filesystem(scheme, os.getpid(), timeout, "versionId=" in uri, aws)
-        return fs, fs._strip_protocol(uri)
+        fs = _filesystem(scheme, os.getpid(), timeout, "versionId=" in uri, settings)
+        return fs, fs._strip_protocol(uri).rstrip("/" * (scheme in _OURS))
+    except ModuleNotFoundError as fault:
+        extra = extra_of(scheme)
+        how = f"; install dna-distill[{extra}], which has it" * bool(extra)
+        raise StoreError(f"cannot use {redact(uri)}: the library {fault.name} is missing{how}") from fault
     except (ValueError, ImportError) as fault:
         raise StoreError(f"cannot use {redact(uri)}: {' '.join(str(fault).split())}") from fault
 
 
+def extra_of(scheme: str) -> str:
+    """The extra of this package that has the library of ``scheme``; "" if none has."""
+    return next((extra for extra, schemes in _EXTRAS.items() if scheme in schemes), "")
+
+
+def resolve_to_write(uri: str) -> tuple[Any, str]:
+    """As ``resolve``; StoreError also where nothing can be written."""
+    fs, path = resolve(uri)
+    if why := getattr(fs, "read_only", ""):
+        raise StoreError(f"cannot write {redact(uri)}: {why}")
+    return fs, path
+
+
 @functools.lru_cache(maxsize=16)
 def _filesystem(
-    scheme: str, pid: int, timeout: float, versions: bool, aws: tuple[tuple[str, str], ...]
+    scheme: str, pid: int, timeout: float, versions: bool, settings: tuple[tuple[str, str], ...]
 ) -> Any:
     """One for each process and environment, for all threads. fsspec's own cache ignores AWS_ENDPOINT_URL and
-    keys."""
+    keys. ``settings``: the variables that it may depend on."""
+    if scheme in _OURS:
+        return _OURS[scheme](timeout=timeout)
     common = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in ("http", "https"):
-        return fsspec.filesystem(scheme, **common, **remote.web_options(timeout=timeout))
+        return fsspec.filesystem(scheme, **common, **web.options(timeout=timeout))
     fs = fsspec.filesystem(
         scheme,
         **common,

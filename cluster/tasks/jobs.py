@@ -2,15 +2,19 @@
 
 import contextlib
 import heapq
+import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.storage import store
+from cluster.tasks.places import Homes, Nodes, Waiting, free
 from cluster.tasks.ray_session import session
 
 T = TypeVar("T")
@@ -20,6 +24,15 @@ _RETRIES = 4  # of a task whose worker or node died, or whose store was out of r
 _BACKOFF_S = 1.0  # before the first retry; doubled with each further one
 _PATIENCE_S = 10.0  # for running tasks to end once another has failed, or the user has interrupted
 _REFRESH_S = 5.0  # between questions how many CPUs the cluster has by now
+_MOST_CPUS = 10_000  # that an autoscaler is asked for
+
+
+@dataclass(frozen=True)
+class Near:
+    """Tasks of one ``key`` run on few nodes: those that have met it, in this run or, by ``homes``, before."""
+
+    key: Callable[[Any], Hashable]
+    homes: Homes = field(default_factory=Homes)
 
 
 def run(
@@ -30,12 +43,14 @@ def run(
     on_result: Callable[[int, R], None] | None = None,
     on_retry: Callable[[int, str], None] | None = None,
     shared: Any = None,
+    near: Near | None = None,
 ) -> list[R]:
     """``function`` of every task, in the order of ``tasks``; at most ``workers`` at once, one CPU and thread
     each.
 
-    Without ``workers`` as many as there are CPUs, also those of nodes that join the cluster meanwhile; where
-    it has none, the first task waits for a node, and ``on_retry`` is told. Tasks are spread over the nodes.
+    Without ``workers`` as many as there are CPUs, while nodes join the cluster and leave it; its autoscaler
+    is asked for a CPU for each task. Where there is none, the first task waits for a node, and ``on_retry``
+    is told. Tasks are spread over the nodes, or go where ``near`` says.
     ``on_result(index, result)`` is called here as each task ends, in any order. With ``shared``, that object
     is sent to each node once and ``function(task, shared)`` is called; numpy arrays in it are read-only views
     of shared memory. ``function`` must be importable on the workers, and its arguments must mean the same in
@@ -51,15 +66,17 @@ def run(
     """
     results: dict[int, R] = {}
     with session(workers):
-        slots, queue = _Slots(workers), _Queue(len(tasks))
+        slots, queue = _Slots(workers), _Queue(tasks, near, Nodes(workers, _REFRESH_S))
         remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(function)
         arguments = () if shared is None else (ray.put(shared),)
         running: dict[Any, int] = {}
         try:
             while len(results) < len(tasks):
-                count = slots.count()
-                while len(running) < count and (index := queue.pop()) is not None:
-                    running[remote.remote(tasks[index], *arguments)] = index
+                count = slots.count(wanted=len(tasks) - len(results))
+                while len(running) < count and (start := queue.pop(running.values())) is not None:
+                    index, node = start
+                    there = remote.options(scheduling_strategy=_on(node)) if node else remote
+                    running[there.remote(tasks[index], *arguments)] = index
                 pause = queue.pause() if len(running) < count else None
                 if not running:
                     time.sleep(pause or 0)
@@ -80,6 +97,7 @@ def run(
                         if on_result:
                             on_result(index, results[index])
         finally:
+            slots.withdraw()
             end_all(list(running))
     return [results[index] for index in range(len(tasks))]
 
@@ -107,18 +125,36 @@ def pause_after(failures: int) -> float | None:
     return None if failures > _RETRIES else _BACKOFF_S * 2 ** (failures - 1) * random.uniform(0.8, 1.2)
 
 
-class _Queue:
-    """Which task to start next, by index: one that has failed, once its pause is over, before a fresh one."""
+def _on(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=True)  # elsewhere, if the node is gone by then
 
-    def __init__(self, count: int) -> None:
-        self._fresh = iter(range(count))
-        self._failures = [0] * count
+
+class _Queue:
+    """Which task starts next, and where: one that has failed, once its pause is over, before a fresh one."""
+
+    def __init__(self, tasks: Sequence[Any], near: Near | None, nodes: Nodes) -> None:
+        keys = [near.key(task) for task in tasks] if near else [None] * len(tasks)
+        self._fresh = Waiting(keys, near.homes if near else Homes())
+        self._nodes = nodes if near else None
+        self._places: dict[int, str] = {}  # by task: the node that it was last sent to
+        self._failures = [0] * len(tasks)
         self._again: list[tuple[float, int]] = []  # a heap: (when a failed task may start, its index)
 
-    def pop(self) -> int | None:
+    def pop(self, running: Collection[int] = ()) -> tuple[int, str | None] | None:
+        """A task by index, and its node; None for any node. None if no task had better start now."""
         if self._again and self._again[0][0] <= time.monotonic():
-            return heapq.heappop(self._again)[1]
-        return next(self._fresh, None)
+            failed = heapq.heappop(self._again)[1]
+            self._places.pop(failed, None)
+            return failed, None
+        slots = self._nodes.slots() if self._nodes else {}
+        if len(slots) < 2:
+            index = self._fresh.pop_any()
+            return None if index is None else (index, None)
+        for node in free(slots, [self._places.get(index) for index in running]):
+            if (index := self._fresh.pop(node, slots)) is not None:
+                self._places[index] = node
+                return index, node
+        return None
 
     def put_back(self, index: int) -> bool:
         """Start the task again after a pause; False if it has failed too often."""
@@ -138,15 +174,32 @@ class _Slots:
     """How many tasks may run at once: ``workers``, else the CPUs that the cluster has now, at least 1."""
 
     def __init__(self, workers: int | None) -> None:
-        self._workers, self._cpus, self._reported = workers, 1, False
+        self._workers, self._cpus, self._reported, self._requested = workers, 1, False, 0
         self._began, self._asked = time.monotonic(), -_REFRESH_S
 
-    def count(self) -> int:
+    def count(self, *, wanted: int = 0) -> int:
+        """``wanted``: how many could run at once, if there were room."""
         if self._workers:
             return self._workers
         if time.monotonic() - self._asked >= _REFRESH_S:
             self._cpus, self._asked = int(ray.cluster_resources().get("CPU", 0)), time.monotonic()
+            self._request(wanted if wanted > self._cpus or self._requested else 0)
         return max(1, self._cpus)
+
+    def withdraw(self) -> None:
+        """Ask the autoscaler for nothing any more."""
+        with contextlib.suppress(Exception):  # the cluster may be lost, and is not what to report
+            self._request(0)
+
+    def _request(self, cpus: int) -> None:
+        """Ask an autoscaler for so many CPUs in all: Ray tells it only of tasks in queues of its own.
+        Of several jobs on a cluster, the last to ask is heard."""
+        cpus = min(cpus, _MOST_CPUS)
+        if os.environ.get("RAY_ADDRESS") and cpus != self._requested:
+            from ray.autoscaler import sdk  # a tenth of a second, which no worker need spend
+
+            sdk.request_resources(num_cpus=cpus)
+            self._requested = cpus
 
     def limit(self, pause: float | None) -> float | None:
         """``pause``, or less if the number of CPUs is to be asked for before its end; None for ever."""

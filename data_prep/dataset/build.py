@@ -159,7 +159,13 @@ def _write_shards(
         stage.advance(missing[index].bp)
 
     try:
-        results = runner.run(_shard, tasks, names=[chunk.name for chunk in missing], on_result=on_result)
+        results = runner.run(
+            _shard,
+            tasks,
+            names=[chunk.name for chunk in missing],
+            uri=lambda task: task.source.handle.uri,
+            on_result=on_result,
+        )
         written = {shard.name: shard for shard, _ in results}
         output.settle([*kept.values(), *written.values()])
     except (OSError, ValueError, RuntimeError) as fault:

@@ -47,7 +47,11 @@ def check_plan(
     tasks: dict[str, list[ReferenceSpans]] = {name: [] for name in SPLITS}
     for chunk in plan.chunks():
         tasks[chunk.split].append(ReferenceSpans(references[chunk.assembly].handle, chunk.spans))
-    run = partial(jobs.run, on_retry=lambda _, reason: runner.on_retry(f"leakage: {reason}"))
+    run = partial(
+        jobs.run,
+        on_retry=lambda _, reason: runner.on_retry(f"leakage: {reason}"),
+        near=runner.near(lambda task: task.chunk.handle.uri),
+    )
     stage = Stage(runner.on_progress, "leakage", passes_bp(plan.parts))
     report = leakage(tasks, reference_codes, run=run, workers=runner.workers, on_scanned=stage.advance)
     if split.leakage == "report":

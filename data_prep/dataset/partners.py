@@ -89,7 +89,12 @@ def make_partners(plan: Plan, references: Mapping[str, Reference], runner: Runne
     sketches = dict(
         zip(
             assemblies,
-            run(_sketch, list(assemblies.values()), on_result=lambda i, _: stage.advance(sizes[i])),
+            run(
+                _sketch,
+                list(assemblies.values()),
+                on_result=lambda i, _: stage.advance(sizes[i]),
+                near=runner.near(lambda task: task.sources[0].handle.uri if task.sources else ""),
+            ),
             strict=True,
         )
     )

@@ -57,6 +57,7 @@ def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, 
         _prepare,
         list(zip(uris, numbered, strict=True)),
         names=[redact(uri) for uri in uris],
+        uri=lambda task: task[0],
         on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
     )
     return {reference.name: prepared for reference, prepared in zip(wanted, found, strict=True)}

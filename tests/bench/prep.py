@@ -19,12 +19,13 @@ import numpy as np
 import psutil
 from sklearn.preprocessing import LabelBinarizer
 
-from cluster.tasks import ray_session
+from cluster.tasks import jobs, ray_session
 from data_prep.config import DataConfig
 from data_prep.dataset.build import Built, build
 from data_prep.shards import SPLITS
 from data_prep.sources.survey import prepare
 from tests.bench.harness import Row
+from tests.bench.worker import cost
 
 _LETTERS = np.frombuffer(b"ACGT", np.uint8)
 _FOUR = (
@@ -108,9 +109,23 @@ def per_base(letters: str, folder: Path) -> float:
     return len(letters) / 1e6 / (time.perf_counter() - start)
 
 
+def worker_start(*, turns: int = 3) -> list[Row]:
+    """Memory and time of a worker of Ray that has imported what a build needs: medians of fresh ones."""
+    found = []
+    for _ in range(turns):
+        with ray_session.session(1):
+            found += jobs.run(cost, [None], workers=1)
+    memory, seconds = (statistics.median(column) for column in zip(*found, strict=True))
+    return [
+        Row("start of a build worker: memory", memory, 92, memory / 92, "MiB", "≤ 92", "the target"),
+        Row("start of a build worker: CPU", seconds, 1.5, seconds / 1.5, "s", "≤ 1.5", "the target"),
+    ]
+
+
 def rows(*, bp: int = 1_000_000_000, whole_bp: int = 3_100_000_000, turns: int = 3) -> list[Row]:
     """FASTA to shards on one worker and on two, the size, and a genome of ``whole_bp`` with its memory and
     time."""
+    start = worker_start()
     with tempfile.TemporaryDirectory(prefix="bench-prep-") as name, ray_session.session(2):
         folder = Path(name)
         os.environ["DNA_CACHE"] = str(folder / "cache")
@@ -155,7 +170,7 @@ def rows(*, bp: int = 1_000_000_000, whole_bp: int = 3_100_000_000, turns: int =
             Row("two Ray workers", speed[2], speed[1], speed[2] / speed[1], "Mbp/s", "≥ 1.7 ×", "one worker"),
         ]
         fasta.unlink()
-        return found + _whole(folder, whole_bp)
+        return start + found + _whole(folder, whole_bp)
 
 
 def _whole(folder: Path, bp: int) -> list[Row]:

@@ -206,7 +206,7 @@ def rows() -> list[Row]:
     with s3.proxy() as proxy, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         for name, value in (s3.environment(proxy) | {"AWS_ENDPOINT_URL": proxy.target.geturl()}).items():
             patch.setenv(name, value)
-        for block_bp, target in ((1 << 20, "≥ 0.8 ×"), (1 << 18, "–")):
+        for block_bp, target in ((1 << 20, "≥ 0.8 ×"), (1 << 18, "≥ 0.8 ×")):
             with s3.bucket(proxy) as bucket:
                 local = str(Path(folder, str(block_bp)))
                 for uri in (bucket.uri, local):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -137,8 +138,10 @@ def test_a_job_on_two_nodes_of_which_one_dies(s3: S3, tmp_path: Path) -> None:
             str(ROOT),
             "--",
             "python",
-            "-m",
-            "data_prep",
+            "-c",
+            # A line at every report, and not one a minute.
+            "import sys; from cluster.process import progress; progress.LINE_S = 0.0; "
+            "from data_prep.__main__ import main; sys.exit(main())",
             "build",
             "--config",
             str(config),
@@ -169,6 +172,8 @@ def test_a_job_on_two_nodes_of_which_one_dies(s3: S3, tmp_path: Path) -> None:
                 job.wait()
     said = log.read_text()
     assert jobs[-1].returncode == 0, said
+    lines = re.findall(r"write: ([\d,]+) of ([\d,]+) bp, \d+\.\d [kM]bp/s, (\d\d:\d\d) left", said)
+    assert len(lines) >= 3 and lines[-1][0] == lines[-1][1], "how far it is, how fast, and the time left"
     assert "trying again: " in said, "the killed node's shard was never lost"
     bp = sum(undisturbed.bp(split) for split in ("train", "val"))
     assert f"{s3.uri}/o: {bp:,} bp" in said

@@ -35,6 +35,7 @@ REASONS = {
 # a/x.
 OPERATIONS: dict[str, tuple[str, str, str, Callable[[str], Any], Any]] = {
     "read": ("read", "GET", "/a/x", lambda uri: store.read_bytes(uri, 0, 1000), DATA[:1000]),
+    "range": ("read", "GET", "/a/x", lambda uri: store.read_bytes(uri, 1000, 2000), DATA[1000:2000]),
     "file": ("read", "GET", "/a/x", lambda uri: store.open_read(uri).read(), DATA),
     "chunks": ("read", "GET", "/a/x", lambda uri: b"".join(store.chunks(uri)), DATA),
     "exists": ("look up", "HEAD", "/a/x", store.exists, True),
@@ -105,7 +106,7 @@ def test_what_cannot_pass_is_said_at_once(s3: S3, x: str, operation: str) -> Non
         assert s3.objects() == {"a/x": len(DATA)}
 
 
-@pytest.mark.parametrize("operation", ["read", "list", "exists", "write"])
+@pytest.mark.parametrize("operation", ["read", "range", "list", "exists", "write"])
 def test_a_store_that_does_not_answer(
     s3: S3, x: str, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:

@@ -16,7 +16,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 DISTRIBUTIONS = {"pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # else the module
 BESIDE_TRANSFORMERS = {"accelerate", "peft"}  # for its Trainer, and for LoRA: no file imports them
 BROUGHT = {"triton"}  # by torch, where it is for GPUs; without it kernels are plain
-BY_USERS = {"umap"}  # installed by those who ask for it; without it the option is refused
+BY_USERS = {"umap", "huggingface-hub"}  # installed by those who ask for it; without it the option is refused
 BACKENDS = {"boto3", "pyarrow", "s3fs"}  # no file need import them: MLflow, pandas and fsspec do
 FOR_READERS = {"py2bit", "pyfaidx"}  # of data_prep/sources, which trainer's inference reads by
 

@@ -1,6 +1,7 @@
 """The doctor: what it finds when all is well, and what it says to do when it is not."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from cluster.doctor import checks, exchange, machine, services
+from cluster.doctor import checks, exchange, machine, services, stores
 from cluster.doctor.finding import Finding
 from cluster.process import host
 from cluster.storage import store
@@ -333,6 +334,37 @@ def test_ranks_of_this_machine_and_of_a_launcher(
     assert one(exchange.ranks(), "ok").found == "rank 1 took part; rank 0 has the figures"
 
 
+def test_kinds_of_stores_and_what_is_missing_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = stores.kinds()
+    assert found == Finding("stores", "ok", "s3://, gs://, az://, https://, hf://")
+    missing = {"huggingface_hub"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
+    assert list(stores.kinds()) == [
+        Finding(
+            "stores",
+            "ok",
+            "s3://, gs://, az://, https://",
+            "for hf://: pip install 'dna-distill[stores]'",
+        )
+    ]
+    missing |= {"obstore", "s3fs"}
+    (found,) = stores.kinds()
+    assert (found.state, found.found) == ("warning", "https://")
+    assert found.advice == (
+        "for s3://, gs://, az://, hf://: pip install 'dna-distill[data]' or pip install 'dna-distill[stores]'"
+    )
+
+
+def test_how_ranges_of_a_bucket_are_read(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(stores.ranges(f"{s3.uri}/x")) == [Finding("store, ranges", "ok", "by obstore")]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    (found,) = stores.ranges(f"{s3.uri}/x")
+    assert found.found == "by s3fs, since there is a proxy: more CPU for each block"
+    assert list(stores.ranges("/data")) == []
+
+
 def test_a_store_that_works(s3: S3, tmp_path: Path) -> None:
     words = (
         r": write \d+ ms, read \d+ ms, list \d+ ms, remove \d+ ms for 8 MiB, which is \d+ MB/s and \d+ MB/s"
@@ -378,7 +410,7 @@ def test_keys_that_are_wrong_are_no_missing_right(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(store, "write_bytes", refuse)
     found = one(services.store_round_trip("memory://x"), "FAILED")
-    assert found.what == "store, write" and found.advice.endswith("and the AWS_ variables")
+    assert found.what == "store, write" and found.advice.endswith("and the AWS_, GOOGLE_ or AZURE_ variables")
 
 
 def test_stores_that_do_not_work(

@@ -23,10 +23,21 @@ from hypothesis import strategies as st
 from cluster.storage import retry, store
 from cluster.storage.retry import failure
 from configs import redact
+from tests import clouds
+
+CLOUDS = {"gs": clouds.Google, "az": clouds.Azure}
 
 
-@pytest.fixture(params=["path", "file", "memory"])
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=["path", "file", "memory", "gs", "az"])
+def base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param in CLOUDS:
+        with clouds.running(CLOUDS[request.param]) as (cloud, proxy):
+            for name, value in clouds.environment(request.param, proxy.url).items():
+                monkeypatch.setenv(name, value)
+            yield f"{request.param}://b/sub"
+            store.remove(f"{request.param}://b/sub")
+            assert not cloud.objects and not cloud.uploads
+        return
     prefix = {"path": "", "file": "file://", "memory": "memory://"}[request.param]
     root = f"{prefix}{tmp_path}/sub"
     yield root
@@ -458,6 +469,8 @@ def test_no_secret_of_a_url_is_shown(tail: str, scheme: str) -> None:
         ("mysql+pymysql://me:wo:rd@host/me@work", "mysql+pymysql://***@host/me@work"),
         ("postgresql://host:5432/db", None),
         ("postgresql://me@host/db", "postgresql://***@host/db"),
+        ("abfs://container@account.dfs.core.windows.net/x", None),
+        ("abfss://container@account/x?sig=word", "abfss://container@account/x?..."),
     ],
 )
 def test_an_at_sign_in_a_path_is_left_and_a_password_is_not(uri: str, shown: str | None) -> None:

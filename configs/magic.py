@@ -3,6 +3,7 @@
 import re
 
 TWOBIT = "a .2bit file"
+BIGWIG = "a bigWig file"
 COMPRESSED = ("gzip", "bzip2", "xz", "zstd")  # formats that data_prep.sources.compression reads
 # More than the letters of a signature, where these alone may begin a text: PAR1 is a region of the human X.
 _MAGIC = {
@@ -21,6 +22,9 @@ _MAGIC = {
     rb"CRAM[\x01-\x09]": "a CRAM file",
     rb"\x43\x27\x41\x1a": TWOBIT,
     rb"\x1a\x41\x27\x43": TWOBIT,
+    rb"\x26\xfc\x8f\x88": BIGWIG,
+    rb"\x88\x8f\xfc\x26": BIGWIG,
+    rb"\xeb\xf2\x89\x87|\x87\x89\xf2\xeb": "a bigBed file",
 }
 
 

@@ -4,6 +4,7 @@ from data_prep.config.dataset import DataConfig
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, SplitConfig
+from data_prep.config.tracks import RepeatsConfig, TrackConfig
 from data_prep.config.values import Names
 from data_prep.config.weights import WEIGHTS, WeightsConfig
 
@@ -14,6 +15,8 @@ __all__ = [
     "Names",
     "PartnersConfig",
     "ReferenceConfig",
+    "RepeatsConfig",
     "SplitConfig",
+    "TrackConfig",
     "WeightsConfig",
 ]

@@ -57,5 +57,7 @@ class DataConfig(Section):
                 (f"references.{number}.uri", reference.uri if len(reference.uri) == 1 else ()),
                 (f"references.{number}.include", reference.include),
                 (f"references.{number}.exclude", reference.exclude),
+                (f"references.{number}.repeats.uri", reference.repeats.uri),
+                (f"references.{number}.track.uri", (reference.track.uri,) if reference.track.uri else ()),
             ]
         return [(key, uri) for key, uris in files for uri in uris]

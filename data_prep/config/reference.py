@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from configs import Section
+from data_prep.config.tracks import RepeatsConfig, TrackConfig
 from data_prep.config.values import Strings, at_least_one
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -23,6 +24,8 @@ class ReferenceConfig(Section):
     repeated_names: Literal["refuse", "number"] = "refuse"
     include: Strings = ()  # BED URIs: only these intervals
     exclude: Strings = ()  # BED URIs: none of these intervals
+    repeats: RepeatsConfig = RepeatsConfig()
+    track: TrackConfig = TrackConfig()
     weight: float = Field(default=1.0, gt=0)
     # Where it stands among the species, from the root down, such as mammals/primates.
     clade: str | None = None

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.storage import store
 from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
+from data_prep.dataset.annotation import Annotation, prepare_annotation
 from data_prep.dataset.growth import Base
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Shard, Source
 from data_prep.sources.survey import Reference
@@ -40,6 +41,7 @@ class Plan:
 
     ``dropped``: how many blocks are left out because of their N. ``warnings``: a sentence for each part of
     the input that has no effect, or may be a mistake. ``base``: the dataset that grows into this one.
+    ``annotations``: what files say of the letters of each reference.
     """
 
     manifest: Manifest
@@ -47,6 +49,7 @@ class Plan:
     dropped: int
     warnings: tuple[str, ...] = ()
     base: Base | None = None
+    annotations: dict[str, Annotation] = field(default_factory=dict)
 
     def chunks(self) -> list[Chunk]:
         """The shards, in the order of the manifest."""
@@ -64,6 +67,10 @@ class Plan:
             for (split, spans), (name, kept) in zip(planned, names, strict=True)
         ]
 
+    def changed_file(self) -> str:
+        """The URI of a file beside the references that is not what was read any more; "" if there is none."""
+        return next((uri for part in self.annotations.values() if (uri := part.changed())), "")
+
 
 def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
     """The plan of ``config`` over its prepared ``references`` (by name).
@@ -75,11 +82,17 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
     sources: list[Source] = []
     spans: list[Span] = []
     warnings: dict[str, None] = {}  # in order, each once
+    annotations = dict[str, Annotation]()
     for wanted in config.references:
         source, blocks = _source(
             wanted, references[wanted.name], block_bp=config.block_bp, warn=warnings.setdefault
         )
-        sources.append(replace(source, filters=source.filters | config.weights.filters(wanted)))
+        annotation = prepare_annotation(
+            wanted, references[wanted.name].contigs, source.contigs, warn=warnings.setdefault
+        )
+        annotations[wanted.name] = annotation
+        more = config.weights.filters(wanted) | annotation.filters
+        sources.append(replace(source, filters=source.filters | more))
         spans += blocks
     held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
     parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)
@@ -107,7 +120,8 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         partners=_partner_settings(config),
     )
     dropped = sum(map(len, parts.values())) - sum(map(len, kept.values()))
-    return with_parts(Plan(manifest, parts, dropped, tuple(warnings)), kept, references)
+    plan = Plan(manifest, parts, dropped, tuple(warnings), annotations=annotations)
+    return with_parts(plan, kept, references)
 
 
 def _partner_settings(config: DataConfig) -> dict[str, Any] | None:

@@ -406,12 +406,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "dataset": (
         lambda at: seal(at, datasets={"toy": "1" * 64}),
-        r"ValueError: \S+/step-00000003 was trained on toy with manifest 1{12}, which is 0{12} now; give "
-        r"the dataset that it was trained on, or another run.dir",
+        r"ValueError: \S+/step-00000003 was trained on toy with sha256 1{12}, which is 0{12} now; give "
+        r"the data that it was trained on, or another run.dir",
     ),
     "one dataset more": (
         lambda at: seal(at, datasets={"toy": "0" * 64, "x": "2" * 64}),
-        r"ValueError: \S+ was trained on x with manifest 222222222222, which is none now",
+        r"ValueError: \S+ was trained on x with sha256 222222222222, which is none now",
     ),
     "version": (
         lambda at: seal(at, format_version=2),

@@ -69,4 +69,4 @@ def test_bed_faults(tmp_path: Path, content: bytes, message: str) -> None:
 
 def test_lines_have_their_numbers_and_names(tmp_path: Path) -> None:
     (tmp_path / "x.bed").write_text("# of\n\na\t1\t2\n a\t3 \t4\t x \ty\n")
-    assert read_lines(str(tmp_path / "x.bed")) == [Line(3, "a", 1, 2, ""), Line(4, "a", 3, 4, "x")]
+    assert read_lines(str(tmp_path / "x.bed")) == [Line(3, "a", 1, 2, ""), Line(4, "a", 3, 4, "x", "y")]

@@ -1,6 +1,7 @@
 """The training command from outside: exit codes, one clear sentence, nothing half-written; and one whole
 run."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -312,6 +313,47 @@ def test_a_mixture_with_lengths_by_step_and_a_damaged_block(toy: str, tmp_path: 
     assert len(registry.history(run.info.run_id, "throughput/mfu")) == 3
 
 
+def test_windows_by_region_and_a_bed_that_changed(toy: str, tmp_path: Path) -> None:
+    """Its shares are metrics; as the run goes on, another file under the same name is refused."""
+    (tmp_path / "peaks.bed").write_text("".join(f"train0\t{i}\t{i + 60}\n" for i in range(0, 30_000, 500)))
+    arguments = [
+        *TINY,
+        f"data.uri={toy}",
+        "data.regions.beds=[{uri: peaks.bed}]",
+        "data.regions.anywhere=0.25",
+        "run.dir=run",
+        "checkpoint.every=2",
+    ]
+    done = launch(*arguments, "train.steps=2", "train.schedule_steps=6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db")
+    run = registry.run(registry.version("models:/findna@candidate").run_id)
+    shares = {name: registry.history(run.info.run_id, f"data/share_{name}") for name in ("peaks", "anywhere")}
+    assert [share["step"].tolist() for share in shares.values()] == [[2], [2]]
+    peaks, anywhere = (float(share["value"].iloc[0]) for share in shares.values())
+    assert peaks + anywhere == pytest.approx(1) and abs(anywhere - 0.25) < 0.15
+    text = (tmp_path / "peaks.bed").read_bytes()
+    assert run.data.tags["regions.sha256"] == hashlib.sha256(text).hexdigest()
+    assert "peaks.bed" in run.data.params["data.regions.beds"]
+    assert "centred on regions: 25 % anywhere, 75 % peaks. Losses" in run.data.tags["mlflow.note.content"]
+    row = "| where windows are centred, by BED file | 25 % anywhere, 75 % peaks |"
+    assert row in (tmp_path / "run" / "README.md").read_text()
+
+    (tmp_path / "peaks.bed").write_bytes(text + b"train0\t7\t9\nval0\t7\t9\n")
+    changed = launch(*arguments, "train.steps=6", cwd=tmp_path)
+    assert changed.returncode == 1, changed.stderr
+    assert "1 of 62 lines of peaks.bed give no window: 1 held out or left out (val0)" in changed.stderr
+    digest = hashlib.sha256(text).hexdigest()[:12]
+    assert f"was trained on peaks.bed with sha256 {digest}, which is " in changed.stderr
+    assert "give the data that it was trained on, or another run.dir" in changed.stderr
+    (tmp_path / "peaks.bed").write_text("val0\t7\t9\n")
+    refused = launch(*arguments, "train.steps=6", cwd=tmp_path)
+    assert refused.returncode == 2 and "data.regions.beds: no line lies in the train split" in refused.stderr
+    (tmp_path / "peaks.bed").write_bytes(text)
+    done = launch(*arguments, "train.steps=4", cwd=tmp_path)
+    assert done.returncode == 0 and "going on after step 2" in done.stderr, done.stderr
+
+
 def test_a_run_goes_on_with_what_its_dataset_was_when_it_began(toy: str, tmp_path: Path) -> None:
     uri = str(shutil.copytree(toy, tmp_path / "d"))
     whole, part = "run.dir=whole", "run.dir=part"
@@ -332,7 +374,7 @@ def test_a_run_goes_on_with_what_its_dataset_was_when_it_began(toy: str, tmp_pat
     kept.unlink()
     done = launch(*common, part, "train.steps=5", cwd=tmp_path)
     assert done.returncode == 1
-    assert f"was trained on {uri} with manifest {opened.digest[:12]}, which is" in done.stderr
+    assert f"was trained on {uri} with sha256 {opened.digest[:12]}, which is" in done.stderr
 
 
 def test_corrupt_shard_fails_with_its_name_and_marks_the_run(tmp_path: Path) -> None:

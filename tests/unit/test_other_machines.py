@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ from torch import Tensor, nn
 from trainer.core import random
 from trainer.core.collectives import Group, Pending
 from trainer.core.tiles import aligned
+from trainer.data.leaves import Leaf
 from trainer.data.locus import loci
+from trainer.data.region_sampling import RegionSampler
+from trainer.data.regions import Regions
 from trainer.data.sampling import Phase, Sampler, SamplingPlan
 from trainer.data.windows import Windows
 from trainer.engine.ema import ShardedEMA
@@ -352,6 +356,21 @@ def view(source: Windows) -> View:
     )
 
 
+def region_sampler() -> RegionSampler:
+    """Of many regions with scores, one of which is cut at the edge of a block."""
+    bp_P = np.array([100, 40, 60, 3, 300, 17] * 20)
+    block_P = np.repeat([0, 1, 1, 1, 2, 2], 20)
+    start_P = np.arange(len(bp_P)) % 20 * 30
+    region_P, before_P, of_P = np.arange(len(bp_P)), np.zeros_like(bp_P), bp_P.copy()
+    region_P[[19, 20]], before_P[20] = 19, bp_P[19]
+    of_P[[19, 20]] = bp_P[[19, 20]].sum()
+    score_P = 0.1 + region_P % 7
+    regions = Regions(block_P, start_P, bp_P, region_P, before_P, of_P, score_P)
+    plan = SamplingPlan([1.0], [Phase(0, 64)], seed=3, flank=10, lanes=2, global_batch=2)
+    leaf = Leaf(1, 0, 0, Fraction(1), regions)
+    return RegionSampler(np.array([900, 1300, 950]), np.ones(3), leaf, plan=plan, phase=0)
+
+
 def digests() -> dict[str, str]:
     """Of what is integers, and must be the same on every machine."""
 
@@ -368,6 +387,7 @@ def digests() -> dict[str, str]:
         "masks": digest(masked.codes_BL, masked.target_BL),
         "places": digest(loci(source).place_N4),
         "order": digest(*(sampler.open_set(lane, 0).samples_M5 for lane in range(2))),
+        "order of regions": digest(*(region_sampler().open_set(lane, 0).samples_M5 for lane in range(2))),
     }
 
 

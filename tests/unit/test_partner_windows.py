@@ -42,7 +42,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, local_ray: int) -> str:
 
 
 def reader(
-    uris: Sequence[str], *, rank: int = 0, size: int = 1, batch: int = 24, seed: int = 3, **partners: Any
+    uris: Sequence[str],
+    *,
+    rank: int = 0,
+    size: int = 1,
+    batch: int = 24,
+    seed: int = 3,
+    regions: dict[str, Any] | None = None,
+    **partners: Any,
 ) -> Reader:
     data = Data.model_validate(
         {
@@ -51,6 +58,7 @@ def reader(
             "lanes": 12,
             "on_corrupt": partners.pop("on_corrupt", "fail"),
             "partners": partners,
+            "regions": regions or {},
         }
     )
     plan = SamplingPlan.of(data, seed=seed, global_batch=batch, flank=FLANK)
@@ -142,6 +150,21 @@ def test_the_same_on_any_number_of_ranks_and_after_a_resume(dataset: str, kind: 
                         assert torch.equal(getattr(mine, name), getattr(theirs, name)[at]), name
                 assert part.windows.root_B3 is not None and batch.windows.root_B3 is not None
                 assert torch.equal(part.windows.root_B3, batch.windows.root_B3[at])
+
+
+def test_windows_of_regions_have_partners_too(dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "x.bed").write_text("".join(f"a\t{i}\t{i + 90}\n" for i in range(1_000, 50_000, 700)))
+    regions = {"anywhere": 0.2, "beds": [{"uri": str(tmp_path / "x.bed")}]}
+    whole = reader([dataset], share=1.0, regions=regions)
+    other, chosen = 0, 0
+    for step in range(8):
+        batch = whole.batch(step)
+        rows = batch.tags_B == 0
+        other, chosen = other + int(is_other(batch)[rows].sum()), chosen + int(rows.sum())
+        for rank in range(2):
+            part = reader([dataset], rank=rank, size=2, share=1.0, regions=regions).batch(step)
+            assert torch.equal(partner_of(part).codes_BS, partner_of(batch).codes_BS[rank::2])
+    assert other > 0.8 * chosen > 0
 
 
 def test_the_control_reads_the_same_genome_anywhere(dataset: str) -> None:

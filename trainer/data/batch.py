@@ -11,14 +11,17 @@ from trainer.data.windows import Windows
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one rank for one step, in sample order; ``ids_B4`` are (dataset, epoch, block, window).
+    """Rows of one rank for one step, in sample order; ``ids_B4`` are (leaf, epoch, block, window), where the
+    leaf is the dataset if no BED file chose the window (leaves.py).
 
-    ``skipped``: (dataset, epoch, block) of the damaged blocks that rows should have come from. ``prepared``:
+    ``tags_B``: int64, the number of the BED in data.regions.beds that did; NO_TAG for windows from anywhere.
+    ``skipped``: (leaf, epoch, block) of the damaged blocks that rows should have come from. ``prepared``:
     what the reader was asked to make of it.
     """
 
     windows: Windows
     ids_B4: Tensor
+    tags_B: Tensor
     skipped: frozenset[tuple[int, int, int]] = frozenset()
     prepared: Any = None
 

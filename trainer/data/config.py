@@ -1,10 +1,11 @@
 """The config section ``data``: which datasets, in windows of which length, read how."""
 
+import re
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from cluster.process import paths
 from cluster.process.host import cache_root
@@ -12,7 +13,11 @@ from configs import Section
 from configs.numbers import Fraction, Positive
 
 MIN_LENGTH = 16
+ANYWHERE = "anywhere"  # what windows are called that no BED file chose
 OnCorrupt = Literal["fail", "skip"]
+Count = Literal["bp", "interval", "score"]
+_LABEL = r"^[\w.-]+$"  # a part of a metric's name
+_ENDING = re.compile(r"(\.bed)?(\.(gz|bgz|bz2|xz|zst))?$", re.IGNORECASE)
 
 
 class WeightedDataset(Section):
@@ -40,6 +45,56 @@ class Partners(Section):
     kind: Literal["ortholog", "random"] = "ortholog"
 
 
+class RegionBed(Section):
+    """One BED file of regions, and its share of the samples relative to the other files.
+
+    ``by``: how often an interval is visited: by its length, as often as any other, or by its score.
+    """
+
+    uri: Annotated[str, Field(min_length=1)]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    by: Count = "bp"
+    label: Annotated[str, Field(pattern=_LABEL)] | None = None  # of its windows; default: the file's stem
+
+    @property
+    def name(self) -> str:
+        """The label of its windows."""
+        stem = _ENDING.sub("", PurePosixPath(self.uri).name)
+        return self.label or re.sub(r"[^\w.-]", "_", stem)
+
+
+class Regions(Section):
+    """Where windows are centred: ``anywhere`` is the share of the samples that come from anywhere, the rest
+    is divided among the ``beds`` by weight. Without ``beds`` all come from anywhere."""
+
+    anywhere: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    beds: tuple[RegionBed, ...] = ()
+
+    @model_validator(mode="after")
+    def _different(self) -> "Regions":
+        for key, values in (("uri", [b.uri for b in self.beds]), ("label", [b.name for b in self.beds])):
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(
+                    f"beds: two files have the {key} {', '.join(twice)}; give each file once, with a label "
+                    "of its own"
+                )
+        if wrong := [bed.uri for bed in self.beds if bed.name in (ANYWHERE, "")]:
+            raise ValueError(
+                f"beds: the windows of {wrong[0]} cannot be called {ANYWHERE!r} or nothing; give it a label"
+            )
+        return self
+
+    @property
+    def in_words(self) -> str:
+        """The share of each label in the samples, or "" without ``beds``."""
+        if not self.beds:
+            return ""
+        total = sum(bed.weight for bed in self.beds)
+        shares = {ANYWHERE: self.anywhere}
+        shares |= {bed.name: (1 - self.anywhere) * bed.weight / total for bed in self.beds}
+        return ", ".join(f"{100 * share:.3g} % {name}" for name, share in shares.items() if share)
+
+
 class Data(Section):
     """``uri`` is given as one URI or a list of {uri, weight}, ``length`` as bp or a list of {from_step,
     length}."""
@@ -53,6 +108,7 @@ class Data(Section):
     cache_bytes: Annotated[int, Field(ge=0)] = 10 << 30  # 0: no cache on disk
     on_corrupt: OnCorrupt = "fail"
     partners: Partners = Partners()
+    regions: Regions = Regions()
 
     @field_validator("uri", mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """The rows of a batch, cut out of their blocks; what is read where a block is damaged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from data_prep import shards
 from data_prep.blocks import PackedBlock
 from trainer.data.batch import Batch
 from trainer.data.dataset import Dataset
+from trainer.data.leaves import Leaf
 from trainer.data.partners import Choice, PartnerRows, choice_of
 from trainer.data.sampling import OpenSet, Sampler
 from trainer.data.windows import WindowBuilder
@@ -21,9 +22,9 @@ GetBlock = Callable[[int, int, int], PackedBlock]  # of dataset, block, and the 
 
 class Place(NamedTuple):
     """Where a row comes from: number ``at`` of the samples of ``open_set``, which is of ``lane`` in
-    ``dataset``."""
+    ``leaf``."""
 
-    dataset: int
+    leaf: Leaf
     lane: int
     open_set: OpenSet
     at: int
@@ -48,33 +49,36 @@ class Cutter:
         *,
         flank: int,
         soft: bool,
+        track: bool,
         partners: bool,
         on_skip: Callable[[str], None] | None,
     ) -> None:
-        """``soft``, ``partners``: windows bring their soft mask, what the teacher reads in their place.
+        """``soft``, ``track``, ``partners``: windows bring their soft mask, the levels of their weights, what
+        the teacher reads in their place.
         ``on_skip``: as the Reader's."""
         self._datasets, self._get_block = datasets, get_block
-        self._flank, self._soft, self._partners = flank, soft, partners
+        self._flank, self._soft, self._track, self._partners = flank, soft, track, partners
         self._on_skip = on_skip
         self._reported: set[tuple[int, int]] = set()  # damaged blocks: dataset, block
 
-    def cut(self, places: Sequence[Place], *, length: int, samplers: Sequence[Sampler]) -> Batch:
-        """The batch of windows of ``length`` bp whose rows come from ``places``. StoreError or FormatError if
-        a block is damaged and may not be skipped."""
-        builder = WindowBuilder(len(places), length, self._flank, soft=self._soft)
+    def cut(self, places: Sequence[Place], *, length: int, samplers: Mapping[int, Sampler]) -> Batch:
+        """The batch of windows of ``length`` bp whose rows come from ``places``; ``samplers`` by the
+        number of the leaf. StoreError or FormatError if a block is damaged and may not be skipped."""
+        builder = WindowBuilder(len(places), length, self._flank, soft=self._soft, track=self._track)
         partners = PartnerRows(builder, len(places)) if self._partners else None
         ids, keys = [], []
         skipped: set[tuple[int, int, int]] = set()
         for row, place in enumerate(places):
-            dataset, lane, current, at = place
+            leaf, lane, current, at = place
+            dataset = leaf.dataset
             number, window, start, end, key = current.samples_M5[at].tolist()
-            ids.append((dataset, current.epoch, number, window))
+            ids.append((leaf.number, current.epoch, number, window))
             keys.append(key)
             choice = choice_of(current.partners_M7, at)
             try:
                 block = self._get_block(dataset, number, lane)
             except (store.StoreError, shards.FormatError) as fault:
-                block, number, start, end = self._replacement(fault, place, samplers[dataset])
+                block, number, start, end = self._replacement(fault, place, samplers[leaf.number])
                 skipped.add(ids[-1][:3])
                 choice = None  # it was chosen for the window that cannot be read
             builder.fill(row, block, start, end, locus=self._datasets[dataset].locus(number))
@@ -84,7 +88,8 @@ class Cutter:
         windows = builder.windows(torch.from_numpy(np.array(keys)))
         if partners:
             windows = partners.beside(windows)
-        return Batch(windows, torch.from_numpy(np.array(ids)), frozenset(skipped))
+        tags_B = torch.tensor([place.leaf.tag for place in places])
+        return Batch(windows, torch.from_numpy(np.array(ids)), tags_B, frozenset(skipped))
 
     def _partner(
         self, choice: Choice | None, place: Place, skipped: set[tuple[int, int, int]]
@@ -94,22 +99,22 @@ class Cutter:
         if choice is None or choice.block < 0:
             return None
         try:
-            return self._get_block(place.dataset, choice.block, place.lane)
+            return self._get_block(place.leaf.dataset, choice.block, place.lane)
         except TransientError:
             raise
         except (store.StoreError, shards.FormatError) as fault:
-            self._report(place.dataset, choice.block, fault)
-            skipped.add((place.dataset, place.open_set.epoch, choice.block))
+            self._report(place.leaf.dataset, choice.block, fault)
+            skipped.add((place.leaf.number, place.open_set.epoch, choice.block))
             return None
 
     def _replacement(self, fault: Exception, place: Place, sampler: Sampler) -> _Source:
         """What is read instead of ``place``, whose block has the ``fault``; raises it if blocks may not be
         skipped."""
-        dataset, lane, current, at = place
-        self._report(dataset, int(current.samples_M5[at, 0]), fault)
+        leaf, lane, current, at = place
+        self._report(leaf.dataset, int(current.samples_M5[at, 0]), fault)
         for other, start, end in sampler.replacements(current, at):
             try:
-                block = self._get_block(dataset, other, lane)
+                block = self._get_block(leaf.dataset, other, lane)
             except TransientError:
                 raise  # two in a row: the store is down, and each further block would cost all the retries
             except (store.StoreError, shards.FormatError):

@@ -1,10 +1,11 @@
 """Shards -> batches of source windows: the same global batch at every step, on any number of ranks.
 
-sampling.py decides which window each sample is; prefetch.py holds and fetches the blocks. Lane l belongs to
-rank l mod W, and there to thread (l div W) mod threads, so no lane is read by two. A batch is a pure function
-of its step: caches, threads and prefetch change only the time it takes.
+sampling.py and region_sampling.py decide which window each sample is; prefetch.py holds and fetches the
+blocks. Lane l belongs to rank l mod W, and there to thread (l div W) mod threads, so no lane is read by two.
+A batch is a pure function of its step: caches, threads and prefetch change only the time it takes.
 
-A sample's id is (dataset, epoch, block, window). Its key, from which all its views and masks are drawn, is
+A sample's id is (leaf, epoch, block, window): the leaf of the mixture is a dataset, or the regions of a BED
+in one (leaves.py). Its key, from which all its views and masks are drawn, is
 the hash of the seed and the id.
 
 Shapes: B rows of a rank, S = L + 2·flank source positions.
@@ -25,10 +26,13 @@ from trainer.data.batch import Batch
 from trainer.data.block_cache import python_warning
 from trainer.data.config import Data
 from trainer.data.cutting import Cutter, Place
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, check_tracks
+from trainer.data.leaves import Leaf, leaves_of
 from trainer.data.mixture import Mixture
 from trainer.data.partners import PartnerIndex, open_partners
 from trainer.data.prefetch import LATER, NOW, SOON, BlockBuffer, FetchThreads
+from trainer.data.region_sampling import RegionSampler
+from trainer.data.regions import RegionSet, open_regions
 from trainer.data.sampling import OpenSet, Sampler, SamplingPlan
 
 _REMOTE_THREADS = 4
@@ -42,20 +46,25 @@ def open_reader(
     plan: SamplingPlan,
     group: Group,
     soft: bool = False,
+    track: bool = False,
     device: torch.device | None = None,
     prepare: Callable[[Batch], Any] | None = None,
+    regions: Sequence[RegionSet] | None = None,
     warn: Callable[[str], None] = python_warning,
 ) -> "Reader":
     """The reader that the ``data`` section describes, of the opened train splits of its datasets.
 
     Args:
         soft: whether windows bring their soft mask.
+        track: whether they bring the levels of their weights.
         device: where the batches will be copied to.
         prepare: what each batch is to bring as ``prepared``; it is called in the reader's thread.
-        warn: called with a sentence for each damaged block that is skipped.
+        regions: those of ``data.regions``, where they are open already.
+        warn: called with a sentence for each damaged block that is skipped, and for assemblies without track.
 
     Raises:
         ValueError: windows and their flanks are longer than a dataset's blocks, so that all would be padded.
+        ConfigError, StoreError: as ``open_regions`` and ``open_partners``, and as ``check_tracks``.
     """
     longest = max(phase.length for phase in plan.phases)
     for dataset in datasets:
@@ -65,6 +74,8 @@ def open_reader(
                 f"blocks of {dataset.manifest.block_bp} bp in {dataset.uri}; build it with a larger "
                 "block_bp"
             )
+    if track:
+        check_tracks(datasets, warn=warn if group.rank == 0 else lambda text: None)
     remote = not all(store.is_local(dataset.uri) for dataset in datasets)
     return Reader(
         datasets,
@@ -73,9 +84,11 @@ def open_reader(
         threads=_REMOTE_THREADS * remote if data.workers is None else data.workers,
         on_skip=warn if data.on_corrupt == "skip" else None,
         soft=soft,
+        track=track,
         device=device,
         prepare=prepare,
         partners=open_partners(datasets, data.partners),
+        regions=open_regions(data.regions, datasets, warn=warn) if regions is None else regions,
     )
 
 
@@ -98,15 +111,18 @@ class Reader:
         threads: int = 0,
         on_skip: Callable[[str], None] | None = None,
         soft: bool = False,
+        track: bool = False,
         device: torch.device | None = None,
         prepare: Callable[[Batch], Any] | None = None,
         partners: Sequence[PartnerIndex | None] = (),
+        regions: Sequence[RegionSet] = (),
     ) -> None:
         """A reader of the rank ``group.rank``; ``threads`` fetch blocks, and with 0 the caller reads them.
 
-        ``soft``: windows bring their soft mask. ``device``: on a GPU, batches are pinned for it, unless
-        ``prepare`` makes of them what is copied there. ``partners``: of each dataset, where windows are
-        to bring partners.
+        ``soft``, ``track``: windows bring their soft mask, the levels of their weights. ``device``: on a GPU,
+        batches are pinned for it, unless ``prepare`` makes of them what is copied there. ``partners``: of
+        each dataset, where windows are to bring partners. ``regions``: of each BED file on which windows are
+        centred.
         """
         assert plan.lanes % group.size == 0 and plan.global_batch % group.size == 0, (
             "world_faults() should have refused this"
@@ -114,28 +130,30 @@ class Reader:
         self.datasets, self.plan, self.group, self.soft = datasets, plan, group, soft
         self._prepare = prepare
         self._pin_for = torch.cuda.current_device() if device and device.type == "cuda" else None
-        self._mixture = Mixture(plan.weights, seed=plan.seed, lanes=plan.lanes)
+        self.leaves = leaves_of(plan.weights, regions, anywhere=plan.anywhere)
+        self._mixture = Mixture([leaf.weight for leaf in self.leaves], seed=plan.seed, lanes=plan.lanes)
         self._threads = FetchThreads(threads)
         self._partners = [*partners] or [None] * len(datasets)
         self._phase = 0
         self.samplers = self._samplers()
-        self._current: dict[tuple[int, int], OpenSet] = {}  # (dataset, lane) -> the set being read
+        self._current: dict[tuple[int, int], OpenSet] = {}  # (leaf, lane) -> the set being read
         self._next: dict[tuple[int, int], OpenSet] = {}  # the one after it
         lanes = plan.lanes // group.size
         self._blocks = [
             BlockBuffer(
                 dataset.block,
-                capacity=2 * lanes * sampler.largest_set
+                capacity=2 * lanes * self._largest_sets(number)
                 + bool(index) * _PARTNER_BP // dataset.manifest.block_bp,
                 threads=self._threads,
             )
-            for dataset, sampler, index in zip(datasets, self.samplers, self._partners, strict=True)
+            for number, (dataset, index) in enumerate(zip(datasets, self._partners, strict=True))
         ]
         self._cutter = Cutter(
             datasets,
             lambda dataset, number, lane: self._blocks[dataset].get(number, thread=self.thread_of(lane)),
             flank=plan.flank,
             soft=soft,
+            track=track,
             partners=any(self._partners),
             on_skip=on_skip,
         )
@@ -145,7 +163,7 @@ class Reader:
         return lane // self.group.size % max(1, self._threads.count)
 
     def position(self, step: int) -> dict[str, Any]:
-        """The position before ``step``, to be saved: ``counts`` [dataset][lane] since the phase began."""
+        """The position before ``step``, to be saved: ``counts`` [leaf][lane] since the phase began."""
         return {
             "step": step,
             "phase": self.plan.phase_at(step),
@@ -159,8 +177,8 @@ class Reader:
             if position.get(name) != value:
                 raise ValueError(
                     f"the position saved at step {step} does not fit this config: its {name} would be "
-                    f"{value}, not {position.get(name)}; data.uri, data.length, data.lanes, run.seed and "
-                    "train.global_batch must stay as they were"
+                    f"{value}, not {position.get(name)}; data.uri, data.regions, data.length, data.lanes, "
+                    "run.seed and train.global_batch must stay as they were"
                 )
         return step
 
@@ -198,18 +216,30 @@ class Reader:
         for blocks in self._blocks:
             blocks.cancel()
 
-    def _samplers(self) -> list[Sampler]:
-        """A sampler of each dataset for the current phase."""
-        return [
-            Sampler(
-                dataset.bp(),
-                dataset.weights(),
-                plan=self.plan,
-                dataset=number,
-                phase=self._phase,
-            )
-            for number, dataset in enumerate(self.datasets)
-        ]
+    def shares(self, step: int) -> dict[int, float]:
+        """tag (Batch.tags_B) -> its share of the samples that all ranks have read before ``step``, since the
+        phase began; empty if that is ``step``."""
+        counts = self._mixture.counts(self.plan.lane_counts(step)).sum(1)
+        total, found = counts.sum(), dict.fromkeys((leaf.tag for leaf in self.leaves), 0.0)
+        for leaf, count in zip(self.leaves, counts.tolist(), strict=True):
+            found[leaf.tag] += count / max(1, total)
+        return found if total else {}
+
+    def _samplers(self) -> dict[int, Sampler]:
+        """A sampler of each leaf for the current phase, by its number."""
+        each = [(dataset.bp(), dataset.weights()) for dataset in self.datasets]
+        found: dict[int, Sampler] = {}
+        for leaf in self.leaves:
+            blocks = each[leaf.dataset]
+            if leaf.regions is None:
+                found[leaf.number] = Sampler(*blocks, plan=self.plan, dataset=leaf.number, phase=self._phase)
+            else:
+                found[leaf.number] = RegionSampler(*blocks, leaf, plan=self.plan, phase=self._phase)
+        return found
+
+    def _largest_sets(self, dataset: int) -> int:
+        """The most blocks that the sets of a lane in ``dataset`` have, one set for each leaf."""
+        return sum(self.samplers[leaf.number].largest_set for leaf in self.leaves if leaf.dataset == dataset)
 
     def _places(self, step: int) -> list[Place]:
         """Where the rows of this rank come from; their blocks are requested."""
@@ -217,30 +247,31 @@ class Reader:
         sample_B = plan.samples_before(step) + np.arange(plan.global_batch)
         sample_B = sample_B[sample_B % plan.lanes % self.group.size == self.group.rank]
         lane_B = sample_B % plan.lanes
-        dataset_B, count_B = self._mixture.split(lane_B, sample_B // plan.lanes)
+        leaf_B, count_B = self._mixture.split(lane_B, sample_B // plan.lanes)
         places: list[Place] = []
         opened: list[Place] = []
-        for dataset, lane, count in zip(dataset_B.tolist(), lane_B.tolist(), count_B.tolist(), strict=True):
-            current = self._current.get((dataset, lane))
+        for which, lane, count in zip(leaf_B.tolist(), lane_B.tolist(), count_B.tolist(), strict=True):
+            leaf = self.leaves[which]
+            current = self._current.get((leaf.number, lane))
             is_new = current is None or not current.first <= count < current.stop
             if current is None or is_new:
-                current = self._open(dataset, lane, count)
-            places.append(Place(dataset, lane, current, count - current.first))
+                current = self._open(leaf, lane, count)
+            places.append(Place(leaf, lane, current, count - current.first))
             if is_new:
                 opened.append(places[-1])
         if opened:
             self._prefetch(places, opened)
         return places
 
-    def _open(self, dataset: int, lane: int, count: int) -> OpenSet:
-        found = self._next.pop((dataset, lane), None)
+    def _open(self, leaf: Leaf, lane: int, count: int) -> OpenSet:
+        found = self._next.pop((leaf.number, lane), None)
         if found is None or not found.first <= count < found.stop:
-            found = self._open_set(dataset, lane, count)
-        self._current[dataset, lane] = found
+            found = self._open_set(leaf, lane, count)
+        self._current[leaf.number, lane] = found
         return found
 
-    def _open_set(self, dataset: int, lane: int, count: int) -> OpenSet:
-        sampler, index = self.samplers[dataset], self._partners[dataset]
+    def _open_set(self, leaf: Leaf, lane: int, count: int) -> OpenSet:
+        sampler, index = self.samplers[leaf.number], self._partners[leaf.dataset]
         found = sampler.open_set(lane, count)
         if index is None:
             return found
@@ -250,14 +281,14 @@ class Reader:
     def _prefetch(self, places: list[Place], opened: list[Place]) -> None:
         """Request the blocks of this batch, then the rest of the sets just opened, then the sets after
         them."""
-        for dataset, lane, current, at in places:
+        for leaf, lane, current, at in places:
             number = int(current.samples_M5[at, 0])
-            self._blocks[dataset].request(number, thread=self.thread_of(lane), urgency=NOW)
-        for dataset, lane, current, _ in opened:
+            self._blocks[leaf.dataset].request(number, thread=self.thread_of(lane), urgency=NOW)
+        for leaf, lane, current, _ in opened:
             wanted = [(current, SOON)]
             if self._threads.count:
-                following = self._next[dataset, lane] = self._open_set(dataset, lane, current.stop)
+                following = self._next[leaf.number, lane] = self._open_set(leaf, lane, current.stop)
                 wanted.append((following, LATER))
             for open_set, urgency in wanted:
                 for number in open_set.in_order_of_use():
-                    self._blocks[dataset].request(number, thread=self.thread_of(lane), urgency=urgency)
+                    self._blocks[leaf.dataset].request(number, thread=self.thread_of(lane), urgency=urgency)

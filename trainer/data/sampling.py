@@ -3,12 +3,12 @@ functions of a SamplingPlan and the sizes of the blocks.
 
 Sample j of a phase (a range of steps with one length) belongs to lane j mod lanes. The samples of a lane are
 divided among the datasets by weight (``Mixture``), and each dataset has its own sequence of samples for each
-lane (``Sampler``). In each epoch of a dataset its blocks are put in an order drawn from (seed, epoch) and
-dealt to the lanes in turn. A lane reads its blocks in sets of at least OPEN_BLOCKS (or all it has) and
-shuffles the windows of a set, since neighbours would be false negatives for the contrastive loss. Window
-offsets are drawn from (seed, epoch, block).
+lane (``Sampler``); so have the regions of each BED file in it (``RegionSampler``). In each epoch of a dataset
+its blocks are put in an order drawn from (seed, epoch) and dealt to the lanes in turn. A lane reads its
+blocks in sets of at least OPEN_BLOCKS (or all it has) and shuffles the windows of a set, since neighbours
+would be false negatives for the contrastive loss. Window offsets are drawn from (seed, epoch, block).
 
-Shapes: N blocks of a dataset, M samples of an open set, B samples of any kind.
+Shapes: N blocks of a dataset, n of them with windows, M samples of an open set, B samples of any kind.
 """
 
 from bisect import bisect_right
@@ -43,6 +43,7 @@ class SamplingPlan:
     """All settings that decide which windows each step reads; another value of any gives other samples.
 
     weights: share of each dataset, relative to the others.
+    anywhere: share of the windows that no BED file chooses.
     phases: the length of windows by step; the first begins at step 0.
     flank: bp that are read on either side of a window.
     lanes: independent sequences of samples; the number of ranks must divide it.
@@ -55,6 +56,7 @@ class SamplingPlan:
     flank: int
     lanes: int
     global_batch: int
+    anywhere: float = 1.0
 
     @classmethod
     def of(cls, data: Data, *, seed: int, global_batch: int, flank: int) -> "SamplingPlan":
@@ -66,6 +68,7 @@ class SamplingPlan:
             flank=flank,
             lanes=data.lanes,
             global_batch=global_batch,
+            anywhere=data.regions.anywhere if data.regions.beds else 1.0,
         )
 
     def phase_at(self, step: int) -> int:
@@ -108,14 +111,24 @@ class OpenSet:
 
 
 class Sampler:
-    """(lane, count) -> sample, of one dataset in one phase."""
+    """(lane, count) -> sample, of one dataset in one phase; its windows lie side by side in whole blocks."""
 
-    def __init__(self, bp_N: Ints, weight_N: Floats, *, plan: SamplingPlan, dataset: int, phase: int) -> None:
-        """Sampler of dataset number ``dataset`` in phase number ``phase`` of ``plan``.
+    def __init__(
+        self,
+        bp_N: Ints,
+        weight_N: Floats,
+        *,
+        plan: SamplingPlan,
+        dataset: int,
+        phase: int,
+        windows_N: Ints | None = None,
+    ) -> None:
+        """Sampler of dataset (or leaf) number ``dataset`` in phase number ``phase`` of ``plan``.
 
         Args:
             bp_N: size of each block.
             weight_N: how often an epoch reads each block.
+            windows_N: of each block each time that it is read; default: those that lie side by side in it.
         """
         self.bp_N, self.weight_N, self.seed, self.dataset = bp_N, weight_N, plan.seed, dataset
         self.length, self.flank, self.lanes = plan.phases[phase].length, plan.flank, plan.lanes
@@ -124,14 +137,15 @@ class Sampler:
         # One window fewer than fit, so that the offset is free over a whole window; not where that costs
         # much.
         fit_N = (bp_N - 2 * self.flank) // self.length
-        self.windows_N = np.maximum(1, fit_N - (fit_N > _FEW_WINDOWS))
+        self.windows_N = np.maximum(1, fit_N - (fit_N > _FEW_WINDOWS)) if windows_N is None else windows_N
+        self._read_n = np.flatnonzero(self.windows_N)  # the blocks that have windows
         self._ends: list[Ints] = []  # by epoch: the count of each lane when the epoch is over
         self._orders: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
 
     @property
     def largest_set(self) -> int:
         """The most blocks that one set of a lane can have."""
-        return min(LARGEST_SET, -(-len(self.bp_N) // self.lanes))
+        return min(LARGEST_SET, -(-len(self._read_n) // self.lanes))
 
     def open_set(self, lane: int, count: int) -> OpenSet:
         """The set that sample number ``count`` (from 0) of ``lane`` belongs to."""
@@ -139,9 +153,9 @@ class Sampler:
             self._ends.append(self._lane_ends(len(self._ends)))
         turn = bisect_right(self._ends, count, key=lambda ends: int(ends[lane]))
         begun = int(self._ends[turn - 1][lane]) if turn else 0
-        order_N, copies_N = self._order(turn)
+        order_n, copies_N = self._order(turn)
         # Dealing goes on where the last epoch stopped, so that few blocks reach all of many lanes.
-        mine = order_N[(lane - turn * len(order_N)) % self.lanes :: self.lanes]
+        mine = order_n[(lane - turn * len(order_n)) % self.lanes :: self.lanes]
         counts = self.windows_N[mine] * copies_N[mine]
         # The last set is joined to the one before, so that none is smaller than OPEN_BLOCKS.
         edges = np.arange(max(1, len(mine) // OPEN_BLOCKS) + 1) * OPEN_BLOCKS
@@ -176,8 +190,8 @@ class Sampler:
         draw = random.words(key, "replacement", 1)[:, 0]
         others = [other for other in open_set.blocks if other != block]
         begin = int(random.field(draw, 0, 32)) * len(others) >> 32
-        order_N, _ = self._order(open_set.epoch - self.first_epoch)
-        after = np.roll(order_N, -1 - int(np.flatnonzero(order_N == block)[0]))[:OPEN_BLOCKS].tolist()
+        order_n, _ = self._order(open_set.epoch - self.first_epoch)
+        after = np.roll(order_n, -1 - int(np.flatnonzero(order_n == block)[0]))[:OPEN_BLOCKS].tolist()
         for other in dict.fromkeys(others[begin:] + others[:begin] + after):
             if other != block:
                 window = int(random.field(draw, 32, 31)) % int(self.windows_N[other])
@@ -198,19 +212,22 @@ class Sampler:
         return OpenSet(epoch, first, first + len(block_M), blocks[counts > 0].tolist(), samples_M5)
 
     def _order(self, turn: int) -> tuple[Ints, Ints]:
-        """Blocks in the epoch's order, and how often each is read (its weight, the fraction drawn)."""
+        """(the blocks that have windows, in the epoch's order; how often each block is read: its weight, the
+        fraction drawn)."""
         if turn not in self._orders:
-            keys_N = random.fold(self._order_key, self.first_epoch + turn, torch.arange(len(self.bp_N)))
-            order_N = np.argsort(random.words(keys_N, "block order", 1)[:, 0].numpy(), kind="stable")
-            fraction_N = random.field(random.words(keys_N, "block copies", 1)[:, 0], 0, 32).numpy() / 2**32
-            copies_N = np.floor(self.weight_N).astype(np.int64) + (fraction_N < self.weight_N % 1)
-            self._orders[turn] = (order_N, copies_N)
+            read_n = self._read_n
+            keys_n = random.fold(self._order_key, self.first_epoch + turn, torch.from_numpy(read_n))
+            order_n = read_n[np.argsort(random.words(keys_n, "block order", 1)[:, 0].numpy(), kind="stable")]
+            fraction_n = random.field(random.words(keys_n, "block copies", 1)[:, 0], 0, 32).numpy() / 2**32
+            copies_N = np.floor(self.weight_N).astype(np.int64)
+            copies_N[read_n] += fraction_n < self.weight_N[read_n] % 1
+            self._orders[turn] = (order_n, copies_N)
             while len(self._orders) > 4:
                 self._orders.popitem(last=False)
         return self._orders[turn]
 
     def _lane_ends(self, turn: int) -> Ints:
-        order_N, copies_N = self._order(turn)
-        lane_N = (np.arange(len(order_N)) + turn * len(order_N)) % self.lanes
-        counts = np.bincount(lane_N, self.windows_N[order_N] * copies_N[order_N], self.lanes).astype(np.int64)
+        order_n, copies_N = self._order(turn)
+        lane_n = (np.arange(len(order_n)) + turn * len(order_n)) % self.lanes
+        counts = np.bincount(lane_n, self.windows_N[order_n] * copies_N[order_n], self.lanes).astype(np.int64)
         return counts + self._ends[turn - 1] if turn else counts

@@ -69,7 +69,9 @@ class TrainConfig(Section):
             "./mlruns" if _DATABASE.match(track.uri) else None
         )  # MLflow's own default
         outputs = {"run.dir": self.run.dir, "track.uri": track.uri, "track.artifact_uri": artifacts}
-        paths.refuse_lost(outputs=outputs, inputs=[("data.uri", part.uri) for part in self.data.uri])
+        inputs = [("data.uri", part.uri) for part in self.data.uri]
+        inputs += [("data.regions.beds", bed.uri) for bed in self.data.regions.beds]
+        paths.refuse_lost(outputs=outputs, inputs=inputs)
 
     @property
     def schedule_steps(self) -> int:

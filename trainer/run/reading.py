@@ -1,6 +1,7 @@
 """What the steps of a run read: which windows, and what the reader's thread makes of them ahead."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -12,12 +13,21 @@ from trainer.core.parcel import Parcel
 from trainer.data.batch import Batch
 from trainer.data.dataset import Dataset
 from trainer.data.loader import Reader, open_reader
+from trainer.data.regions import RegionSet
 from trainer.data.sampling import SamplingPlan
 from trainer.data.windows import Windows
 from trainer.distill.method import Method, StepInputs
 from trainer.engine.engine import Engine
 from trainer.run.checkpoint.resume import Resumed
 from trainer.run.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The train splits of a run's datasets, and the regions on which their windows are centred."""
+
+    datasets: Sequence[Dataset]
+    regions: Sequence[RegionSet]
 
 
 def sampling_plan(config: TrainConfig) -> SamplingPlan:
@@ -33,7 +43,7 @@ def sampling_plan(config: TrainConfig) -> SamplingPlan:
 def open_run_reader(
     config: TrainConfig,
     method: Method,
-    datasets: Sequence[Dataset],
+    data: Opened,
     engine: Engine,
     resumed: Resumed | None,
 ) -> Reader:
@@ -42,15 +52,17 @@ def open_run_reader(
     with collectives.together(group):
         reader = open_reader(
             config.data,
-            datasets,
+            data.datasets,
             plan=sampling_plan(config),
             group=group,
             soft=config.loss.needs_soft_mask,
+            track=config.loss.needs_track,
             device=engine.device,
             # On a CPU the thread would only take a core from the step that is being computed.
             prepare=preparation(config, method, engine.device, group)
             if devices.is_queued(engine.device)
             else None,
+            regions=data.regions,
             warn=say,
         )
     if resumed:

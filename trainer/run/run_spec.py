@@ -71,8 +71,10 @@ def outbox_folder(run_dir: str, key: str) -> Path:
 
 def params(config: TrainConfig) -> dict[str, Any]:
     """The config by dotted keys. ``data.length`` is the last length, which users of the model need; lengths
-    by step are a key of their own."""
+    by step are a key of their own, and so are the shares of regions."""
     flat = configs.flatten(configs.dump(config))
     if len(config.data.length) > 1:
         flat |= {"data.length": config.data.last_length, "data.length_by_step": flat["data.length"]}
+    if config.data.regions.beds:
+        flat["data.regions.shares"] = config.data.regions.in_words
     return flat

@@ -82,10 +82,13 @@ def description(
 def _what(config: TrainConfig, parameters: int) -> str:
     losses = ", ".join(f"{name} (weight {weight:g})" for name, weight in config.loss.weights().items())
     lengths = " then ".join(f"{part.length:,} bp" for part in config.data.length)
+    regions = config.data.regions.in_words
+    centred = f"; centred on regions: {regions}" if regions else ""
     return (
         f"**Pretraining of a DNA encoder by self-distillation:** {config.model.name}, {parameters:,} "
         f"parameters; {config.train.steps:,} steps of {config.train.global_batch:,} windows of {lengths}, "
-        f"{config.bp(0, config.train.steps):,} bp in all. Losses: {losses}. Seed {config.run.seed}."
+        f"{config.bp(0, config.train.steps):,} bp in all{centred}. "
+        f"Losses: {losses}. Seed {config.run.seed}."
     )
 
 

@@ -17,6 +17,7 @@ from trainer.core.console import Progress, say
 from trainer.data.batch import Batch
 from trainer.data.dataset import open_datasets
 from trainer.data.loader import Reader
+from trainer.data.regions import open_regions
 from trainer.distill.health import held_out_readings
 from trainer.distill.method import Method
 from trainer.distill.step import train_step
@@ -52,6 +53,7 @@ from trainer.run.hooks import (
     is_due,
 )
 from trainer.run.online_readings import Fits, OpenTasks, open_fits, open_tasks, task_hook
+from trainer.run.region_shares import LogRegionShares
 from trainer.run.run_card import run_card
 from trainer.run.throughput import Meter
 from trainer.run.train_state import TrainState, apply, first_state
@@ -106,6 +108,7 @@ def train(
     begun_with = plan.datasets
     with collectives.together(group):
         datasets = list(open_datasets(config.data, "train", digests=begun_with, warn=say).values())
+        regions = open_regions(config.data.regions, datasets, warn=say if group.rank == 0 else lambda _: None)
     validator = Validator(
         config.data, config.val, config.views, digests=begun_with, device=device, group=group
     )
@@ -121,12 +124,14 @@ def train(
         kernels = check_kernels(engine)
         state = first_state(config, teacher, device=device)
         digests = {dataset.uri: dataset.digest for dataset in datasets}
+        digests |= {bed.uri: bed.sha256 for bed in regions}
         resumed = resume(config.run.dir, engine, state, datasets=digests, say=say)
         method = Method(config.views, config.loss.terms(), config.train.global_batch, group)
-        with closing(reading.open_run_reader(config, method, datasets, engine, resumed)) as reader:
+        data = reading.Opened(datasets, regions)
+        with closing(reading.open_run_reader(config, method, data, engine, resumed)) as reader:
             if group.rank == 0:
-                say_beginning(validator, datasets, resumed, kernels=kernels)
-            start = start_of(engine, datasets, validator, tasks.shared, resumed)
+                say_beginning(validator, data, resumed, kernels=kernels)
+            start = start_of(engine, data, validator, tasks.shared, resumed)
             with (
                 begin_artifacts(config, group, same_run=plan.same_run, start=start) as artifacts,
                 open_fits(tasks, artifacts, stopping=lambda: bool(stops and stops.code)) as fits,
@@ -227,6 +232,7 @@ def _all_hooks(
     return [
         CheckHealth(group),
         CountSkippedBlocks(config.track, group=group, device=engine.device),
+        LogRegionShares(config.track, config.data.regions, shares=run.reader.shares),
         *user_hooks,
         LogMetrics(config.track, artifacts=run.artifacts, meter=meter, progress=progress, step_flops=flops),
         EndIfStuck(run_dir=config.run.dir, max_skipped=config.train.max_skipped, group=group),

@@ -26,7 +26,7 @@ from trainer.run.run_status import NOT_FINITE
 
 
 class SkippedBlocks:
-    """The damaged blocks of all steps up to now, as (dataset, epoch, block): each counts once an epoch."""
+    """The damaged blocks of all steps up to now, as (leaf, epoch, block): each counts once an epoch."""
 
     def __init__(self) -> None:
         self._everywhere: set[tuple[int, ...]] = set()

@@ -19,6 +19,7 @@ _WEIGHT = re.compile(r"loss\.(\w+)\.weight")
 _SETTINGS = {  # key of the training config -> what the card calls it
     "data.length": "window, bp",
     "data.length_by_step": "window by step",
+    "data.regions.shares": "where windows are centred, by BED file",
     "train.global_batch": "windows in a batch",
     "train.steps": "steps of the whole run",
     "views.masking.rate": "share of letters that are scored",

@@ -60,9 +60,10 @@ class Manifest(_Strict):
     """All of a checkpoint but its tensors.
 
     ``step``: batches done; ``applied``: steps that AdamW took. ``config``: as dumped. ``datasets``: URI ->
-    sha256 of its manifest. ``wiring``: sha256 of the backbone's wiring. ``position``: the reader's.
-    ``guard``: streaks of the collapse guard. ``skipped``: steps without a finite loss and gradient, of the
-    whole run; ``skipped_losses``: step -> losses, of the steps skipped in a row up to now.
+    sha256 of its manifest; of a BED of regions, that of its text. ``wiring``: sha256 of the backbone's
+    wiring. ``position``: the reader's. ``guard``: streaks of the collapse guard. ``skipped``: steps without a
+    finite loss and gradient, of the whole run; ``skipped_losses``: step -> losses, of the steps skipped in a
+    row up to now.
     """
 
     format_version: int = FORMAT_VERSION

@@ -57,8 +57,8 @@ def resume(
     ``run_dir``. None if there is no checkpoint.
 
     A collective: rank 0 chooses, every rank reads what its own partition needs, and if any rank finds its
-    part damaged, all try the checkpoint before. ``datasets``: URI -> sha256 of its manifest. ``say`` gets a
-    warning for each checkpoint that is passed over.
+    part damaged, all try the checkpoint before. ``datasets``: URI -> sha256 of its manifest, and URI of a BED
+    of regions -> sha256 of its text. ``say`` gets a warning for each checkpoint that is passed over.
 
     Raises:
         ValueError: on all ranks, the checkpoint is of another wiring or dataset, or the store does not
@@ -133,8 +133,8 @@ def _mismatch(candidate: _Candidate, engine: Engine, datasets: Mapping[str, str]
         here, there = (digests.get(name, "none")[:12] for digests in (datasets, manifest.datasets))
         if here != there:
             return (
-                f"{uri} was trained on {name} with manifest {there}, which is {here} now; give the dataset "
-                "that it was trained on, or another run.dir"
+                f"{uri} was trained on {name} with sha256 {there}, which is {here} now; give the data that "
+                "it was trained on, or another run.dir"
             )
     return None
 

@@ -64,7 +64,7 @@ class Saver:
         datasets: Mapping[str, str],
         callbacks: SaveCallbacks | None = None,
     ) -> None:
-        """``datasets``: URI -> sha256 of its manifest. ``callbacks``: on rank 0."""
+        """``datasets``: as ``resume``'s. ``callbacks``: on rank 0."""
         self._config, self._engine, self._callbacks = config, engine, callbacks or SaveCallbacks()
         self._datasets = manifests.redact_keys(datasets)
         self._group = collectives.background_group(engine.group)

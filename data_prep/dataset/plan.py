@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.storage import store
-from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
+from data_prep.config import BedSplit, CladeSplit, DataConfig, HeldOut, Names, ReferenceConfig
 from data_prep.dataset.annotation import Annotation, prepare_annotation
 from data_prep.dataset.growth import Base
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Shard, Source
@@ -94,9 +94,9 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         more = config.weights.filters(wanted) | annotation.filters
         sources.append(replace(source, filters=source.filters | more))
         spans += blocks
-    held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
+    held_out = _held_out(config, sources, references, warn=warnings.setdefault)
     parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)
-    kept = _without_n(parts, references, config.max_n_fraction)
+    kept = without_n(parts, references, config.max_n_fraction)
     for name, value in held_out.items():
         if value != 0 and not kept[name]:
             why = _why_empty(value, len(parts[name]), len(spans), config.max_n_fraction)
@@ -114,7 +114,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         block_bp=config.block_bp,
         shard_bp=config.shard_bp,
         max_n_fraction=config.max_n_fraction,
-        split=_split_settings(config.split),
+        split=_split_settings(config),
         seed=config.seed,
         shards=dict.fromkeys(SPLITS, ()),
         partners=_partner_settings(config),
@@ -132,20 +132,27 @@ def _partner_settings(config: DataConfig) -> dict[str, Any] | None:
 
 
 def _held_out(
-    split: SplitConfig, sources: Sequence[Source], references: Mapping[str, Reference], *, warn: Warn
+    config: DataConfig, sources: Sequence[Source], references: Mapping[str, Reference], *, warn: Warn
 ) -> dict[str, Names | float | Zones]:
-    """What val and test hold out, BED files as zones."""
+    """What val and test hold out, BED files and clades as zones. Of families nothing yet: ``families.divide``
+    draws them."""
     places = {(source.name, contig): bp for source in sources for contig, bp in source.contigs.items()}
     known = {name: reference.contigs for name, reference in references.items()}
+
+    def zones(name: str, value: HeldOut) -> Names | float | Zones:
+        if isinstance(value, BedSplit):
+            return read_zones(value.bed, places, known=known, where=f"split.{name}", warn=warn)
+        if isinstance(value, CladeSplit):
+            of_it = set(config.of_clade(value))
+            return {place: [(0, bp)] for place, bp in places.items() if place[0] in of_it}
+        return 0.0 if isinstance(value, float) and config.split.by == "homology" else value
+
     return {
-        name: read_zones(value.bed, places, known=known, where=f"split.{name}", warn=warn)
-        if isinstance(value, BedSplit)
-        else value
-        for name, value in (("val", split.val), ("test", split.test))
+        name: zones(name, value) for name, value in (("val", config.split.val), ("test", config.split.test))
     }
 
 
-def _without_n(
+def without_n(
     parts: Mapping[str, Sequence[Span]], references: Mapping[str, Reference], max_n_fraction: float
 ) -> dict[str, list[Span]]:
     """``parts`` without the blocks that have too many N."""
@@ -155,6 +162,24 @@ def _without_n(
         counts = count_covered(spans, runs).tolist()
         kept[split] = [s for s, n in zip(spans, counts, strict=True) if n <= max_n_fraction * s.bp]
     return kept
+
+
+def refuse_empty(
+    parts: Mapping[str, Sequence[Span]], config: DataConfig, *, planned: Mapping[str, Sequence[Span]]
+) -> None:
+    """ValueError if homology or dedup leaves nothing of a split that is asked for, or of train."""
+    for name, value in (("val", config.split.val), ("test", config.split.test)):
+        if value != 0 and not parts[name]:
+            raise ValueError(
+                f"split.by homology leaves nothing of {name}: its windows share more than "
+                f"{config.split.homology.max_shared:.0%} of their minimisers with what is not held out, and "
+                f"no piece of split.min_bp {config.split.min_bp} is left; hold out what is less alike"
+            )
+    if not parts["train"]:
+        raise ValueError(
+            f"nothing is left to train on: of {len(planned['train'])} blocks the homology split or dedup "
+            "takes every one; smaller shares, more min_link or less min_shared leave some"
+        )
 
 
 def _why_empty(value: Names | float | Zones, assigned: int, blocks: int, max_n_fraction: float) -> str:
@@ -208,13 +233,27 @@ def _source(
     return source, tile(wanted.name, contigs, block_bp=block_bp, include=include, exclude=exclude)
 
 
-def _split_settings(split: SplitConfig) -> dict[str, Any]:
-    """What of ``split`` determines the dataset's bytes; of a BED file that is its content."""
+def _split_settings(config: DataConfig) -> dict[str, Any]:
+    """What of the split determines the dataset's bytes; of a BED file that is its content, of a clade its
+    assemblies."""
+    split = config.split
     settings = split.model_dump(mode="json", include={"val", "test", "gap"})
     for name, value in (("val", split.val), ("test", split.test)):
         if isinstance(value, BedSplit):
             settings[name] = {"bed": _digests(value.bed)}
-    return settings | ({"leakage": "drop", "min_bp": split.min_bp} if split.leakage == "drop" else {})
+        elif isinstance(value, CladeSplit):
+            settings[name] = {"clade": list(value.clade), "assemblies": config.of_clade(value)}
+    if split.leakage == "drop":
+        settings |= {"leakage": "drop", "min_bp": split.min_bp}
+    if split.by == "homology":
+        settings |= {
+            "by": "homology",
+            "homology": split.homology.model_dump(mode="json"),
+            "min_bp": split.min_bp,
+        }
+    if config.dedup.mode == "drop":
+        settings |= {"dedup": config.dedup.model_dump(mode="json")}
+    return settings
 
 
 def _digests(uris: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from data_prep.dataset.verify import verify
 from data_prep.levels import Scale
 from data_prep.shards import SPLITS, Manifest
 from data_prep.split.intervals import Span
+from tests.unit.test_filters import reference as reference_of
 from trainer.core.collectives import Group
 from trainer.data.dataset import Dataset
 from trainer.data.loader import Reader

@@ -3,9 +3,10 @@
 from pydantic import Field, model_validator
 
 from configs import Section
+from data_prep.config.dedup import DedupConfig
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
-from data_prep.config.split import BedSplit, SplitConfig
+from data_prep.config.split import BedSplit, CladeSplit, SplitConfig
 from data_prep.config.weights import WeightsConfig
 
 
@@ -18,6 +19,7 @@ class DataConfig(Section):
     shard_bp: int = Field(default=64 << 20, gt=0, le=1 << 28)  # a worker holds one shard's minimisers
     max_n_fraction: float = Field(default=0.5, ge=0, le=1)
     split: SplitConfig = SplitConfig()
+    dedup: DedupConfig = DedupConfig()
     partners: PartnersConfig = PartnersConfig()
     weights: WeightsConfig = WeightsConfig()
     seed: int = 0
@@ -42,7 +44,23 @@ class DataConfig(Section):
             raise ValueError("grow keeps what is there and overwrite does not: give one of the two")
         self.weights.check(self.references)
         self.partners.names(names)
+        for key, part in (("val", self.split.val), ("test", self.split.test)):
+            if isinstance(part, CladeSplit):
+                self._refuse_unknown(key, part)
         return self
+
+    def of_clade(self, part: CladeSplit) -> list[str]:
+        """The references of the clades of ``part``, in their order."""
+        return [r.name for r in self.assemblies() if any(r.is_in(clade) for clade in part.clade)]
+
+    def _refuse_unknown(self, key: str, part: CladeSplit) -> None:
+        for clade in part.clade:
+            if not any(reference.is_in(clade) for reference in self.references):
+                there = sorted({reference.clade for reference in self.references if reference.clade})
+                raise ValueError(
+                    f"split.{key}: no reference has the clade {clade!r}; "
+                    + (f"there are {', '.join(there)}" if there else "none has the key clade")
+                )
 
     def assemblies(self) -> tuple[ReferenceConfig, ...]:
         """The assemblies of the dataset: the references, and haplotypes of those that have variants."""

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pydantic import Field, field_validator
 
 from configs import Section
-from data_prep.config.values import Strings
+from data_prep.config.values import Strings, odd
 
 
 class PartnersConfig(Section):
@@ -23,9 +23,7 @@ class PartnersConfig(Section):
     @field_validator("k")
     @classmethod
     def _odd(cls, k: int) -> int:
-        if k % 2 == 0:
-            raise ValueError(f"must be odd, so that no k-mer is its own reverse complement, not {k}")
-        return k
+        return odd(k)
 
     def names(self, references: Sequence[str]) -> list[str]:
         """Those of ``references`` that are meant, in their order. ValueError: a pattern that matches none, or

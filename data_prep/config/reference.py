@@ -47,6 +47,11 @@ class ReferenceConfig(Section):
 
     _haplotype: HaplotypeOf | None = PrivateAttr(None)
 
+    def is_in(self, clade: str) -> bool:
+        """Whether it stands in ``clade`` or below: primates, mammals/primates and mammals all mean those of
+        mammals/primates/apes."""
+        return self.clade is not None and f"/{clade}/" in f"/{self.clade}/"
+
     @field_validator("clade")
     @classmethod
     def _path(cls, clade: str | None) -> str | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from configs import Section
+from data_prep.config.homology import HomologyConfig
 from data_prep.config.values import Names, Strings, at_least_one, strings
 
 
@@ -15,14 +16,22 @@ class BedSplit(Section):
     bed: Annotated[Strings, at_least_one("BED file")]
 
 
-HeldOut = Names | float | BedSplit
+class CladeSplit(Section):
+    """What is held out, as all of every reference whose clade is one of these, or below."""
+
+    clade: Annotated[Strings, at_least_one("clade")]
+
+
+HeldOut = Names | float | BedSplit | CladeSplit
 
 
 def _held_out(value: Any) -> HeldOut:
-    if isinstance(value, BedSplit):
+    if isinstance(value, BedSplit | CladeSplit):
         return value
     if isinstance(value, dict) and value.keys() == {"bed"}:
         return BedSplit.model_validate(value)
+    if isinstance(value, dict) and value.keys() == {"clade"}:
+        return CladeSplit.model_validate(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
         return float(value)
     # A whole number from 1 on is a contig's name; 1.5 alone is more likely a fraction that went wrong.
@@ -31,13 +40,13 @@ def _held_out(value: Any) -> HeldOut:
     ):
         return tuple(strings(value))
     raise ValueError(
-        "must be a fraction in [0, 1), a list of contig names, or {bed: URI}; a contig called 1.5 needs "
-        "brackets, one called true quotes"
+        "must be a fraction in [0, 1), a list of contig names, {bed: URI} or {clade: NAME}; a contig called "
+        "1.5 needs brackets, one called true quotes"
     )
 
 
 def _plain(value: HeldOut) -> Any:
-    if isinstance(value, BedSplit):
+    if isinstance(value, BedSplit | CladeSplit):
         return value.model_dump(mode="json")
     return list(value) if isinstance(value, tuple) else value
 
@@ -46,11 +55,14 @@ Part = Annotated[HeldOut, PlainValidator(_held_out), PlainSerializer(_plain)]
 
 
 class SplitConfig(Section):
-    """What is held out: contigs (names, globs, or ``assembly:glob``), a seeded fraction of the blocks, or BED
-    files."""
+    """What is held out: contigs (names, globs, or ``assembly:glob``), a seeded fraction of the blocks, BED
+    files, or clades."""
 
     val: Part = 0.0
     test: Part = 0.0
+    # A fraction draws blocks, or with homology families of blocks (split.families), which stay whole.
+    by: Literal["contigs", "homology"] = "contigs"
+    homology: HomologyConfig = HomologyConfig()
     gap: int = Field(default=1024, ge=0)  # bp cut from train on either side of a held-out block
     # What val and test share with train is reported in leakage.json; with drop it is also dropped from val
     # and test; with off it is not searched for.
@@ -59,6 +71,10 @@ class SplitConfig(Section):
 
     @model_validator(mode="after")
     def _disjoint(self) -> "SplitConfig":
+        if self.by == "homology" and self.val == self.test == 0:
+            raise ValueError(
+                "by homology holds nothing out, since val and test are 0; give one of them a share"
+            )
         if isinstance(self.val, float) and isinstance(self.test, float):
             if self.val + self.test >= 1:
                 raise ValueError(f"val {self.val:g} and test {self.test:g} leave nothing to train on")

@@ -1,4 +1,4 @@
-"""Values of the config: one string or a list of strings."""
+"""Values of the config: one string or a list of strings; odd numbers."""
 
 from typing import Annotated, Any
 
@@ -32,3 +32,10 @@ def at_least_one(what: str) -> AfterValidator:
 
 
 Strings = Annotated[Names, BeforeValidator(strings)]
+
+
+def odd(k: int) -> int:
+    """``k``, the letters of a k-mer. ValueError if it is even."""
+    if k % 2 == 0:
+        raise ValueError(f"must be odd, so that no k-mer is its own reverse complement, not {k}")
+    return k

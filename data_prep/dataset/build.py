@@ -13,6 +13,7 @@ from configs import dump
 from data_prep.blocks import pack
 from data_prep.config import DataConfig
 from data_prep.dataset.annotation import Annotation, annotated
+from data_prep.dataset.families import Divided, divide
 from data_prep.dataset.growth import Grown, grown
 from data_prep.dataset.leaks import check_plan, wants_report
 from data_prep.dataset.output import Files, Output
@@ -39,6 +40,7 @@ class Built:
     dropped_blocks: int = 0  # with too many N
     dropped_bp: int = 0  # of val and test, because they also stand in train
     empty_records: int = 0
+    divided: Divided | None = None  # what homology and dedup did
     leakage: Leakage | None = None
     partners: PartnerTable | None = None
     warnings: tuple[str, ...] = ()  # as in Plan
@@ -76,12 +78,13 @@ def build(
         if manifest := output.finished(plan, report=wants_report(plan, config.split)):
             return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
         with ray_session.session(config.workers) as workers:
-            checked = check_plan(plan, config.split, references, runner)
+            divided = divide(plan, config, references, runner)
+            checked = check_plan(divided.plan, config, references, runner)
             checked = replace(checked, plan=with_weights(checked.plan))
             # Another machine may have built it meanwhile.
             if manifest := output.finished(checked.plan, report=bool(checked.report)):
                 return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
-            info = _info(config, output, references, workers)
+            info = _info(config, output, references, workers) | divided.info()
             found = output.claim(checked.plan, info)
             written = _write_shards(checked.plan, output, found, references, runner)
             partners = make_partners(checked.plan, references, runner)
@@ -102,6 +105,7 @@ def build(
         dropped_blocks=checked.plan.dropped,
         dropped_bp=checked.dropped_bp,
         empty_records=sum(reference.empty_records for reference in references.values()),
+        divided=divided,
         leakage=checked.report,
         partners=partners,
         warnings=checked.plan.warnings,

@@ -1,5 +1,7 @@
 """Leakage of a plan, before its shards are written, and of a dataset, from its shards."""
 
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,12 +10,12 @@ from cluster.process import host
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs, ray_session
-from data_prep.config import SplitConfig
+from data_prep.config import DataConfig, SplitConfig
 from data_prep.dataset.plan import Plan, with_parts
 from data_prep.dataset.read import load_manifest, shard_codes
 from data_prep.dataset.references import ReferenceSpans, reference_codes
 from data_prep.dataset.runner import Runner
-from data_prep.shards import SPLITS
+from data_prep.shards import BUILD_INFO, SPLITS
 from data_prep.sources.survey import Reference
 from data_prep.split.intervals import HELD_OUT, Span
 from data_prep.split.leakage import Leakage, leakage, passes_bp, without
@@ -30,18 +32,19 @@ class CheckedPlan:
 
 def wants_report(plan: Plan, split: SplitConfig) -> bool:
     """Whether a leakage report is wanted and there is anything to compare."""
-    held_out = any(plan.parts[name] for name in HELD_OUT)
+    held_out = split.by == "homology" or any(plan.parts[name] for name in HELD_OUT)
     return split.leakage != "off" and (held_out or len(plan.manifest.sources) > 1)
 
 
 def check_plan(
-    plan: Plan, split: SplitConfig, references: Mapping[str, Reference], runner: Runner
+    plan: Plan, config: DataConfig, references: Mapping[str, Reference], runner: Runner
 ) -> CheckedPlan:
     """``plan`` with its leakage report, and without what leaks where ``split`` says drop.
 
     Raises:
         ValueError: dropping leaves nothing of val or of test.
     """
+    split = config.split
     if not wants_report(plan, split):
         return CheckedPlan(plan)
     tasks: dict[str, list[ReferenceSpans]] = {name: [] for name in SPLITS}
@@ -53,7 +56,10 @@ def check_plan(
         near=runner.near(lambda task: task.chunk.handle.uri),
     )
     stage = Stage(runner.on_progress, "leakage", passes_bp(plan.parts))
-    report = leakage(tasks, reference_codes, run=run, workers=runner.workers, on_scanned=stage.advance)
+    clades = {reference.name: reference.clade for reference in config.references if reference.clade}
+    report = leakage(
+        tasks, reference_codes, run=run, workers=runner.workers, on_scanned=stage.advance, clades=clades
+    )
     if split.leakage == "report":
         return CheckedPlan(plan, report)
     kept = {name: without(plan.parts[name], report.stretches[name], min_bp=split.min_bp) for name in HELD_OUT}
@@ -92,4 +98,16 @@ def dataset_leakage(uri: str, *, workers: int | None = None, on_progress: OnProg
     spans = {split: [Span.of(block) for _, block in manifest.blocks(split)] for split in SPLITS}
     stage = Stage(on_progress, "leakage", passes_bp(spans))
     with ray_session.session(workers):
-        return leakage(chunks, shard_codes, workers=workers, on_scanned=stage.advance)
+        return leakage(chunks, shard_codes, workers=workers, on_scanned=stage.advance, clades=_clades_of(uri))
+
+
+def _clades_of(uri: str) -> dict[str, str]:
+    """The clades of the assemblies by the config in build.json; none where that was removed, or is older."""
+    with contextlib.suppress(store.StoreError, ValueError, KeyError, TypeError):
+        config = json.loads(store.read_bytes(store.join(uri, BUILD_INFO)))["config"]
+        return {
+            reference["name"]: reference["clade"]
+            for reference in config["references"]
+            if reference.get("clade")
+        }
+    return {}

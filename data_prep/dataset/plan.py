@@ -1,15 +1,14 @@
 """References and config -> which block goes to which shard. Only here is decided what a build writes."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.storage import store
-from data_prep.config import BedSplit, DataConfig, Names, ReferenceConfig, SplitConfig
+from data_prep.config import BedSplit, CladeSplit, DataConfig, HeldOut, Names, ReferenceConfig
 from data_prep.dataset.annotation import Annotation, prepare_annotation
 from data_prep.dataset.growth import Base
 from data_prep.dataset.relatives import Splitting, assigned, leak, lifted
+from data_prep.dataset.settings import digests, partner_settings, split_settings
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Shard, Source
 from data_prep.sources.survey import Reference
 from data_prep.split.contigs import choose_contigs, copies, meant
@@ -97,7 +96,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         more = config.weights.filters(wanted) | annotation.filters
         sources.append(replace(source, filters=source.filters | more))
         spans += blocks
-    held_out = _held_out(config.split, sources, references, warn=warnings.setdefault)
+    held_out = _held_out(config, sources, references, warn=warnings.setdefault)
     of_base = {own.name: own.haplotype.reference for own in config.assemblies() if own.haplotype}
     parts = assigned(
         spans,
@@ -106,7 +105,7 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         of_base,
         lambda name: _tiled_base(name, config, references),
     )
-    kept = _without_n(parts, references, config.max_n_fraction)
+    kept = without_n(parts, references, config.max_n_fraction)
     for name, value in held_out.items():
         if value != 0 and not kept[name]:
             why = _why_empty(value, len(parts[name]), len(spans), config.max_n_fraction)
@@ -125,40 +124,37 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
         block_bp=config.block_bp,
         shard_bp=config.shard_bp,
         max_n_fraction=config.max_n_fraction,
-        split=_split_settings(config.split),
+        split=split_settings(config),
         seed=config.seed,
         shards=dict.fromkeys(SPLITS, ()),
-        partners=_partner_settings(config),
+        partners=partner_settings(config),
     )
     dropped = sum(map(len, parts.values())) - sum(map(len, kept.values()))
     plan = Plan(manifest, parts, dropped, tuple(warnings), annotations=annotations)
     return with_parts(plan, kept, references)
 
 
-def _partner_settings(config: DataConfig) -> dict[str, Any] | None:
-    """What determines the partner table beside the plan; None where none is wanted."""
-    names = config.partners.names([assembly.name for assembly in config.assemblies()])
-    settings = config.partners.model_dump(mode="json", exclude={"between"})
-    return {"between": names, **settings} if names else None
-
-
 def _held_out(
-    split: SplitConfig, sources: Sequence[Source], references: Mapping[str, Reference], *, warn: Warn
+    config: DataConfig, sources: Sequence[Source], references: Mapping[str, Reference], *, warn: Warn
 ) -> dict[str, Names | float | Zones]:
-    """What val and test hold out, BED files as zones."""
+    """What val and test hold out, BED files and clades as zones. Of families nothing yet: ``families.divide``
+    draws them."""
     places = {(source.name, contig): bp for source in sources for contig, bp in source.contigs.items()}
-    found: dict[str, Names | float | Zones] = {}
-    for name, value in (("val", split.val), ("test", split.test)):
+
+    def of(name: str, value: HeldOut) -> Names | float | Zones:
         where = f"split.{name}"
         if isinstance(value, BedSplit):
             known = {name: _genome(reference) for name, reference in references.items()}
-            found[name] = read_zones(value.bed, places, known=known, where=where, warn=warn)
-        elif isinstance(value, float):
-            found[name] = value
-        else:
-            names = {name: reference.names for name, reference in references.items()}
-            found[name] = meant(value, places, names, where=where, warn=warn)
-    return found
+            return read_zones(value.bed, places, known=known, where=where, warn=warn)
+        if isinstance(value, CladeSplit):
+            of_it = set(config.of_clade(value))
+            return {place: [(0, bp)] for place, bp in places.items() if place[0] in of_it}
+        if isinstance(value, float):
+            return 0.0 if config.split.by == "homology" else value
+        names = {name: reference.names for name, reference in references.items()}
+        return meant(value, places, names, where=where, warn=warn)
+
+    return {name: of(name, value) for name, value in (("val", config.split.val), ("test", config.split.test))}
 
 
 def _genome(reference: Reference) -> Genome:
@@ -167,7 +163,7 @@ def _genome(reference: Reference) -> Genome:
     return Genome(reference.base.contigs, reference.base.names, reference.contigs, reference.lift)
 
 
-def _without_n(
+def without_n(
     parts: Mapping[str, Sequence[Span]], references: Mapping[str, Reference], max_n_fraction: float
 ) -> dict[str, list[Span]]:
     """``parts`` without the blocks that have too many N."""
@@ -177,6 +173,24 @@ def _without_n(
         counts = count_covered(spans, runs).tolist()
         kept[split] = [s for s, n in zip(spans, counts, strict=True) if n <= max_n_fraction * s.bp]
     return kept
+
+
+def refuse_empty(
+    parts: Mapping[str, Sequence[Span]], config: DataConfig, *, planned: Mapping[str, Sequence[Span]]
+) -> None:
+    """ValueError if homology or dedup leaves nothing of a split that is asked for, or of train."""
+    for name, value in (("val", config.split.val), ("test", config.split.test)):
+        if value != 0 and not parts[name]:
+            raise ValueError(
+                f"split.by homology leaves nothing of {name}: its windows share more than "
+                f"{config.split.homology.max_shared:.0%} of their minimisers with what is not held out, and "
+                f"no piece of split.min_bp {config.split.min_bp} is left; hold out what is less alike"
+            )
+    if not parts["train"]:
+        raise ValueError(
+            f"nothing is left to train on: of {len(planned['train'])} blocks the homology split or dedup "
+            "takes every one; smaller shares, more min_link or less min_shared leave some"
+        )
 
 
 def _why_empty(value: Names | float | Zones, assigned: int, blocks: int, max_n_fraction: float) -> str:
@@ -232,8 +246,8 @@ def _source(
     )
     filters: dict[str, Any] = {
         "contigs": wanted.contigs and list(wanted.contigs),
-        "include": _digests(wanted.include),
-        "exclude": _digests(wanted.exclude),
+        "include": digests(wanted.include),
+        "exclude": digests(wanted.exclude),
     } | ({"repeated_names": "number"} if wanted.repeated_names == "number" else {})
     if reference.aliases:
         filters["aliases"] = reference.aliases.sha256
@@ -250,16 +264,3 @@ def _tiled_base(name: str, config: DataConfig, references: Mapping[str, Referenc
         reference.base for own in wanted.assemblies() if (reference := references[own.name]).base is not None
     )
     return _source(wanted, base, block_bp=config.block_bp, warn=lambda text: None)[1]
-
-
-def _split_settings(split: SplitConfig) -> dict[str, Any]:
-    """What of ``split`` determines the dataset's bytes; of a BED file that is its content."""
-    settings = split.model_dump(mode="json", include={"val", "test", "gap"})
-    for name, value in (("val", split.val), ("test", split.test)):
-        if isinstance(value, BedSplit):
-            settings[name] = {"bed": _digests(value.bed)}
-    return settings | ({"leakage": "drop", "min_bp": split.min_bp} if split.leakage == "drop" else {})
-
-
-def _digests(uris: Sequence[str]) -> list[str]:
-    return [hashlib.sha256(store.read_bytes(uri)).hexdigest() for uri in uris]

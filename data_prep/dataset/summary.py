@@ -4,11 +4,14 @@ from collections.abc import Iterator
 
 from data_prep.config import DataConfig
 from data_prep.dataset.build import Built
+from data_prep.dataset.families import Divided
 from data_prep.dataset.growth import Grown
 from data_prep.dataset.partner_checks import partner_stats, partner_table_text
 from data_prep.shards import SPLITS
 from data_prep.split.leakage import table
 
+_ELSEWHERE = {"val": "train", "test": "train or val"}
+_PAIRS = 8  # pairs of assemblies with duplicates
 _SHOWN = 5  # names of assemblies
 
 
@@ -55,6 +58,8 @@ def summary(built: Built, config: DataConfig) -> Iterator[str]:
         )
     if ambiguous := sum(source.iupac_to_n for source in manifest.sources):
         yield f"{ambiguous:,} IUPAC ambiguity letters became N"
+    if built.divided:
+        yield from _divided(built.divided, config)
     if built.leakage:
         yield table(built.leakage)
     if built.partners:
@@ -62,3 +67,32 @@ def summary(built: Built, config: DataConfig) -> Iterator[str]:
     if built.dropped_bp:
         held_out = manifest.bp("val") + manifest.bp("test") + built.dropped_bp
         yield f"dropped from val and test: {built.dropped_bp:,} of {held_out:,} bp, with split.leakage drop"
+
+
+def _divided(divided: Divided, config: DataConfig) -> Iterator[str]:
+    """What homology and dedup did."""
+    if families := divided.families:
+        sampled = "" if families.sampled == 1 else f", by {families.sampled:.2g} of all minimisers"
+        yield (
+            f"homology: {families.families} families of two or more of {families.blocks} blocks, "
+            f"the largest of {families.largest_bp:,} bp; {families.alone_bp:,} bp are like no other; "
+            f"{families.repeats:,} minimisers are repeats, which link nothing{sampled}"
+        )
+    for name, split in (divided.splits or {}).items():
+        if split.wanted_bp is not None:
+            yield (
+                f"{name}: {split.drawn_bp:,} of {split.wanted_bp:,} bp wanted, {split.families} families "
+                f"whole and {split.cut} cut, for which {split.buffer_bp:,} bp that are like it were dropped "
+                "from train"
+            )
+        yield (
+            f"{name}: {split.kept_bp:,} bp are left; {split.trimmed_bp:,} bp were dropped since "
+            f"{split.broken / max(1, split.windows):.2%} of its windows had more than "
+            f"{config.split.homology.max_shared:.0%} of their minimisers in {_ELSEWHERE[name]}"
+        )
+    if found := divided.duplicates:
+        done = "dropped from train" if config.dedup.mode == "drop" else "only reported"
+        unjudged = f"; {found.unjudged} blocks are too short to judge" if found.unjudged else ""
+        yield f"dedup: {len(found.spans)} blocks, {found.bp:,} bp, are almost in others, {done}{unjudged}"
+        for pair in sorted(found.pairs, key=lambda pair: -pair.bp)[:_PAIRS]:
+            yield f"  {pair.blocks} of {pair.assembly}, {pair.bp:,} bp, mostly in {pair.within}"

@@ -135,7 +135,7 @@ def assign(
         draw = _draw(seed, span) if val_share or test_share else 1.0
         drawn = "val" if draw < val_share else "test" if draw < val_share + test_share else "train"
         parts[drawn] += _pieces(span, rest)
-    parts["train"] = cut_out(parts["train"], _with_gap(parts["val"] + parts["test"], gap))
+    parts["train"] = cut_out(parts["train"], with_gap(parts["val"] + parts["test"], gap))
     return parts
 
 
@@ -154,7 +154,8 @@ def _refuse_both(named: Mapping[str, set[Place]], zones: Mapping[str, Zones]) ->
             raise ValueError(f"split: {':'.join(place)}:{twice[0][0]}-{twice[0][1]} in both val and test")
 
 
-def _with_gap(spans: Iterable[Span], gap: int) -> Zones:
+def with_gap(spans: Iterable[Span], gap: int) -> Zones:
+    """(assembly, contig) -> ``spans`` with ``gap`` bp on either side, merged."""
     return by_place(replace(span, start=max(0, span.start - gap), end=span.end + gap) for span in spans)
 
 

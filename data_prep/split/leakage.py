@@ -9,7 +9,7 @@ each block is read by itself.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,15 +19,14 @@ from cluster.tasks import jobs
 from data_prep.shards import SPLITS
 from data_prep.split import leakage_tasks
 from data_prep.split.intervals import Span, by_place, cut_out
-from data_prep.split.leakage_tasks import TEST, TRAIN, VAL, Flags, Partition, Read, Scan, Task
+from data_prep.split.leakage_tasks import HELD_OUT_OF, TEST, TRAIN, VAL, Flags
 from data_prep.split.minimisers import ALL, WINDOW, Hashes, K, Sketch, find, unique
-
-Run = Callable[..., list[Any]]  # as jobs.run
+from data_prep.split.passes import Partition, Passes, Read, Run, Scan
 
 _WITHIN = {"val": {"train": TRAIN}, "test": {"train": TRAIN, "val": VAL}}  # the pairs of the report
 MAX_HASHES = 32_000_000  # 256 MB
+_WORST = 5  # pairs of species, and of clades, that the table shows
 _SKETCHES = 4_000_000  # hashes of all sketches together
-_RESULTS_BYTES = 512 << 20  # of one batch of tasks, at the driver
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,33 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Between:
+    """``containment[i][j]``: the share of the minimisers of what is held out of ``held_out[i]`` that the
+    train part of ``train[j]`` has, too. Both are names of assemblies, or of clades.
+    """
+
+    held_out: tuple[str, ...]
+    train: tuple[str, ...]
+    containment: tuple[tuple[float, ...], ...]
+
+    def worst(self, count: int) -> list[tuple[float, str, str]]:
+        """The ``count`` largest shares: (share, held out of, in train of)."""
+        shares = [
+            (share, of, within)
+            for of, row in zip(self.held_out, self.containment, strict=True)
+            for within, share in zip(self.train, row, strict=True)
+        ]
+        return sorted(shares, key=lambda item: (-item[0], *item[1:]))[:count]
+
+
+@dataclass(frozen=True)
 class Leakage:
     """The report. ``stretches``: what of val and of test stands in train, merged, by assembly, contig and
     start.
 
     ``containment[i][j]``: the share of the minimisers of ``assemblies[i]`` that ``assemblies[j]`` also has,
-    counted among the ``sampled`` share of all hashes: exact where that is 1.
+    counted among the ``sampled`` share of all hashes: exact where that is 1. So are ``species``, between
+    assemblies, and ``clades``, where some are known.
     """
 
     k: int
@@ -60,6 +80,8 @@ class Leakage:
     assemblies: tuple[str, ...]
     containment: tuple[tuple[float, ...], ...]
     sampled: float
+    species: Between
+    clades: Between | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for JSON. Of the stretches their number and the longest: ``bed_bytes`` writes them
@@ -75,7 +97,8 @@ class Leakage:
             "assemblies": list(self.assemblies),
             "containment": [list(row) for row in self.containment],
             "sampled": self.sampled,
-        }
+            "species": asdict(self.species),
+        } | ({"clades": asdict(self.clades)} if self.clades else {})
 
     def to_bytes(self) -> bytes:
         """Canonical JSON (sorted keys) of ``to_dict``: equal reports are equal bytes."""
@@ -90,9 +113,10 @@ def leakage(
     workers: int | None = None,
     on_scanned: Callable[[int], object] = lambda bp: None,
     max_hashes: int = MAX_HASHES,
+    clades: Mapping[str, str] | None = None,
 ) -> Leakage:
     """The report on the splits ``parts``: split -> chunks, of which the module-level ``read`` gives spans and
-    codes.
+    codes. ``clades``: of the assemblies that have one.
 
     A chunk is a task: with at most 256 Mbp a worker stays below 600 MB, beside the 9 ``max_hashes`` bytes
     that the workers of a machine share; the driver takes about 24 ``max_hashes`` bytes. The report does not
@@ -101,7 +125,7 @@ def leakage(
     """
     assert set(parts) <= set(SPLITS), f"splits {sorted(parts)}, known are {SPLITS}"
     assert max_hashes > 0, f"max_hashes is {max_hashes}"
-    passes = _Passes(run, workers, on_scanned)
+    passes = Passes(run, workers, on_scanned)
     train = list(parts.get("train", ()))
     held_out = [(split, chunk) for split in _WITHIN for chunk in parts.get(split, ())]
     splits = [split for split, _ in held_out]
@@ -130,29 +154,7 @@ def leakage(
             for (split, chunk), before in zip(held_out, covered, strict=True)
         ]
         covered = list(passes.scan(cover, shared=(hashes[several], flags[several])))
-    return _report(splits, survey, covered, sketch)
-
-
-class _Passes:
-    """Runs the tasks of one pass after another."""
-
-    def __init__(self, run: Run, workers: int | None, on_scanned: Callable[[int], object]) -> None:
-        self._run, self._workers, self._on_scanned = run, workers, on_scanned
-
-    def scan(
-        self, tasks: Sequence[Task], *, shared: tuple[Any, ...] = (), result_bytes: int = 1
-    ) -> Iterator[Scan]:
-        """Results in order, of ``result_bytes`` each beside sketches; in batches, since the runner keeps the
-        results of a batch until its end."""
-        step = max(1, _RESULTS_BYTES // max(1, result_bytes))
-        for i in range(0, len(tasks), step):
-            yield from self._run(
-                leakage_tasks.scan,
-                tasks[i : i + step],
-                workers=self._workers,
-                on_result=lambda _, scan: self._on_scanned(scan.bp),
-                shared=shared or None,
-            )
+    return _report(splits, survey, covered, sketch, clades or {})
 
 
 def passes_bp(parts: Mapping[str, Sequence[Span]], *, max_hashes: int = MAX_HASHES) -> int:
@@ -190,7 +192,17 @@ def table(report: Leakage) -> str:
             lines.append(
                 f"  {name:{width}}  " + ", ".join(f"{-share:.2%} in {other}" for share, other in near)
             )
+        lines += _worst(report.species, "an assembly")
+    if report.clades:
+        lines += _worst(report.clades, "a clade")
     return "\n".join(lines) or "nothing is held out, and there is one assembly: nothing to compare"
+
+
+def _worst(between: Between, what: str) -> list[str]:
+    shown = [item for item in between.worst(_WORST) if item[0]]
+    return [f"the part of {what} that is held out, and train, share most of its minimisers:"] * bool(
+        shown
+    ) + [f"  {share:.2%} of {of} in {within}" for share, of, within in shown]
 
 
 def _with_flags(splits: Sequence[str], gathered: Iterable[Scan]) -> tuple[Hashes, Flags]:
@@ -207,7 +219,11 @@ def _with_flags(splits: Sequence[str], gathered: Iterable[Scan]) -> tuple[Hashes
 
 
 def _report(
-    splits: Sequence[str], survey: Sequence[Scan], covered: Sequence[Scan], sketch: Sketch
+    splits: Sequence[str],
+    survey: Sequence[Scan],
+    covered: Sequence[Scan],
+    sketch: Sketch,
+    clades: Mapping[str, str],
 ) -> Leakage:
     def total(scans: Iterable[Scan], split: str, index: int) -> int:
         return sum(scan.counts[index] for of, scan in zip(splits, scans, strict=True) if of == split)
@@ -224,10 +240,45 @@ def _report(
         )
         stretches[split] = tuple(Span(*place, *edges) for place in sorted(places) for edges in places[place])
     below, sketches = sketch.result()
-    names = tuple(sorted(sketches))
-    sets = [np.frombuffer(sketches[name], np.uint64) for name in names]
-    containment = tuple(tuple(int(find(of, own)[1].sum()) / max(1, len(own)) for of in sets) for own in sets)
-    return Leakage(K, WINDOW, pairs, stretches, names, containment, below / ALL)
+    held_out, train = dict[str, list[Hashes]](), dict[str, list[Hashes]]()
+    for name, data in sketches.items():
+        into = held_out if name.startswith(HELD_OUT_OF) else train
+        into[name.removeprefix(HELD_OUT_OF)] = [np.frombuffer(data, np.uint64)]
+    whole = {name: held_out.get(name, []) + train.get(name, []) for name in held_out | train}
+    every = _between(whole, whole)
+    return Leakage(
+        K,
+        WINDOW,
+        pairs,
+        stretches,
+        every.held_out,
+        every.containment,
+        below / ALL,
+        _between(held_out, train),
+        _between(_by_clade(held_out, clades), _by_clade(train, clades)) if clades else None,
+    )
+
+
+def _between(of: Mapping[str, list[Hashes]], within: Mapping[str, list[Hashes]]) -> Between:
+    """The containment of the sets ``of`` (by name, in parts) in those of ``within``."""
+    own, others = ({name: unique(parts) for name, parts in sorted(sets.items())} for sets in (of, within))
+    return Between(
+        tuple(own),
+        tuple(others),
+        tuple(
+            tuple(int(find(other, hashes)[1].sum()) / max(1, len(hashes)) for other in others.values())
+            for hashes in own.values()
+        ),
+    )
+
+
+def _by_clade(sets: Mapping[str, list[Hashes]], clades: Mapping[str, str]) -> dict[str, list[Hashes]]:
+    """The parts of ``sets`` by the clade of their assembly; without those that have none."""
+    found: dict[str, list[Hashes]] = {}
+    for name, parts in sets.items():
+        if name in clades:
+            found.setdefault(clades[name], []).extend(parts)
+    return found
 
 
 def _partitions(bp: int, max_hashes: int) -> int:

@@ -3,53 +3,22 @@
 Shapes: M hashes of the held-out splits, sorted.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from data_prep.alphabet import Codes, N
+from data_prep.alphabet import N
 from data_prep.split.intervals import Span
-from data_prep.split.minimisers import ALL, Hashes, Sketch, cover, find, minimisers, unique
+from data_prep.split.minimisers import Hashes, Sketch, cover, find, minimisers, unique
+from data_prep.split.passes import Partition, Read, Scan
 
-Read = Callable[[Any], Iterable[tuple[Span, Codes]]]
 Flags = np.ndarray[Any, np.dtype[np.uint8]]
 _Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 TRAIN, VAL, TEST = 1, 2, 4  # the flags of a hash: the splits that have it
+HELD_OUT_OF = "held out\t"  # before an assembly's name: the sketch of what is held out of it
 _BATCH = 1 << 21  # hashes looked up together: sorted, 2 M at a time cost a sixth of 16,000 at a time
-
-
-@dataclass(frozen=True)
-class Scan:
-    """The result of a task. Arrays are sent as bytes: views of Ray's store would keep their place in it."""
-
-    bp: int
-    data: tuple[bytes, ...] = ()
-    counts: tuple[int, ...] = ()
-    spans: tuple[Span, ...] = ()
-    sketch: tuple[int, dict[str, bytes]] = (ALL, {})  # by assembly: as Sketch.result gives it
-
-
-class Task(Protocol):
-    def scan(self, *shared: Any) -> Scan: ...
-
-
-def scan(task: Task, shared: tuple[Any, ...] = ()) -> Scan:
-    """The result of ``task``: the function that the workers run."""
-    return task.scan(*shared)
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Part ``number`` of ``count`` parts of all hashes."""
-
-    number: int
-    count: int
-
-    def of(self, hashes: Hashes) -> Hashes:
-        return hashes[hashes % np.uint64(self.count) == self.number] if self.count > 1 else hashes
 
 
 @dataclass(frozen=True)
@@ -63,7 +32,7 @@ class Survey:
     def scan(self) -> Scan:
         sketch, bp, bases = Sketch(self.room), 0, 0
         for span, codes in self.read(self.chunk):
-            sketch.add(span.assembly, minimisers(codes)[0])
+            sketch.add(HELD_OUT_OF + span.assembly, minimisers(codes)[0])
             bp, bases = bp + len(codes), bases + int(np.count_nonzero(codes < N))
         return Scan(bp, counts=(bases,), sketch=sketch.result())
 

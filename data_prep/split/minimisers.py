@@ -49,11 +49,44 @@ def minimisers(codes: Codes, *, k: int = K, window: int = WINDOW) -> tuple[Hashe
             end = min(start + _PIECE, count)
             # All windows that hold a position of [start, end).
             first, last = max(0, start - window + 1), min(end + window - 1, count)
-            kmers, chosen = _choose(codes[first : last + k - 1], k, window)
+            canonical, chosen = _choose(codes[first : last + k - 1], k, window)
             chosen = chosen[np.searchsorted(chosen, start - first) : np.searchsorted(chosen, end - first)]
-            hashes.append(_mix(kmers[chosen]))
+            hashes.append(_mix(canonical[chosen]))
             positions.append(chosen + first)
     return np.concatenate(hashes), np.concatenate(positions)
+
+
+def reach(codes: Codes, positions: Positions, *, k: int, window: int) -> tuple[Positions, Positions]:
+    """int64 [m] and int64 [m]: the first and the last of the windows of neighbouring k-mers, by the position
+    of their first k-mer, in which each of ``positions`` [m] of ``minimisers(codes)`` has the lowest rank.
+
+    The windows between them are such windows, too. So the k-mer is a minimiser of the letters [a, b) alone if
+    and only if one of these windows, ``window + k - 1`` letters, lies in [a, b).
+    """
+    first_M, last_M = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.int64)
+    count = len(codes) - k + 1
+    for start in range(0, count, _PIECE):
+        chosen = slice(*np.searchsorted(positions, [start, min(start + _PIECE, count)]))
+        at = positions[chosen]
+        low, high = max(0, start - window + 1), min(start + _PIECE + window - 1, count)
+        rank = _ranks(codes[low : high + k - 1], k)[1]
+        lowest = _slide(np.minimum, rank, window)
+        offsets = at[:, None] - low - window + 1 + np.arange(window)  # of all windows that hold the k-mer
+        there = (offsets >= 0) & (offsets < len(lowest))
+        has_it = there & (lowest[np.where(there, offsets, 0)] == rank[at - low][:, None])
+        first_M[chosen] = at - window + 1 + has_it.argmax(1)
+        last_M[chosen] = at - has_it[:, ::-1].argmax(1)
+    return first_M, last_M
+
+
+def kmers(codes: Codes, *, k: int) -> Hashes:
+    """Hashes uint64 of all k-mers of ``codes`` uint8 [n] without N, in order: equal to those of
+    ``minimisers``."""
+    found = [np.zeros(0, np.uint64)]
+    for start in range(0, len(codes) - k + 1, _PIECE):
+        canonical, rank = _ranks(codes[start : start + _PIECE + k - 1], k)
+        found.append(_mix(canonical[rank != _NONE]))
+    return np.concatenate(found)
 
 
 def forward(codes: Codes, positions: Positions, *, k: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -141,18 +174,24 @@ class Sketch:
 def _choose(codes: Codes, k: int, window: int) -> tuple[Hashes, Positions]:
     """The canonical k-mers uint64 [n - k + 1] of ``codes`` [n], and where the minimisers of its windows
     stand."""
-    known = codes.max() < N
-    kmers = _canonical(codes if known else codes & np.uint8(3), k)
-    rank = _rank(kmers)
-    if not known:
-        rank[_slide(np.logical_or, codes == N, k)] = _NONE
+    canonical, rank = _ranks(codes, k)
     # The lowest rank of each window; 0 where there is no window, which the maximum ignores.
     lowest = np.zeros(len(rank) + window - 1, np.uint32)
     lowest[window - 1 : len(rank)] = _slide(np.minimum, rank, window)
     chosen = _slide(np.maximum, lowest, window) == rank  # the lowest of some window that holds it
-    if not known:
+    if codes.max() >= N:
         chosen &= rank != _NONE
-    return kmers, np.flatnonzero(chosen)
+    return canonical, np.flatnonzero(chosen)
+
+
+def _ranks(codes: Codes, k: int) -> tuple[Hashes, _Ranks]:
+    """The canonical k-mers uint64 [n - k + 1] of ``codes`` [n] and their ranks; _NONE: it holds an N."""
+    known = codes.max() < N
+    canonical = _canonical(codes if known else codes & np.uint8(3), k)
+    rank = _rank(canonical)
+    if not known:
+        rank[_slide(np.logical_or, codes == N, k)] = _NONE
+    return canonical, rank
 
 
 def _canonical(codes: Codes, k: int) -> Hashes:

@@ -19,6 +19,7 @@ from tests.bench import (
     checkpoint,
     contrastive,
     growth,
+    homology,
     inference,
     prep,
     reader,
@@ -46,6 +47,7 @@ def reverse_complement() -> Row:
 
 GROUPS: dict[str, Callable[[], list[Row]]] = {
     "prep": prep.rows,
+    "homology": homology.rows,
     "growth": growth.rows,
     "reader": reader.rows,
     "track": track.rows,

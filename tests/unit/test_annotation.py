@@ -22,6 +22,8 @@ from data_prep.dataset.stats import stats, table
 from data_prep.dataset.verify import verify
 from data_prep.levels import Scale
 from data_prep.shards import SPLITS, Manifest
+from data_prep.sources.reference import Handle
+from data_prep.sources.survey import Reference
 from data_prep.split.intervals import Span
 from tests.unit.test_filters import reference as reference_of
 from trainer.core.collectives import Group
@@ -183,12 +185,11 @@ def loss_is_the_weighted_mean(uri: str, scale: Scale) -> None:
     assert float(found) == pytest.approx(total / weights, rel=1e-5)
 
 
-def prepared(
-    reference: dict[str, Any], contigs: dict[str, int] | None = None
-) -> tuple[Annotation, list[str]]:
+def prepared(given: dict[str, Any], contigs: dict[str, int] | None = None) -> tuple[Annotation, list[str]]:
     known, told = contigs or BP, list[str]()
-    wanted = ReferenceConfig.model_validate({"name": "toy", "uri": "unused", **reference})
-    return prepare_annotation(wanted, reference_of(known), known, warn=told.append), told
+    wanted = ReferenceConfig.model_validate({"name": "toy", "uri": "unused", **given})
+    reference = Reference(Handle("u.fa", "u.fa", "", "0" * 64, ""), dict(known), 0, "", "", {}, {})
+    return prepare_annotation(wanted, reference, known, warn=told.append), told
 
 
 def test_repeats_replace_lower_case_or_add_to_it(tmp_path: Path) -> None:

@@ -310,6 +310,15 @@ def test_data_config_defaults_and_short_forms() -> None:
     assert dump(config)["split"] == {
         "val": ["IV"],
         "test": 0.0,
+        "by": "contigs",
+        "homology": {
+            "k": 19,
+            "window": 11,
+            "min_link": 0.003,
+            "max_copies": 5,
+            "max_shared": 0.1,
+            "window_bp": 1000,
+        },
         "gap": 1024,
         "leakage": "report",
         "min_bp": 1024,
@@ -348,7 +357,7 @@ def test_data_config_defaults_and_short_forms() -> None:
         ({"split": {"val": {"bed": True}}}, "a string or a list of strings"),
         (
             {"split": {"val": {"bed": "x", "gap": 3}}},
-            r"a fraction in \[0, 1\), a list of contig names, or \{bed: URI\}",
+            r"a fraction in \[0, 1\), a list of contig names, \{bed: URI\} or \{clade: NAME\}",
         ),
         ({"split": {"leakage": "maybe"}}, "'report', 'drop' or 'off'"),
         ({"shard_bp": 1 << 29}, "less than or equal to 268435456"),

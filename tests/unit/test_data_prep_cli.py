@@ -132,7 +132,7 @@ def test_leakage_and_picture(small: Path, tmp_path: Path, capsys: pytest.Capture
         (
             ["build", "--config", YEAST, "split.val={bad: x}"],
             2,
-            "split.val: must be a fraction in [0, 1), a list of contig names, or {bed: URI}",
+            "split.val: must be a fraction in [0, 1), a list of contig names, {bed: URI} or {clade: NAME}",
         ),
         (["build", "--config", YEAST, "split.leakage=maybe"], 2, "input should be 'report', 'drop' or 'off'"),
         (

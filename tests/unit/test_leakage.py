@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cluster.tasks import jobs
 from data_prep.alphabet import Codes, N, decode, encode, reverse_complement
 from data_prep.split import leakage as module
-from data_prep.split import leakage_tasks
+from data_prep.split import leakage_tasks, passes
 from data_prep.split.intervals import Span
 from data_prep.split.leakage import Leakage, leakage, passes_bp, table, without
 from data_prep.split.minimisers import WINDOW, K
@@ -240,7 +240,7 @@ def test_order_workers_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatc
     scanned: list[int] = []
     report = leakage(turned, read, run=run, workers=7, on_scanned=scanned.append)
     assert report == whole and len(scanned) == 4 + 3 * 4
-    monkeypatch.setattr(module, "_RESULTS_BYTES", 1)
+    monkeypatch.setattr(passes, "_RESULTS_BYTES", 1)
     monkeypatch.setattr(leakage_tasks, "_BATCH", 1)
     assert leakage(parts, read, run=run, workers=2) == whole
 
@@ -287,7 +287,7 @@ def test_containment_of_assemblies(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_for_people_and_programs() -> None:
     report = leakage(three_splits(), read, run=run)
     tree = json.loads(report.to_bytes())
-    assert tree == report.to_dict()
+    assert tree == json.loads(json.dumps(report.to_dict()))
     assert tree["pairs"][0] == {
         "of": "val",
         "within": "train",

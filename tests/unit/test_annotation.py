@@ -25,7 +25,6 @@ from data_prep.shards import SPLITS, Manifest
 from data_prep.sources.reference import Handle
 from data_prep.sources.survey import Reference
 from data_prep.split.intervals import Span
-from tests.unit.test_filters import reference as reference_of
 from trainer.core.collectives import Group
 from trainer.data.dataset import Dataset
 from trainer.data.loader import Reader

@@ -200,9 +200,10 @@ def table(report: Leakage) -> str:
 
 def _worst(between: Between, what: str) -> list[str]:
     shown = [item for item in between.worst(_WORST) if item[0]]
-    return [f"the part of {what} that is held out, and train, share most of its minimisers:"] * bool(
-        shown
-    ) + [f"  {share:.2%} of {of} in {within}" for share, of, within in shown]
+    if not shown:
+        return []
+    head = f"share of the minimisers of {what}'s held-out part that the train part of one has, worst pairs:"
+    return [head, *(f"  {share:.2%} of {of} in {within}" for share, of, within in shown)]
 
 
 def _with_flags(splits: Sequence[str], gathered: Iterable[Scan]) -> tuple[Hashes, Flags]:

@@ -70,7 +70,7 @@ def config(genomes: dict[str, Path], output: Path | str = "o", **values: Any) ->
 def divided(wanted: DataConfig, monkeypatch: pytest.MonkeyPatch) -> Divided:
     """What ``divide`` makes of it, in this process."""
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "run", lambda *tasks, on_retry=None, **how: run(*tasks, **how))
+        patch.setattr(jobs, "run", lambda *tasks, on_retry=None, near=None, **how: run(*tasks, **how))
         runner = Runner(1, lambda *_: None, lambda reason: None)
         references = prepare_all(wanted.references, runner)
         return divide(make_plan(wanted, references), wanted, references, runner)

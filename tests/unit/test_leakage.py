@@ -20,7 +20,7 @@ from data_prep.split import leakage as module
 from data_prep.split import leakage_tasks, passes
 from data_prep.split.intervals import Span
 from data_prep.split.leakage import Leakage, leakage, passes_bp, table, without
-from data_prep.split.minimisers import WINDOW, K
+from data_prep.split.minimisers import WINDOW, K, minimisers
 
 Chunk = tuple[tuple[Span, Codes], ...]
 EDGE = WINDOW - 1  # bases that may be missed at each end of a shared stretch
@@ -301,12 +301,43 @@ def test_figures_for_people_and_programs() -> None:
     assert lines[0] == (
         f"val: {report.pairs[0].shared_bases:,} of 9,000 bp ({report.pairs[0].share:.2%}) also stand in train"
     )
-    assert [line.split()[0] for line in lines] == ["val:", "test:", "test:", "share", "s", "t"]
+    assert [line.split()[0] for line in lines] == ["val:", "test:", "test:", "share", "s", "t", "the"] + [
+        f"{share:.2%}" for share, _, _ in report.species.worst(5)
+    ]
     assert lines[4] == f"  s  {report.containment[0][1]:.2%} in t"
     assert (
         table(leakage({}, read, run=run))
         == "nothing is held out, and there is one assembly: nothing to compare"
     )
+
+
+def test_what_is_held_out_of_one_species_stands_in_train_of_another() -> None:
+    """Against the sets of minimisers themselves; by clade, the sets of all its species are one."""
+    parts = three_splits()
+
+    def sets(splits: tuple[str, ...], assemblies: str) -> set[int]:
+        return {
+            value
+            for split in splits
+            for part in parts[split]
+            for span, codes in part
+            if span.assembly in assemblies
+            for value in minimisers(codes)[0].tolist()
+        }
+
+    report = leakage(parts, read, run=run, clades={"s": "fish", "t": "fish"})
+    held_out, train = (
+        {name: sets(splits, name) for name in "st"} for splits in (("val", "test"), ("train",))
+    )
+    assert (report.species.held_out, report.species.train) == (("s", "t"), ("s", "t"))
+    for of, row in zip("st", report.species.containment, strict=True):
+        expected = [len(held_out[of] & train[within]) / len(held_out[of]) for within in "st"]
+        assert list(row) == pytest.approx(expected) and min(expected) > 0.01
+    assert report.clades and report.clades.held_out == report.clades.train == ("fish",)
+    of, within = sets(("val", "test"), "st"), sets(("train",), "st")
+    assert report.clades.containment[0][0] == pytest.approx(len(of & within) / len(of))
+    assert "clades" in report.to_dict() and "clades" not in leakage(parts, read, run=run).to_dict()
+    assert table(report).endswith(f"  {len(of & within) / len(of):.2%} of fish in fish")
 
 
 edges = st.lists(st.integers(0, 80), max_size=12, unique=True).map(sorted)

@@ -23,7 +23,7 @@ Shapes: N blocks.
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -81,8 +81,14 @@ class BlockColumns(Sequence[Block]):
         place = [numbers.setdefault((block.assembly, block.contig), len(numbers)) for block in blocks]
         rows = ((b.offset, b.start, b.size, b.end - b.start) for b in blocks)
         columns = np.array(list(rows), np.int64).reshape(-1, 4).T
-        kinds = zip([*columns, np.array(place, np.int64)], _KINDS, strict=True)
-        return cls(*(column.astype(kind) for column, kind in kinds), places=tuple(numbers))
+        return cls._made([*columns, np.array(place, np.int64)], tuple(numbers))
+
+    @classmethod
+    def _made(cls, columns: Iterable[Column], places: tuple[tuple[str, str], ...]) -> "BlockColumns":
+        """Of columns in the order of the file."""
+        kinds = zip(columns, _KINDS, strict=True)
+        offset_N, start_N, size_N, bp_N, place_N = (column.astype(kind, copy=False) for column, kind in kinds)
+        return cls(offset_N, start_N, size_N, bp_N, place_N, places)
 
     @classmethod
     def joined(cls, parts: Sequence["BlockColumns"]) -> "BlockColumns":
@@ -96,9 +102,11 @@ class BlockColumns(Sequence[Block]):
                 renumbered[id(part.places)] = np.array(new, "<u4")
             places.append(renumbered[id(part.places)][part.place_N])
         empty = [np.zeros(0, kind) for kind in _KINDS]
-        columns = zip(*(part._columns for part in parts), strict=True) if parts else ([] for _ in _KINDS)
-        *numeric, _ = (np.concatenate([none, *column]) for none, column in zip(empty, columns, strict=True))
-        return cls(*numeric, np.concatenate([empty[-1], *places]), places=tuple(numbers))
+        columns = [
+            np.concatenate([none, *(part._columns[number] for part in parts)])
+            for number, none in enumerate(empty[:-1])
+        ]
+        return cls._made([*columns, np.concatenate([empty[-1], *places])], tuple(numbers))
 
     @property
     def _columns(self) -> tuple[Column, ...]:
@@ -106,7 +114,7 @@ class BlockColumns(Sequence[Block]):
 
     def part(self, first: int, stop: int) -> "BlockColumns":
         """Blocks ``first`` … ``stop`` - 1, without a copy."""
-        return BlockColumns(*(column[first:stop] for column in self._columns), places=self.places)
+        return self._made((column[first:stop] for column in self._columns), self.places)
 
     def __len__(self) -> int:
         return len(self.bp_N)
@@ -119,11 +127,14 @@ class BlockColumns(Sequence[Block]):
         if isinstance(which, slice):
             return [self[number] for number in range(*which.indices(len(self)))]
         offset, start, size, bp, place = (int(column[which]) for column in self._columns)
-        return Block(offset, size, *self.places[place], start, start + bp)
+        assembly, contig = self.places[place]
+        return Block(offset, size, assembly, contig, start, start + bp)
 
     def __iter__(self) -> Iterator[Block]:
         rows = zip(*(column.tolist() for column in self._columns), strict=True)
-        return (Block(o, size, *self.places[place], start, start + bp) for o, start, size, bp, place in rows)
+        for offset, start, size, bp, place in rows:
+            assembly, contig = self.places[place]
+            yield Block(offset, size, assembly, contig, start, start + bp)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and list(self) == list(other)
@@ -155,4 +166,4 @@ class BlockColumns(Sequence[Block]):
         for kind in _KINDS:
             columns.append(np.frombuffer(data, kind, head["blocks"], offset))
             offset += columns[-1].nbytes
-        return cls(*columns, places=tuple((assembly, contig) for assembly, contig in head["places"]))
+        return cls._made(columns, tuple((assembly, contig) for assembly, contig in head["places"]))

@@ -1,8 +1,8 @@
-"""A block's payload: letters and soft mask, packed and read back. Standard library and numpy only.
+"""A block's payload: letters, soft mask and weights, packed and read back. Standard library and numpy only.
 
 Payload, little-endian:
     4s magic b"DNAB"
-    u16 version of the payload
+    u16 version of the payload: 1, or 2 if its letters have weights
     u16 zero
     u32 bases
     u32 count of N deltas
@@ -11,6 +11,7 @@ Payload, little-endian:
     u16[] N deltas
     u16[] soft-mask deltas
     u8[ceil(bases / 4)] four bases a byte, first base in the low bits
+    u8[] in version 2: the levels of the letters' weights (levels.py), up to the end
 Deltas are the lengths of alternating runs, the first one of False; a run over 65,535 is written as 65535, 0,
 rest.
 """
@@ -22,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from data_prep.alphabet import Codes, Mask, N
+from data_prep.levels import Levels, PackedLevels, compress
 from data_prep.shards import FormatError
 
-PAYLOAD_VERSION = 1
+PAYLOAD_VERSIONS = (1, 2)  # without and with weights
 
 _Runs = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -41,11 +43,13 @@ _UNPACK = (
 )
 
 
-def pack(codes: Codes, soft_mask: Mask) -> bytes:
-    """The payload of one block: ``codes`` uint8 [n] of A, C, G, T, N and ``soft_mask`` bool [n]."""
+def pack(codes: Codes, soft_mask: Mask, levels: Levels | None = None) -> bytes:
+    """The payload of one block: ``codes`` uint8 [n] of A, C, G, T, N, ``soft_mask`` bool [n], and the
+    ``levels`` uint8 [n] of the letters' weights, if they have any."""
     assert codes.shape == soft_mask.shape, (
         f"codes {codes.shape} and soft mask {soft_mask.shape} differ in shape"
     )
+    assert levels is None or levels.shape == codes.shape, "a level for each letter"
     assert not codes.size or codes.max() <= N, f"code {codes.max()} has no letter and cannot be packed"
     quads = np.zeros(-(-len(codes) // 4), "<u4")
     quads.view(np.uint8)[: len(codes)] = codes
@@ -53,9 +57,10 @@ def pack(codes: Codes, soft_mask: Mask) -> bytes:
     packed = ((quads * _PACK) >> np.uint32(24)).astype(np.uint8)
     n_deltas, soft_deltas = _to_deltas(codes == N), _to_deltas(soft_mask)
     body = n_deltas.tobytes() + soft_deltas.tobytes() + packed.tobytes()
-    head = _HEAD.pack(
-        _MAGIC, PAYLOAD_VERSION, 0, len(codes), len(n_deltas), len(soft_deltas), zlib.crc32(body)
-    )
+    version = PAYLOAD_VERSIONS[levels is not None]
+    if levels is not None:
+        body += compress(levels)
+    head = _HEAD.pack(_MAGIC, version, 0, len(codes), len(n_deltas), len(soft_deltas), zlib.crc32(body))
     return head + body
 
 
@@ -69,20 +74,27 @@ class PackedBlock:
         magic, version, _, bases, n_count, soft_count, crc = _HEAD.unpack_from(payload)
         if magic != _MAGIC:
             raise FormatError(f"block payload starts with {magic!r}, not {_MAGIC!r}")
-        if version != PAYLOAD_VERSION:
-            raise FormatError(
-                f"block payload has format version {version}, this code reads {PAYLOAD_VERSION}"
-            )
+        if version not in PAYLOAD_VERSIONS:
+            versions = " and ".join(map(str, PAYLOAD_VERSIONS))
+            raise FormatError(f"block payload has format version {version}, this code reads {versions}")
         expected = _HEAD.size + 2 * (n_count + soft_count) + -(-bases // 4)
-        if len(payload) != expected:
-            raise FormatError(f"block payload has {len(payload)} bytes, its head says {expected}")
+        if len(payload) != expected and not (version == 2 and len(payload) > expected):
+            more = " or more" * (version == 2)
+            raise FormatError(f"block payload has {len(payload)} bytes, its head says {expected}{more}")
         body = memoryview(payload)[_HEAD.size :]
         if zlib.crc32(body) != crc:
             raise FormatError("block payload does not match its crc32")
         self.bases: int = bases
         self._n_runs = _from_deltas(np.frombuffer(body, "<u2", n_count), bases)
         self._soft_runs = _from_deltas(np.frombuffer(body, "<u2", soft_count, offset=2 * n_count), bases)
-        self._packed = np.frombuffer(body, np.uint8, offset=2 * (n_count + soft_count))
+        self._packed = np.frombuffer(body, np.uint8, -(-bases // 4), offset=2 * (n_count + soft_count))
+        self._section = body[expected - _HEAD.size :] if version == 2 else None
+        self._levels: PackedLevels | None = None  # of the section, once they are asked for
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the letters have weights; else each counts 1."""
+        return self._section is not None
 
     def codes(self, start: int, end: int) -> Codes:
         """uint8 [end - start], the codes of [start, end), which must lie inside the block."""
@@ -98,6 +110,20 @@ class PackedBlock:
         mask = np.zeros(end - start, np.bool_)
         _mark(mask, self._soft_runs, start, end, True)
         return mask
+
+    def weights(self, start: int, end: int) -> Levels | None:
+        """uint8 [end - start], the levels of the letters' weights: 0 … 15 for 0 … 1; None: they have none.
+
+        FormatError: there are not as many levels as letters.
+        """
+        if self._section is None:
+            return None
+        if self._levels is None:
+            try:
+                self._levels = PackedLevels(self._section, self.bases)
+            except ValueError as fault:
+                raise FormatError(f"block payload has {fault}") from fault
+        return self._levels.read(start, end)
 
 
 def unpack(payload: bytes) -> tuple[Codes, Mask]:

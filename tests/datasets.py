@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,16 +11,23 @@ from data_prep import shards
 from data_prep.alphabet import Codes
 from data_prep.blocks import pack
 from data_prep.dataset.write import write_shard
+from data_prep.levels import Levels
 from data_prep.split.intervals import Span
 
 
 def write_dataset(
-    folder: Path, contigs: Mapping[str, Sequence[Codes]], *, block_bp: int = 4096, soft: bool = False
+    folder: Path,
+    contigs: Mapping[str, Sequence[Codes]],
+    *,
+    block_bp: int = 4096,
+    soft: bool = False,
+    track: bool = False,
 ) -> str:
     """The URI of a dataset of ``contigs`` (split -> contigs), cut into blocks of ``block_bp``, one shard a
     split.
 
-    With ``soft`` the first 4 of every 10 letters of a block are soft-masked.
+    With ``soft`` the first 4 of every 10 letters of a block are soft-masked. With ``track`` letters have the
+    weights of ``levels_at`` their positions.
     """
     written: dict[str, tuple[shards.Shard, ...]] = dict.fromkeys(shards.SPLITS, ())
     lengths = {}
@@ -32,12 +40,18 @@ def write_dataset(
                 part = codes[start : start + block_bp]
                 span = Span("toy", name, start, start + len(part))
                 masked = (np.arange(len(part)) % 10 < 4) & soft
-                blocks.append((span, pack(part, masked)))
+                levels = levels_at(np.arange(start, start + len(part))) if track else None
+                blocks.append((span, pack(part, masked, levels)))
         written[split] = (write_shard(str(folder / f"{split}-000000.tar"), blocks),)
-    source = shards.Source("toy", "0" * 64, lengths, 0, {}, 1.0)
+    source = shards.Source("toy", "0" * 64, lengths, 0, {"track": {}} if track else {}, 1.0)
     manifest = shards.Manifest(shards.FORMAT_VERSION, (source,), block_bp, 1 << 24, 1.0, {}, 0, written)
     store.write_bytes(str(folder / shards.MANIFEST), manifest.to_bytes())
     return str(folder)
+
+
+def levels_at(position_N: np.ndarray[Any, np.dtype[np.int64]]) -> Levels:
+    """uint8 [N], 0 to 15: levels of weights that no shift by less than 16 letters leaves as they are."""
+    return (position_N * position_N % 17 % 16).astype(np.uint8)
 
 
 def markov_sequence(bases: int, *, seed: int) -> Codes:

@@ -6,6 +6,7 @@ from data_prep.config.homology import HomologyConfig
 from data_prep.config.partners import PartnersConfig
 from data_prep.config.reference import ReferenceConfig
 from data_prep.config.split import BedSplit, CladeSplit, HeldOut, SplitConfig
+from data_prep.config.tracks import RepeatsConfig, TrackConfig
 from data_prep.config.values import Names
 from data_prep.config.weights import WEIGHTS, WeightsConfig
 
@@ -20,6 +21,8 @@ __all__ = [
     "Names",
     "PartnersConfig",
     "ReferenceConfig",
+    "RepeatsConfig",
     "SplitConfig",
+    "TrackConfig",
     "WeightsConfig",
 ]

@@ -30,7 +30,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
-        names = [reference.name for reference in self.references]
+        names = [assembly.name for assembly in self.assemblies()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if not names:
             raise ValueError("references: at least one is needed")
@@ -51,7 +51,7 @@ class DataConfig(Section):
 
     def of_clade(self, part: CladeSplit) -> list[str]:
         """The references of the clades of ``part``, in their order."""
-        return [r.name for r in self.references if any(r.is_in(clade) for clade in part.clade)]
+        return [r.name for r in self.assemblies() if any(r.is_in(clade) for clade in part.clade)]
 
     def _refuse_unknown(self, key: str, part: CladeSplit) -> None:
         for clade in part.clade:
@@ -61,6 +61,10 @@ class DataConfig(Section):
                     f"split.{key}: no reference has the clade {clade!r}; "
                     + (f"there are {', '.join(there)}" if there else "none has the key clade")
                 )
+
+    def assemblies(self) -> tuple[ReferenceConfig, ...]:
+        """The assemblies of the dataset: the references, and haplotypes of those that have variants."""
+        return tuple(assembly for reference in self.references for assembly in reference.assemblies())
 
     def inputs(self) -> list[tuple[str, str]]:
         """(key, URI) of every file that a build needs; of a reference's alternatives, which need not exist,
@@ -72,8 +76,12 @@ class DataConfig(Section):
         ]
         for number, reference in enumerate(self.references):
             files += [
-                (f"references.{number}.uri", reference.uri if len(reference.uri) == 1 else ()),
+                (f"references.{number}.uri", reference.only_file()),
+                (f"references.{number}.aliases", (reference.aliases,) if reference.aliases else ()),
                 (f"references.{number}.include", reference.include),
                 (f"references.{number}.exclude", reference.exclude),
+                (f"references.{number}.variants.vcf", reference.variants.vcf if reference.variants else ()),
+                (f"references.{number}.repeats.uri", reference.repeats.uri),
+                (f"references.{number}.track.uri", (reference.track.uri,) if reference.track.uri else ()),
             ]
         return [(key, uri) for key, uris in files for uri in uris]

@@ -12,6 +12,7 @@ from cluster.tasks import ray_session
 from configs import dump
 from data_prep.blocks import pack
 from data_prep.config import DataConfig
+from data_prep.dataset.annotation import Annotation, annotated
 from data_prep.dataset.families import Divided, divide
 from data_prep.dataset.growth import Grown, grown
 from data_prep.dataset.leaks import check_plan, wants_report
@@ -87,7 +88,7 @@ def build(
             found = output.claim(checked.plan, info)
             written = _write_shards(checked.plan, output, found, references, runner)
             partners = make_partners(checked.plan, references, runner)
-        if uri := first_changed(references):
+        if uri := first_changed(references) or checked.plan.changed_file():
             raise BuildStoppedError(
                 f"{uri} changed while it was read, so no manifest was written; "
                 "build again with overwrite=true"
@@ -139,6 +140,7 @@ class _ShardTask:
     """One shard to write to ``uri``; ``is_there``: a file of this name is there and may be whole."""
 
     source: ReferenceSpans
+    annotation: Annotation
     uri: str
     is_there: bool
 
@@ -151,6 +153,7 @@ def _write_shards(
     tasks = [
         _ShardTask(
             ReferenceSpans(references[chunk.assembly].handle, chunk.spans),
+            plan.annotations[chunk.assembly].only({span.contig for span in chunk.spans}),
             store.join(output.uri, chunk.name),
             chunk.name in found,
         )
@@ -189,7 +192,11 @@ def _write_shards(
 def _shard(task: _ShardTask) -> tuple[Shard, bool]:
     """On a worker: one shard, read, packed and published, and whether it was there already, to the last
     byte."""
-    blocks = ((span, pack(codes, soft_mask)) for span, codes, soft_mask in task.source.read())
+    annotation = task.annotation
+    blocks = (
+        (span, pack(codes, *annotated(annotation, task.source.handle, span, lower_case)))
+        for span, codes, lower_case in task.source.read()
+    )
     return keep_or_write_shard(task.uri, blocks) if task.is_there else (write_shard(task.uri, blocks), False)
 
 

@@ -16,7 +16,8 @@ from data_prep.partners import Numbers, PartnerTable
 from data_prep.shards import Manifest
 from data_prep.sources.survey import Reference
 from data_prep.split.chains import MOST_GAP, Chaining, Chains, Sketched, chains, sketch
-from data_prep.split.intervals import Place, by_place
+from data_prep.split.exact_chains import Member, exact_chains, joined, related
+from data_prep.split.intervals import Place, Zones, by_place
 
 _ROOM = MOST_GAP + 1  # between two contigs, so that no chain crosses
 
@@ -84,6 +85,10 @@ def make_partners(plan: Plan, references: Mapping[str, Reference], runner: Runne
     run = partial(
         jobs.run, workers=runner.workers, on_retry=lambda _, reason: runner.on_retry(f"partners: {reason}")
     )
+    pairs = list(combinations(assemblies, 2))
+    searched = [pair for pair in pairs if not related(*(references[name] for name in pair))]
+    # Of a reference and its haplotypes it is known what belongs together.
+    assemblies = {name: own for name, own in assemblies.items() if any(name in pair for pair in searched)}
     sizes = [assembly.train_bp for assembly in assemblies.values()]
     stage = Stage(runner.on_progress, "minimisers", sum(sizes))
     sketches = dict(
@@ -98,13 +103,38 @@ def make_partners(plan: Plan, references: Mapping[str, Reference], runner: Runne
             strict=True,
         )
     )
-    pairs = list(combinations(assemblies, 2))
     bp = {name: assembly.train_bp for name, assembly in assemblies.items()}
-    work = [bp[one] + bp[other] for one, other in pairs]
+    work = [bp[one] + bp[other] for one, other in searched]
     stage = Stage(runner.on_progress, "partners", sum(work))
-    tasks = [(pair, chaining) for pair in pairs]
-    found = run(_chains, tasks, shared=sketches, on_result=lambda i, _: stage.advance(work[i]))
-    return _table(plan, layout, pairs, found)
+    tasks = [(pair, chaining) for pair in searched]
+    results = run(_chains, tasks, shared=sketches, on_result=lambda i, _: stage.advance(work[i]))
+    found = dict(zip(searched, results, strict=True))
+    train = by_place(plan.parts["train"])
+    for pair in set(pairs) - found.keys():
+        found[pair] = _exact(pair, references, layout, train)
+    return _table(plan, layout, pairs, [found[pair] for pair in pairs])
+
+
+def _exact(
+    pair: tuple[str, str], references: Mapping[str, Reference], layout: Layout, train: Zones
+) -> Chains:
+    """The chains of a pair of a reference and its haplotypes."""
+    contigs = [
+        contig
+        for contig in layout.starts[pair[0]]
+        if contig in layout.starts[pair[1]] and all((name, contig) in train for name in pair)
+    ]
+    return joined(
+        [
+            exact_chains(
+                *(
+                    Member(references[name], contig, train[name, contig], layout.starts[name][contig])
+                    for name in pair
+                )
+            )
+            for contig in contigs
+        ]
+    )
 
 
 def _sketch(assembly: _Assembly) -> Sketched:

@@ -1,18 +1,19 @@
 """References and config -> which block goes to which shard. Only here is decided what a build writes."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.storage import store
 from data_prep.config import BedSplit, CladeSplit, DataConfig, HeldOut, Names, ReferenceConfig
+from data_prep.dataset.annotation import Annotation, prepare_annotation
 from data_prep.dataset.growth import Base
+from data_prep.dataset.relatives import Splitting, assigned, leak, lifted
+from data_prep.dataset.settings import digests, partner_settings, split_settings
 from data_prep.shards import FORMAT_VERSION, SPLITS, Manifest, Shard, Source
 from data_prep.sources.survey import Reference
-from data_prep.split.contigs import choose_contigs, copies
-from data_prep.split.filters import Warn, read_filter, read_zones
-from data_prep.split.intervals import Span, Zones, assign, count_covered, group, some, tile
+from data_prep.split.contigs import choose_contigs, copies, meant
+from data_prep.split.filters import Genome, Warn, read_filter, read_zones
+from data_prep.split.intervals import Span, Zones, count_covered, group, some, tile
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
 
     ``dropped``: how many blocks are left out because of their N. ``warnings``: a sentence for each part of
     the input that has no effect, or may be a mistake. ``base``: the dataset that grows into this one.
+    ``annotations``: what files say of the letters of each reference.
     """
 
     manifest: Manifest
@@ -47,6 +49,7 @@ class Plan:
     dropped: int
     warnings: tuple[str, ...] = ()
     base: Base | None = None
+    annotations: dict[str, Annotation] = field(default_factory=dict)
 
     def chunks(self) -> list[Chunk]:
         """The shards, in the order of the manifest."""
@@ -64,6 +67,10 @@ class Plan:
             for (split, spans), (name, kept) in zip(planned, names, strict=True)
         ]
 
+    def changed_file(self) -> str:
+        """The URI of a file beside the references that is not what was read any more; "" if there is none."""
+        return next((uri for part in self.annotations.values() if (uri := part.changed())), "")
+
 
 def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
     """The plan of ``config`` over its prepared ``references`` (by name).
@@ -75,14 +82,29 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
     sources: list[Source] = []
     spans: list[Span] = []
     warnings: dict[str, None] = {}  # in order, each once
-    for wanted in config.references:
+    annotations = dict[str, Annotation]()
+    for wanted in config.assemblies():
+        for note in references[wanted.name].notes:
+            warnings.setdefault(note)
         source, blocks = _source(
             wanted, references[wanted.name], block_bp=config.block_bp, warn=warnings.setdefault
         )
-        sources.append(replace(source, filters=source.filters | config.weights.filters(wanted)))
+        annotation = prepare_annotation(
+            wanted, references[wanted.name], source.contigs, warn=warnings.setdefault
+        )
+        annotations[wanted.name] = annotation
+        more = config.weights.filters(wanted) | annotation.filters
+        sources.append(replace(source, filters=source.filters | more))
         spans += blocks
     held_out = _held_out(config, sources, references, warn=warnings.setdefault)
-    parts = assign(spans, val=held_out["val"], test=held_out["test"], seed=config.seed, gap=config.split.gap)
+    of_base = {own.name: own.haplotype.reference for own in config.assemblies() if own.haplotype}
+    parts = assigned(
+        spans,
+        Splitting(held_out, config.seed, config.split.gap),
+        references,
+        of_base,
+        lambda name: _tiled_base(name, config, references),
+    )
     kept = without_n(parts, references, config.max_n_fraction)
     for name, value in held_out.items():
         if value != 0 and not kept[name]:
@@ -93,28 +115,23 @@ def make_plan(config: DataConfig, references: Mapping[str, Reference]) -> Plan:
             "nothing is left to train on: the filters, max_n_fraction, or the split take every block; "
             f"of {sum(map(len, parts.values()))} blocks {len(parts['train'])} were meant for train"
         )
-    if warning := _warn_of_copies(kept):
-        warnings.setdefault(warning)
+    for warning in (_warn_of_copies(kept), leak(kept, references, of_base)):
+        if warning:
+            warnings.setdefault(warning)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         sources=tuple(sources),
         block_bp=config.block_bp,
         shard_bp=config.shard_bp,
         max_n_fraction=config.max_n_fraction,
-        split=_split_settings(config),
+        split=split_settings(config),
         seed=config.seed,
         shards=dict.fromkeys(SPLITS, ()),
-        partners=_partner_settings(config),
+        partners=partner_settings(config),
     )
     dropped = sum(map(len, parts.values())) - sum(map(len, kept.values()))
-    return with_parts(Plan(manifest, parts, dropped, tuple(warnings)), kept, references)
-
-
-def _partner_settings(config: DataConfig) -> dict[str, Any] | None:
-    """What determines the partner table beside the plan; None where none is wanted."""
-    names = config.partners.names([reference.name for reference in config.references])
-    settings = config.partners.model_dump(mode="json", exclude={"between"})
-    return {"between": names, **settings} if names else None
+    plan = Plan(manifest, parts, dropped, tuple(warnings), annotations=annotations)
+    return with_parts(plan, kept, references)
 
 
 def _held_out(
@@ -123,19 +140,27 @@ def _held_out(
     """What val and test hold out, BED files and clades as zones. Of families nothing yet: ``families.divide``
     draws them."""
     places = {(source.name, contig): bp for source in sources for contig, bp in source.contigs.items()}
-    known = {name: reference.contigs for name, reference in references.items()}
 
-    def zones(name: str, value: HeldOut) -> Names | float | Zones:
+    def of(name: str, value: HeldOut) -> Names | float | Zones:
+        where = f"split.{name}"
         if isinstance(value, BedSplit):
-            return read_zones(value.bed, places, known=known, where=f"split.{name}", warn=warn)
+            known = {name: _genome(reference) for name, reference in references.items()}
+            return read_zones(value.bed, places, known=known, where=where, warn=warn)
         if isinstance(value, CladeSplit):
             of_it = set(config.of_clade(value))
             return {place: [(0, bp)] for place, bp in places.items() if place[0] in of_it}
-        return 0.0 if isinstance(value, float) and config.split.by == "homology" else value
+        if isinstance(value, float):
+            return 0.0 if config.split.by == "homology" else value
+        names = {name: reference.names for name, reference in references.items()}
+        return meant(value, places, names, where=where, warn=warn)
 
-    return {
-        name: zones(name, value) for name, value in (("val", config.split.val), ("test", config.split.test))
-    }
+    return {name: of(name, value) for name, value in (("val", config.split.val), ("test", config.split.test))}
+
+
+def _genome(reference: Reference) -> Genome:
+    if reference.base is None:
+        return Genome(reference.contigs, reference.names)
+    return Genome(reference.base.contigs, reference.base.names, reference.contigs, reference.lift)
 
 
 def without_n(
@@ -204,43 +229,38 @@ def with_parts(plan: Plan, parts: dict[str, list[Span]], references: Mapping[str
 def _source(
     wanted: ReferenceConfig, reference: Reference, *, block_bp: int, warn: Warn
 ) -> tuple[Source, list[Span]]:
-    where = f"reference {wanted.name}"
-    contigs = choose_contigs(reference.contigs, wanted.contigs, where=where)
+    # Of a haplotype, names and places are given as of its reference.
+    base = reference.base or reference
+    where = f"reference {wanted.haplotype.reference if wanted.haplotype else wanted.name}"
+    chosen = choose_contigs(base.contigs, wanted.contigs, where=where, names=base.names, warn=warn)
+    contigs = {contig: reference.contigs[contig] for contig in chosen if contig in reference.contigs}
     include, exclude = (
-        [read_filter(uri, reference.contigs, where=where, strict=strict, warn=warn) for uri in uris]
+        [
+            lifted(
+                reference,
+                read_filter(uri, base.contigs, where=where, strict=strict, warn=warn, names=base.names),
+            )
+            for uri in uris
+        ]
         for uris, strict in ((wanted.include, True), (wanted.exclude, False))
     )
-    filters = {
+    filters: dict[str, Any] = {
         "contigs": wanted.contigs and list(wanted.contigs),
-        "include": _digests(wanted.include),
-        "exclude": _digests(wanted.exclude),
+        "include": digests(wanted.include),
+        "exclude": digests(wanted.exclude),
     } | ({"repeated_names": "number"} if wanted.repeated_names == "number" else {})
+    if reference.aliases:
+        filters["aliases"] = reference.aliases.sha256
+    if wanted.haplotype:
+        filters["haplotype"] = wanted.haplotype._asdict()
     source = Source(wanted.name, reference.handle.sha256, contigs, 0, filters, wanted.weight)
     return source, tile(wanted.name, contigs, block_bp=block_bp, include=include, exclude=exclude)
 
 
-def _split_settings(config: DataConfig) -> dict[str, Any]:
-    """What of the split determines the dataset's bytes; of a BED file that is its content, of a clade its
-    assemblies."""
-    split = config.split
-    settings = split.model_dump(mode="json", include={"val", "test", "gap"})
-    for name, value in (("val", split.val), ("test", split.test)):
-        if isinstance(value, BedSplit):
-            settings[name] = {"bed": _digests(value.bed)}
-        elif isinstance(value, CladeSplit):
-            settings[name] = {"clade": list(value.clade), "assemblies": config.of_clade(value)}
-    if split.leakage == "drop":
-        settings |= {"leakage": "drop", "min_bp": split.min_bp}
-    if split.by == "homology":
-        settings |= {
-            "by": "homology",
-            "homology": split.homology.model_dump(mode="json"),
-            "min_bp": split.min_bp,
-        }
-    if config.dedup.mode == "drop":
-        settings |= {"dedup": config.dedup.model_dump(mode="json")}
-    return settings
-
-
-def _digests(uris: Sequence[str]) -> list[str]:
-    return [hashlib.sha256(store.read_bytes(uri)).hexdigest() for uri in uris]
+def _tiled_base(name: str, config: DataConfig, references: Mapping[str, Reference]) -> list[Span]:
+    """The blocks of a reference of which only haplotypes are in the dataset."""
+    wanted = next(reference for reference in config.references if reference.name == name)
+    base = next(
+        reference.base for own in wanted.assemblies() if (reference := references[own.name]).base is not None
+    )
+    return _source(wanted, base, block_bp=config.block_bp, warn=lambda text: None)[1]

@@ -1,7 +1,7 @@
 """The references of a build: prepared, read by workers, and checked for changes at the end."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.process.progress import Stage
 from cluster.storage import store
@@ -9,8 +9,10 @@ from configs import redact
 from data_prep.alphabet import Codes, Mask, encode
 from data_prep.config import ReferenceConfig
 from data_prep.dataset.runner import Runner
-from data_prep.sources.reference import Handle, changed, fetch
-from data_prep.sources.survey import Reference, prepare
+from data_prep.sources import accessions, packages
+from data_prep.sources.alias_files import read_aliases
+from data_prep.sources.reference import Handle, changed, fetch, haplotypes, notes
+from data_prep.sources.survey import Reference, prepare, survey
 from data_prep.split.intervals import Span
 
 
@@ -41,26 +43,62 @@ def reference_codes(source: ReferenceSpans) -> Iterator[tuple[Span, Codes]]:
     return ((span, codes) for span, codes, _ in source.read())
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Where a reference lies. ``aliases``: where the other names of its contigs do, "" if there are none."""
+
+    uri: str
+    aliases: str
+    notes: tuple[str, ...] = ()
+
+
 def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, Reference]:
-    """name -> prepared reference; several are prepared by workers, one in this process.
+    """name -> prepared reference, with the other names of its contigs; several are prepared by workers, one
+    in this process.
 
     Raises:
         ValueError, StoreError: one of them cannot be used or read.
     """
-    uris = [_first_that_exists(reference) for reference in wanted]
+    found = [_find(reference) for reference in wanted]
     numbered = [reference.repeated_names == "number" for reference in wanted]
-    if len(uris) == 1:
-        only = prepare(uris[0], on_progress=runner.on_progress, number_repeated=numbered[0])
-        return {wanted[0].name: only}
-    stage = Stage(runner.on_progress, "index")
-    found = runner.run(
-        _prepare,
-        list(zip(uris, numbered, strict=True)),
-        names=[redact(uri) for uri in uris],
-        uri=lambda task: task[0],
-        on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
-    )
-    return {reference.name: prepared for reference, prepared in zip(wanted, found, strict=True)}
+    if len(found) == 1:
+        prepared = [prepare(found[0].uri, on_progress=runner.on_progress, number_repeated=numbered[0])]
+    else:
+        stage = Stage(runner.on_progress, "index")
+        prepared = runner.run(
+            _prepare,
+            [(place.uri, number) for place, number in zip(found, numbered, strict=True)],
+            names=[redact(place.uri) for place in found],
+            uri=lambda task: task[0],
+            on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
+        )
+    references: dict[str, Reference] = {}
+    for reference, place, one in zip(wanted, found, prepared, strict=True):
+        aliases = read_aliases(place.aliases) if place.aliases else None
+        base = replace(one, aliases=aliases, notes=place.notes)
+        own = _haplotypes(reference, base, place.aliases, runner)
+        references |= {assembly.name: own.get(assembly.name, base) for assembly in reference.assemblies()}
+    return references
+
+
+def _haplotypes(
+    wanted: ReferenceConfig, base: Reference, aliases: str, runner: Runner
+) -> dict[str, Reference]:
+    """name -> each haplotype of ``base`` that is wanted."""
+    named = {own.name: own.haplotype for own in wanted.assemblies() if own.haplotype}
+    if not named or wanted.variants is None:
+        return {}
+    pairs = [(haplotype.sample, haplotype.number) for haplotype in named.values()]
+    found = haplotypes(base, wanted.variants.vcf, pairs, aliases=aliases)
+    return {
+        name: replace(
+            survey(located, on_progress=runner.on_progress),
+            aliases=base.aliases,
+            base=base,
+            notes=tuple(f"reference {name}: {note}" for note in notes(located)),
+        )
+        for name, located in zip(named, found, strict=True)
+    }
 
 
 def _prepare(task: tuple[str, bool]) -> Reference:
@@ -69,20 +107,32 @@ def _prepare(task: tuple[str, bool]) -> Reference:
     return prepare(uri, number_repeated=numbered)
 
 
-def _first_that_exists(reference: ReferenceConfig) -> str:
-    """Its URI, absolute, since workers have another working directory."""
-    uris = [store.absolute(uri) for uri in reference.uri]
-    if len(uris) == 1:
-        return uris[0]
+def _find(reference: ReferenceConfig) -> _Found:
+    """The first of its URIs that exists, absolute, since workers have another working directory."""
     faults = []
-    for uri in uris:
+    for uri in reference.uri:
         try:
-            if store.exists(uri):
-                return uri
+            if accessions.is_accession(uri):
+                resolved = accessions.resolve(uri)
+                notes = (f"reference {reference.name}: {resolved.note}",) if resolved.note else ()
+                return _Found(resolved.uri, _aliases(reference, resolved.uri) or resolved.report, notes)
+            uri = store.absolute(uri)
+            if len(reference.uri) == 1 or store.exists(packages.file_of(uri)):
+                return _Found(uri, _aliases(reference, uri))
             faults.append(f"{uri} does not exist")
-        except store.StoreError as fault:  # the next one may be in reach
+        except (store.StoreError, ValueError) as fault:  # the next one may be in reach
+            if len(reference.uri) == 1:
+                raise
             faults.append(str(fault))
     raise ValueError(f"reference {reference.name}: none of its files can be read: {'; '.join(faults)}")
+
+
+def _aliases(reference: ReferenceConfig, uri: str) -> str:
+    """The file of other names that the config gives, else the package ``uri`` if it has a report; or ""."""
+    if reference.aliases:
+        return store.absolute(reference.aliases)
+    archive = packages.file_of(uri).lower().endswith(".zip")
+    return uri if archive and packages.is_package(uri) and packages.has_report(uri) else ""
 
 
 def first_changed(references: dict[str, Reference]) -> str:

@@ -13,6 +13,7 @@ from data_prep.alphabet import SIZE, C, G, N
 from data_prep.dataset.partner_checks import PartnerStats, partner_stats, partner_table_text, read_table
 from data_prep.dataset.read import load_manifest, packed_blocks, readers
 from data_prep.dataset.shares import AssemblyShare, shares, shares_table
+from data_prep.levels import MAX_LEVEL
 from data_prep.shards import SPLITS, Block, Manifest, Shard, Source
 
 
@@ -28,6 +29,8 @@ class SplitStats:
     soft_mask_share: float
     gc: float
     letters: dict[str, float]  # of A, C, G and T: the largest is what a majority guess scores
+    track_share: float  # of its bp, those of assemblies with a track
+    mean_weight: float  # of these; 0 where there are none
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class Stats:
     partners: PartnerStats | None = None
 
 
-_Counts = np.ndarray[Any, np.dtype[np.int64]]  # [SIZE + 1]: of each code, then of soft-masked bases
+# [SIZE + 3]: of each code, of soft-masked bases, of bases with a weight, and the sum of their levels
+_Counts = np.ndarray[Any, np.dtype[np.int64]]
+_SOFT, _WEIGHTED, _LEVELS = SIZE, SIZE + 1, SIZE + 2
 
 
 def stats(
@@ -102,13 +107,13 @@ def _block_stats(block: Block, split: str, counts: _Counts) -> BlockStats:
         split=split,
         gc=_share(counts[C] + counts[G], counts[:N].sum()),
         n_share=_share(counts[N], block.bp),
-        soft_mask_share=_share(counts[-1], block.bp),
+        soft_mask_share=_share(counts[_SOFT], block.bp),
     )
 
 
 def _split_stats(manifest: Manifest, split: str, rows: Iterable[_Counts]) -> SplitStats:
-    counts = sum(rows, np.zeros(SIZE + 1, np.int64))
-    bp, known = int(counts[:-1].sum()), int(counts[:N].sum())
+    counts = sum(rows, np.zeros(SIZE + 3, np.int64))
+    bp, known = int(counts[:SIZE].sum()), int(counts[:N].sum())
     blocks = [block for _, block in manifest.blocks(split)]
     return SplitStats(
         contigs=len({(block.assembly, block.contig) for block in blocks}),
@@ -116,9 +121,11 @@ def _split_stats(manifest: Manifest, split: str, rows: Iterable[_Counts]) -> Spl
         shards=len(manifest.shards[split]),
         bp=bp,
         n_share=_share(counts[N], bp),
-        soft_mask_share=_share(counts[-1], bp),
+        soft_mask_share=_share(counts[_SOFT], bp),
         gc=_share(counts[C] + counts[G], known),
         letters={letter: _share(counts[code], known) for code, letter in enumerate("ACGT")},
+        track_share=_share(counts[_WEIGHTED], bp),
+        mean_weight=_share(counts[_LEVELS], MAX_LEVEL * counts[_WEIGHTED]),
     )
 
 
@@ -145,6 +152,11 @@ def table(numbers: Stats) -> str:
         f"{part.soft_mask_share:>9.2%}{part.gc:>9.2%}"
         for name, part in numbers.splits.items()
     ]
+    lines += [
+        f"{name}: {part.track_share:.2%} of the letters have a track; mean weight {part.mean_weight:.4f}"
+        for name, part in numbers.splits.items()
+        if part.track_share
+    ]
     if len(numbers.assemblies) > 1:
         lines.append(shares_table(numbers.assemblies))
     lines.append(f"in all {numbers.bp:,} bp, {numbers.bytes:,} bytes, {numbers.bytes_per_bp:.4f} bytes/bp")
@@ -154,12 +166,15 @@ def table(numbers: Stats) -> str:
 
 
 def _count(task: tuple[str, Shard]) -> list[list[int]]:
-    """On a worker: of each block of a shard, how many of each code it has, and how many soft-masked bases."""
+    """On a worker: the counts of each block of a shard."""
     uri, shard = task
     rows = []
     for _, packed in packed_blocks(store.join(uri, shard.name), shard):
         counts = np.bincount(packed.codes(0, packed.bases), minlength=SIZE).tolist()
-        rows.append([*counts, int(np.count_nonzero(packed.soft_mask(0, packed.bases)))])
+        soft = int(np.count_nonzero(packed.soft_mask(0, packed.bases)))
+        levels = packed.weights(0, packed.bases)
+        weighted, level_sum = (0, 0) if levels is None else (len(levels), int(levels.sum(dtype=np.int64)))
+        rows.append([*counts, soft, weighted, level_sum])
     return rows
 
 

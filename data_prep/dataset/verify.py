@@ -4,11 +4,12 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import dataclass
 
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs
-from data_prep.blocks import unpack
+from data_prep.blocks import PackedBlock
 from data_prep.dataset.growth import GROWTH, Base
 from data_prep.dataset.partner_checks import partner_faults
 from data_prep.dataset.read import load_manifest, readers, samples
@@ -18,6 +19,17 @@ from data_prep.split.intervals import Span, bed_bytes
 
 _SHOWN = 3  # faults of one shard; a swapped one has two a block
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A shard of the dataset at ``uri``. The letters of the assemblies in ``weighted`` must have weights,
+    others none."""
+
+    uri: str
+    version: int
+    shard: Shard
+    weighted: frozenset[str]
 
 
 def verify(uri: str, *, workers: int | None = None, on_progress: OnProgress = silent) -> list[str]:
@@ -36,9 +48,10 @@ def verify(uri: str, *, workers: int | None = None, on_progress: OnProgress = si
     there = set(store.list_files(uri))
     present = [shard for split in SPLITS for shard in manifest.shards[split] if shard.name in there]
     stage = Stage(on_progress, "verify", sum(shard.bp for shard in present))
+    weighted = frozenset(source.name for source in manifest.sources if "track" in source.filters)
     results = jobs.run_here_or_there(
         _shard_faults,
-        [(uri, manifest.format_version, shard) for shard in present],
+        [_Task(uri, manifest.format_version, shard, weighted) for shard in present],
         workers=workers or readers(manifest),
         on_result=lambda index, _: stage.advance(present[index].bp),
     )
@@ -62,12 +75,12 @@ def _stray_faults(uri: str, there: set[str]) -> list[str]:
     return [f"{name} is not in the manifest; another build left it" for name in strays]
 
 
-def _shard_faults(task: tuple[str, int, Shard]) -> list[str]:
-    """On a worker: the faults of a shard of the dataset at a URI, by its format version."""
-    uri, version, shard = task
+def _shard_faults(task: _Task) -> list[str]:
+    """On a worker: the faults of a shard."""
+    shard = task.shard
     name = shard.name
     try:
-        data = store.read_bytes(store.join(uri, name))
+        data = store.read_bytes(store.join(task.uri, name))
     except store.StoreError as fault:
         return [str(fault)]
     faults = []
@@ -79,7 +92,7 @@ def _shard_faults(task: tuple[str, int, Shard]) -> list[str]:
     try:
         for header, payload in samples(io.BytesIO(data), name=name):
             if count < len(shard.blocks):
-                faults += _block_faults(version, shard, count, data, header, payload)
+                faults += _block_faults(task, count, data, header, payload)
             count += 1
     except FormatError as fault:
         faults.append(str(fault))
@@ -88,21 +101,22 @@ def _shard_faults(task: tuple[str, int, Shard]) -> list[str]:
     return faults
 
 
-def _block_faults(
-    version: int, shard: Shard, index: int, data: bytes, header: bytes, payload: bytes
-) -> list[str]:
-    block = shard.blocks[index]
+def _block_faults(task: _Task, index: int, data: bytes, header: bytes, payload: bytes) -> list[str]:
+    shard, block = task.shard, task.shard.blocks[index]
     where = f"{shard.name}, block {index} ({block.assembly}:{block.contig}:{block.start}-{block.end})"
     faults = []
-    wanted = BlockHeader(version, block.assembly, block.contig, block.start, block.end).to_bytes()
+    wanted = BlockHeader(task.version, block.assembly, block.contig, block.start, block.end).to_bytes()
     if header != wanted:
         faults.append(f"{where}: its header says {header[:200]!r}, the manifest {wanted!r}")
     if data[block.offset : block.offset + block.size] != payload:
         faults.append(f"{where}: the payload is not at bytes {block.offset} to {block.offset + block.size}")
     try:
-        codes, _ = unpack(payload)
-        if len(codes) != block.bp:
-            faults.append(f"{where}: {len(codes)} bases, the manifest says {block.bp}")
+        packed = PackedBlock(payload)
+        if packed.bases != block.bp:
+            faults.append(f"{where}: {packed.bases} bases, the manifest says {block.bp}")
+        if (packed.weights(0, packed.bases) is not None) != (block.assembly in task.weighted):
+            found, said = ("", "no ") if packed.has_weights else ("no ", "")
+            faults.append(f"{where}: its letters have {found}weights, the manifest says {said}track")
     except FormatError as fault:
         faults.append(f"{where}: {fault}")
     return faults

@@ -98,7 +98,7 @@ def _zstd(chunks: Iterator[bytes], where: str, size: int) -> Iterator[bytes]:
     import pyarrow  # slow to import, and only needed here
 
     written = 0
-    source = pyarrow.PythonFile(_Reader(chunks), mode="r")
+    source = pyarrow.PythonFile(Reader(chunks), mode="r")
     try:
         with pyarrow.CompressedInputStream(source, "zstd") as stream:
             while text := stream.read(size):
@@ -116,7 +116,7 @@ def _damaged(where: str, kind: str, written: int, why: str) -> ValueError:
     )
 
 
-class _Reader(io.RawIOBase):
+class Reader(io.RawIOBase):
     """Chunks as a file that is read once."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:

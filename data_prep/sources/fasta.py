@@ -129,7 +129,11 @@ def text(uri: str) -> Iterator[bytes]:
         StoreError: it cannot be read.
         ValueError: it is empty, damaged, or its first bytes are not those of a FASTA.
     """
-    chunks = compression.plain(uri)
+    return checked(compression.plain(uri), uri=uri)
+
+
+def checked(chunks: Iterator[bytes], *, uri: str) -> Iterator[bytes]:
+    """``chunks``, if their first bytes are those of a FASTA. Raises ValueError as ``text``."""
     start = next(chunks, b"")
     if not start:
         raise ValueError(f"{redact(uri)} is empty, not a FASTA")

@@ -1,4 +1,4 @@
-"""A reference genome, readable in ranges, from any FASTA or .2bit as they are found.
+"""A reference genome, readable in ranges, from any FASTA, .2bit, GenBank file or package as they are found.
 
 A source is streamed once: its text is hashed and, unless it is a plain local file, kept in the cache
 directory (``DNA_CACHE``, else ``~/.cache/dna-distill``) with its index; nothing is written beside a source.
@@ -9,51 +9,26 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import socket
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.process.host import cache_root
-from cluster.process.progress import OnProgress, Stage, silent
+from cluster.process.progress import OnProgress, silent
 from cluster.storage import store
 from cluster.storage.lock import exclusive
-from configs import magic, redact
-from data_prep.sources import fasta, twobit
-from data_prep.sources.fasta_index import IndexedFasta, Regularity, rewrite, write_index
+from configs import redact
+from data_prep.sources import packages, texts, twobit
+from data_prep.sources.alias_files import read_aliases
+from data_prep.sources.aliases import Renamed
+from data_prep.sources.edits import ContigEdits, EditedGenome, Edits
+from data_prep.sources.fasta_index import IndexedFasta
+from data_prep.sources.handles import Handle, Haplotype, Located, stamp
+from data_prep.sources.indexing import hashed, index_numbered, index_plain
+from data_prep.sources.phased import Base, write_edits
 
-
-@dataclass(frozen=True)
-class Handle:
-    """What a worker needs to read a reference: plain text or .2bit at ``path``, and the text's .fai at
-    ``index`` ("" of a .2bit).
-
-    ``stamp``: size and time of the file at ``path``. On another node, that file may be another or missing.
-    """
-
-    uri: str
-    path: str
-    index: str
-    sha256: str
-    stamp: str
-    number_repeated: bool = False  # names that stand twice are numbered, and not refused
-
-
-@dataclass(frozen=True)
-class Located:
-    """A handle, the contigs in file order (empty ones left out), and the source's version when it was read.
-
-    ``local_stamp``: size and time of a source on this machine; they change with its bytes and not with its
-    mode, owner or links, as the version may. "" of a remote source.
-    """
-
-    handle: Handle
-    contigs: dict[str, int]
-    empty_records: int
-    version: str
-    local_stamp: str
+__all__ = ["Handle", "Located", "cache_dir", "changed", "edits", "fetch", "haplotypes", "locate", "notes"]
 
 
 def cache_dir(cache: Path | None = None) -> Path:
@@ -76,6 +51,7 @@ def locate(
     number_repeated: bool = False,
 ) -> Located:
     """The reference at ``uri``, readable by ``fetch`` on this machine; from the cache if it is there.
+    Besides FASTA and .2bit that may be whatever ``texts.text`` reads.
 
     Letters are not checked: ``survey.prepare`` does that. With ``number_repeated`` the second record of one
     name in a FASTA gets another name (fasta.pieces).
@@ -85,8 +61,8 @@ def locate(
         StoreError: it cannot be read, or the cache cannot be written.
     """
     uri, cache = store.absolute(uri), cache_dir(cache)
-    store.refuse_pipe(uri)
-    version = store.version(uri)
+    store.refuse_pipe(packages.file_of(uri))
+    version = store.version(packages.file_of(uri))
     how = " numbered" if number_repeated else ""
     key = hashlib.sha256(f"{uri} {version}{how}".encode()).hexdigest()[:32]
     record = cache / f"{key}.json"
@@ -98,7 +74,7 @@ def locate(
             if _is_here(located.handle):
                 return located
         local_stamp = _local_stamp(uri)  # before it is read
-        index = _index_numbered if number_repeated else _index
+        index = index_numbered if number_repeated else index_plain
         located = replace(index(uri, version, cache / key, on_progress), local_stamp=local_stamp)
         store.write_bytes(str(record), json.dumps(asdict(located)).encode())
     return located
@@ -108,17 +84,88 @@ def changed(reference: Located) -> bool:
     """Whether the source no longer has the bytes that were read. Where its version and its time differ, it is
     read again, and its digest decides."""
     handle = reference.handle
-    if store.version(handle.uri) == reference.version or (
+    if handle.haplotype and _versions(handle.haplotype.vcfs) != handle.haplotype.versions:
+        return True
+    if store.version(packages.file_of(handle.uri)) == reference.version or (
         reference.local_stamp and _local_stamp(handle.uri) == reference.local_stamp
     ):
         return False
     digest = hashlib.sha256()
-    text = fasta.text(handle.uri) if handle.index else store.chunks(handle.uri)
+    text = texts.text(handle.uri) if handle.index else store.chunks(handle.uri)
     try:
-        collections.deque(_hashed(text, digest), maxlen=0)
+        collections.deque(hashed(text, digest), maxlen=0)
     except ValueError:  # it is damaged, and was not
         return True
-    return digest.hexdigest() != handle.sha256
+    return digest.hexdigest() != _text_sha256(handle)
+
+
+def _text_sha256(handle: Handle) -> str:
+    return handle.haplotype.reference_sha256 if handle.haplotype else handle.sha256
+
+
+def haplotypes(
+    reference: Located,
+    vcfs: Sequence[str],
+    wanted: Sequence[tuple[str, int]],
+    *,
+    aliases: str = "",
+    cache: Path | None = None,
+) -> list[Located]:
+    """The wanted (sample, 1 or 2) of the VCF files at ``vcfs``, which are of ``reference``, readable as it
+    is; from the cache if they are there. ``aliases``: the file of other names of its contigs.
+
+    Raises:
+        ValueError, StoreError: as ``phased.write_edits``.
+    """
+    vcfs, cache = tuple(map(store.absolute, vcfs)), cache_dir(cache)
+    versions = _versions(vcfs)
+    base = reference.handle
+    found = []
+    for sample, number in wanted:
+        key = repr(
+            (
+                vcfs,
+                versions,
+                sample,
+                number,
+                base.sha256,
+                aliases and store.version(packages.file_of(aliases)),
+            )
+        )
+        path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.edits"
+        found.append(Haplotype(vcfs, versions, sample, number, base.sha256, aliases, str(path)))
+    with exclusive(cache / f"{hashlib.sha256(repr((vcfs, base.sha256)).encode()).hexdigest()[:32]}.vcf.lock"):
+        missing = [haplotype for haplotype in found if not Path(haplotype.edits).is_file()]
+        if missing:
+            names = Renamed(reference.contigs, read_aliases(aliases) if aliases else None)
+            read = Base(base.uri, base.sha256, reference.contigs, names, functools.partial(fetch, base))
+            with contextlib.ExitStack() as stack:
+                files = [stack.enter_context(store.publish(haplotype.edits)) for haplotype in missing]
+                write_edits(vcfs, [(own.sample, own.number) for own in missing], read, files)
+    located = []
+    for haplotype in found:
+        made = Edits(haplotype.edits)
+        handle = replace(base, sha256=made.sha256, haplotype=haplotype)
+        contigs = {name: bp for name, bp in made.contigs(reference.contigs).items() if bp}
+        located.append(replace(reference, handle=handle, contigs=contigs, empty_records=0))
+    return located
+
+
+def edits(handle: Handle, contig: str) -> ContigEdits:
+    """What makes ``contig`` of the haplotype that ``handle`` reads."""
+    opened = _open(handle)
+    assert isinstance(opened, EditedGenome), f"{handle.uri} is no haplotype"
+    return opened.of(contig)
+
+
+def notes(haplotype: Located) -> list[str]:
+    """What its user should know of how a haplotype was made, a sentence each."""
+    own = haplotype.handle.haplotype
+    return Edits(own.edits).notes if own else []
+
+
+def _versions(uris: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(store.version, uris))
 
 
 def fetch(handle: Handle, contig: str, start: int, end: int) -> bytes:
@@ -129,8 +176,10 @@ def fetch(handle: Handle, contig: str, start: int, end: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=1)  # an index of a million contigs takes 300 MiB; a shard is of one reference
-def _open(handle: Handle) -> IndexedFasta | twobit.TwoBit:
+def _open(handle: Handle) -> IndexedFasta | twobit.TwoBit | EditedGenome:
     """One open file per process and reference: two processes must not share an offset."""
+    if handle.haplotype:
+        return _open_edited(handle, handle.haplotype)
     if not _is_here(handle):  # another node planned the build, or the file has changed
         try:
             here = locate(handle.uri, number_repeated=handle.number_repeated).handle
@@ -139,101 +188,42 @@ def _open(handle: Handle) -> IndexedFasta | twobit.TwoBit:
                 f"{fault} on host {socket.gethostname()}; every node must reach it"
             ) from fault
         if here.sha256 != handle.sha256:
-            raise ValueError(
-                f"{handle.uri} is another file than the build was planned with: sha256 "
-                f"{handle.sha256[:12]} there, {here.sha256[:12]} now on host {socket.gethostname()}"
-            )
+            raise _another(handle, here)
         handle = here
     if handle.index:
         return IndexedFasta(handle.path, handle.index)
     return twobit.TwoBit(handle.path, uri=handle.uri)
 
 
+def _another(planned: Handle, here: Handle) -> ValueError:
+    return ValueError(
+        f"{planned.uri} is another file than the build was planned with: sha256 "
+        f"{planned.sha256[:12]} there, {here.sha256[:12]} now on host {socket.gethostname()}"
+    )
+
+
+def _open_edited(handle: Handle, haplotype: Haplotype) -> EditedGenome:
+    base = replace(handle, sha256=haplotype.reference_sha256, haplotype=None)
+    if not Path(haplotype.edits).is_file():  # another node planned the build
+        located = locate(base.uri, number_repeated=base.number_repeated)
+        if located.handle.sha256 != base.sha256:
+            raise _another(base, located.handle)
+        wanted = [(haplotype.sample, haplotype.number)]
+        (here,) = haplotypes(located, haplotype.vcfs, wanted, aliases=haplotype.aliases)
+        if here.handle.sha256 != handle.sha256 or here.handle.haplotype is None:
+            raise ValueError(
+                f"haplotype {haplotype.number} of {haplotype.sample} is another one than the build was "
+                f"planned with: {', '.join(map(redact, haplotype.vcfs))} or the reference differs on host "
+                f"{socket.gethostname()}"
+            )
+        base, haplotype = located.handle, here.handle.haplotype
+    opened = _open.__wrapped__(base)
+    return EditedGenome(Edits(haplotype.edits), opened.fetch)
+
+
 def _is_here(handle: Handle) -> bool:
-    return _stamp(handle.path) == handle.stamp and (not handle.index or Path(handle.index).is_file())
+    return stamp(handle.path) == handle.stamp and (not handle.index or Path(handle.index).is_file())
 
 
 def _local_stamp(uri: str) -> str:
-    return _stamp(str(store.local_path(uri))) if store.is_local(uri) else ""
-
-
-def _stamp(path: str) -> str:
-    with contextlib.suppress(OSError):
-        status = os.stat(path)
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return ""
-
-
-def _index(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Located:
-    with store.open_read(uri) as file:
-        kind = magic.format_of(file.read(16))
-    if kind == magic.TWOBIT:
-        return _index_twobit(uri, version, stem)
-    # pyfaidx takes any file with such a name for a bgzip.
-    if store.is_local(uri) and not kind and not uri.lower().endswith((".gz", ".bgz")):
-        path, index = str(store.local_path(uri)), Path(f"{stem}.fai")
-        digest, regular = hashlib.sha256(), Regularity()
-        for chunk in _hashed(_text(uri, on_progress), digest):
-            regular.feed(chunk)
-        if regular and (lengths := write_index(path, index)) is not None:
-            handle = Handle(uri, path, str(index), digest.hexdigest(), _stamp(path))
-            return _located(handle, lengths, version)
-    return _index_copy(uri, version, stem, on_progress, number_repeated=False)
-
-
-def _index_numbered(uri: str, version: str, stem: Path, on_progress: OnProgress) -> Located:
-    with store.open_read(uri) as file:
-        kind = magic.format_of(file.read(16))
-    if kind == magic.TWOBIT:  # which has no name twice
-        return _index_twobit(uri, version, stem)
-    return _index_copy(uri, version, stem, on_progress, number_repeated=True)
-
-
-def _index_copy(
-    uri: str, version: str, stem: Path, on_progress: OnProgress, *, number_repeated: bool
-) -> Located:
-    """From a copy with even lines. A wrong file is refused here: fasta.pieces checks all of it."""
-    path, index = f"{stem}.fa", Path(f"{stem}.fa.fai")
-    digest = hashlib.sha256()
-    with store.publish(path) as target:
-        text = _hashed(_text(uri, on_progress), digest)
-        rewrite(text, target, uri=uri, number_repeated=number_repeated)
-    lengths = write_index(path, index)
-    assert lengths is not None, f"{uri}: its rewritten copy {path} cannot be indexed"
-    handle = Handle(uri, path, str(index), digest.hexdigest(), _stamp(path), number_repeated)
-    return _located(handle, lengths, version)
-
-
-def _index_twobit(uri: str, version: str, stem: Path) -> Located:
-    digest = hashlib.sha256()
-    chunks = _hashed(store.chunks(uri), digest)
-    if store.is_local(uri):
-        path = str(store.local_path(uri))
-        collections.deque(chunks, maxlen=0)
-    else:
-        path = f"{stem}.2bit"
-        with store.publish(path) as target:
-            target.writelines(chunks)
-    path = twobit.readable(path, f"{stem}.le.2bit", uri=uri)
-    lengths = twobit.TwoBit(path, uri=uri).contigs()
-    return _located(Handle(uri, path, "", digest.hexdigest(), _stamp(path)), lengths, version)
-
-
-def _located(handle: Handle, lengths: dict[str, int], version: str) -> Located:
-    contigs = {name: length for name, length in lengths.items() if length}
-    if not contigs:
-        raise ValueError(f"{handle.uri}: no sequence in its {len(lengths)} record{'s' * (len(lengths) != 1)}")
-    return Located(handle, contigs, len(lengths) - len(contigs), version, "")
-
-
-def _text(uri: str, on_progress: OnProgress) -> Iterator[bytes]:
-    stage = Stage(on_progress, f"read {store.basename(redact(uri))}")
-    for chunk in fasta.text(uri):
-        stage.advance(len(chunk))
-        yield chunk
-
-
-def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
-    for chunk in chunks:
-        digest.update(chunk)
-        yield chunk
+    return stamp(str(store.local_path(packages.file_of(uri)))) if store.is_local(uri) else ""

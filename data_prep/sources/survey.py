@@ -2,8 +2,10 @@
 of N are kept."""
 
 import contextlib
+import functools
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from cluster.storage import store
 from cluster.storage.lock import exclusive
 from configs import redact
 from data_prep.alphabet import N, encode
+from data_prep.sources.aliases import AliasTable, Renamed
+from data_prep.sources.edits import ContigEdits, Edits
 from data_prep.sources.reference import Located, cache_dir, fetch, locate
 
 _SCAN = 1 << 20  # letters read at once
@@ -28,6 +32,37 @@ class Reference(Located):
 
     n_runs: Runs  # N, or an ambiguity letter, which becomes N
     ambiguous_runs: Runs  # the part of n_runs that was an IUPAC ambiguity letter
+    aliases: AliasTable | None = None  # other names of its contigs
+    notes: tuple[str, ...] = ()  # what its user should know of how it was read, a sentence each
+    base: "Reference | None" = None  # of a haplotype: the reference that it is edits of
+
+    @property
+    def names(self) -> Renamed:
+        """Its contigs, to be asked for by the names of another file."""
+        return Renamed(self.contigs, self.aliases)
+
+    def edits(self, contig: str) -> ContigEdits:
+        """What makes ``contig`` of a haplotype of its ``base``; nothing of another reference."""
+        haplotype = self.handle.haplotype
+        return _edits(haplotype.edits).of(contig) if haplotype else ContigEdits.none()
+
+    def lift(self, contig: str, intervals: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """``intervals`` of ``contig`` of its ``base``, in it, merged; of another reference as they are."""
+        if self.base is None or not len(intervals):
+            return list(intervals)
+        edges = self.edits(contig).lift(np.array(intervals, np.int64).ravel()).tolist()
+        merged: list[tuple[int, int]] = []
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = merged[-1][0], max(end, merged[-1][1])
+            elif start < end:
+                merged.append((start, end))
+        return merged
+
+
+@functools.lru_cache(maxsize=8)
+def _edits(path: str) -> Edits:
+    return Edits(path)
 
 
 def prepare(
@@ -47,6 +82,13 @@ def prepare(
     """
     cache = cache_dir(cache)
     located = locate(uri, cache=cache, on_progress=on_progress, number_repeated=number_repeated)
+    return survey(located, cache=cache, on_progress=on_progress)
+
+
+def survey(located: Located, *, cache: Path | None = None, on_progress: OnProgress = silent) -> Reference:
+    """``located``, every letter of it read; from the cache if its letters were read before. Raises as
+    ``prepare``."""
+    cache = cache_dir(cache)
     scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
     with exclusive(cache / f"{located.handle.sha256}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -98,7 +140,7 @@ def _stacked(runs: Runs, contigs: dict[str, int]) -> np.ndarray[Any, np.dtype[np
 def _with_runs(located: Located, scan: Path) -> Reference:
     names = list(located.contigs)
     with np.load(scan, allow_pickle=False) as arrays:
-        parts = []
+        parts = list[Runs]()
         for key in ("n", "ambiguous"):
             rows = arrays[key]
             numbers, firsts = np.unique(rows[:, 0], return_index=True)
@@ -107,6 +149,8 @@ def _with_runs(located: Located, scan: Path) -> Reference:
                 if len(rows)
                 else {}
             )
+    n_runs, ambiguous_runs = parts
+    of = located
     return Reference(
-        located.handle, located.contigs, located.empty_records, located.version, located.local_stamp, *parts
+        of.handle, of.contigs, of.empty_records, of.version, of.local_stamp, n_runs, ambiguous_runs
     )

@@ -27,6 +27,7 @@ from tests.bench import (
     start,
     step,
     teacher,
+    track,
     views,
 )
 from tests.bench.harness import Row, rate
@@ -49,6 +50,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "homology": homology.rows,
     "growth": growth.rows,
     "reader": reader.rows,
+    "track": track.rows,
     "views": lambda: [views.two_views(), views.two_heavy_views()],
     "kernels": lambda: [reverse_complement()],
     "teacher": teacher.rows,

@@ -14,6 +14,7 @@ from cluster.storage import store
 from data_prep import shards
 from data_prep.blocks import pack
 from data_prep.dataset.write import write_shard
+from data_prep.levels import Levels
 from data_prep.split.intervals import Span
 from tests import s3
 from tests.bench import views
@@ -25,6 +26,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.loader import Reader
 from trainer.data.regions import open_regions
 from trainer.data.sampling import Phase, SamplingPlan
+from trainer.views.alignment import letter_weights
 from trainer.views.config import ViewConfig, Views
 from trainer.views.edits import flank_for
 from trainer.views.masking import mask
@@ -38,14 +40,18 @@ VIEWS = Views(
 )
 
 
-def write_random_dataset(uri: str, *, bases: int, block_bp: int = BLOCK_BP) -> str:
-    """``uri``, where now lies a dataset of one contig of ``bases`` bp, soft-masked as hg38 is."""
+def write_random_dataset(
+    uri: str, *, bases: int, block_bp: int = BLOCK_BP, level_N: Levels | None = None
+) -> str:
+    """``uri``, where now lies a dataset of one contig of ``bases`` bp, soft-masked as hg38 is, with the
+    weights of the levels ``level_N``, if given."""
     rng = np.random.default_rng(0)
     written, parts = [], list[tuple[Span, bytes]]()
     for start in range(0, bases, block_bp):
         runs = rng.geometric(1 / 300, block_bp // 50)
         soft_mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs)[:block_bp]
-        payload = pack(rng.integers(0, 4, block_bp).astype(np.uint8), soft_mask)
+        levels = None if level_N is None else level_N[start : start + block_bp]
+        payload = pack(rng.integers(0, 4, block_bp).astype(np.uint8), soft_mask, levels)
         parts.append((Span("random", "chr1", start, start + block_bp), payload))
         if len(parts) * block_bp >= SHARD_BP or start + block_bp >= bases:
             written.append(write_shard(store.join(uri, f"train-{len(written):06d}.tar"), parts))
@@ -81,6 +87,7 @@ def open_bench_reader(
     threads: int = 0,
     regions: Regions | None = None,
     ranks: int = 1,
+    track: bool = False,
 ) -> Reader:
     """The reader of the first of ``ranks``; with ``regions`` of their windows, and of such from anywhere."""
     datasets = [Dataset(uri, "train", cache=cache)]
@@ -94,12 +101,12 @@ def open_bench_reader(
         anywhere=regions.anywhere if regions else 1.0,
     )
     sets = open_regions(regions, datasets) if regions else ()
-    return Reader(datasets, plan=plan, group=Group(0, ranks), threads=threads, regions=sets)
+    return Reader(datasets, plan=plan, group=Group(0, ranks), threads=threads, regions=sets, track=track)
 
 
 def read_and_show(reader: Reader, steps: range) -> None:
     """The batches of ``steps`` as training makes them (view_batch.make_view_pairs), with the teacher's view
-    masked too."""
+    masked too; with the weights of the student's letters, where windows bring them."""
     for batch in reader.batches(steps.start, steps.stop):
         (pair,) = make_view_pairs(batch.windows, VIEWS)
         masking = VIEWS.masking
@@ -111,6 +118,8 @@ def read_and_show(reader: Reader, steps: range) -> None:
             mask_share=masking.mask_share,
             random_share=masking.random_share,
         )
+        if batch.windows.level_BS is not None:
+            letter_weights(pair.student, batch.windows, soft_weight=1.0, track_floor=0.1)
 
 
 def reader(*, bases: int = 1 << 25, steps: int = 200, turns: int = 5) -> float:

@@ -119,6 +119,7 @@ def set_up(
         plan=reading.sampling_plan(config),
         group=group,
         soft=config.loss.needs_soft_mask,
+        track=config.loss.needs_track,
         device=device,
         prepare=reading.preparation(config, method(config), device, group) if ahead else None,
     )

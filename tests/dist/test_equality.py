@@ -32,6 +32,8 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
             STEPS,
         ),
         "taught": ("taught", {}, FEW),
+        "weighted": ("weighted", {}, FEW),
+        "weighted, 3 micro-batches": ("weighted", {"train__micro_batch": 8}, FEW),
         "taught, 3 micro-batches": ("taught", {"train__micro_batch": 8}, FEW),
         "plain, activation checkpointing": ("plain", {"train__activation_checkpointing": True}, 5),
     },
@@ -52,6 +54,11 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
         "taught, ZeRO-3, 2 micro-batches": (
             "taught",
             {"train__zero_stage": 3, "train__micro_batch": 6},
+            FEW,
+        ),
+        "weighted, ZeRO-2, 2 micro-batches": (
+            "weighted",
+            {"train__zero_stage": 2, "train__micro_batch": 6},
             FEW,
         ),
         "coupled, ref": ("coupled", {"loss__contrastive__variant": "ref"}, 5),
@@ -76,6 +83,7 @@ CASES: dict[int, dict[str, tuple[str, Changes, int]]] = {
         ),
         "convolutions, ZeRO-2": ("convolutions", {"train__zero_stage": 2}, FEW),
         "taught, 2 micro-batches": ("taught", {"train__micro_batch": 3}, FEW),
+        "weighted": ("weighted", {}, FEW),
     },
 }
 BF16 = {
@@ -103,7 +111,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def toy_dataset(folder: Path) -> str:
     contigs = [markov_sequence(30_000, seed=1), markov_sequence(40, seed=2)]  # one shorter than a window
-    return write_dataset(folder, {"train": contigs}, block_bp=1024, soft=True)
+    return write_dataset(folder, {"train": contigs}, block_bp=1024, soft=True, track=True)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +121,7 @@ def runs(toy: str) -> dict[int, list[dict[str, Any]]]:
         "plain": small_config,
         "coupled": coupled_config,
         "taught": taught_config,
+        "weighted": partial(small_config, loss__mlm__track_floor=0.2),
         "convolutions": partial(small_config, **CONVOLUTIONS),
     }
     found = {}
@@ -161,6 +170,9 @@ def test_every_loss_is_there_and_learns(runs: Any) -> None:
     plain, coupled = runs[1][0]["plain"], runs[1][0]["coupled"]
     assert plain["losses"][0].keys() == {"mlm", "distill", "patch", "contrastive", "total"}
     assert coupled["losses"][0].keys() == plain["losses"][0].keys() | {"koleo", "vicreg"}
+    weighted = runs[1][0]["weighted"]["losses"][0]
+    assert weighted["mlm"] != pytest.approx(plain["losses"][0]["mlm"], rel=1e-4), "of the same letters"
+    assert weighted["distill"] == plain["losses"][0]["distill"]
     assert runs[1][0]["taught"]["losses"][0].keys() == plain["losses"][0].keys() | {"sigreg"}
     for result in (plain, coupled):
         assert result["losses"][-1]["mlm"] < result["losses"][0]["mlm"]

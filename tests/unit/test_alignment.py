@@ -3,6 +3,7 @@
 import dataclasses
 import operator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from data_prep import alphabet
+from tests.datasets import levels_at
 from tests.unit.test_views import ALL, windows
 from trainer.data.windows import Windows
 from trainer.views.alignment import Aligned, align, letter_weights
@@ -160,7 +162,38 @@ def test_letter_weights_are_those_of_their_sources(seed: int, length: int, high:
     assert found.tolist() == expected
 
 
-def test_weights_need_the_soft_mask() -> None:
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    length=st.integers(1, 60),
+    floor=st.floats(0, 1, width=32),
+    soft=st.sampled_from([1.0, 0.25]),
+)
+def test_a_track_weighs_letters_by_their_sources(seed: int, length: int, floor: float, soft: float) -> None:
+    source = windows(8, length, seed=seed)
+    source = dataclasses.replace(
+        source,
+        soft_BS=(source.codes_BS < 2).to(torch.uint8),
+        level_BS=torch.from_numpy(levels_at(np.arange(source.codes_BS.numel()))).view(source.codes_BS.shape),
+    )
+    assert source.soft_BS is not None
+    assert source.level_BS is not None
+    view = make_view(source, name="v", operations=ALL, reverse_complement=0.5)
+    found = letter_weights(view, source, soft_weight=soft, track_floor=floor)
+    assert found.dtype == torch.float32
+    for row, places in enumerate(view.source_BL.tolist()):
+        for at, place in enumerate(places):
+            wanted = 1.0
+            if place >= 0:
+                wanted = floor + (1 - floor) * int(source.level_BS[row, place]) / 15
+                wanted *= soft if source.soft_BS[row, place] else 1
+            assert float(found[row, at]) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert found[view.source_BL < 0].eq(1).all()
+
+
+def test_weights_need_the_soft_mask_and_the_track() -> None:
     source = windows()
+    with pytest.raises(AssertionError, match="read without their track; open the reader with track"):
+        letter_weights(make_view(source, name="v", operations={}), source, soft_weight=1, track_floor=0.5)
     with pytest.raises(AssertionError, match="read without their soft mask; open the reader with soft"):
         letter_weights(make_view(source, name="v", operations={}), source, soft_weight=0.5)

@@ -13,12 +13,17 @@ from tests.unit.test_house import FLOORS, IMPORTS, ROOT, TRAVELLERS, imports, tr
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DISTRIBUTIONS = {"pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # else the module
+DISTRIBUTIONS = {
+    "Bio": "biopython",
+    "pydantic_core": "pydantic",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}  # else the module
 BESIDE_TRANSFORMERS = {"accelerate", "peft"}  # for its Trainer, and for LoRA: no file imports them
 BROUGHT = {"triton"}  # by torch, where it is for GPUs; without it kernels are plain
 BY_USERS = {"umap", "huggingface-hub"}  # installed by those who ask for it; without it the option is refused
 BACKENDS = {"boto3", "pyarrow", "s3fs"}  # no file need import them: MLflow, pandas and fsspec do
-FOR_READERS = {"py2bit", "pyfaidx"}  # of data_prep/sources, which trainer's inference reads by
+FOR_READERS = {"biopython", "py2bit", "pyfaidx"}  # of data_prep/sources, which trainer's inference reads by
 
 
 def distributions(requirements: list[str]) -> set[str]:

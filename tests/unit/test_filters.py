@@ -88,8 +88,7 @@ def test_messes_of_which_every_line_counts(tmp_path: Path, mess: str, mark: str)
             "the references have chrA, chrB, chrC",
         ),
         ('chrB\t0\t9\n"chrA"\t0\t9\n', "line 2: no contig is called '\"chrA\"', is 'chrA' meant; correct"),
-        ("chrB\t0\t9\nA\t0\t9\n", "line 2: no contig is called 'A', is 'chrA' meant"),
-        ("chrB\t0\t9\nCHRA\t0\t9\n", "line 2: no contig is called 'CHRA', is 'chrA' meant"),
+        ("chrB\t0\t9\nchra\t0\t9\n", "line 2: no contig is called 'chra', is 'chrA' meant"),
         ("chrB\t0\t9\n\u200bchrA\t0\t9\n", "line 2: no contig is called '.*chrA', is 'chrA' meant"),
         (
             'chrA\t0\t9\tg\nchrB\t0\t9\t"G"\n',
@@ -172,8 +171,8 @@ def test_filters_with_other_contigs(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=said):
         planned({}, include=[file])
-    with pytest.raises(ValueError, match="line 2: no contig is called 'B', is 'chrB' meant"):
-        planned({}, exclude=[bed(tmp_path, "chrA\t0\t1000\nB\t0\t9\n")])
+    with pytest.raises(ValueError, match="line 2: no contig is called 'chrb', is 'chrB' meant"):
+        planned({}, exclude=[bed(tmp_path, "chrA\t0\t1000\nchrb\t0\t9\n")])
 
 
 def test_both_splits_by_name_and_bed_may_not_meet(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def test_filters_that_leave_nothing_are_named() -> None:
 
 
 def test_a_name_to_leave_out_must_be_there() -> None:
-    with pytest.raises(ValueError, match=r"r: no contig matches '!chrM'; there are chr1, chrMT"):
-        choose_contigs({"chr1": 5, "chrMT": 5}, ("!chrM",), where="r")
+    with pytest.raises(ValueError, match=r"r: no contig matches '!chrEBV'; there are chr1, chrMT"):
+        choose_contigs({"chr1": 5, "chrMT": 5}, ("!chrEBV",), where="r")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from configs import ConfigError, dump, validate
 from data_prep import alphabet, shards
 from data_prep.blocks import PackedBlock, pack
 from data_prep.shards import SplitBlocks
-from tests.datasets import markov_sequence, write_dataset
+from tests.datasets import levels_at, markov_sequence, write_dataset
 from tests.s3 import S3
 from trainer.core import random
 from trainer.core.collectives import Group
@@ -342,9 +342,51 @@ def test_split_gives_micro_batches_in_order(toys: list[str]) -> None:
     assert [(part.flank, part.soft_BS) for part in parts] == [(FLANK, None)] * 3
 
 
+def test_windows_bring_their_weights_when_asked(tmp_path: Path) -> None:
+    weighted = write_dataset(tmp_path / "a", {"train": contigs(0)}, block_bp=1024, track=True)
+    without = write_dataset(tmp_path / "b", {"train": contigs(1)}, block_bp=1024)
+    plain, read = reader([weighted, without]), reader([weighted, without], track=True)
+    seen = set[int]()
+    for step in range(10):
+        batch = read.batch(step)
+        assert same(batch, plain.batch(step))
+        assert plain.batch(step).windows.level_BS is None
+        for row, (dataset, *_) in enumerate(batch.ids_B4.tolist()):
+            seen.add(dataset)
+            low, high = int(batch.windows.low_B[row]), int(batch.windows.high_B[row])
+            first = int(batch.windows.place_B3[row, 1]) - FLANK + low
+            wanted = np.full(LENGTH + 2 * FLANK, 15, np.uint8)
+            if dataset == 0:
+                wanted[low:high] = levels_at(np.arange(first, first + high - low))
+            assert batch.windows.level_BS is not None
+            assert batch.windows.level_BS[row].tolist() == wanted.tolist()
+    assert seen == {0, 1}
+
+
+def test_weights_of_datasets_without_any_are_refused_or_told(tmp_path: Path) -> None:
+    weighted = write_dataset(tmp_path / "a", {"train": contigs(0)}, block_bp=1024, track=True)
+    without = write_dataset(tmp_path / "b", {"train": contigs(1)}, block_bp=1024)
+
+    def opened(*uris: str, rank: int = 0) -> list[str]:
+        told: list[str] = []
+        config = train_config({"uri": [{"uri": uri} for uri in uris], "length": LENGTH, "lanes": 12})
+        datasets = list(open_datasets(config.data, "train").values())
+        plan, group = plan_of(config), Group(rank, 2)
+        open_reader(config.data, datasets, plan=plan, group=group, track=True, warn=told.append).close()
+        return told
+
+    assert opened(weighted) == []
+    assert opened(weighted, without) == ["no track: each letter of toy counts 1"]
+    assert opened(weighted, without, rank=1) == []
+    with pytest.raises(
+        ConfigError, match=r"loss.mlm.track_floor is given, but no letter of .*/b has a weight; build it with"
+    ):
+        opened(without)
+
+
 def test_windows_bring_their_soft_mask_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:  # every A and C in lower case
-        patch.setattr("tests.datasets.pack", lambda codes, _: pack(codes, codes < 2))
+        patch.setattr("tests.datasets.pack", lambda codes, *_: pack(codes, codes < 2))
         uri = write_dataset(tmp_path, {"train": contigs(0)}, block_bp=1024)
     plain, read = reader([uri]), reader([uri], soft=True)
     for step in range(10):

@@ -49,20 +49,22 @@ class Cutter:
         *,
         flank: int,
         soft: bool,
+        track: bool,
         partners: bool,
         on_skip: Callable[[str], None] | None,
     ) -> None:
-        """``soft``, ``partners``: windows bring their soft mask, what the teacher reads in their place.
+        """``soft``, ``track``, ``partners``: windows bring their soft mask, the levels of their weights, what
+        the teacher reads in their place.
         ``on_skip``: as the Reader's."""
         self._datasets, self._get_block = datasets, get_block
-        self._flank, self._soft, self._partners = flank, soft, partners
+        self._flank, self._soft, self._track, self._partners = flank, soft, track, partners
         self._on_skip = on_skip
         self._reported: set[tuple[int, int]] = set()  # damaged blocks: dataset, block
 
     def cut(self, places: Sequence[Place], *, length: int, samplers: Mapping[int, Sampler]) -> Batch:
         """The batch of windows of ``length`` bp whose rows come from ``places``; ``samplers`` by the
         number of the leaf. StoreError or FormatError if a block is damaged and may not be skipped."""
-        builder = WindowBuilder(len(places), length, self._flank, soft=self._soft)
+        builder = WindowBuilder(len(places), length, self._flank, soft=self._soft, track=self._track)
         partners = PartnerRows(builder, len(places)) if self._partners else None
         ids, keys = [], []
         skipped: set[tuple[int, int, int]] = set()

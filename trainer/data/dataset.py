@@ -1,14 +1,14 @@
 """One split of a dataset: its manifest, and its blocks by number, each read by one range request."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from cluster.storage import store
-from configs import redact
+from configs import ConfigError, redact
 from data_prep import alphabet, partners, shards
 from data_prep.blocks import PackedBlock
 from data_prep.manifests import OtherManifestError, open_manifest
@@ -125,6 +125,24 @@ class Dataset:
     def bp(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """int64 [blocks]: the size of each block."""
         return self.blocks.columns.bp_N.astype(np.int64)
+
+
+def check_tracks(datasets: Sequence[Dataset], *, warn: Callable[[str], None]) -> None:
+    """Calls ``warn`` with the assemblies that were built without a track: each of their letters counts 1.
+
+    Raises:
+        ConfigError: none was built with one.
+    """
+    sources = [source for dataset in datasets for source in dataset.manifest.sources]
+    without = dict.fromkeys(source.name for source in sources if "track" not in source.filters)
+    if all("track" not in source.filters for source in sources):
+        uris = ", ".join(redact(dataset.uri) for dataset in datasets)
+        raise ConfigError(
+            f"loss.mlm.track_floor is given, but no letter of {uris} has a weight; build it with "
+            "references.0.track, or leave the key out"
+        )
+    if without:
+        warn(f"no track: each letter of {', '.join(without)} counts 1")
 
 
 def open_datasets(

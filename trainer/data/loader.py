@@ -26,7 +26,7 @@ from trainer.data.batch import Batch
 from trainer.data.block_cache import python_warning
 from trainer.data.config import Data
 from trainer.data.cutting import Cutter, Place
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, check_tracks
 from trainer.data.leaves import Leaf, leaves_of
 from trainer.data.mixture import Mixture
 from trainer.data.partners import PartnerIndex, open_partners
@@ -46,6 +46,7 @@ def open_reader(
     plan: SamplingPlan,
     group: Group,
     soft: bool = False,
+    track: bool = False,
     device: torch.device | None = None,
     prepare: Callable[[Batch], Any] | None = None,
     regions: Sequence[RegionSet] | None = None,
@@ -55,14 +56,15 @@ def open_reader(
 
     Args:
         soft: whether windows bring their soft mask.
+        track: whether they bring the levels of their weights.
         device: where the batches will be copied to.
         prepare: what each batch is to bring as ``prepared``; it is called in the reader's thread.
         regions: those of ``data.regions``, where they are open already.
-        warn: called with a sentence for each damaged block that is skipped.
+        warn: called with a sentence for each damaged block that is skipped, and for assemblies without track.
 
     Raises:
         ValueError: windows and their flanks are longer than a dataset's blocks, so that all would be padded.
-        ConfigError, StoreError: as ``open_regions`` and ``open_partners``.
+        ConfigError, StoreError: as ``open_regions`` and ``open_partners``, and as ``check_tracks``.
     """
     longest = max(phase.length for phase in plan.phases)
     for dataset in datasets:
@@ -72,6 +74,8 @@ def open_reader(
                 f"blocks of {dataset.manifest.block_bp} bp in {dataset.uri}; build it with a larger "
                 "block_bp"
             )
+    if track:
+        check_tracks(datasets, warn=warn if group.rank == 0 else lambda text: None)
     remote = not all(store.is_local(dataset.uri) for dataset in datasets)
     return Reader(
         datasets,
@@ -80,6 +84,7 @@ def open_reader(
         threads=_REMOTE_THREADS * remote if data.workers is None else data.workers,
         on_skip=warn if data.on_corrupt == "skip" else None,
         soft=soft,
+        track=track,
         device=device,
         prepare=prepare,
         partners=open_partners(datasets, data.partners),
@@ -106,6 +111,7 @@ class Reader:
         threads: int = 0,
         on_skip: Callable[[str], None] | None = None,
         soft: bool = False,
+        track: bool = False,
         device: torch.device | None = None,
         prepare: Callable[[Batch], Any] | None = None,
         partners: Sequence[PartnerIndex | None] = (),
@@ -113,9 +119,10 @@ class Reader:
     ) -> None:
         """A reader of the rank ``group.rank``; ``threads`` fetch blocks, and with 0 the caller reads them.
 
-        ``soft``: windows bring their soft mask. ``device``: on a GPU, batches are pinned for it, unless
-        ``prepare`` makes of them what is copied there. ``partners``: of each dataset, where windows are
-        to bring partners. ``regions``: of each BED file on which windows are centred.
+        ``soft``, ``track``: windows bring their soft mask, the levels of their weights. ``device``: on a GPU,
+        batches are pinned for it, unless ``prepare`` makes of them what is copied there. ``partners``: of
+        each dataset, where windows are to bring partners. ``regions``: of each BED file on which windows are
+        centred.
         """
         assert plan.lanes % group.size == 0 and plan.global_batch % group.size == 0, (
             "world_faults() should have refused this"
@@ -146,6 +153,7 @@ class Reader:
             lambda dataset, number, lane: self._blocks[dataset].get(number, thread=self.thread_of(lane)),
             flank=plan.flank,
             soft=soft,
+            track=track,
             partners=any(self._partners),
             on_skip=on_skip,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_prep import alphabet
 from data_prep.blocks import PackedBlock
+from data_prep.levels import MAX_LEVEL
 from trainer.core import random
 
 
@@ -30,6 +31,8 @@ class Windows:
     flank: int
     # uint8, 1 where the reference is lower case (soft-masked); None: not read
     soft_BS: Tensor | None = None
+    # uint8, the level of each letter's weight, 0 … 15 for 0 … 1, 15 where it has none; None: not read
+    level_BS: Tensor | None = None
     # What the teacher reads in place of each row: a window of another genome, or the row itself; None: the
     # rows themselves. ``root_B3``, as place_B3: one place for all windows of the same descent.
     partner: "Windows | None" = None
@@ -96,12 +99,16 @@ def to_strings(codes_BL: Tensor) -> list[str]:
 
 
 class WindowBuilder:
-    """Builds ``rows`` windows, row by row: PAD where a block ends, with ``soft`` their soft mask too."""
+    """Builds ``rows`` windows, row by row: PAD where a block ends, with ``soft`` their soft mask too, with
+    ``track`` the levels of their weights."""
 
-    def __init__(self, rows: int, length: int, flank: int, *, soft: bool = False) -> None:
+    def __init__(
+        self, rows: int, length: int, flank: int, *, soft: bool = False, track: bool = False
+    ) -> None:
         self.length, self.flank = length, flank
         self._codes_BS = np.empty((rows, length + 2 * flank), np.uint8)
         self._soft_BS = np.zeros_like(self._codes_BS) if soft else None
+        self._level_BS = np.full_like(self._codes_BS, MAX_LEVEL) if track else None
         # low, high, contig, start, end. A list, since storing in an array costs more than all the rest.
         self._numbers_B5 = [(0, 0, 0, 0, 0)] * rows
 
@@ -119,17 +126,21 @@ class WindowBuilder:
         self._codes_BS[row, low:high] = block.codes(first, last)
         if self._soft_BS is not None:
             self._soft_BS[row, low:high] = block.soft_mask(first, last)
+        if self._level_BS is not None:
+            level_L = block.weights(first, last)
+            if level_L is not None:
+                self._level_BS[row, low:high] = level_L
         contig, offset = locus
         self._numbers_B5[row] = (low, high, contig, offset + start, offset + end)
 
     def copy(self, row: int, other: "WindowBuilder") -> None:
-        """Make row ``row`` that of ``other``, but for its soft mask."""
+        """Make row ``row`` that of ``other``, but for its soft mask and weights."""
         self._codes_BS[row] = other._codes_BS[row]
         self._numbers_B5[row] = other._numbers_B5[row]
 
     def turn(self, row: int) -> None:
-        """Make row ``row``, which has no soft mask, its other strand. Its place stays."""
-        assert self._soft_BS is None, "the soft mask is not turned"
+        """Make row ``row``, which has no soft mask nor weights, its other strand. Its place stays."""
+        assert self._soft_BS is None and self._level_BS is None, "soft mask and weights are not turned"
         self._codes_BS[row] = alphabet.reverse_complement(self._codes_BS[row])
         low, high, *place = self._numbers_B5[row]
         width = self._codes_BS.shape[1]
@@ -156,6 +167,7 @@ class WindowBuilder:
             numbers_B5[:, 2:],
             self.flank,
             soft_BS,
+            None if self._level_BS is None else torch.from_numpy(self._level_BS),
         )
 
 

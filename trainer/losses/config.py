@@ -42,6 +42,11 @@ class LossSection(Section):
         """Whether windows must bring the soft mask of the reference."""
         return any(config.needs_soft_mask for config in self._in_use().values())
 
+    @property
+    def needs_track(self) -> bool:
+        """Whether windows must bring the weights of their letters."""
+        return any(config.needs_track for config in self._in_use().values())
+
     def faults(self, views: Views, *, global_batch: int) -> list[str]:
         """What the losses in use need and do not get: a line each, with the key."""
         in_use = self._in_use()

@@ -24,14 +24,23 @@ _NOT_SCORED = 255  # no code of a letter
 
 
 class MaskedLmConfig(LossConfig):
-    """``soft_weight``: what a letter counts that is soft-masked (lower case, a repeat) in the reference."""
+    """``soft_weight``: what a letter counts that is soft-masked (lower case, a repeat) in the reference.
+
+    ``track_floor``: what a letter counts whose weight in the dataset is 0; one of weight 1 counts 1, others
+    in proportion. None: the dataset's weights are not used.
+    """
 
     weight: Weight = 1.0
     soft_weight: Fraction = 1.0
+    track_floor: Fraction | None = None
 
     @property
     def needs_soft_mask(self) -> bool:
         return self.soft_weight != 1
+
+    @property
+    def needs_track(self) -> bool:
+        return self.track_floor is not None
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,13 @@ class MaskedLm(LossTerm[MaskedLmConfig, ScoredLetters]):
         return STUDENT_FLOPS * alphabet.BASES * shape.hidden_size * shape.views * shape.length
 
     def prepare(self, windows: Windows, views: ViewBatch) -> list[Tensor | None]:
-        if not self.config.needs_soft_mask:
+        config = self.config
+        if not (config.needs_soft_mask or config.needs_track):
             return [None] * len(views.pairs)
-        soft = self.config.soft_weight
-        return [letter_weights(pair.student, windows, soft_weight=soft) for pair in views.pairs]
+        soft, floor = config.soft_weight, config.track_floor
+        return [
+            letter_weights(pair.student, windows, soft_weight=soft, track_floor=floor) for pair in views.pairs
+        ]
 
     def payload(self, batch: RankBatch) -> dict[str, Tensor]:
         weights = [
@@ -89,7 +101,7 @@ class Scored:
     logits_BLV: Tensor  # V = 4 nucleotides
     labels_BL: Tensor  # codes; 0-3 where target_BL
     target_BL: Tensor  # bool
-    weight_BL: Tensor | None  # of each letter, 1 but less in soft-masked repeats; None: 1
+    weight_BL: Tensor | None  # of each letter, at most 1; None: 1
     total: Tensor | float  # sum of the weights of the scored letters of the global batch, all views
 
 

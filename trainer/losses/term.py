@@ -35,6 +35,11 @@ class LossConfig(Section):
         """Whether windows must bring the soft mask of the reference."""
         return False
 
+    @property
+    def needs_track(self) -> bool:
+        """Whether windows must bring the weights of their letters."""
+        return False
+
     def faults(self, views: Views, *, global_batch: int) -> list[str]:
         """What the loss, where it is in use, needs and does not get: a line each, with the key."""
         return []

@@ -170,4 +170,6 @@ def random_windows(config: TrainConfig, rows: int) -> Windows:
     low_B, high_B = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), width)
     place_B3 = torch.tensor([0, flank, flank + length]).repeat(rows, 1)
     soft_BS = torch.zeros_like(codes_BS) if config.loss.needs_soft_mask else None
-    return Windows(codes_BS, low_B, high_B, random.fold(0, torch.arange(rows)), place_B3, flank, soft_BS)
+    level_BS = torch.zeros_like(codes_BS) if config.loss.needs_track else None
+    key_B = random.fold(0, torch.arange(rows))
+    return Windows(codes_BS, low_B, high_B, key_B, place_B3, flank, soft_BS, level_BS)

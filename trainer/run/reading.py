@@ -56,6 +56,7 @@ def open_run_reader(
             plan=sampling_plan(config),
             group=group,
             soft=config.loss.needs_soft_mask,
+            track=config.loss.needs_track,
             device=engine.device,
             # On a CPU the thread would only take a core from the step that is being computed.
             prepare=preparation(config, method, engine.device, group)

@@ -1,8 +1,8 @@
 """What source maps carry from a window to its views, and from one view to another.
 
-Weights of letters, from the soft mask of the reference, and pairs of positions of two views that read the
-same place of the genome, for a loss between letters. Both use the source maps, so that strands and edits may
-differ.
+Weights of letters, from the soft mask and the track of the reference, and pairs of positions of two views
+that read the same place of the genome, for a loss between letters. Both use the source maps, so that strands
+and edits may differ.
 
 Shapes: B samples, S source positions, L view positions, N pairs.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_prep import alphabet
+from data_prep.levels import MAX_LEVEL
 from trainer.core import random
 from trainer.data.windows import Windows
 from trainer.views.masking import Masked
@@ -31,12 +32,31 @@ class Aligned:
     valid_BN: Tensor  # bool
 
 
-def letter_weights(view: View, windows: Windows, *, soft_weight: float) -> Tensor:
-    """float32 [B, L]: ``soft_weight`` where a letter's source is soft-masked, else 1 (at new letters and
-    padding, too).
+def letter_weights(
+    view: View, windows: Windows, *, soft_weight: float, track_floor: float | None = None
+) -> Tensor:
+    """float32 [B, L]: ``soft_weight`` where a letter's source is soft-masked, else 1, times ``track_floor`` +
+    (1 - ``track_floor``) · w, w the weight that the track gives its source. 1 at new letters and padding.
 
-    The windows must have been read with their soft mask.
+    The windows must have been read with their soft mask, or with their track, where these are asked for: a
+    ``soft_weight`` other than 1, a ``track_floor``.
     """
+    if track_floor is None:
+        return _soft_weights(view, windows, soft_weight)
+    weight_BL = _track_weights(view, windows, track_floor)
+    return weight_BL if soft_weight == 1 else weight_BL.mul_(_soft_weights(view, windows, soft_weight))
+
+
+def _track_weights(view: View, windows: Windows, floor: float) -> Tensor:
+    assert windows.level_BS is not None, (
+        "these windows were read without their track; open the reader with track"
+    )
+    level_BL = _at_source(torch.nn.functional.pad(windows.level_BS, (_NEITHER, 0), value=MAX_LEVEL), view)
+    # The highest level counts exactly 1: 1 minus a multiple of 0.
+    return torch.mul(MAX_LEVEL - level_BL, (floor - 1) / MAX_LEVEL).add_(1)
+
+
+def _soft_weights(view: View, windows: Windows, soft_weight: float) -> Tensor:
     assert windows.soft_BS is not None, (
         "these windows were read without their soft mask; open the reader with soft"
     )

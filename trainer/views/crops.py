@@ -1,8 +1,8 @@
 """Local crops: shorter windows cut out of windows in genome space. Views of them are made as of any window.
 
 A crop has a flank as long as its window's. Inside the window it consists of the window's own letters, so that
-a deletion or a shift brings in real neighbours there too. Place, ends and soft mask are the crop's own. Its
-key is the window's; the ``name`` of a crop makes its draws independent of all others.
+a deletion or a shift brings in real neighbours there too. Place, ends, soft mask and weights are the crop's
+own. Its key is the window's; the ``name`` of a crop makes its draws independent of all others.
 
 Shapes: B samples, S = L + 2·flank source positions of a window, C = length + 2·flank of a crop.
 """
@@ -42,6 +42,7 @@ def local_windows(windows: Windows, *, name: str, length: int) -> Windows:
         high_B=(windows.high_B - start_B).clamp_(0, size),
         place_B3=torch.stack([block_B, begin_B, torch.minimum(begin_B + length, end_B)], 1),
         soft_BS=None if windows.soft_BS is None else cut(windows.soft_BS),
+        level_BS=None if windows.level_BS is None else cut(windows.level_BS),
     )
 
 

@@ -56,7 +56,7 @@ def check_plan(
         near=runner.near(lambda task: task.chunk.handle.uri),
     )
     stage = Stage(runner.on_progress, "leakage", passes_bp(plan.parts))
-    clades = {reference.name: reference.clade for reference in config.references if reference.clade}
+    clades = {reference.name: reference.clade for reference in config.assemblies() if reference.clade}
     report = leakage(
         tasks, reference_codes, run=run, workers=runner.workers, on_scanned=stage.advance, clades=clades
     )

@@ -16,12 +16,12 @@ from configs import ConfigError, redact
 from data_prep.sources import bed, compression
 from trainer.data.config import RegionBed
 from trainer.data.mixture import Ints
+from trainer.data.sampling import Floats
 
 ALL, ABSENT = -1, -2  # in place of an assembly: the line counts for each; its assembly is not among the data
 KEY = "data.regions.beds"
 _SHOWN = 5  # names in a sentence
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)

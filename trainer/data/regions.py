@@ -20,7 +20,8 @@ from trainer.data.config import RegionBed
 from trainer.data.config import Regions as RegionSettings
 from trainer.data.dataset import Dataset
 from trainer.data.mixture import Ints
-from trainer.data.region_lines import ALL, KEY, Floats, Lines
+from trainer.data.region_lines import ALL, KEY, Lines
+from trainer.data.sampling import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +207,9 @@ def _merged(intervals: _Intervals) -> _Intervals:
     start_R, end_R, line_R = (part[order] for part in intervals)
     until_R = np.maximum.accumulate(end_R)
     apart_R = start_R[1:] > until_R[:-1]  # from the one before
-    first_R = np.flatnonzero(np.concatenate([np.ones(len(start_R[:1]), np.bool_), apart_R]))
-    last_R = np.flatnonzero(np.concatenate([apart_R, np.ones(len(start_R[:1]), np.bool_)]))
+    outermost = np.ones(min(1, len(start_R)), np.bool_)
+    first_R = np.flatnonzero(np.concatenate([outermost, apart_R]))
+    last_R = np.flatnonzero(np.concatenate([apart_R, outermost]))
     return _Intervals(start_R[first_R], until_R[last_R], line_R[first_R])
 
 

@@ -215,7 +215,11 @@ class _Work:
         ]
 
     def _passes(self, name: str, bp: int) -> Passes:
-        run = partial(jobs.run, on_retry=lambda _, reason: self._runner.on_retry(f"{name}: {reason}"))
+        run = partial(
+            jobs.run,
+            on_retry=lambda _, reason: self._runner.on_retry(f"{name}: {reason}"),
+            near=self._runner.near(lambda task: task.chunk.handle.uri),
+        )
         return Passes(run, self._runner.workers, Stage(self._runner.on_progress, name, bp).advance)
 
 

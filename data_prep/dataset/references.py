@@ -12,7 +12,7 @@ from data_prep.dataset.runner import Runner
 from data_prep.sources import accessions, packages
 from data_prep.sources.alias_files import read_aliases
 from data_prep.sources.reference import Handle, changed, fetch, haplotypes, notes
-from data_prep.sources.survey import Reference, prepare, survey
+from data_prep.sources.survey import Reference, prepare, prepared_before, survey
 from data_prep.split.intervals import Span
 
 
@@ -53,32 +53,44 @@ class _Found:
 
 
 def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, Reference]:
-    """name -> prepared reference, with the other names of its contigs; several are prepared by workers, one
-    in this process.
+    """name -> prepared reference, with the other names of its contigs; what is in the cache comes from there,
+    one that is not is prepared in this process, and several by workers.
 
     Raises:
         ValueError, StoreError: one of them cannot be used or read.
     """
     found = [_find(reference) for reference in wanted]
     numbered = [reference.repeated_names == "number" for reference in wanted]
-    if len(found) == 1:
-        prepared = [prepare(found[0].uri, on_progress=runner.on_progress, number_repeated=numbered[0])]
-    else:
-        stage = Stage(runner.on_progress, "index")
-        prepared = runner.run(
-            _prepare,
-            [(place.uri, number) for place, number in zip(found, numbered, strict=True)],
-            names=[redact(place.uri) for place in found],
-            uri=lambda task: task[0],
-            on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
-        )
+    tasks = [(place.uri, number) for place, number in zip(found, numbered, strict=True)]
+    prepared = _prepared(list(dict.fromkeys(tasks)), runner)
     references: dict[str, Reference] = {}
-    for reference, place, one in zip(wanted, found, prepared, strict=True):
+    for reference, place, one in zip(wanted, found, map(prepared.__getitem__, tasks), strict=True):
         aliases = read_aliases(place.aliases) if place.aliases else None
         base = replace(one, aliases=aliases, notes=place.notes)
         own = _haplotypes(reference, base, place.aliases, runner)
         references |= {assembly.name: own.get(assembly.name, base) for assembly in reference.assemblies()}
     return references
+
+
+def _prepared(tasks: Sequence[tuple[str, bool]], runner: Runner) -> dict[tuple[str, bool], Reference]:
+    """The reference of each (URI, whether repeated names are numbered)."""
+    known = {task: prepared_before(task[0], number_repeated=task[1]) for task in tasks}
+    done = {task: reference for task, reference in known.items() if reference is not None}
+    missing = [task for task in tasks if task not in done]
+    if not missing:
+        return done
+    if len(missing) == 1:  # which saves the start of Ray
+        ((uri, numbered),) = missing
+        return done | {missing[0]: prepare(uri, on_progress=runner.on_progress, number_repeated=numbered)}
+    stage = Stage(runner.on_progress, "index")
+    found = runner.run(
+        _prepare,
+        missing,
+        names=[redact(uri) for uri, _ in missing],
+        uri=lambda task: task[0],
+        on_result=lambda _, reference: stage.advance(sum(reference.contigs.values())),
+    )
+    return done | dict(zip(missing, found, strict=True))
 
 
 def _haplotypes(

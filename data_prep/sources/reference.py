@@ -60,24 +60,40 @@ def locate(
         ValueError: not a FASTA or .2bit, cut short, a name twice: one sentence that names ``uri``.
         StoreError: it cannot be read, or the cache cannot be written.
     """
-    uri, cache = store.absolute(uri), cache_dir(cache)
+    uri = store.absolute(uri)
+    version, stem = _place(uri, cache, number_repeated=number_repeated)
+    # The workers of a node wait for the first one instead of streaming the source again.
+    with exclusive(stem.with_suffix(".lock")):
+        if (located := _kept(stem)) is not None:
+            return located
+        local_stamp = _local_stamp(uri)  # before it is read
+        index = index_numbered if number_repeated else index_plain
+        located = replace(index(uri, version, stem, on_progress), local_stamp=local_stamp)
+        store.write_bytes(str(stem.with_suffix(".json")), json.dumps(asdict(located)).encode())
+    return located
+
+
+def located_before(uri: str, *, cache: Path | None = None, number_repeated: bool = False) -> Located | None:
+    """What ``locate`` gives, if it is in the cache; None if the source would have to be read."""
+    return _kept(_place(store.absolute(uri), cache, number_repeated=number_repeated)[1])
+
+
+def _place(uri: str, cache: Path | None, *, number_repeated: bool) -> tuple[str, Path]:
+    """(version of a source now, the path of its files in the cache without their suffix)."""
     store.refuse_pipe(packages.file_of(uri))
     version = store.version(packages.file_of(uri))
     how = " numbered" if number_repeated else ""
-    key = hashlib.sha256(f"{uri} {version}{how}".encode()).hexdigest()[:32]
-    record = cache / f"{key}.json"
-    # The workers of a node wait for the first one instead of streaming the source again.
-    with exclusive(cache / f"{key}.lock"):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            known = json.loads(record.read_bytes())
-            located = Located(**known | {"handle": Handle(**known["handle"])})
-            if _is_here(located.handle):
-                return located
-        local_stamp = _local_stamp(uri)  # before it is read
-        index = index_numbered if number_repeated else index_plain
-        located = replace(index(uri, version, cache / key, on_progress), local_stamp=local_stamp)
-        store.write_bytes(str(record), json.dumps(asdict(located)).encode())
-    return located
+    return version, cache_dir(cache) / hashlib.sha256(f"{uri} {version}{how}".encode()).hexdigest()[:32]
+
+
+def _kept(stem: Path) -> Located | None:
+    """What the cache knows of a source, if its files are there."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        known = json.loads(stem.with_suffix(".json").read_bytes())
+        located = Located(**known | {"handle": Handle(**known["handle"])})
+        if _is_here(located.handle):
+            return located
+    return None
 
 
 def changed(reference: Located) -> bool:

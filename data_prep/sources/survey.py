@@ -19,7 +19,7 @@ from configs import redact
 from data_prep.alphabet import N, encode
 from data_prep.sources.aliases import AliasTable, Renamed
 from data_prep.sources.edits import ContigEdits, Edits
-from data_prep.sources.reference import Located, cache_dir, fetch, locate
+from data_prep.sources.reference import Located, cache_dir, fetch, locate, located_before
 
 _SCAN = 1 << 20  # letters read at once
 
@@ -85,14 +85,31 @@ def prepare(
     return survey(located, cache=cache, on_progress=on_progress)
 
 
+def prepared_before(
+    uri: str, *, cache: Path | None = None, number_repeated: bool = False
+) -> Reference | None:
+    """What ``prepare`` gives, if all of it is in the cache; None if the source would have to be read."""
+    located = located_before(uri, cache=cache, number_repeated=number_repeated)
+    return located and _surveyed(located, _scan_file(located, cache))
+
+
+def _scan_file(located: Located, cache: Path | None) -> Path:
+    return cache_dir(cache) / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
+
+
+def _surveyed(located: Located, scan: Path) -> Reference | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return _with_runs(located, scan)
+    return None
+
+
 def survey(located: Located, *, cache: Path | None = None, on_progress: OnProgress = silent) -> Reference:
     """``located``, every letter of it read; from the cache if its letters were read before. Raises as
     ``prepare``."""
-    cache = cache_dir(cache)
-    scan = cache / f"{located.handle.sha256}.runs.npz"  # .scan.npz was an older reader's
-    with exclusive(cache / f"{located.handle.sha256}.lock"):
-        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return _with_runs(located, scan)
+    scan = _scan_file(located, cache)
+    with exclusive(cache_dir(cache) / f"{located.handle.sha256}.lock"):
+        if (found := _surveyed(located, scan)) is not None:
+            return found
         n_runs, ambiguous_runs = _scan(located, on_progress)
         file = io.BytesIO()
         np.savez(

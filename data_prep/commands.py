@@ -64,6 +64,10 @@ def stats(
 ) -> int:
     """Counts what a dataset holds, or each of a mixture, and what training reads of each assembly."""
     paths.refuse_lost(inputs=[("the dataset", uri) for uri in uris], outputs={"--picture": picture})
+    if twice := sorted({uri for uri in uris if uris.count(uri) > 1}):
+        raise ConfigError(
+            f"given twice: {', '.join(twice)}; give each dataset once, with the sum of its weights"
+        )
     weights = weights or [1.0] * len(uris)
     if len(weights) != len(uris):
         raise ConfigError(f"--weights: {len(weights)} were given for {len(uris)} datasets; give one for each")

@@ -138,12 +138,14 @@ class PartnerTable:
         )
 
 
-def described(settings: dict[str, Any], data: bytes, *, has_grown: bool = False) -> dict[str, Any]:
-    """What the manifest says of the table ``data``, which was made with ``settings``; of a dataset that
-    ``has_grown`` also the name of its file, since earlier manifests have theirs."""
+def described(settings: dict[str, Any], data: bytes, *, base: Manifest | None = None) -> dict[str, Any]:
+    """What the manifest says of the table ``data``, which was made with ``settings``; of a dataset that grew
+    from ``base`` also the name of its file, since earlier manifests have theirs."""
     digest = hashlib.sha256(data).hexdigest()
-    name = {"file": PARTNERS.replace(".", f"-{digest[:16]}.")} if has_grown else {}
-    return settings | {"bytes": len(data), "sha256": digest} | name
+    found = settings | {"bytes": len(data), "sha256": digest}
+    if base is None or base.partners == found:
+        return found
+    return found | {"file": PARTNERS.replace(".", f"-{digest[:16]}.")}
 
 
 def file_of(partners: dict[str, Any]) -> str:

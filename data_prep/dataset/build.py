@@ -44,6 +44,7 @@ class Built:
     leakage: Leakage | None = None
     partners: PartnerTable | None = None
     warnings: tuple[str, ...] = ()  # as in Plan
+    licensed: bool = False  # other licences were written down, of a dataset that is not ``fresh``
     grown: Grown | None = None  # where a dataset was there and grew
 
 
@@ -75,14 +76,26 @@ def build(
     with output.alone(), ray_session.session(config.workers) if several else contextlib.nullcontext():
         references = prepare_all(config.references, runner)
         plan = replace(make_plan(config, references), base=output.base())
-        if manifest := output.finished(plan, report=wants_report(plan, config.split)):
-            return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
+        told = ["dedup"] * (config.dedup.mode == "report")
+        if manifest := output.finished(plan, report=wants_report(plan, config.split), told=told):
+            return Built(
+                manifest,
+                fresh=False,
+                seconds=time.monotonic() - began,
+                warnings=plan.warnings,
+                licensed=output.write_licences({one.name: one.licence for one in config.references}),
+            )
+        if config.overwrite and (earlier := output.earlier_manifests()):
+            warning = (
+                f"{output.uri}: {earlier} earlier manifests go, and runs that began with them cannot go on"
+            )
+            plan = replace(plan, warnings=(*plan.warnings, warning))
         with ray_session.session(config.workers) as workers:
             divided = divide(plan, config, references, runner)
             checked = check_plan(divided.plan, config, references, runner)
             checked = replace(checked, plan=with_weights(checked.plan))
             # Another machine may have built it meanwhile.
-            if manifest := output.finished(checked.plan, report=bool(checked.report)):
+            if manifest := output.finished(checked.plan, report=bool(checked.report), told=told):
                 return Built(manifest, fresh=False, seconds=time.monotonic() - began, warnings=plan.warnings)
             info = _info(config, output, references, workers) | divided.info()
             found = output.claim(checked.plan, info)

@@ -19,6 +19,7 @@ from data_prep.split.intervals import Span
 
 GROWTH = "growth.json"  # the plan of a growth that has not ended
 _NO_LETTERS = ("contigs", "include", "exclude", WEIGHTS)  # filters that change no letter of a stretch
+_BY_ALIAS = {"repeats", "track", "haplotype"}  # of files that may name contigs otherwise
 
 
 @dataclass(frozen=True)
@@ -94,5 +95,6 @@ def _key(split: str, spans: Sequence[Span], sources: Sequence[Source]) -> tuple[
 
 def _letters(source: Source) -> str:
     """What determines the letters of a source, at whatever place."""
-    filters: Mapping[str, Any] = {key: of for key, of in source.filters.items() if key not in _NO_LETTERS}
+    unused = _NO_LETTERS if source.filters.keys() & _BY_ALIAS else (*_NO_LETTERS, "aliases")
+    filters: Mapping[str, Any] = {key: of for key, of in source.filters.items() if key not in unused}
     return json.dumps([source.name, source.sha256, filters], sort_keys=True)

@@ -14,7 +14,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ from data_prep.config import WEIGHTS
 from data_prep.dataset.growth import GROWTH, Base
 from data_prep.dataset.plan import Chunk, Plan
 from data_prep.dataset.read import load_manifest
-from data_prep.manifests import kept_name
+from data_prep.manifests import is_kept, kept_name
 from data_prep.partners import described, file_of, settings_of
 from data_prep.shards import BUILD_INFO, INDEX_STEM, INDEX_SUFFIX, MANIFEST, SPLITS, Manifest, Shard
 from data_prep.sources.reference import cache_dir
@@ -94,13 +94,19 @@ class Output:
             yield
 
     def base(self) -> Base | None:
-        """The finished dataset here, where it is to grow."""
+        """The finished dataset here, where it is to grow or has grown: what is written anew then leaves its
+        earlier manifests as they are."""
         self.there = store.sizes(self.uri)
-        return Base.of(self.uri, self.there) if self._grow and MANIFEST in self.there else None
+        grows = self._grow or GROWTH in self.there or any(map(is_kept, self.there))
+        return (
+            Base.of(self.uri, self.there)
+            if grows and not self._overwrite and MANIFEST in self.there
+            else None
+        )
 
-    def finished(self, plan: Plan, *, report: bool) -> Manifest | None:
-        """The manifest, if the dataset of ``plan`` is here whole: every file in its full size, and with
-        ``report`` a leakage report.
+    def finished(self, plan: Plan, *, report: bool, told: Sequence[str] = ()) -> Manifest | None:
+        """The manifest, if the dataset of ``plan`` is here whole: every file in its full size, with
+        ``report`` a leakage report, and in build.json what is to be ``told``.
 
         Raises:
             ValueError: another dataset is here, finished or not, or other files; not with overwrite.
@@ -113,7 +119,9 @@ class Output:
             settings = json.loads(replace(manifest, shards={}).to_bytes())
             if not self._grow:
                 _refuse_another(self.uri, "another dataset", settings, plan.manifest, advice=_GROW)
-            elif _differing(settings, plan.manifest) or GROWTH in self.there:
+            if _differing(settings, plan.manifest) or GROWTH in self.there:
+                return None
+            if not set(told) <= (self._read_info() or {}).keys():
                 return None
             sizes = {shard.name: shard.bytes for split in SPLITS for shard in manifest.shards[split]}
             if manifest.partners:
@@ -193,7 +201,9 @@ class Output:
         manifest = replace(plan.manifest, shards=files.shards)
         if files.partners is not None:
             assert plan.manifest.partners, "a table that the plan does not want"
-            partners = described(plan.manifest.partners, files.partners, has_grown=plan.base is not None)
+            partners = described(
+                plan.manifest.partners, files.partners, base=plan.base and plan.base.manifest
+            )
             manifest = replace(manifest, partners=partners)
             self._write(file_of(partners), files.partners)
         if plan.base:
@@ -229,13 +239,36 @@ class Output:
 
     def _plan(self, name: str = BUILD_INFO) -> Any:
         """The plan in the file ``name``; None if there is none."""
+        try:
+            plan = (self._read_info(name) or {})["plan"]
+            return plan if isinstance(plan["sources"], list) else None
+        except (KeyError, TypeError):
+            return None
+
+    def _read_info(self, name: str = BUILD_INFO) -> dict[str, Any] | None:
+        """What the file ``name`` tells; None if it is not there, or damaged."""
         if name not in self.there:
             return None
         try:
-            plan = json.loads(store.read_bytes(store.join(self.uri, name)))["plan"]
-            return plan if isinstance(plan["sources"], list) else None
-        except (ValueError, KeyError, TypeError):
+            found = json.loads(store.read_bytes(store.join(self.uri, name)))
+        except ValueError:
             return None
+        return found if isinstance(found, dict) else None
+
+    def write_licences(self, licences: Mapping[str, str | None]) -> bool:
+        """Whether build.json of the finished dataset had others of its references, and was written anew."""
+        info = self._read_info()
+        references = (info or {}).get("config", {}).get("references", [])
+        if info is None or all(each.get("licence") == licences.get(each["name"]) for each in references):
+            return False
+        for each in references:
+            each["licence"] = licences.get(each["name"])
+        self._write(BUILD_INFO, json.dumps(info, indent=1).encode() + b"\n")
+        return True
+
+    def earlier_manifests(self) -> int:
+        """How many earlier manifests are here."""
+        return sum(map(is_kept, self.there))
 
 
 def _refuse_another(uri: str, what: str, old: Any, new: Manifest, *, advice: str = _ADVICE) -> None:

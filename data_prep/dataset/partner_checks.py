@@ -46,11 +46,11 @@ def read_table(uri: str, manifest: Manifest) -> PartnerTable | None:
     return load(manifest, store.read_bytes(store.join(uri, file_of(manifest.partners))))
 
 
-def partner_faults(uri: str, manifest: Manifest, there: set[str]) -> list[str]:
-    """The faults of the partner table, a sentence each."""
+def partner_faults(uri: str, manifest: Manifest, there: set[str], *, earlier: set[str]) -> list[str]:
+    """The faults of the partner table, a sentence each. ``earlier``: the files of earlier manifests."""
     if manifest.partners is None:
         stray = f"{PARTNERS} is not in the manifest; another build left it"
-        return [stray] if PARTNERS in there else []
+        return [stray] if PARTNERS in there - earlier else []
     name = file_of(manifest.partners)
     if name not in there:
         return [f"{name} is missing"]

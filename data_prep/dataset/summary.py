@@ -22,8 +22,8 @@ def _growth(grown: Grown) -> Iterator[str]:
         if names
     ]
     yield (
-        f"the dataset has grown: {'; '.join(changes) or 'the same assemblies'}; {grown.kept_shards} shards "
-        "stay as they were, and so does the manifest before"
+        f"the dataset has grown: {'; '.join(changes) or 'the same letters, other settings or files'}; "
+        f"{grown.kept_shards} shards stay as they were, and so does the manifest before"
     )
 
 
@@ -32,7 +32,8 @@ def summary(built: Built, config: DataConfig) -> Iterator[str]:
     for warning in built.warnings:
         yield f"warning: {warning}"
     if not built.fresh:
-        yield f"{config.output} holds this very dataset already; nothing to do"
+        what = "the licences were written down" if built.licensed else "nothing to do"
+        yield f"{config.output} holds this very dataset already; {what}"
         return
     manifest = built.manifest
     shards = [shard for split in SPLITS for shard in manifest.shards[split]]

@@ -13,6 +13,7 @@ from data_prep.blocks import PackedBlock
 from data_prep.dataset.growth import GROWTH, Base
 from data_prep.dataset.partner_checks import partner_faults
 from data_prep.dataset.read import load_manifest, readers, samples
+from data_prep.manifests import files_of, is_kept
 from data_prep.partners import settings_of
 from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS, BlockHeader, FormatError, Manifest, Shard
 from data_prep.split.intervals import Span, bed_bytes
@@ -64,9 +65,10 @@ def verify(uri: str, *, workers: int | None = None, on_progress: OnProgress = si
             if len(more) > _SHOWN:
                 faults.append(f"{shard.name} has {len(more) - _SHOWN} more faults")
         faults += _bed_faults(uri, manifest, split, there)
+    earlier = {name for kept in filter(is_kept, there) for name in files_of(uri, kept)}
     if GROWTH in there:
         faults.append(f"{GROWTH}: a growth was cut short; the same build ends it")
-    return faults + partner_faults(uri, manifest, there) + _stray_faults(uri, there)
+    return faults + partner_faults(uri, manifest, there, earlier=earlier) + _stray_faults(uri, there)
 
 
 def _stray_faults(uri: str, there: set[str]) -> list[str]:

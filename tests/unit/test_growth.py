@@ -1,6 +1,7 @@
 """A dataset that grows: equal shards stay, earlier manifests stay valid, and a kill leaves one of the two."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -322,3 +323,67 @@ def test_prune_removes_what_only_earlier_manifests_need(
     assert "a growth has not ended; run the same build to its end first" in capsys.readouterr().err
     assert main(["prune", str(tmp_path / "none")]) == 1
     assert "no dataset at" in capsys.readouterr().err
+
+
+def test_a_plain_build_of_a_grown_dataset_mends_it_and_leaves_earlier_manifests(
+    genomes: Path, two: Path, tmp_path: Path
+) -> None:
+    uri = copy_of(two, tmp_path)
+    old = open_manifest(str(uri))
+    grow(genomes, uri, "bat", "cow")
+    whole, digest = files(uri), open_manifest(str(uri)).digest
+    gone = open_manifest(str(uri)).manifest.shards["train"][2].name
+    (uri / gone).unlink()
+    mended = build(config_of(genomes, uri, ("bat", "cow")))
+    assert mended.fresh and open_manifest(str(uri)).digest == digest
+    assert (uri / gone).read_bytes() == whole[gone][0] and letters_of(uri, old.digest) == letters_of(two)
+    assert verify(str(uri)) == [] and not build(config_of(genomes, uri, ("bat", "cow"))).fresh
+    # A growth that was cut short after its manifest is ended by the same build without the key, too.
+    (uri / GROWTH).write_bytes((uri / "build.json").read_bytes())
+    (uri / "train.bed").write_text("")
+    assert build(config_of(genomes, uri, ("bat", "cow"))).fresh
+    assert verify(str(uri)) == [] and letters_of(uri, old.digest) == letters_of(two)
+
+
+def test_overwrite_says_that_earlier_manifests_go(genomes: Path, two: Path, tmp_path: Path) -> None:
+    uri = copy_of(two, tmp_path)
+    grow(genomes, uri, "bat")
+    built = build(config_of(genomes, uri, ("dog",), overwrite=True))
+    assert any(
+        "1 earlier manifests go, and runs that began with them cannot go on" in w for w in built.warnings
+    )
+    assert not [name for name in os.listdir(uri) if name.startswith("manifest-")]
+
+
+def test_a_licence_is_written_down_and_nothing_else(genomes: Path, two: Path, tmp_path: Path) -> None:
+    uri = copy_of(two, tmp_path)
+    grow(genomes, uri, "ape")
+    before = files(uri)
+    references = [{"name": "ape", "uri": str(genomes / "ape.fa"), "licence": "CC0-1.0"}]
+    wanted = config_of(genomes, uri, ("ape",), references=references)
+    built = build(wanted)
+    assert not built.fresh and built.licensed
+    assert list(summary(built, wanted))[-1].endswith("already; the licences were written down")
+    after = files(uri)
+    assert {name for name in after if after[name] != before.get(name)} == {"build.json"}
+    assert json.loads(after["build.json"][0])["config"]["references"][0]["licence"] == "CC0-1.0"
+    assert not build(wanted).licensed and verify(str(uri)) == []
+
+
+def test_the_partner_table_of_an_earlier_manifest_is_no_stray(genomes: Path, tmp_path: Path) -> None:
+    uri = tmp_path / "d"
+    build(config_of(genomes, uri, ("ape", "bat"), partners={"between": ["*"], "k": 11, "window": 1}))
+    grow(genomes, uri, "ape", "bat")
+    assert (uri / "partners.bin").exists() and verify(str(uri)) == []
+    assert main(["prune", str(uri)]) == 0
+    assert not (uri / "partners.bin").exists() and verify(str(uri)) == []
+
+
+def test_other_names_of_contigs_change_no_letter(genomes: Path, two: Path, tmp_path: Path) -> None:
+    uri, table = copy_of(two, tmp_path), tmp_path / "aliases.tsv"
+    table.write_text("chr1\tone\nchr2\ttwo\n")
+    references = [
+        {"name": name, "uri": str(genomes / f"{name}.fa"), "aliases": str(table)} for name in ("ape", "bat")
+    ]
+    built = grow(genomes, uri, references=references, split={"val": ["two"], "gap": 0})
+    assert built.grown and built.grown.kept_shards == 6 and built.grown.changed == ()

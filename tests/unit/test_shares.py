@@ -90,6 +90,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for arguments, message in (
         ([one, other, "--weights", "3"], "--weights: 1 were given for 2 datasets; give one for each"),
         ([one, other, "--picture", str(tmp_path / "p.png")], "--picture: it is of one dataset; give one URI"),
+        ([one, one], f"given twice: {one}; give each dataset once"),
         ([one, "--weights", "-1"], "must be numbers above 0, not '-1'"),
         ([one, "--weights", "x"], "could not convert string to float: 'x'"),
     ):

@@ -50,11 +50,7 @@ class Dataset:
             StoreError, FormatError: it cannot be read or is damaged; the sentence names shard and block.
         """
         shard, entry = self.blocks[number]
-        key = (
-            hashlib.sha256(f"{self.digest} {shard.name} {entry.offset}".encode()).hexdigest()
-            if self._cache
-            else ""
-        )
+        key = hashlib.sha256(f"{shard.sha256} {entry.offset}".encode()).hexdigest() if self._cache else ""
         if self._cache and (kept := self._cache.get(key)) is not None:
             try:
                 return self._checked(kept, entry)

@@ -24,7 +24,8 @@ class WeightsConfig(Section):
         if self.by == "clade" and without:
             more = f" and {len(without) - 8} more" * (len(without) > 8)
             raise ValueError(
-                f"weights.by clade needs a clade of each reference; {', '.join(without[:8])}{more} have none"
+                "weights.by clade wants a clade of each reference; none is given of "
+                f"{', '.join(without[:8])}{more}"
             )
 
     def filters(self, reference: ReferenceConfig) -> dict[str, Any]:

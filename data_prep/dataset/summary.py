@@ -12,6 +12,7 @@ from data_prep.split.leakage import table
 
 _ELSEWHERE = {"val": "train", "test": "train or val"}
 _PAIRS = 8  # pairs of assemblies with duplicates
+_MUCH = 0.5  # of a held-out split that train has, too
 _SHOWN = 5  # names of assemblies
 
 
@@ -22,7 +23,7 @@ def _growth(grown: Grown) -> Iterator[str]:
         if names
     ]
     yield (
-        f"the dataset has grown: {'; '.join(changes) or 'the same letters, other settings or files'}; "
+        f"the dataset has changed: {'; '.join(changes) or 'the same letters, other settings or files'}; "
         f"{grown.kept_shards} shards stay as they were, and so does the manifest before"
     )
 
@@ -62,6 +63,12 @@ def summary(built: Built, config: DataConfig) -> Iterator[str]:
     if built.divided:
         yield from _divided(built.divided, config)
     if built.leakage:
+        for pair in built.leakage.pairs:
+            if pair.within == "train" and pair.share > _MUCH:
+                yield (
+                    f"warning: {pair.share:.1%} of {pair.of} also stand in train, so that figures on it tell "
+                    "little; hold out the same contigs of all assemblies, or set split.leakage to drop"
+                )
         yield table(built.leakage)
     if built.partners:
         yield partner_table_text(partner_stats(built.partners, manifest))

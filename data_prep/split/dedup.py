@@ -11,6 +11,7 @@ Shapes: N blocks, M minimisers of all of them, U different ones.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from data_prep.split.block_sets import BlockSets
 from data_prep.split.intervals import Span
 
 _FEWEST = 10  # minimisers of a block that can be judged
-_NOBODY = -1
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,37 @@ class Duplicates:
 def duplicates(sets: BlockSets, sha256: Mapping[str, str], *, min_shared: float) -> Duplicates:
     """The duplicates among ``sets``; ``sha256``: of the file of each assembly."""
     spans = sets.spans
-    names = sorted({span.assembly for span in spans})
-    number = {name: i for i, name in enumerate(names)}
     uniques, inverse_M = np.unique(sets.hash_M, return_inverse=True)
-    owner_U = np.full(
-        len(uniques), _NOBODY, np.int32
-    )  # the assembly whose kept block was the first to have it
+    kept_U = np.zeros(len(uniques), np.bool_)  # whether a kept block has it
     del uniques
     ends = np.cumsum(sets.size_N)
     order = sorted(
         range(len(spans)),
         key=lambda i: (sha256[spans[i].assembly], spans[i].contig, spans[i].start, spans[i].assembly),
     )
-    found: dict[int, int] = {}
+    found: list[int] = []
     unjudged = 0
+    of_N = [inverse_M[end - size : end] for end, size in zip(ends, sets.size_N, strict=True)]
     for i in order:
-        own = inverse_M[ends[i] - sets.size_N[i] : ends[i]]
-        owners = owner_U[own]
-        there = owners[owners != _NOBODY]
-        if len(own) < _FEWEST:
+        if len(of_N[i]) < _FEWEST:
             unjudged += 1
-        elif len(there) >= min_shared * len(own):
-            found[i] = int(np.bincount(there).argmax())
+        elif np.count_nonzero(kept_U[of_N[i]]) >= min_shared * len(of_N[i]):
+            found.append(i)
             continue
-        owner_U[own[owners == _NOBODY]] = number[spans[i].assembly]
+        kept_U[of_N[i]] = True
+    # Of which assembly the kept blocks have most of each duplicate.
+    most, within = [-1] * len(found), [""] * len(found)
+    kept = sorted(set(order).difference(found), key=lambda i: spans[i].assembly)
+    for name, blocks in groupby(kept, key=lambda i: spans[i].assembly):
+        kept_U[:] = False
+        for i in blocks:
+            kept_U[of_N[i]] = True
+        for at, i in enumerate(found):
+            if (count := np.count_nonzero(kept_U[of_N[i]])) > most[at]:
+                most[at], within[at] = count, name
     pairs: dict[tuple[str, str], list[int]] = {}
-    for i, within in found.items():
-        pairs.setdefault((spans[i].assembly, names[within]), []).append(spans[i].bp)
+    for i, other in zip(found, within, strict=True):
+        pairs.setdefault((spans[i].assembly, other), []).append(spans[i].bp)
     return Duplicates(
         frozenset(spans[i] for i in found),
         tuple(Alike(*pair, len(bp), sum(bp)) for pair, bp in sorted(pairs.items())),

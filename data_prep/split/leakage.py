@@ -202,7 +202,7 @@ def _worst(between: Between, what: str) -> list[str]:
     shown = [item for item in between.worst(_WORST) if item[0]]
     if not shown:
         return []
-    head = f"share of the minimisers of {what}'s held-out part that the train part of one has, worst pairs:"
+    head = f"share of the minimisers of {what}'s held-out part that the train part of one has, largest first:"
     return [head, *(f"  {share:.2%} of {of} in {within}" for share, of, within in shown)]
 
 

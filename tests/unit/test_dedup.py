@@ -52,6 +52,15 @@ def test_copies_within_an_assembly_and_short_blocks() -> None:
     assert same.unjudged == 1
 
 
+def test_a_copy_is_said_to_be_of_what_has_most_of_it() -> None:
+    human = some(0, 20_000)
+    chimp = planted(mutated(human, 0.02, 1), some(7, 4000), 16_000)
+    chunks = [chunk(of, assembly=name) for name, of in (("chimp", chimp), ("human", human), ("copy", human))]
+    same = found(chunks, {"chimp": "1", "human": "2", "copy": "3"})
+    assert {span.assembly for span in same.spans} == {"copy"}
+    assert {(pair.assembly, pair.within) for pair in same.pairs} == {("copy", "human")}
+
+
 def test_the_share_is_that_of_the_block() -> None:
     first, other = some(0, 10_000), some(1, 10_000)
     half = planted(other, first[:5000], 0)

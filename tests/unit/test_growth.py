@@ -105,7 +105,7 @@ def test_adding_writes_the_new_shards_alone(genomes: Path, two: Path, tmp_path: 
     assert (uri / "train.bed").read_bytes() == (whole / "train.bed").read_bytes()
     assert (uri / "leakage.json").read_bytes() == (whole / "leakage.json").read_bytes()
     assert list(summary(built, config_of(genomes, uri, "abc")))[1] == (
-        "the dataset has grown: added cow; 6 shards stay as they were, and so does the manifest before"
+        "the dataset has changed: added cow; 6 shards stay as they were, and so does the manifest before"
     )
     again = grow(genomes, uri, "ape", "bat", "cow")
     assert not again.fresh and files(uri) == after

@@ -302,7 +302,7 @@ def test_figures_for_people_and_programs() -> None:
         f"val: {report.pairs[0].shared_bases:,} of 9,000 bp ({report.pairs[0].share:.2%}) also stand in train"
     )
     assert [line.split()[0] for line in lines][:7] == ["val:", "test:", "test:", "share", "s", "t", "share"]
-    assert lines[6].endswith("held-out part that the train part of one has, worst pairs:")
+    assert lines[6].endswith("held-out part that the train part of one has, largest first:")
     assert lines[4] == f"  s  {report.containment[0][1]:.2%} in t"
     assert (
         table(leakage({}, read, run=run))

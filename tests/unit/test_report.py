@@ -1,13 +1,17 @@
 """trainer.report: one page that loads nothing, escapes everything, and states where accuracy stands."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import configs
+from data_prep.manifests import kept_name, open_manifest
 from tests.datasets import markov_sequence, write_dataset
 from tests.registered import CANDIDATE, Registered, registered, registry
 from trainer.core import drawing
@@ -15,7 +19,7 @@ from trainer.evaluation.tasks.config import TaskConfig
 from trainer.evaluation.tasks.downstream import finetune
 from trainer.report import figures
 from trainer.report.__main__ import main
-from trainer.report.facts import dataset_uris, first_with_val, trouble, verdict
+from trainer.report.facts import ReadDataset, dataset_rows, datasets_of, first_with_val, trouble, verdict
 from trainer.tracking.mlflow_run import Run, RunSpec
 
 
@@ -149,10 +153,27 @@ def test_the_datasets_of_a_mixture(tmp_path: Path) -> None:
     logged = str(
         [{"uri": without, "weight": 1.0}, {"uri": held_out, "weight": 0.5}]
     )  # as MLflow keeps a parameter
-    assert dataset_uris({"data.uri": logged}) == [without, held_out]
-    assert first_with_val([without, held_out]) == held_out
-    assert first_with_val([without]) == without
-    assert dataset_uris({"data.uri": "s3://bucket/x"}) == ["s3://bucket/x"]
+    one, two = (open_manifest(uri).digest for uri in (without, held_out))
+    found = datasets_of(run_with(logged, f"{one},{two}"))
+    assert found == [(without, one), (held_out, two)]
+    assert first_with_val(found) == (held_out, two) and first_with_val(found[:1]) == (without, one)
+    assert datasets_of(run_with("s3://bucket/x", "")) == [("s3://bucket/x", None)]
+
+
+def run_with(uri: str, digests: str) -> Any:
+    data = SimpleNamespace(params={"data.uri": uri}, tags={"dataset.manifest_sha256": digests})
+    return SimpleNamespace(data=data)
+
+
+def test_the_dataset_is_the_one_that_the_run_read(tmp_path: Path) -> None:
+    uri = write_dataset(tmp_path / "d", {"train": [markov_sequence(3000, seed=1)]})
+    before = open_manifest(uri)
+    (dataset,) = datasets_of(run_with(uri, before.digest))
+    rows = dataset_rows(dataset)
+    (tmp_path / "d" / kept_name(before.digest)).write_bytes(before.manifest.to_bytes())
+    changed = replace(before.manifest, sources=(replace(before.manifest.sources[0], name="grown"),))
+    (tmp_path / "d" / "manifest.json").write_bytes(changed.to_bytes())
+    assert dataset_rows(dataset) == rows and "grown" in dict(dataset_rows(ReadDataset(uri, None)))["sources"]
 
 
 def test_every_loss_and_reading_is_drawn() -> None:

@@ -83,7 +83,7 @@ def test_a_build_writes_them_and_the_same_build_has_nothing_to_do(tmp_path: Path
 
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ValidationError, match=r"weights.by clade needs a clade of each reference; one have none"
+        ValidationError, match=r"weights.by clade wants a clade of each reference; none is given of one"
     ):
         config(tmp_path, {"one": None, "two": "fish"}, weights={"by": "clade"})
     with pytest.raises(ValidationError, match=r"must be names of letters, .* with / between them"):

@@ -30,13 +30,17 @@ class EmbeddingPlane:
     explained: tuple[float, float]
 
 
-def embedding_plane(registry: Registry, model_uri: str, *, dataset_uri: str, length: int) -> EmbeddingPlane:
+def embedding_plane(
+    registry: Registry, model_uri: str, *, dataset_uri: str, length: int, digest: str | None = None
+) -> EmbeddingPlane:
     """Held-out windows of the dataset, mean-pooled by a registered model, both strands averaged.
+
+    ``digest``: sha256 of the manifest that is wanted; default: the present one.
 
     Raises:
         StoreError, ValueError, TrackError: the dataset or the model cannot be read, or it holds too little.
     """
-    dataset = Dataset(dataset_uri, "val")
+    dataset = Dataset(dataset_uri, "val", digest=digest)
     network = open_model(registry, model_uri).network
     places = choose_windows(dataset.bp().tolist(), length, _WINDOWS, margin=0)
     codes = [dataset.codes(block)[start:end] for block, start, end in places]

@@ -2,8 +2,8 @@
 draws."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -15,6 +15,7 @@ from trainer.evaluation.tasks.results.results import summarise
 from trainer.evaluation.tasks.results.results_log import past_results
 from trainer.report.figures import Histories
 from trainer.tracking.registry import Registry
+from trainer.tracking.version_text import DATASET_TAG
 
 
 def histories(registry: Registry, run: Any) -> Histories:
@@ -133,25 +134,37 @@ def last_value(found: Histories, metric: str) -> float | None:
     return float(found[metric]["value"].iloc[-1]) if metric in found else None
 
 
-def dataset_uris(params: Mapping[str, str]) -> list[str]:
-    """The datasets of a run, from its parameter ``data.uri``: a URI, or a mixture as it was given."""
-    given = params["data.uri"]
-    return [part["uri"] for part in yaml.safe_load(given)] if given.startswith("[") else [given]
+class ReadDataset(NamedTuple):
+    """A dataset of a run; ``digest``: sha256 of the manifest that it read, None where that is not known."""
+
+    uri: str
+    digest: str | None
 
 
-def first_with_val(uris: list[str]) -> str:
+def datasets_of(run: Any) -> list[ReadDataset]:
+    """The datasets of a run, from its parameter ``data.uri`` (a URI, or a mixture as it was given) and the
+    tag of their manifests."""
+    given = run.data.params["data.uri"]
+    uris = [part["uri"] for part in yaml.safe_load(given)] if given.startswith("[") else [given]
+    digests = run.data.tags.get(DATASET_TAG, "").split(",")
+    known = digests if len(digests) == len(uris) else [""] * len(uris)
+    return [ReadDataset(uri, digest or None) for uri, digest in zip(uris, known, strict=True)]
+
+
+def first_with_val(datasets: Sequence[ReadDataset]) -> ReadDataset:
     """The first dataset that holds something out; the first of all where none does."""
-    return next((uri for uri in uris if len(uris) > 1 and _manifest(uri).shards["val"]), uris[0])
+    several = datasets if len(datasets) > 1 else ()
+    return next((each for each in several if _manifest(each).shards["val"]), datasets[0])
 
 
-def dataset_rows(uri: str) -> list[tuple[str, str]]:
+def dataset_rows(dataset: ReadDataset) -> list[tuple[str, str]]:
     """Names and values for a table. StoreError or FormatError if the manifest cannot be read."""
-    manifest = _manifest(uri)
+    manifest = _manifest(dataset)
     written = [shard for split in shards.SPLITS for shard in manifest.shards[split]]
     bp, size = {split: manifest.bp(split) for split in shards.SPLITS}, sum(shard.bytes for shard in written)
     total = sum(bp.values())
     return [
-        ("URI", uri),
+        ("URI", dataset.uri),
         (
             "sources",
             ", ".join(
@@ -169,8 +182,8 @@ def dataset_rows(uri: str) -> list[tuple[str, str]]:
     ]
 
 
-def _manifest(uri: str) -> shards.Manifest:
-    return open_manifest(uri).manifest
+def _manifest(dataset: ReadDataset) -> shards.Manifest:
+    return open_manifest(dataset.uri, digest=dataset.digest).manifest
 
 
 def model_uri(run: Any) -> str | None:

@@ -1,6 +1,5 @@
 """The sections of a report, each a function from what a run logged to text, a table and pictures."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -55,7 +54,7 @@ def all_sections(registry: Registry, run: Any) -> list[Section]:
         _embeddings(registry, run),
         Section("Schedule", pictures=_picture("schedule", "Schedule", figures.curves(found, _SCHEDULE))),
         _throughput(found),
-        _dataset(params),
+        _dataset(run),
         _last_values(found),
         Section("Tags", (), ("tag", "value"), sorted(tags.items())),
         Section("Parameters", (), ("parameter", "value"), sorted(params.items()), folded=True),
@@ -156,9 +155,11 @@ def _embeddings(registry: Registry, run: Any) -> Section:
     if model is None:
         return Section(title, ["The run registered no model, so there is nothing to embed with."])
     try:
-        uri = facts.first_with_val(facts.dataset_uris(run.data.params))
+        dataset = facts.first_with_val(facts.datasets_of(run))
         length = int(run.data.params["data.length"])
-        plane = embedding_plane(registry, model, dataset_uri=uri, length=length)
+        plane = embedding_plane(
+            registry, model, dataset_uri=dataset.uri, digest=dataset.digest, length=length
+        )
     except (OSError, ValueError, RuntimeError) as fault:
         return Section(title, [f"No picture, because the windows could not be embedded: {fault}"])
     text = (
@@ -168,9 +169,9 @@ def _embeddings(registry: Registry, run: Any) -> Section:
     return Section(title, [text], pictures=_picture("embedding", "Embeddings coloured by GC content", figure))
 
 
-def _dataset(params: Mapping[str, str]) -> Section:
+def _dataset(run: Any) -> Section:
     try:
-        rows = [row for uri in facts.dataset_uris(params) for row in facts.dataset_rows(uri)]
+        rows = [row for dataset in facts.datasets_of(run) for row in facts.dataset_rows(dataset)]
         return Section("Dataset", (), ("what", "value"), rows)
     except (OSError, ValueError) as fault:
         return Section("Dataset", [f"The dataset cannot be reached from here: {fault}"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
+from cluster.storage.uri import resolve_to_write
 from cluster.tasks import ray_session
 from configs import dump
 from data_prep.blocks import pack
@@ -69,6 +70,7 @@ def build(
     """
     began = time.monotonic()
     runner = Runner(config.workers, on_progress, on_retry)
+    resolve_to_write(store.absolute(config.output))  # where nothing can be written, at once
     output = Output(
         store.absolute(config.output), overwrite=config.overwrite, grow=config.grow
     )  # a wrong one is refused at once

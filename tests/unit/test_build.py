@@ -715,3 +715,11 @@ def test_yeast(dna_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     source = gzip.decompress((dna_data / "genomes" / "sacCer_R64.fa.gz").read_bytes()).decode()
     four = next(record for record in source.split(">") if record.startswith("IV "))
     assert records(tmp_path / "IV.fa") == {"R64:IV:0-1531933": four.split("\n", 1)[1].replace("\n", "")}
+
+
+def test_an_output_that_is_only_read_is_refused_at_once(fasta: str) -> None:
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(
+        store.StoreError, match=r"cannot write hf://datasets/me/x: .* only read here; write to"
+    ):
+        made(fasta, "hf://datasets/me/x")

@@ -1,6 +1,7 @@
 """Haplotypes as assemblies of a dataset: their letters, what is held out, and partners at exact places."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from configs import ConfigError, load
 from data_prep.alphabet import decode, encode
 from data_prep.config import DataConfig
 from data_prep.dataset.build import Built, build
+from data_prep.dataset.leaks import dataset_leakage
 from data_prep.dataset.partner_checks import read_table
 from data_prep.dataset.partners import Layout
 from data_prep.dataset.plan import Plan, make_plan
@@ -202,6 +204,20 @@ def test_a_share_is_the_same_place_in_all(genome: Genome) -> None:
                 assert of(plan, split, name, contig) == genome.lifted(name, contig, drawn)
     assert of(plan, "val", "ref", "chrA"), "something is drawn"
     assert not [text for text in plan.warnings if "holds it out" in text]
+
+
+def test_a_haplotype_has_the_clade_of_its_reference(genome: Genome, tmp_path: Path, local_ray: int) -> None:
+    """In the report of a build, and in one on the dataset."""
+    other = {"name": "other", "uri": write_fasta(tmp_path / "o.fa", {"one": "ACGT" * 500}), "clade": "birds"}
+    variants = {"keep_reference": False}
+    config = genome.config(
+        tmp_path / "d", variants=variants, reference={"clade": "mammals"}, split={"val": ["chrB"]}
+    )
+    wanted = config.model_dump(mode="json")
+    build(DataConfig.model_validate(wanted | {"references": [*wanted["references"], other]}))
+    report = json.loads((tmp_path / "d" / "leakage.json").read_bytes())
+    assert report["clades"]["held_out"] == ["mammals"] and report["clades"]["train"] == ["birds", "mammals"]
+    assert report == json.loads(json.dumps(dataset_leakage(str(tmp_path / "d"), workers=1).to_dict()))
 
 
 def test_filters_are_of_the_same_place(genome: Genome, tmp_path: Path) -> None:

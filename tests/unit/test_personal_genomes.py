@@ -23,6 +23,7 @@ from data_prep.dataset.references import prepare_all
 from data_prep.dataset.runner import Runner
 from data_prep.dataset.verify import verify
 from data_prep.partners import IDENTITY_UNIT, PartnerTable
+from data_prep.split.intervals import subtract
 from tests.haplotypes import Variant, applied, random_variants, write_fasta, write_vcf
 from tests.unit.test_filters import bed
 from tests.unit.test_partner_windows import FLANK, LENGTH, partner_of, reader
@@ -204,6 +205,35 @@ def test_a_share_is_the_same_place_in_all(genome: Genome) -> None:
                 assert of(plan, split, name, contig) == genome.lifted(name, contig, drawn)
     assert of(plan, "val", "ref", "chrA"), "something is drawn"
     assert not [text for text in plan.warnings if "holds it out" in text]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("drawn", ["val", "test"])
+def test_a_share_is_drawn_beside_what_the_other_split_has(
+    genome: Genome, tmp_path: Path, keep: bool, drawn: str
+) -> None:
+    """By a BED, also of one haplotype alone, by names, and by a clade; with the reference and without."""
+    given = "test" if drawn == "val" else "val"
+    made = partial(genome.planned, variants={"keep_reference": keep})
+    both = {"leakage": "off", "gap": 0, drawn: 0.4}
+    whole = made(split=both)
+    file = bed(tmp_path, "chrA\t6000\t15000\nchrA\t20000\t20500\tref.HG1.1\n")
+    for held in ({"bed": file}, ["chrB"], ["ref.HG1.1:chrB"]):
+        plan = made(split=both | {given: held})
+        for name in NAMES[1:]:
+            for contig in genome.letters:
+                theirs = of(plan, given, name, contig)
+                rest = subtract(of(whole, drawn, name, contig), theirs)
+                assert of(plan, drawn, name, contig) == rest, (name, contig, held)
+        assert of(plan, given, "ref.HG1.1", "chrA" if held == {"bed": file} else "chrB")
+    other = {"name": "other", "uri": write_fasta(tmp_path / "o.fa", {"one": "ACGT" * 5000})}
+    wanted = genome.config(reference={"clade": "mammals"}, variants={"keep_reference": keep})
+    values = wanted.model_dump(mode="json")
+    values |= {"references": [*values["references"], other], "split": both | {given: {"clade": "mammals"}}}
+    config = DataConfig.model_validate(values | {"block_bp": 1024})
+    plan = make_plan(config, prepare_all(config.references, Runner(1, lambda *_: None, lambda _: None)))
+    assert {span.assembly for span in plan.parts[drawn]} == {"other"}
+    assert {span.assembly for span in plan.parts[given]} == set(NAMES if keep else NAMES[1:])
 
 
 def test_a_haplotype_has_the_clade_of_its_reference(genome: Genome, tmp_path: Path, local_ray: int) -> None:

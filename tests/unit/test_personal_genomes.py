@@ -27,7 +27,9 @@ from data_prep.split.intervals import subtract
 from tests.haplotypes import Variant, applied, random_variants, write_fasta, write_vcf
 from tests.unit.test_filters import bed
 from tests.unit.test_partner_windows import FLANK, LENGTH, partner_of, reader
+from trainer.data.config import Regions
 from trainer.data.dataset import Dataset
+from trainer.data.regions import open_regions
 
 NAMES = ("ref", "ref.HG1.1", "ref.HG1.2")
 
@@ -382,6 +384,53 @@ def test_the_teacher_reads_the_haplotype_of_the_same_place(genome: Genome, built
             assert decode(partner.codes_BS[row, FLANK : FLANK + LENGTH].numpy()).decode() == letters.upper()
             compared += 1
     assert compared > 150
+
+
+def regions_of(uri: str, file: str, said: list[str]) -> set[tuple[str, int, int]]:
+    """(assembly, start, end) of each piece of the train split's regions."""
+    data = Dataset(uri, "train")
+    chosen = Regions.model_validate({"beds": [{"uri": file}]})
+    ((found,),) = (each.by_dataset for each in open_regions(chosen, [data], warn=said.append))
+    assert found
+    pieces = set()
+    for number, start, bp in zip(found.block_P, found.start_P, found.bp_P, strict=True):
+        block = data.blocks[int(number)][1]
+        pieces.add((block.assembly, block.start + int(start), block.start + int(start) + int(bp)))
+    return pieces
+
+
+def test_regions_are_in_the_coordinates_of_references(built: tuple[str, Built], tmp_path: Path) -> None:
+    said: list[str] = []
+    file = bed(tmp_path, "chrA\t20500\t20600\nchrB\t0\t9\n")
+    assert regions_of(built[0], file, said) == {("ref", 20500, 20600)}
+    advice = "a line in a haplotype's own coordinates may name it in the fourth column"
+    left_out = f"for references alone, and not for haplotypes (ref.HG1.1, ref.HG1.2): {advice}"
+    assert said == [
+        f"data.regions.beds: 1 of 2 lines of {file} give no window: 1 held out or left out (chrB)",
+        f"data.regions.beds: 2 of 2 lines of {file} name no assembly, so they count {left_out}",
+    ]
+    said.clear()
+    file = bed(tmp_path, "chrA\t20500\t20600\nchrA\t20700\t20800\tref.HG1.1\n", "own.bed")
+    assert regions_of(built[0], file, said) == {("ref", 20500, 20600), ("ref.HG1.1", 20700, 20800)}
+    assert said == [f"data.regions.beds: 1 of 2 lines of {file} name no assembly, so they count {left_out}"]
+    said.clear()
+    file = bed(tmp_path, "chrA\t20700\t20800\tref.HG1.1\n", "named.bed")
+    assert regions_of(built[0], file, said) == {("ref.HG1.1", 20700, 20800)} and not said
+
+
+def test_regions_of_haplotypes_alone_must_name_them(genome: Genome, tmp_path: Path, local_ray: int) -> None:
+    uri = str(tmp_path / "d")
+    build(genome.config(uri, variants={"keep_reference": False}))
+    file = bed(tmp_path, "chrA\t20500\t20600\n")
+    with pytest.raises(ConfigError) as fault:
+        regions_of(uri, file, [])
+    assert str(fault.value) == (
+        f"data.regions.beds: no line lies in the train split of {uri}: 1 of 1 lines of {file} give no "
+        "window: 1 without an assembly, on contigs of haplotypes alone (chrA); a line in a haplotype's own "
+        "coordinates may name it in the fourth column"
+    )
+    file = bed(tmp_path, "chrA\t20500\t20600\tref.HG1.2\n", "own.bed")
+    assert regions_of(uri, file, []) == {("ref.HG1.2", 20500, 20600)}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from data_prep.dataset.plan import Plan, with_parts
 from data_prep.dataset.read import load_manifest, shard_codes
 from data_prep.dataset.references import ReferenceSpans, reference_codes
 from data_prep.dataset.runner import Runner
-from data_prep.shards import BUILD_INFO, SPLITS
+from data_prep.shards import BUILD_INFO, SPLITS, Manifest
 from data_prep.sources.survey import Reference
 from data_prep.split.intervals import HELD_OUT, Span
 from data_prep.split.leakage import Leakage, leakage, passes_bp, without
@@ -97,17 +97,17 @@ def dataset_leakage(uri: str, *, workers: int | None = None, on_progress: OnProg
     }
     spans = {split: [Span.of(block) for _, block in manifest.blocks(split)] for split in SPLITS}
     stage = Stage(on_progress, "leakage", passes_bp(spans))
+    clades = _clades_of(uri, manifest)
     with ray_session.session(workers):
-        return leakage(chunks, shard_codes, workers=workers, on_scanned=stage.advance, clades=_clades_of(uri))
+        return leakage(chunks, shard_codes, workers=workers, on_scanned=stage.advance, clades=clades)
 
 
-def _clades_of(uri: str) -> dict[str, str]:
-    """The clades of the assemblies by the config in build.json; none where that was removed, or is older."""
+def _clades_of(uri: str, manifest: Manifest) -> dict[str, str]:
+    """The clades of the assemblies by the config in build.json; none where that was removed, or is older. A
+    haplotype has that of its reference."""
     with contextlib.suppress(store.StoreError, ValueError, KeyError, TypeError):
         config = json.loads(store.read_bytes(store.join(uri, BUILD_INFO)))["config"]
-        return {
-            reference["name"]: reference["clade"]
-            for reference in config["references"]
-            if reference.get("clade")
-        }
+        clades = {reference["name"]: reference.get("clade") for reference in config["references"]}
+        named = {s.name: s.filters.get("haplotype", {}).get("reference", s.name) for s in manifest.sources}
+        return {name: clade for name, of in named.items() if (clade := clades.get(of))}
     return {}

@@ -202,7 +202,7 @@ class Output:
         if files.partners is not None:
             assert plan.manifest.partners, "a table that the plan does not want"
             partners = described(
-                plan.manifest.partners, files.partners, base=plan.base and plan.base.manifest
+                plan.manifest.partners, files.partners, base=plan.base.manifest if plan.base else None
             )
             manifest = replace(manifest, partners=partners)
             self._write(file_of(partners), files.partners)

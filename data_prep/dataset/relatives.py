@@ -14,7 +14,6 @@ from data_prep.shards import SPLITS
 from data_prep.sources.survey import Reference
 from data_prep.split.contigs import having
 from data_prep.split.intervals import (
-    HELD_OUT,
     Intervals,
     Place,
     Span,
@@ -23,6 +22,7 @@ from data_prep.split.intervals import (
     by_place,
     intersect,
     merge,
+    subtract,
 )
 
 HeldOut = Names | float | Zones
@@ -70,9 +70,10 @@ def assigned(
         for base in set(of_base.values()) - drawn.keys():
             blocks = tiled(base)
             drawn[base] = splitting.of(blocks, _among(blocks, splitting.held_out, there, strict=False))
-        for split in HELD_OUT:
+        for split, other in (("val", "test"), ("test", "val")):
             if isinstance(held_out[split], float):
-                held_out[split] = _drawn(split, drawn, references, of_base)
+                zones = _drawn(split, drawn, references, of_base)
+                held_out[split] = _not_in(held_out[other], zones)
     own = splitting.of(others, held_out)
     order = {name: number for number, name in enumerate(dict.fromkeys(span.assembly for span in spans))}
     return {
@@ -93,6 +94,17 @@ def _drawn(
             if assembly == base:
                 zones[name, contig] = references[name].lift(contig, intervals)
     return zones
+
+
+def _not_in(held_out: HeldOut, zones: Zones) -> Zones:
+    """What ``held_out`` leaves of ``zones``. It may hold out what it does not in the reference: zones of a
+    reference that is not in the dataset are not known, and some are of one haplotype alone."""
+    if isinstance(held_out, float):
+        return zones
+    if isinstance(held_out, tuple):
+        named = {place for pattern in held_out for place in having(pattern, zones)}
+        return {place: intervals for place, intervals in zones.items() if place not in named}
+    return {place: subtract(intervals, held_out.get(place, [])) for place, intervals in zones.items()}
 
 
 def _among(

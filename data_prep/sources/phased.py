@@ -68,14 +68,14 @@ def write_edits(
         _Haplotype(sample, number, Writer(file)) for (sample, number), file in zip(wanted, files, strict=True)
     ]
     unphased = _Unphased()
-    done: set[str] = set()
+    done = dict[str, int]()  # contig -> the number of its file
     window = _Window(base)
     contig, name, at = "", "", -1  # the contig, its name in the VCF, and the last record's place
-    for uri in vcfs:
+    for number, uri in enumerate(vcfs):
         for record in records(uri, list(dict.fromkeys(sample for sample, _ in wanted))):
             if record.chrom != name:
                 _end_contig(found, contig)
-                contig, name, at = _contig(record.chrom, base, done, uri), record.chrom, -1
+                contig, name, at = _contig(record.chrom, base, done, vcfs, number), record.chrom, -1
             if not contig:
                 for haplotype in found:
                     haplotype.counts["elsewhere"] += 1
@@ -127,19 +127,27 @@ class _Unphased:
             )
 
 
-def _contig(name: str, base: Base, done: set[str], uri: str) -> str:
-    """The contig of the reference that the VCF calls ``name``; "" if it has none."""
+def _contig(name: str, base: Base, done: dict[str, int], vcfs: Sequence[str], number: int) -> str:
+    """The contig of the reference that VCF ``number`` calls ``name``; "" if it has none. ``done``: contig ->
+    the number of the VCF that had it; it gets this one."""
+    uri = vcfs[number]
     meant = base.names.meanings(name)
     if len(meant) > 1:
         raise ValueError(f"{redact(uri)}: contig {name!r} may mean {' or '.join(meant)} of the reference")
     if not meant:
         return ""
     base.names.note(name, meant[0])
-    if meant[0] in done:
+    before = done.get(meant[0])
+    if before == number:
         raise ValueError(
             f"{redact(uri)}: records of {name} stand in more than one place; sort the VCF (bcftools sort)"
         )
-    done.add(meant[0])
+    if before is not None:
+        raise ValueError(
+            f"{redact(vcfs[before])} and {redact(uri)} both have records of {meant[0]}, but the records of a "
+            "contig are read from one file; join the files (bcftools concat -a)"
+        )
+    done[meant[0]] = number
     return meant[0]
 
 

@@ -90,7 +90,7 @@ def prepared_before(
 ) -> Reference | None:
     """What ``prepare`` gives, if all of it is in the cache; None if the source would have to be read."""
     located = located_before(uri, cache=cache, number_repeated=number_repeated)
-    return located and _surveyed(located, _scan_file(located, cache))
+    return None if located is None else _surveyed(located, _scan_file(located, cache))
 
 
 def _scan_file(located: Located, cache: Path | None) -> Path:

@@ -67,14 +67,14 @@ def duplicates(sets: BlockSets, sha256: Mapping[str, str], *, min_shared: float)
             continue
         kept_U[of_N[i]] = True
     # Of which assembly the kept blocks have most of each duplicate.
-    most, within = [-1] * len(found), [""] * len(found)
+    most, within = [-1] * len(found), [""] * len(found)  # minimisers; the assembly
     kept = sorted(set(order).difference(found), key=lambda i: spans[i].assembly)
     for name, blocks in groupby(kept, key=lambda i: spans[i].assembly):
         kept_U[:] = False
         for i in blocks:
             kept_U[of_N[i]] = True
         for at, i in enumerate(found):
-            if (count := np.count_nonzero(kept_U[of_N[i]])) > most[at]:
+            if (count := int(np.count_nonzero(kept_U[of_N[i]]))) > most[at]:
                 most[at], within[at] = count, name
     pairs: dict[tuple[str, str], list[int]] = {}
     for i, other in zip(found, within, strict=True):

@@ -1,6 +1,7 @@
 """Haplotypes of phased VCF files: letters against plain strings and bcftools, the map, every refusal."""
 
 import gzip
+import re
 import tracemalloc
 from collections.abc import Sequence
 from functools import partial
@@ -234,6 +235,24 @@ def test_what_is_no_vcf_or_has_no_such_sample(tmp_path: Path) -> None:
     ambiguous = write_vcf(tmp_path / "m.vcf", [Variant("Chr1", 0, "A", ("T",), "1|0")], {"Chr1": 1})
     with pytest.raises(ValueError, match=r"contig 'Chr1' may mean 1 or chr1 of the reference"):
         haplotypes(fasta, [ambiguous], [("s", 1)])
+
+
+def test_files_that_share_a_contig_are_to_be_joined(tmp_path: Path) -> None:
+    """As where substitutions and indels have files of their own."""
+    letters = "ACGTACGTAC"
+    fasta = locate(write_fasta(tmp_path / "x.fa", {"chrc": letters}))
+    one, two = V(2, "G", ("T",), "1|0"), V(5, "C", ("CA",), "1|0")
+    vcfs = [write_vcf(tmp_path / f"{v.start}.vcf.gz", [v], {"c": 10}) for v in (one, two)]
+    message = (
+        f"{vcfs[0]} and {vcfs[1]} both have records of chrc, but the records of a contig are read from one "
+        "file; join the files (bcftools concat -a)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        haplotypes(fasta, vcfs, [("s", 1)])
+    joined = tmp_path / "joined.vcf"
+    joined.write_text(pysam.bcftools.concat("-a", *vcfs, catch_stdout=True))
+    (found,) = haplotypes(fasta, [str(joined)], [("s", 1)])
+    assert text(found, "chrc") == "".join(applied(letters, [one, two], 1))
 
 
 def test_another_node_makes_the_edits_anew_and_notices_another_vcf(tmp_path: Path) -> None:

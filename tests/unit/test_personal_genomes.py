@@ -1,6 +1,7 @@
 """Haplotypes as assemblies of a dataset: their letters, what is held out, and partners at exact places."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from configs import ConfigError, load
 from data_prep.alphabet import decode, encode
 from data_prep.config import DataConfig
 from data_prep.dataset.build import Built, build
+from data_prep.dataset.leaks import dataset_leakage
 from data_prep.dataset.partner_checks import read_table
 from data_prep.dataset.partners import Layout
 from data_prep.dataset.plan import Plan, make_plan
@@ -21,10 +23,13 @@ from data_prep.dataset.references import prepare_all
 from data_prep.dataset.runner import Runner
 from data_prep.dataset.verify import verify
 from data_prep.partners import IDENTITY_UNIT, PartnerTable
+from data_prep.split.intervals import subtract
 from tests.haplotypes import Variant, applied, random_variants, write_fasta, write_vcf
 from tests.unit.test_filters import bed
 from tests.unit.test_partner_windows import FLANK, LENGTH, partner_of, reader
+from trainer.data.config import Regions
 from trainer.data.dataset import Dataset
+from trainer.data.regions import open_regions
 
 NAMES = ("ref", "ref.HG1.1", "ref.HG1.2")
 
@@ -204,6 +209,49 @@ def test_a_share_is_the_same_place_in_all(genome: Genome) -> None:
     assert not [text for text in plan.warnings if "holds it out" in text]
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("drawn", ["val", "test"])
+def test_a_share_is_drawn_beside_what_the_other_split_has(
+    genome: Genome, tmp_path: Path, keep: bool, drawn: str
+) -> None:
+    """By a BED, also of one haplotype alone, by names, and by a clade; with the reference and without."""
+    given = "test" if drawn == "val" else "val"
+    made = partial(genome.planned, variants={"keep_reference": keep})
+    both = {"leakage": "off", "gap": 0, drawn: 0.4}
+    whole = made(split=both)
+    file = bed(tmp_path, "chrA\t6000\t15000\nchrA\t20000\t20500\tref.HG1.1\n")
+    for held in ({"bed": file}, ["chrB"], ["ref.HG1.1:chrB"]):
+        plan = made(split=both | {given: held})
+        for name in NAMES[1:]:
+            for contig in genome.letters:
+                theirs = of(plan, given, name, contig)
+                rest = subtract(of(whole, drawn, name, contig), theirs)
+                assert of(plan, drawn, name, contig) == rest, (name, contig, held)
+        assert of(plan, given, "ref.HG1.1", "chrA" if held == {"bed": file} else "chrB")
+    other = {"name": "other", "uri": write_fasta(tmp_path / "o.fa", {"one": "ACGT" * 5000})}
+    wanted = genome.config(reference={"clade": "mammals"}, variants={"keep_reference": keep})
+    values = wanted.model_dump(mode="json")
+    values |= {"references": [*values["references"], other], "split": both | {given: {"clade": "mammals"}}}
+    config = DataConfig.model_validate(values | {"block_bp": 1024})
+    plan = make_plan(config, prepare_all(config.references, Runner(1, lambda *_: None, lambda _: None)))
+    assert {span.assembly for span in plan.parts[drawn]} == {"other"}
+    assert {span.assembly for span in plan.parts[given]} == set(NAMES if keep else NAMES[1:])
+
+
+def test_a_haplotype_has_the_clade_of_its_reference(genome: Genome, tmp_path: Path, local_ray: int) -> None:
+    """In the report of a build, and in one on the dataset."""
+    other = {"name": "other", "uri": write_fasta(tmp_path / "o.fa", {"one": "ACGT" * 500}), "clade": "birds"}
+    variants = {"keep_reference": False}
+    config = genome.config(
+        tmp_path / "d", variants=variants, reference={"clade": "mammals"}, split={"val": ["chrB"]}
+    )
+    wanted = config.model_dump(mode="json")
+    build(DataConfig.model_validate(wanted | {"references": [*wanted["references"], other]}))
+    report = json.loads((tmp_path / "d" / "leakage.json").read_bytes())
+    assert report["clades"]["held_out"] == ["mammals"] and report["clades"]["train"] == ["birds", "mammals"]
+    assert report == json.loads(json.dumps(dataset_leakage(str(tmp_path / "d"), workers=1).to_dict()))
+
+
 def test_filters_are_of_the_same_place(genome: Genome, tmp_path: Path) -> None:
     intervals = [(v.start, v.start + 333) for v in genome.variants if v.contig == "chrA"][10:400:40]
     file = bed(tmp_path, "".join(f"chrA\t{a}\t{b}\n" for a, b in intervals))
@@ -336,6 +384,53 @@ def test_the_teacher_reads_the_haplotype_of_the_same_place(genome: Genome, built
             assert decode(partner.codes_BS[row, FLANK : FLANK + LENGTH].numpy()).decode() == letters.upper()
             compared += 1
     assert compared > 150
+
+
+def regions_of(uri: str, file: str, said: list[str]) -> set[tuple[str, int, int]]:
+    """(assembly, start, end) of each piece of the train split's regions."""
+    data = Dataset(uri, "train")
+    chosen = Regions.model_validate({"beds": [{"uri": file}]})
+    ((found,),) = (each.by_dataset for each in open_regions(chosen, [data], warn=said.append))
+    assert found
+    pieces = set()
+    for number, start, bp in zip(found.block_P, found.start_P, found.bp_P, strict=True):
+        block = data.blocks[int(number)][1]
+        pieces.add((block.assembly, block.start + int(start), block.start + int(start) + int(bp)))
+    return pieces
+
+
+def test_regions_are_in_the_coordinates_of_references(built: tuple[str, Built], tmp_path: Path) -> None:
+    said: list[str] = []
+    file = bed(tmp_path, "chrA\t20500\t20600\nchrB\t0\t9\n")
+    assert regions_of(built[0], file, said) == {("ref", 20500, 20600)}
+    advice = "a line in a haplotype's own coordinates may name it in the fourth column"
+    left_out = f"for references alone, and not for haplotypes (ref.HG1.1, ref.HG1.2): {advice}"
+    assert said == [
+        f"data.regions.beds: 1 of 2 lines of {file} give no window: 1 held out or left out (chrB)",
+        f"data.regions.beds: 2 of 2 lines of {file} name no assembly, so they count {left_out}",
+    ]
+    said.clear()
+    file = bed(tmp_path, "chrA\t20500\t20600\nchrA\t20700\t20800\tref.HG1.1\n", "own.bed")
+    assert regions_of(built[0], file, said) == {("ref", 20500, 20600), ("ref.HG1.1", 20700, 20800)}
+    assert said == [f"data.regions.beds: 1 of 2 lines of {file} name no assembly, so they count {left_out}"]
+    said.clear()
+    file = bed(tmp_path, "chrA\t20700\t20800\tref.HG1.1\n", "named.bed")
+    assert regions_of(built[0], file, said) == {("ref.HG1.1", 20700, 20800)} and not said
+
+
+def test_regions_of_haplotypes_alone_must_name_them(genome: Genome, tmp_path: Path, local_ray: int) -> None:
+    uri = str(tmp_path / "d")
+    build(genome.config(uri, variants={"keep_reference": False}))
+    file = bed(tmp_path, "chrA\t20500\t20600\n")
+    with pytest.raises(ConfigError) as fault:
+        regions_of(uri, file, [])
+    assert str(fault.value) == (
+        f"data.regions.beds: no line lies in the train split of {uri}: 1 of 1 lines of {file} give no "
+        "window: 1 without an assembly, on contigs of haplotypes alone (chrA); a line in a haplotype's own "
+        "coordinates may name it in the fourth column"
+    )
+    file = bed(tmp_path, "chrA\t20500\t20600\tref.HG1.2\n", "own.bed")
+    assert regions_of(uri, file, []) == {("ref.HG1.2", 20500, 20600)}
 
 
 @pytest.mark.parametrize(

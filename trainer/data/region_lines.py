@@ -18,8 +18,9 @@ from trainer.data.config import RegionBed
 from trainer.data.mixture import Ints
 from trainer.data.sampling import Floats
 
-ALL, ABSENT = -1, -2  # in place of an assembly: the line counts for each; its assembly is not among the data
+ALL, ABSENT = -1, -2  # in place of an assembly: the line counts for each reference; its assembly is not there
 KEY = "data.regions.beds"
+TO_HAPLOTYPES = "a line in a haplotype's own coordinates may name it in the fourth column"
 _SHOWN = 5  # names in a sentence
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -48,7 +49,7 @@ class Lines:
 
 
 def read(of: RegionBed, assemblies: Sequence[str]) -> Lines:
-    """The lines of a BED file. A line counts for every assembly that has its contig; but where the fourth
+    """The lines of a BED file. A line counts for every reference that has its contig; but where the fourth
     column of some line names one of ``assemblies``, each line that has a name counts for that one alone.
 
     Raises:
@@ -106,27 +107,40 @@ def _score(line: bed.Line, uri: str) -> float:
     return score
 
 
-def not_in_train(lines: Lines, hit_M: Bools, *, known: Collection[str]) -> str:
+def not_in_train(lines: Lines, hit_M: Bools, alone_M: Bools, *, known: Collection[str]) -> str:
     """How many lines lie outside the train split (``hit_M`` is False), and why; "" if none does.
 
-    ``known``: the contigs that some assembly of the data has, in the spelling of the BED.
+    ``alone_M``: which name no assembly, and only haplotypes have their contig. ``known``: the contigs that
+    some assembly of the data has, in the spelling of the BED.
     """
     missed_M = ~hit_M
     if not missed_M.any():
         return ""
     is_known = np.array([contig in known for contig in lines.contigs])[lines.contig_M]
     empty_M, absent_M, zero_M = lines.start_M == lines.end_M, lines.assembly_M == ABSENT, lines.score_M == 0
-    other_M = missed_M & ~empty_M & ~absent_M & ~zero_M
+    other_M = missed_M & ~empty_M & ~absent_M & ~zero_M & ~alone_M
     held_M, unknown_M = other_M & is_known, other_M & ~is_known
     parts = [
         (held_M, f"held out or left out ({_contigs(lines, held_M)})"),
         (unknown_M, f"on contigs that no assembly of the data has ({_contigs(lines, unknown_M)})"),
+        (alone_M, f"without an assembly, on contigs of haplotypes alone ({_contigs(lines, alone_M)})"),
         (absent_M & ~empty_M & ~zero_M, f"of assemblies that are not in the data ({_some(lines.absent)})"),
         (empty_M & ~zero_M, "of length 0"),
         (zero_M, "with score 0"),
     ]
     told = ", ".join(f"{int(which.sum()):,} {what}" for which, what in parts if which.any())
     return f"{int(missed_M.sum()):,} of {len(lines):,} lines of {lines.uri} give no window: {told}"
+
+
+def unlifted(lines: Lines, unlifted_M: Bools, haplotypes: Sequence[str]) -> str:
+    """How many lines count for no haplotype, since they name none, and which ones have their contigs; "" if
+    none does."""
+    if not unlifted_M.any():
+        return ""
+    return (
+        f"{int(unlifted_M.sum()):,} of {len(lines):,} lines of {lines.uri} name no assembly, so they count "
+        f"for references alone, and not for haplotypes ({_some(haplotypes)}): {TO_HAPLOTYPES}"
+    )
 
 
 def past_the_end(lines: Lines, late_M: Bools) -> str:

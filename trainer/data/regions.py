@@ -67,12 +67,15 @@ class _Intervals(NamedTuple):
 class _Remarks:
     """What is to be said of the lines of one file, gathered over datasets and assemblies.
 
-    ``hit_M``: which lie in a train block; ``late_M``: which end past the end of their contig; ``known``:
-    contigs that some assembly has; ``renamed``: which were read as others, a sentence or "".
+    ``hit_M``: which lie in a train block; ``late_M``: which end past the end of their contig; ``read_M``:
+    which count for some assembly; ``unlifted_M``: which do not count for some of ``haplotypes``, although
+    they have the contig; ``known``: contigs that some assembly has; ``renamed``: which were read as others,
+    a sentence or "".
     """
 
     def __init__(self, lines: Lines) -> None:
-        self.hit_M, self.late_M = np.zeros(len(lines), np.bool_), np.zeros(len(lines), np.bool_)
+        self.hit_M, self.late_M, self.read_M, self.unlifted_M = np.zeros((4, len(lines)), np.bool_)
+        self.haplotypes = dict[str, None]()
         self.known = set[str]()
         self.renamed = ""
 
@@ -100,13 +103,14 @@ def _open(
     lines = region_lines.read(bed, assemblies)
     remarks = _Remarks(lines)
     found = tuple(place.regions(lines, bed, remarks) for place in places)
-    missed = region_lines.not_in_train(lines, remarks.hit_M, known=remarks.known)
+    alone_M = remarks.unlifted_M & ~remarks.read_M
+    missed = region_lines.not_in_train(lines, remarks.hit_M, alone_M, known=remarks.known)
+    unlifted = region_lines.unlifted(lines, remarks.unlifted_M, [*remarks.haplotypes])
     if not remarks.hit_M.any():
         uris = ", ".join(place.uri for place in places)
-        raise ConfigError(
-            f"{KEY}: no line lies in the train split of {uris}: {missed}; give another BED file"
-        )
-    for sentence in (missed, region_lines.past_the_end(lines, remarks.late_M), remarks.renamed):
+        advice = region_lines.TO_HAPLOTYPES if unlifted else "give another BED file"
+        raise ConfigError(f"{KEY}: no line lies in the train split of {uris}: {missed}; {advice}")
+    for sentence in (missed, unlifted, region_lines.past_the_end(lines, remarks.late_M), remarks.renamed):
         if sentence:
             warn(f"{KEY}: {sentence}")
     return RegionSet(bed.uri, lines.sha256, bed.name, bed.weight, found)
@@ -117,10 +121,13 @@ class _Places:
 
     def __init__(self, dataset: Dataset, assemblies: Sequence[str]) -> None:
         self._contigs: dict[int, Mapping[str, int]] = {}  # number of the assembly -> its contigs' bp
+        self._haplotypes = set[int]()  # the numbers of assemblies that are haplotypes of references
         self._starts: dict[tuple[str, str], int] = {}
         self.uri, at = redact(dataset.uri), 0
         for source in dataset.manifest.sources:
             self._contigs[assemblies.index(source.name)] = source.contigs
+            if "haplotype" in source.filters:
+                self._haplotypes.add(assemblies.index(source.name))
             for contig, bp in source.contigs.items():
                 self._starts[source.name, contig] = at
                 at += bp + 1
@@ -142,7 +149,8 @@ class _Places:
         return self._cut(intervals, None if bed.by == "bp" else lines.score_M)
 
     def _intervals(self, lines: Lines, remarks: _Remarks) -> _Intervals:
-        """Those of ``lines`` that are of this dataset's assemblies, once for each."""
+        """Those of ``lines`` that are of this dataset's assemblies, once for each. A line without an assembly
+        is in the coordinates of references, which a dataset cannot lift to haplotypes."""
         starts, ends, numbers = list[Ints](), list[Ints](), list[Ints]()
         for assembly, contigs in self._contigs.items():
             renamed = Renamed(contigs)
@@ -154,9 +162,15 @@ class _Places:
             name = self._names[assembly]
             first_C = np.array([-1 if contig is None else self._starts[name, contig] for contig in found])
             bp_C = np.array([0 if contig is None else contigs[contig] for contig in found])
-            mine_M = (lines.assembly_M == ALL) | (lines.assembly_M == assembly)
-            mine_M &= (lines.start_M < lines.end_M) & (lines.score_M > 0)
-            at = np.flatnonzero((first_C[lines.contig_M] >= 0) & mine_M)
+            own_M, all_M = lines.assembly_M == assembly, lines.assembly_M == ALL
+            there_M = (first_C[lines.contig_M] >= 0) & (lines.start_M < lines.end_M) & (lines.score_M > 0)
+            if assembly not in self._haplotypes:
+                own_M |= all_M
+            elif (all_M & there_M).any():
+                remarks.unlifted_M |= all_M & there_M
+                remarks.haplotypes[name] = None
+            at = np.flatnonzero(own_M & there_M)
+            remarks.read_M[at] = True
             first, bp = first_C[lines.contig_M[at]], bp_C[lines.contig_M[at]]
             if len(beyond := np.flatnonzero(lines.start_M[at] >= bp)):
                 raise ConfigError(_beyond(lines, int(at[beyond[0]]), name, int(bp[beyond[0]])))

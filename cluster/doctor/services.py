@@ -19,8 +19,17 @@ from configs import redact
 
 _OBJECT = 8 << 20
 _SKEW_S, _WRONG_S = 5.0, 300.0  # of a clock: a warning, a failure; S3 refuses 15 minutes
+_CREDENTIALS = {  # by scheme: what to look at where a store does not accept them
+    **dict.fromkeys(("s3", "s3a"), "the AWS_ variables"),
+    **dict.fromkeys(("gs", "gcs"), "GOOGLE_APPLICATION_CREDENTIALS"),
+    **dict.fromkeys(
+        ("az", "abfs", "abfss"),
+        "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+    ),
+}
 _REFUSED = re.compile(
-    r"(?i)^(?!.*\(\w*(Skewed|Signature|AccessKey|Token)\w*\)).*(denied|forbidden|not permitted)"
+    r"(?i)^(?!.*(no credentials|\(\w*(Skewed|Signature|AccessKey|Token)\w*\)))"
+    r".*(denied|forbidden|not permitted)"
 )
 
 
@@ -53,6 +62,9 @@ def store_round_trip(uri: str) -> Iterator[Finding]:
             "it can be data.uri; give output and run.dir a folder or a bucket, and try that",
         )
         return
+    if urlsplit(uri).scheme == "hf":
+        yield from _only_read(uri)
+        return
     times: dict[str, float] = {}  # seconds of each step that went well
     steps = _steps(store.join(uri, f"doctor-{os.urandom(6).hex()}"), times)
     for step in steps:
@@ -62,7 +74,7 @@ def store_round_trip(uri: str) -> Iterator[Finding]:
         right = step.right
         if not uri.startswith(("s3://", "s3a://")):
             right = f"the rights of this user in {shown}"
-        failure = _try(step, shown, right)
+        failure = _try(step, uri, right)
         if not failure:
             times[step.name] = time.perf_counter() - start
             continue
@@ -98,18 +110,38 @@ def _steps(folder: str, done: Mapping[str, float]) -> list[_Step]:
     ]
 
 
-def _try(step: _Step, shown: str, right: str) -> _Failure | None:
+def _only_read(uri: str) -> Iterator[Finding]:
+    """Whether ``uri`` of the Hugging Face Hub can be listed, or is a file that is there."""
+    shown, start = redact(uri), time.perf_counter()
+    fault = f"there is nothing at {shown}"
+    try:
+        files = store.sizes(uri)
+        there = bool(files) or store.exists(uri)
+    except (OSError, ValueError) as caught:
+        there, fault = False, redact(str(caught))
+    if not there:
+        yield Finding("store, read", "FAILED", fault, "check the address, the network and HF_TOKEN")
+        return
+    count = f"{len(files)} file{'s' * (len(files) != 1)} listed" if files else "it is there"
+    yield Finding("store, read", "ok", f"{shown}: {count}, in {(time.perf_counter() - start) * 1e3:.0f} ms")
+    yield Finding("store, write", "ok", "not tried: hf:// is only read here")
+
+
+def _try(step: _Step, uri: str, right: str) -> _Failure | None:
     try:
         if step.run():
             return None
     except (OSError, ValueError) as fault:
         if _REFUSED.search(str(fault)):
             return _Failure(str(fault), f"give the right to {step.name}: {right}", refused=True)
-        return _Failure(
-            str(fault),
-            "check the address, the bucket's name, the network and the AWS_, GOOGLE_ or AZURE_ variables",
-        )
-    return _Failure(f"{shown} does not give back what was written", "use another store")
+        return _Failure(str(fault), _advice(uri))
+    return _Failure(f"{redact(uri)} does not give back what was written", "use another store")
+
+
+def _advice(uri: str) -> str:
+    """What to check where a store does not answer as it should."""
+    variables = _CREDENTIALS.get(urlsplit(uri).scheme, "the AWS_, GOOGLE_ or AZURE_ variables")
+    return f"check the address, the bucket's name, the network and {variables}"
 
 
 def clock(name: str, url: str | None) -> Iterator[Finding]:

@@ -17,7 +17,9 @@ from data_prep.split.intervals import Span
 from data_prep.split.minimisers import ALL, Hashes, Positions, minimisers, unique
 from data_prep.split.passes import Passes, Read, Scan
 
-ROOM = 16_000_000  # minimisers of all blocks together: about 700 MB at the driver while they are sorted
+# Minimisers of all blocks together: about 700 MB at the driver while they are sorted. The pairs of blocks
+# that families.py makes of them come on top, and grow with the square of the assemblies that are related.
+ROOM = 16_000_000
 _DIGEST_BYTES = 16
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.split.block_sets import BlockSets
-from data_prep.split.minimisers import Positions
+from data_prep.split.minimisers import Hashes, Positions
 
 _UNIT = 1024  # of weights: whole numbers, whose sum does not depend on the order
 _FEWEST = 3  # minimisers that two linked blocks share at least: short ones share one by chance
@@ -87,10 +87,7 @@ def links(sets: BlockSets, *, min_link: float, max_copies: int) -> Graph:
     order = np.argsort(sets.hash_M)
     hash_M, block_M = sets.hash_M[order], np.repeat(np.arange(count), sets.size_N)[order]
     del order
-    starts = (
-        np.flatnonzero(np.concatenate([[True], hash_M[1:] != hash_M[:-1]])) if len(hash_M) else hash_M[:0]
-    )
-    starts = starts.astype(np.int64)
+    starts = _starts(hash_M)
     sizes = np.diff(np.concatenate([starts, [len(hash_M)]]))
     several = np.flatnonzero(sizes > 1)
     starts, sizes = starts[several], sizes[several]
@@ -98,15 +95,14 @@ def links(sets: BlockSets, *, min_link: float, max_copies: int) -> Graph:
     repeat = sizes > max_copies * assemblies
     weights = np.maximum(1, _UNIT * assemblies**3 // sizes**3)
     pairs, sums = _pair_sums(block_M, starts[~repeat], sizes[~repeat], weights[~repeat], count)
-    one, two = pairs // count, pairs % count
-    smaller = np.minimum(sets.size_N[one], sets.size_N[two])
+    smaller = np.minimum(sets.size_N[pairs // count], sets.size_N[pairs % count])
     kept = sums >= _UNIT * np.maximum(_FEWEST, min_link * smaller)
-    one, two, sums = one[kept], two[kept], sums[kept]
-    source = np.concatenate([one, two])
-    to, weight = np.concatenate([two, one]), np.concatenate([sums, sums])
-    order = np.lexsort((to, source))
-    first = np.searchsorted(source[order], np.arange(count + 1))
-    return Graph(first.astype(np.int64), to[order], weight[order], int(repeat.sum()))
+    pairs, sums = pairs[kept], sums[kept]
+    both_L = np.concatenate([pairs, pairs % count * count + pairs // count])  # from * count + to
+    order = np.argsort(both_L, kind="stable")
+    both_L, weight_L = both_L[order], np.concatenate([sums, sums])[order]
+    first_N1 = np.searchsorted(both_L, np.arange(count + 1) * count).astype(np.int64)
+    return Graph(first_N1, both_L % count, weight_L, int(repeat.sum()))
 
 
 def _assemblies(
@@ -128,19 +124,34 @@ def _pair_sums(
     """Each pair (i, j), i < j, of blocks that a group has, as i * count + j, sorted; and the sum of the
     weights of its groups.
     """
-    pairs, sums = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for size in np.unique(sizes).tolist():
         left, right = np.triu_indices(size, 1)
         chosen = np.flatnonzero(sizes == size)
         for part in np.array_split(chosen, len(chosen) * len(left) // _PAIRS + 1):
             member = np.sort(block_M[starts[part][:, None] + np.arange(size)], axis=1)
             found = (member[:, left] * count + member[:, right]).ravel()
-            pairs, inverse = np.unique(np.concatenate([pairs, found]), return_inverse=True)
-            more = np.repeat(weights[part], len(left))
-            total = np.zeros(len(pairs), np.int64)
-            np.add.at(total, inverse, np.concatenate([sums, more]))
-            sums = total
-    return pairs, sums
+            parts.append(_summed([(found, np.repeat(weights[part], len(left)))]))
+            # Only those of like size are merged: a pair is sorted a few times, and not once for each part.
+            while len(parts) > 1 and len(parts[-2][0]) < 2 * len(parts[-1][0]):
+                parts[-2:] = [_summed(parts[-2:])]
+    return _summed(parts)
+
+
+def _summed(parts: Sequence[tuple[Positions, Positions]]) -> tuple[Positions, Positions]:
+    """All pairs of ``parts``, each once, sorted, and the sums of their weights."""
+    pairs, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.argsort(pairs, kind="stable")  # quick where parts are sorted already
+    pairs = pairs[order]  # one after the other: they may be large
+    weights = weights[order]
+    del order
+    first = _starts(pairs)
+    return pairs[first], np.add.reduceat(weights, first)
+
+
+def _starts(sorted_M: Hashes | Positions) -> Positions:
+    """int64: where each run of equal values begins."""
+    return np.flatnonzero(np.append(True, sorted_M[1:] != sorted_M[:-1])[: len(sorted_M)])
 
 
 def components(graph: Graph, free: Iterable[int]) -> list[list[int]]:

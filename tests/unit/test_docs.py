@@ -162,3 +162,10 @@ def test_faults_are_found() -> None:
         "python -m trainer.nothing: there is no such module",
     ]
     assert slugs("## What `a.b` is, and where\n```\n# no heading\n```\n") == {"what-ab-is-and-where"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_row_stands_in_a_table(page: Path) -> None:
+    blocks = re.split(r"\n(?!\|)", "\n" + _FENCE.sub("", page.read_text()))
+    tables = [block.split("\n|")[1:] for block in blocks if "\n|" in block]
+    assert [rows[0] for rows in tables if not re.fullmatch(r"[-:| ]+", (rows + ["", ""])[1])] == []

@@ -24,6 +24,8 @@ from cluster.doctor import checks, exchange, machine, services, stores
 from cluster.doctor.finding import Finding
 from cluster.process import host
 from cluster.storage import store
+from tests import clouds
+from tests.hub import TOKEN, Hub
 from tests.s3 import S3
 
 ROOT = Path(__file__).parents[2]
@@ -411,6 +413,45 @@ def test_keys_that_are_wrong_are_no_missing_right(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(store, "write_bytes", refuse)
     found = one(services.store_round_trip("memory://x"), "FAILED")
     assert found.what == "store, write" and found.advice.endswith("and the AWS_, GOOGLE_ or AZURE_ variables")
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("s3://b/x", "the AWS_ variables"),
+        ("gs://b/x", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("az://b/x", "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN"),
+    ],
+)
+def test_without_credentials_the_advice_names_their_variables(
+    monkeypatch: pytest.MonkeyPatch, uri: str, advice: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise store.StoreError(
+            f"cannot write {uri}: no credentials for the store: its tokens were refused with Forbidden (403)"
+        )
+
+    monkeypatch.setattr(store, "write_bytes", refuse)
+    found = one(services.store_round_trip(uri), "FAILED")
+    assert found.what == "store, write" and found.advice.endswith(f"the network and {advice}")
+
+
+def test_a_store_that_is_only_read_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with clouds.running(Hub) as (cloud, proxy):
+        monkeypatch.setenv("HF_ENDPOINT", proxy.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        cloud.keep("d/x", b"1")
+        for name, words in (("", "1 file listed"), ("/d", "1 file listed"), ("/d/x", "it is there")):
+            listed, written = services.store_round_trip(f"hf://datasets/dna/shards{name}")
+            assert re.fullmatch(rf"hf://datasets/dna/shards{name}: {words}, in \d+ ms", listed.found)
+            assert written == Finding("store, write", "ok", "not tried: hf:// is only read here")
+            assert checks.report(iter([listed, written]), as_json=False) == 0
+        nothing = one(services.store_round_trip("hf://datasets/dna/shards/no"), "FAILED")
+        assert nothing.found == "there is nothing at hf://datasets/dna/shards/no"
+        monkeypatch.setenv("HF_TOKEN", "hf_other")
+        refused = one(services.store_round_trip("hf://datasets/dna/shards"), "FAILED")
+    assert refused.what == "store, read" and refused.found.endswith("Unauthorized (401)")
+    assert refused.advice == "check the address, the network and HF_TOKEN"
 
 
 def test_stores_that_do_not_work(

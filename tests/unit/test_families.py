@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from data_prep.alphabet import reverse_complement
 from data_prep.split.block_sets import BlockSets, block_sets
-from data_prep.split.families import Graph, canonical, components, draws, hold_out, links
+from data_prep.split.families import Graph, _summed, canonical, components, draws, hold_out, links
 from data_prep.split.intervals import Span
+from data_prep.split.minimisers import Positions
 from data_prep.split.passes import Passes
 from tests.unit.test_homology import mutated
 from tests.unit.test_leakage import Chunk, chunk, read, run, some
@@ -81,6 +82,25 @@ def test_pairs_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = links(sets_of(chunks), min_link=0.02, max_copies=5)
     for name in ("first_N1", "to_L", "weight_L"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
+    alone = links(sets_of([chunk(some(1, 3000), block=1000)]), min_link=0.02, max_copies=5)
+    assert (alone.first_N1.tolist(), len(alone.to_L)) == ([0, 0, 0, 0], 0)
+
+
+def test_a_pair_is_sorted_a_few_times_and_not_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = [chunk(mutated(some(0, 5000), 0.02, i), assembly=f"a{i}", block=100) for i in range(4)]
+    sets, lengths = sets_of(chunks), list[int]()
+
+    def summed(parts: Sequence[tuple[Positions, Positions]]) -> tuple[Positions, Positions]:
+        lengths.append(sum(len(pairs) for pairs, _ in parts))
+        return _summed(parts)
+
+    monkeypatch.setattr("data_prep.split.families._summed", summed)
+    links(sets, min_link=0.02, max_copies=5)
+    whole = sum(lengths[:3])  # of groups of 2, 3 and 4 blocks
+    lengths.clear()
+    monkeypatch.setattr("data_prep.split.families._PAIRS", 20)
+    links(sets, min_link=0.02, max_copies=5)
+    assert len(lengths) > 100 and sum(lengths) < 15 * whole, "about log2 of the parts, not half of them"
 
 
 def graph_of(count: int, edges: dict[tuple[int, int], int]) -> Graph:

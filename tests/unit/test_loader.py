@@ -379,9 +379,23 @@ def test_weights_of_datasets_without_any_are_refused_or_told(tmp_path: Path) -> 
     assert opened(weighted, without) == ["no track: each letter of toy counts 1"]
     assert opened(weighted, without, rank=1) == []
     with pytest.raises(
-        ConfigError, match=r"loss.mlm.track_floor is given, but no letter of .*/b has a weight; build it with"
+        ConfigError,
+        match=r"loss.mlm.track_floor is given, but no letter of .*/b has a weight in its train split; build it w",
     ):
         opened(without)
+    # One of two assemblies has a track, and all of it is held out.
+    manifest = Dataset(without, "train").manifest
+    (toy,) = manifest.sources
+    held = replace(toy, name="held")
+    (shard,) = Dataset(weighted, "train").manifest.shards["train"]
+    val = replace(shard, blocks=[replace(block, assembly="held") for block in shard.blocks])
+    mixed = replace(manifest, shards=manifest.shards | {"val": (val,)})
+    path = Path(without, shards.MANIFEST)
+    path.write_bytes(replace(mixed, sources=(toy, replace(held, filters={"track": {}}))).to_bytes())
+    with pytest.raises(ConfigError, match=r"no letter of .*/b has a weight in its train split"):
+        opened(without)
+    path.write_bytes(replace(mixed, sources=(replace(toy, filters={"track": {}}), held)).to_bytes())
+    assert opened(without) == [], "the letters of the other are not read"
 
 
 def test_windows_bring_their_soft_mask_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,18 +124,25 @@ class Dataset:
 
 
 def check_tracks(datasets: Sequence[Dataset], *, warn: Callable[[str], None]) -> None:
-    """Calls ``warn`` with the assemblies that were built without a track: each of their letters counts 1.
+    """Calls ``warn`` with the assemblies of these splits that were built without a track: each of their
+    letters counts 1.
 
     Raises:
         ConfigError: none was built with one.
     """
-    sources = [source for dataset in datasets for source in dataset.manifest.sources]
-    without = dict.fromkeys(source.name for source in sources if "track" not in source.filters)
-    if all("track" not in source.filters for source in sources):
+    tracked, without = False, dict[str, None]()
+    for dataset in datasets:
+        used = {assembly for assembly, _ in dataset.blocks.columns.places}
+        for source in dataset.manifest.sources:
+            if source.name in used and "track" in source.filters:
+                tracked = True
+            elif source.name in used:
+                without[source.name] = None
+    if not tracked:
         uris = ", ".join(redact(dataset.uri) for dataset in datasets)
         raise ConfigError(
-            f"loss.mlm.track_floor is given, but no letter of {uris} has a weight; build it with "
-            "references.0.track, or leave the key out"
+            f"loss.mlm.track_floor is given, but no letter of {uris} has a weight in its "
+            f"{datasets[0].split} split; build it with references.0.track, or leave the key out"
         )
     if without:
         warn(f"no track: each letter of {', '.join(without)} counts 1")

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ def test_a_licence_stands_beside_the_bytes_that_it_does_not_change(
     manifest = load_manifest(str(tmp_path / "o"))
     (source,) = data_facts(str(tmp_path / "o"), manifest, "").sources
     assert (source.name, source.licence) == ("toy", "CC0-1.0")
+    own = replace(manifest.sources[0], name="toy.S.1", filters={"haplotype": {"reference": "toy"}})
+    (source,) = data_facts(str(tmp_path / "o"), replace(manifest, sources=(own,)), "").sources
+    assert source.licence == "CC0-1.0", "a haplotype has that of its reference"
 
 
 def test_export_gives_back_every_letter(small: Path, small_letters: dict[str, str], tmp_path: Path) -> None:

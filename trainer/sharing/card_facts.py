@@ -85,7 +85,7 @@ def data_facts(uri: str, manifest: shards.Manifest, digest: str, *, weight: floa
             source.sha256,
             len(source.contigs),
             sum(source.contigs.values()),
-            licences.get(source.name),
+            licences.get(source.filters.get("haplotype", {}).get("reference", source.name)),
         )
         for source in manifest.sources
     ]

@@ -26,13 +26,6 @@ class AliasTable:
     roles: tuple[str, ...] = ()
 
 
-def resolve(name: str, contigs: Container[str]) -> str | None:
-    """The one of ``contigs`` that ``name`` means: itself, else the only other spelling of it that is there.
-    None where there is none, or more than one."""
-    found = Renamed(contigs).meanings(name)
-    return found[0] if len(found) == 1 else None
-
-
 def _spellings(name: str) -> Iterator[str]:
     bare = _PREFIX.sub("", name)
     bodies = _MITOCHONDRION if bare in _MITOCHONDRION else (bare,)

@@ -12,11 +12,6 @@ Contigs = Mapping[str, int]  # name -> bp
 Warn = Callable[[str], object]
 
 
-def read_bed(uri: str) -> dict[str, Intervals]:
-    """contig -> merged intervals of the BED file at ``uri``. Raises as ``bed.read_lines``."""
-    return _by_contig(read_lines(uri))
-
-
 def read_filter(
     uri: str, contigs: Contigs, *, where: str, strict: bool, warn: Warn, names: Renamed | None = None
 ) -> dict[str, Intervals]:

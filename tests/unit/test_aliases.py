@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.sources.aliases import Renamed, resolve
+from data_prep.sources.aliases import Renamed
 
 UCSC = {"chr1": 9, "chrX": 9, "chrM": 9}
 ENSEMBL = {"1": 9, "X": 9, "MT": 9}
@@ -37,7 +37,7 @@ ENSEMBL = {"1": 9, "X": 9, "MT": 9}
     ],
 )
 def test_what_a_name_means(name: str, contigs: dict[str, int], found: str | None) -> None:
-    assert resolve(name, contigs) == found
+    assert Renamed(contigs).find(name) == found
 
 
 def test_what_was_renamed_is_said_in_one_sentence() -> None:

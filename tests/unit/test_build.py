@@ -26,8 +26,8 @@ from data_prep.dataset.read import load_manifest
 from data_prep.dataset.stats import stats
 from data_prep.dataset.verify import verify
 from data_prep.shards import SPLITS
-from data_prep.split.filters import read_bed
 from tests.s3 import S3
+from tests.unit.test_bed import read_bed
 from trainer.sharing.card_facts import data_facts
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -168,4 +168,4 @@ def test_faults_are_found() -> None:
 def test_every_row_stands_in_a_table(page: Path) -> None:
     blocks = re.split(r"\n(?!\|)", "\n" + _FENCE.sub("", page.read_text()))
     tables = [block.split("\n|")[1:] for block in blocks if "\n|" in block]
-    assert [rows[0] for rows in tables if not re.fullmatch(r"[-:| ]+", (rows + ["", ""])[1])] == []
+    assert [rows[0] for rows in tables if not re.fullmatch(r"[-:| ]+", [*rows, "", ""][1])] == []

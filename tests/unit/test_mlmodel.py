@@ -96,7 +96,7 @@ def test_what_a_loader_imports_is_pinned(loader: str) -> None:
             waiting += modules.get(module, [])
     needed = {DISTRIBUTIONS.get(library, library) for library in libraries - sys.stdlib_module_names}
     # mlflow pins itself; others are imported if they are wanted, or there.
-    optional = {"mlflow", "deepspeed", "aiohttp", "ray", "triton"}
+    optional = {"mlflow", "deepspeed", "aiohttp", "ray", "triton", "obstore", "huggingface-hub", "biopython"}
     assert {name.replace("_", "-") for name in needed} - optional <= set(mlmodel._NEEDS)
 
 

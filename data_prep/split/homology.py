@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.split.homology_tasks import Bits, Flags, Gather, Occur, Rule, Trim, places
+from data_prep.split.homology_tasks import Bits, Flags, Occur, Rule, Trim, places
 from data_prep.split.intervals import HELD_OUT, Span
 from data_prep.split.minimisers import Hashes, unique
-from data_prep.split.passes import Partition, Passes, Read, Scan
+from data_prep.split.passes import Gather, Partition, Passes, Read, Scan
 
 MAX_HASHES = 32_000_000  # held-out minimisers looked up at a time: 256 MB, and as much for their filter
 _TRAIN, _VAL = 1, 2
@@ -69,7 +69,7 @@ def trim(
     count = _partitions(bp, rule, max_hashes)
     found: list[tuple[Hashes, Flags]] = []
     for number in range(count):
-        gather = [Gather(read, chunk, rule, Partition(number, count)) for _, chunk in held_out]
+        gather = [Gather(read, chunk, Partition(number, count), rule.k, rule.window) for _, chunk in held_out]
         hashes = unique(np.frombuffer(scan.data[0], np.uint64) for scan in passes.scan(gather))
         flags = np.zeros(len(hashes), np.uint8)
         occur = passes.scan(

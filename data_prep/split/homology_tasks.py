@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.alphabet import Codes
 from data_prep.split.intervals import Intervals, Span, merge, subtract
 from data_prep.split.minimisers import Hashes, Positions, find, kmers, minimisers, reach, unique
-from data_prep.split.passes import Partition, Read, Scan
+from data_prep.split.passes import Read, Scan
 
 Flags = np.ndarray[Any, np.dtype[np.uint8]]
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
@@ -29,24 +29,6 @@ class Rule:
     window_bp: int
     max_shared: float
     min_bp: int
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Task: the minimisers of a held-out chunk that belong to the partition."""
-
-    read: Read
-    chunk: Any
-    rule: Rule
-    partition: Partition
-
-    def scan(self) -> Scan:
-        bp, hashes = 0, [np.zeros(0, np.uint64)]
-        for _, codes in self.read(self.chunk):
-            bp += len(codes)
-            found, _ = minimisers(codes, k=self.rule.k, window=self.rule.window)
-            hashes.append(self.partition.of(found))
-        return Scan(bp, (unique(hashes).tobytes(),))
 
 
 @dataclass(frozen=True)

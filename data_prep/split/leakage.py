@@ -21,7 +21,7 @@ from data_prep.split import leakage_tasks
 from data_prep.split.intervals import Span, by_place, cut_out
 from data_prep.split.leakage_tasks import HELD_OUT_OF, TEST, TRAIN, VAL, Flags
 from data_prep.split.minimisers import ALL, WINDOW, Hashes, K, Sketch, find, unique
-from data_prep.split.passes import Partition, Passes, Read, Run, Scan
+from data_prep.split.passes import Gather, Partition, Passes, Read, Run, Scan
 
 _WITHIN = {"val": {"train": TRAIN}, "test": {"train": TRAIN, "val": VAL}}  # the pairs of the report
 MAX_HASHES = 32_000_000  # 256 MB
@@ -138,7 +138,7 @@ def leakage(
     covered = [Scan(0)] * len(held_out)
     count = _partitions(sum(scan.bp for scan in survey), max_hashes)
     for partition in (Partition(number, count) for number in range(count)):
-        gather = [leakage_tasks.Gather(read, chunk, partition) for _, chunk in held_out]
+        gather = [Gather(read, chunk, partition) for _, chunk in held_out]
         hashes, flags = _with_flags(splits, passes.scan(gather))
         occur = [
             leakage_tasks.Occur(read, chunk, partition, 0 if partition.number else room) for chunk in train

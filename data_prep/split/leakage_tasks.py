@@ -38,22 +38,6 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class Gather:
-    """Collects the hashes of a held-out chunk that belong to the partition."""
-
-    read: Read
-    chunk: Any
-    partition: Partition
-
-    def scan(self) -> Scan:
-        bp, hashes = 0, [np.zeros(0, np.uint64)]
-        for _, codes in self.read(self.chunk):
-            bp += len(codes)
-            hashes.append(self.partition.of(minimisers(codes)[0]))
-        return Scan(bp, (unique(hashes).tobytes(),))
-
-
-@dataclass(frozen=True)
 class Occur:
     """Finds which held-out hashes a training chunk has: one bit each. Sketches its own, if ``room``."""
 

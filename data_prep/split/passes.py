@@ -8,7 +8,7 @@ import numpy as np
 
 from data_prep.alphabet import Codes
 from data_prep.split.intervals import Span
-from data_prep.split.minimisers import ALL, Hashes
+from data_prep.split.minimisers import ALL, WINDOW, Hashes, K, minimisers, unique
 
 Read = Callable[[Any], Iterable[tuple[Span, Codes]]]  # what a chunk holds
 Run = Callable[..., list[Any]]  # as jobs.run
@@ -45,6 +45,24 @@ class Partition:
 
     def of(self, hashes: Hashes) -> Hashes:
         return hashes[hashes % np.uint64(self.count) == self.number] if self.count > 1 else hashes
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Task: the minimisers of a held-out chunk that belong to the partition, each once."""
+
+    read: Read
+    chunk: Any
+    partition: Partition
+    k: int = K
+    window: int = WINDOW
+
+    def scan(self) -> Scan:
+        bp, hashes = 0, [np.zeros(0, np.uint64)]
+        for _, codes in self.read(self.chunk):
+            bp += len(codes)
+            hashes.append(self.partition.of(minimisers(codes, k=self.k, window=self.window)[0]))
+        return Scan(bp, (unique(hashes).tobytes(),))
 
 
 class Passes:

@@ -4,13 +4,8 @@ A manifest of few blocks lists them itself. One of many names index files: a fil
 of shards of one split, so that the ranks of a run read 78 Gbp of them in parts of a second. Standard library
 and numpy only.
 
-Index file, little-endian:
-    4s magic b"DNAI"
-    u16 format version
-    u16 zero
-    u32 crc32 of the rest
-    u32 bytes of the head
-    head: JSON {"blocks": n, "places": [[assembly, contig], ...]}
+Index file (column_file.py), little-endian:
+    head: {"blocks": n, "places": [[assembly, contig], ...]}
     u64[n] offset in the shard
     u64[n] start in the contig
     u32[n] bytes of the payload
@@ -20,25 +15,16 @@ Index file, little-endian:
 Shapes: N blocks.
 """
 
-import json
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
-FORMAT_VERSION = 1
-_HEAD = struct.Struct("<4sHHII")
-_MAGIC = b"DNAI"
+from data_prep.column_file import Column, ColumnFile, read_columns
+
+_FILE = ColumnFile(b"DNAI", 1, "index of blocks")
 _KINDS = ("<u8", "<u8", "<u4", "<u4", "<u4")
-
-Column = np.ndarray[Any, np.dtype[Any]]
-
-
-class FormatError(ValueError):
-    """The bytes are not what this format version writes; the message says what was expected and found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,27 +129,11 @@ class BlockColumns(Sequence[Block]):
 
     def to_bytes(self) -> bytes:
         """The index file: equal blocks are equal bytes."""
-        head = json.dumps({"blocks": len(self), "places": self.places}, separators=(",", ":")).encode()
-        columns = zip(self._columns, _KINDS, strict=True)
-        body = head + b"".join(column.astype(kind).tobytes() for column, kind in columns)
-        rest = struct.pack("<I", len(head)) + body
-        return _HEAD.pack(_MAGIC, FORMAT_VERSION, 0, zlib.crc32(rest), len(head)) + body
+        return _FILE.to_bytes({"blocks": len(self), "places": self.places}, self._columns)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "BlockColumns":
         """The blocks of an index file. FormatError: damaged or foreign bytes, or another version."""
-        if len(data) < _HEAD.size or data[:4] != _MAGIC:
-            raise FormatError(f"an index of blocks starts with {_MAGIC!r}, this with {data[:4]!r}")
-        _, version, _, crc, head_bytes = _HEAD.unpack_from(data)
-        if version != FORMAT_VERSION:
-            raise FormatError(
-                f"index of blocks has format version {version}, this code reads {FORMAT_VERSION}"
-            )
-        if zlib.crc32(memoryview(data)[_HEAD.size - 4 :]) != crc:
-            raise FormatError("index of blocks does not match its crc32")
-        head = json.loads(data[_HEAD.size : _HEAD.size + head_bytes])
-        columns, offset = list[Column](), _HEAD.size + head_bytes
-        for kind in _KINDS:
-            columns.append(np.frombuffer(data, kind, head["blocks"], offset))
-            offset += columns[-1].nbytes
+        head, offset = _FILE.read_head(data)
+        columns, _ = read_columns(data, _KINDS, count=head["blocks"], offset=offset)
         return cls._made(columns, tuple((assembly, contig) for assembly, contig in head["places"]))

@@ -4,13 +4,8 @@ A chain is a stretch of one contig and its partner, a stretch of a contig of ano
 strand. It is given by anchors: letters of both that belong together. Between two anchors of a chain positions
 are interpolated.
 
-File, little-endian:
-    4s magic b"DNAP"
-    u16 format version
-    u16 zero
-    u32 crc32 of the rest
-    u32 bytes of the head
-    head: JSON {"k", "places": [[assembly, contig], ...], "chains", "anchors"}
+File (column_file.py), little-endian:
+    head: {"k", "places": [[assembly, contig], ...], "chains", "anchors"}
     u32[chains] place, then u32[chains] partner's place: numbers in ``places``
     u8[chains] whether the partner lies on the other strand
     u16[chains] identity, in 1/10,000
@@ -21,25 +16,21 @@ File, little-endian:
 """
 
 import hashlib
-import json
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data_prep.shards import FormatError, Manifest
+from data_prep.column_file import ColumnFile, FormatError, read_columns
+from data_prep.shards import Manifest
 
 PARTNERS = "partners.bin"  # of a dataset that has grown: partners-HASH.bin, as its manifest says
-FORMAT_VERSION = 1
 IDENTITY_UNIT = 10_000
 MOST_APART = 65_535  # bp between two anchors of a chain
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
-_HEAD = struct.Struct("<4sHHII")
-_MAGIC = b"DNAP"
+_FILE = ColumnFile(b"DNAP", 1, "partner table", "; build the dataset again")
 _CHAIN_COLUMNS = ("<u4", "<u4", "u1", "<u2", "<u4", "<i8", "<i8")
 _ANCHOR_COLUMNS = ("<u2", "<u2")
 
@@ -73,10 +64,12 @@ class PartnerTable:
 
     def to_bytes(self) -> bytes:
         """The file: equal tables are equal bytes."""
-        head = json.dumps(
-            {"k": self.k, "places": self.places, "chains": len(self.place_C), "anchors": len(self.at_N)},
-            separators=(",", ":"),
-        ).encode()
+        head = {
+            "k": self.k,
+            "places": self.places,
+            "chains": len(self.place_C),
+            "anchors": len(self.at_N),
+        }
         first_C = self.firsts
         steps = [np.diff(part, prepend=0) for part in (self.at_N, self.partner_at_N)]
         steps[1] *= 1 - 2 * self.reversed_C[self.chain_of]
@@ -93,32 +86,16 @@ class PartnerTable:
             self.partner_at_N[first_C],
             *steps,
         ]
-        body = b"".join(
-            column.astype(kind).tobytes()
-            for column, kind in zip(columns, _CHAIN_COLUMNS + _ANCHOR_COLUMNS, strict=True)
-        )
-        rest = struct.pack("<I", len(head)) + head + body
-        return _HEAD.pack(_MAGIC, FORMAT_VERSION, 0, zlib.crc32(rest), len(head)) + head + body
+        kinds = zip(columns, _CHAIN_COLUMNS + _ANCHOR_COLUMNS, strict=True)
+        return _FILE.to_bytes(head, (column.astype(kind) for column, kind in kinds))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "PartnerTable":
         """The table in ``data``. FormatError: damaged or foreign bytes, or another version."""
-        if len(data) < _HEAD.size or data[:4] != _MAGIC:
-            raise FormatError(f"a partner table starts with {_MAGIC!r}, this with {data[:4]!r}")
-        _, version, _, crc, head_bytes = _HEAD.unpack_from(data)
-        if version != FORMAT_VERSION:
-            raise FormatError(
-                f"partner table has format version {version}, this code reads {FORMAT_VERSION}; build the "
-                "dataset again"
-            )
-        if zlib.crc32(data[_HEAD.size - 4 :]) != crc:
-            raise FormatError("partner table does not match its crc32")
-        head = json.loads(data[_HEAD.size : _HEAD.size + head_bytes])
-        columns, offset = list[Numbers](), _HEAD.size + head_bytes
-        for kinds, count in ((_CHAIN_COLUMNS, head["chains"]), (_ANCHOR_COLUMNS, head["anchors"])):
-            for kind in kinds:
-                columns.append(np.frombuffer(data, kind, count, offset).astype(np.int64))
-                offset += count * np.dtype(kind).itemsize
+        head, offset = _FILE.read_head(data)
+        of_chains, offset = read_columns(data, _CHAIN_COLUMNS, count=head["chains"], offset=offset)
+        of_anchors, _ = read_columns(data, _ANCHOR_COLUMNS, count=head["anchors"], offset=offset)
+        columns = [column.astype(np.int64) for column in (*of_chains, *of_anchors)]
         place_C, partner_C, reversed_C, identity_C, anchors_C, at_C, partner_at_C, step_N, partner_N = columns
         chain_N = np.repeat(np.arange(len(anchors_C)), anchors_C)
         first_C = np.cumsum(anchors_C) - anchors_C

@@ -14,7 +14,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from data_prep.block_index import Block, BlockColumns, FormatError
+from data_prep.block_index import Block, BlockColumns
+from data_prep.column_file import FormatError
 
 FORMAT_VERSION = 1
 WITH_INDEX = 2  # of a manifest whose blocks stand in index files

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.storage import store
-from data_prep.block_index import Block, BlockColumns, FormatError
+from data_prep.block_index import Block, BlockColumns
+from data_prep.column_file import FormatError
 from data_prep.manifests import kept_name, open_manifest
 from data_prep.shards import MANIFEST, Manifest, Shard, Source, SplitBlocks
 from tests.opened import cost_of_opening, write_vertebrates
@@ -76,7 +77,7 @@ def test_few_blocks_stand_in_the_manifest_itself() -> None:
     ("change", "message"),
     [
         (lambda data: data[:40], "does not match its crc32"),
-        (lambda data: b"DNAX" + data[4:], "starts with b'DNAI', this with b'DNAX'"),
+        (lambda data: b"DNAX" + data[4:], "index of blocks starts with b'DNAX', not b'DNAI'"),
         (lambda data: data[:4] + b"\x09" + data[5:], "format version 9, this code reads 1"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "does not match its crc32"),
     ],

@@ -125,7 +125,7 @@ def test_a_table_comes_back_from_its_file(of: PartnerTable) -> None:
 
 def test_a_damaged_file_is_a_sentence() -> None:
     data = PartnerTable(15, (), *[np.zeros(0, np.int64)] * 7).to_bytes()
-    with pytest.raises(FormatError, match="starts with b'DNAP', this with b'DNAX'"):
+    with pytest.raises(FormatError, match="partner table starts with b'DNAX', not b'DNAP'"):
         PartnerTable.from_bytes(b"DNAX" + data[4:])
     with pytest.raises(FormatError, match="does not match its crc32"):
         PartnerTable.from_bytes(data[:-1] + b"x")

@@ -8,7 +8,7 @@ writes it).
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any, overload
 
@@ -117,7 +117,7 @@ class Manifest:
 
     def _tree(self, blocks_of: Callable[[Shard], Any] | None = None) -> dict[str, Any]:
         """As JSON; ``blocks_of`` says what stands for the blocks of a shard."""
-        tree = asdict(replace(self, shards={}))
+        tree = vars(self) | {"sources": [vars(source) for source in self.sources]}
         tree["shards"] = {
             split: [
                 {

@@ -74,9 +74,14 @@ def build(
     output = Output(
         store.absolute(config.output), overwrite=config.overwrite, grow=config.grow
     )  # a wrong one is refused at once
-    several = len(config.references) > 1  # one is prepared without Ray
-    with output.alone(), ray_session.session(config.workers) if several else contextlib.nullcontext():
-        references = prepare_all(config.references, runner)
+    with output.alone(), contextlib.ExitStack() as stack:
+        references = prepare_all(
+            config.references,
+            runner,
+            start=lambda: stack.enter_context(
+                ray_session.session(config.workers)
+            ),  # one Ray for all that follows
+        )
         plan = replace(make_plan(config, references), base=output.base())
         told = ["dedup"] * (config.dedup.mode == "report")
         if manifest := output.finished(plan, report=wants_report(plan, config.split), told=told):
@@ -104,10 +109,8 @@ def build(
             written = _write_shards(checked.plan, output, found, references, runner)
             partners = make_partners(checked.plan, references, runner)
         if uri := first_changed(references) or checked.plan.changed_file():
-            raise BuildStoppedError(
-                f"{uri} changed while it was read, so no manifest was written; "
-                "build again with overwrite=true"
-            )
+            advice = "build again" if plan.base else "build again with overwrite=true"
+            raise BuildStoppedError(f"{uri} changed while it was read, so no manifest was written; {advice}")
         seconds = time.monotonic() - began
         info |= {"finished": _now(), "seconds": round(seconds, 3)}
         files = Files(written.shards, checked.report, None if partners is None else partners.to_bytes())

@@ -52,16 +52,18 @@ class Base:
         self, groups: Sequence[tuple[str, Sequence[Span]]], sources: Sequence[Source]
     ) -> list[tuple[str, Shard | None]]:
         """Of each planned shard (split, stretches), its name, and the shard that is there already."""
+        letters = {id(each): _letters_of(each.sources) for each in (self.manifest, *self.earlier)}
         there = {
-            _key(split, [Span.of(block) for block in shard.blocks], manifest.sources): shard
+            _key(split, [Span.of(block) for block in shard.blocks], letters[id(manifest)]): shard
             for split, shard, manifest in self.listed.values()
         }
+        wanted = _letters_of(sources)
         free, found = Counter[str](), list[tuple[str, Shard | None]]()
         for name in self.listed:
             split, number = name.removesuffix(".tar").split("-")
             free[split] = max(free[split], int(number) + 1)
         for split, spans in groups:
-            shard = there.get(_key(split, spans, sources))
+            shard = there.get(_key(split, spans, wanted))
             found.append((shard.name if shard else f"{split}-{free[split]:06d}.tar", shard))
             free[split] += shard is None
         return found
@@ -88,9 +90,13 @@ def grown(base: Base, manifest: Manifest) -> Grown:
     )
 
 
-def _key(split: str, spans: Sequence[Span], sources: Sequence[Source]) -> tuple[Any, ...]:
-    source = next(source for source in sources if source.name == spans[0].assembly)
-    return split, tuple(spans), _letters(source)
+def _key(split: str, spans: Sequence[Span], letters: Mapping[str, str]) -> tuple[Any, ...]:
+    return split, tuple(spans), letters[spans[0].assembly]
+
+
+def _letters_of(sources: Sequence[Source]) -> dict[str, str]:
+    """name -> what determines the letters of each source."""
+    return {source.name: _letters(source) for source in sources}
 
 
 def _letters(source: Source) -> str:

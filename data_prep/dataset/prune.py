@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from cluster.storage import store
 from data_prep.dataset.growth import GROWTH
-from data_prep.dataset.output import Output, is_ours
+from data_prep.dataset.output import LEAKAGE, Output, is_ours
 from data_prep.manifests import files_of, is_kept
 from data_prep.shards import BUILD_INFO, MANIFEST, SPLITS
 
-_BESIDE = {MANIFEST, BUILD_INFO, "leakage.json", *(f"{split}.bed" for split in SPLITS)}
+_BESIDE = {MANIFEST, BUILD_INFO, LEAKAGE, *(f"{split}.bed" for split in SPLITS)}
 
 
 @dataclass(frozen=True)

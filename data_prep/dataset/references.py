@@ -1,6 +1,6 @@
 """The references of a build: prepared, read by workers, and checked for changes at the end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.process.progress import Stage
@@ -52,9 +52,11 @@ class _Found:
     notes: tuple[str, ...] = ()
 
 
-def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, Reference]:
+def prepare_all(
+    wanted: Sequence[ReferenceConfig], runner: Runner, *, start: Callable[[], object] = lambda: None
+) -> dict[str, Reference]:
     """name -> prepared reference, with the other names of its contigs; what is in the cache comes from there,
-    one that is not is prepared in this process, and several by workers.
+    one that is not is prepared in this process, and several by workers, before whom ``start`` is called.
 
     Raises:
         ValueError, StoreError: one of them cannot be used or read.
@@ -62,7 +64,7 @@ def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, 
     found = [_find(reference) for reference in wanted]
     numbered = [reference.repeated_names == "number" for reference in wanted]
     tasks = [(place.uri, number) for place, number in zip(found, numbered, strict=True)]
-    prepared = _prepared(list(dict.fromkeys(tasks)), runner)
+    prepared = _prepared(list(dict.fromkeys(tasks)), runner, start)
     references: dict[str, Reference] = {}
     for reference, place, one in zip(wanted, found, map(prepared.__getitem__, tasks), strict=True):
         aliases = read_aliases(place.aliases) if place.aliases else None
@@ -72,7 +74,9 @@ def prepare_all(wanted: Sequence[ReferenceConfig], runner: Runner) -> dict[str, 
     return references
 
 
-def _prepared(tasks: Sequence[tuple[str, bool]], runner: Runner) -> dict[tuple[str, bool], Reference]:
+def _prepared(
+    tasks: Sequence[tuple[str, bool]], runner: Runner, start: Callable[[], object]
+) -> dict[tuple[str, bool], Reference]:
     """The reference of each (URI, whether repeated names are numbered)."""
     known = {task: prepared_before(task[0], number_repeated=task[1]) for task in tasks}
     done = {task: reference for task, reference in known.items() if reference is not None}
@@ -82,6 +86,7 @@ def _prepared(tasks: Sequence[tuple[str, bool]], runner: Runner) -> dict[tuple[s
     if len(missing) == 1:  # which saves the start of Ray
         ((uri, numbered),) = missing
         return done | {missing[0]: prepare(uri, on_progress=runner.on_progress, number_repeated=numbered)}
+    start()
     stage = Stage(runner.on_progress, "index")
     found = runner.run(
         _prepare,

@@ -10,7 +10,7 @@ from cluster.process.progress import OnProgress, Stage, silent
 from cluster.storage import store
 from cluster.tasks import jobs
 from data_prep.blocks import PackedBlock
-from data_prep.dataset.growth import GROWTH, Base
+from data_prep.dataset.growth import GROWTH
 from data_prep.dataset.partner_checks import partner_faults
 from data_prep.dataset.read import load_manifest, readers, samples
 from data_prep.manifests import files_of, is_kept
@@ -65,14 +65,18 @@ def verify(uri: str, *, workers: int | None = None, on_progress: OnProgress = si
             if len(more) > _SHOWN:
                 faults.append(f"{shard.name} has {len(more) - _SHOWN} more faults")
         faults += _bed_faults(uri, manifest, split, there)
-    earlier = {name for kept in filter(is_kept, there) for name in files_of(uri, kept)}
+    earlier = {kept: files_of(uri, kept) for kept in sorted(filter(is_kept, there))}
+    for kept, names in earlier.items():
+        faults += [f"{name} is missing, which {kept} names" for name in sorted(names - there)]
     if GROWTH in there:
         faults.append(f"{GROWTH}: a growth was cut short; the same build ends it")
-    return faults + partner_faults(uri, manifest, there, earlier=earlier) + _stray_faults(uri, there)
+    named = set().union(*earlier.values())
+    faults += partner_faults(uri, manifest, there, earlier=named)
+    return faults + _stray_faults(manifest, there, earlier=named)
 
 
-def _stray_faults(uri: str, there: set[str]) -> list[str]:
-    known = Base.of(uri, there).listed.keys()
+def _stray_faults(manifest: Manifest, there: set[str], *, earlier: set[str]) -> list[str]:
+    known = {shard.name for split in SPLITS for shard in manifest.shards[split]} | earlier
     strays = sorted(name for name in there - known if _SHARD_NAME.fullmatch(name))
     return [f"{name} is not in the manifest; another build left it" for name in strays]
 

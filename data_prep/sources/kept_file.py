@@ -7,7 +7,6 @@ A file is read once for each node; its digest is of its text, or of a binary fil
 import contextlib
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from cluster.storage import store
 from cluster.storage.lock import exclusive
 from configs import redact
 from data_prep.sources import compression
+from data_prep.sources.handles import stamp
 from data_prep.sources.reference import cache_dir
 
 BINARY = "bytes"  # what ``how`` is of a file that is read as it is
@@ -51,11 +51,11 @@ def keep(uri: str, make: Make, *, how: str) -> KeptFile:
     with exclusive(cache / f"{key}.lock"):  # the workers of a node wait for the first one
         with contextlib.suppress(OSError, ValueError, TypeError):
             known = KeptFile(**json.loads(record.read_bytes()))
-            if _stamp(known.path) == known.stamp:
+            if stamp(known.path) == known.stamp:
                 return known
-        origin = _stamp(str(store.local_path(uri))) if store.is_local(uri) else ""  # before it is read
+        origin = stamp(str(store.local_path(uri))) if store.is_local(uri) else ""  # before it is read
         path, digest = make(uri, cache / key)
-        kept = KeptFile(uri, how, path, digest, _stamp(path), origin)
+        kept = KeptFile(uri, how, path, digest, stamp(path), origin)
         store.write_bytes(str(record), json.dumps(asdict(kept)).encode())
     return kept
 
@@ -66,7 +66,7 @@ def on_this_node(file: KeptFile, make: Make) -> str:
     Raises:
         StoreError: this node cannot reach it. ValueError: it is another file here.
     """
-    if _stamp(file.path) == file.stamp:
+    if stamp(file.path) == file.stamp:
         return file.path
     host = socket.gethostname()
     try:
@@ -83,7 +83,7 @@ def on_this_node(file: KeptFile, make: Make) -> str:
 
 def is_changed(file: KeptFile) -> bool:
     """Whether a local file is another than was read. Where its size or time differ, its digest decides."""
-    if not file.origin or _stamp(str(store.local_path(file.uri))) == file.origin:
+    if not file.origin or stamp(str(store.local_path(file.uri))) == file.origin:
         return False
     digest = hashlib.sha256()
     try:
@@ -92,10 +92,3 @@ def is_changed(file: KeptFile) -> bool:
     except (store.StoreError, ValueError):  # it is gone or damaged, and was not
         return True
     return digest.hexdigest() != file.sha256
-
-
-def _stamp(path: str) -> str:
-    with contextlib.suppress(OSError):
-        status = os.stat(path)
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return ""

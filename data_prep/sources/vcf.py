@@ -1,4 +1,5 @@
-"""Records of VCF and BCF files, plain or compressed, local or remote. The only user of pysam."""
+"""Records of VCF and BCF files, plain or compressed, local or remote. The only user of pysam on
+this floor."""
 
 import contextlib
 import tempfile

@@ -387,3 +387,36 @@ def test_other_names_of_contigs_change_no_letter(genomes: Path, two: Path, tmp_p
     ]
     built = grow(genomes, uri, references=references, split={"val": ["two"], "gap": 0})
     assert built.grown and built.grown.kept_shards == 6 and built.grown.changed == ()
+
+
+def test_verify_names_what_an_earlier_manifest_lacks(genomes: Path, two: Path, tmp_path: Path) -> None:
+    uri = copy_of(two, tmp_path)
+    digest, ape = open_manifest(str(uri)).digest, load_manifest(str(uri)).shards["train"][0].name
+    grow(genomes, uri, "bat")
+    (uri / ape).unlink()
+    assert verify(str(uri)) == [f"{ape} is missing, which {kept_name(digest)} names"]
+
+
+def test_a_source_that_changes_meanwhile_leaves_the_manifest_before(
+    genomes: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = copy_of(two, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.dataset.build.first_changed", lambda references: "cow.fa")
+        with pytest.raises(BuildStoppedError, match=r"so no manifest was written; build again$"):
+            grow(genomes, uri, "ape", "bat", "cow")
+    assert (uri / MANIFEST).read_bytes() == (two / MANIFEST).read_bytes()
+    assert grow(genomes, uri, "ape", "bat", "cow").found_shards == 3 and verify(str(uri)) == []
+
+
+def test_a_finished_dataset_of_genomes_in_the_cache_needs_no_ray(
+    genomes: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = copy_of(two, tmp_path)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("Ray was asked for")
+
+    monkeypatch.setattr("data_prep.dataset.build.ray_session.session", refused)
+    monkeypatch.setattr("cluster.tasks.jobs.run", refused)
+    assert not build(config_of(genomes, uri, ("ape", "bat"))).fresh

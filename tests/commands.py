@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.ranks import forkserver
@@ -33,6 +33,14 @@ def run(
         done = subprocess.CompletedProcess(given, process.exitcode or 0, out.read_text(), err.read_text())
     assert not late, f"no end in {timeout_s} s: {done}"
     return done
+
+
+def exit_code(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """The exit code of a command's ``main`` in this process, also where argparse ends it."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return int(str(stop.code))
 
 
 def _main(given: tuple[str, ...], cwd: str, environment: dict[str, str], out: str, err: str) -> None:

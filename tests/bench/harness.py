@@ -1,8 +1,10 @@
 """What the measurements of ``make bench`` share: the row they return, and two speeds taken in turns."""
 
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -27,3 +29,21 @@ def rate(amount: float, ours: Callable[[], object], reference: Callable[[], obje
             if turn:
                 into.append(time.perf_counter() - start)
     return amount / statistics.median(seconds[0]), amount / statistics.median(seconds[1])
+
+
+@contextmanager
+def sampled(look: Callable[[], object], *, every_s: float) -> Iterator[None]:
+    """Calls ``look`` in a thread, again and again until the block ends."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -3,7 +3,6 @@ and memory."""
 
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from data_prep.config import DataConfig, HomologyConfig
 from data_prep.dataset.build import Built, build
 from data_prep.dataset.read import blocks
 from data_prep.split.minimisers import minimisers
-from tests.bench.harness import Row
+from tests.bench.harness import Row, sampled
 
 ROOT = Path(__file__).resolve().parents[2]
 VALS = {"a tenth": "0.1", "the fish": "{clade: fish}"}
@@ -107,16 +106,10 @@ def _at(codes: Codes, positions: np.ndarray[Any, np.dtype[np.int64]], k: int) ->
 @contextmanager
 def _peaks() -> Iterator[list[int]]:
     """[bytes]: the largest unique memory of this process meanwhile, sampled at 20 Hz."""
-    peak, done = [0], threading.Event()
+    peak = [0]
 
-    def watch() -> None:
-        while not done.wait(0.05):
-            peak[0] = max(peak[0], psutil.Process().memory_full_info().uss)
+    def look() -> None:
+        peak[0] = max(peak[0], psutil.Process().memory_full_info().uss)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with sampled(look, every_s=0.05):
         yield peak
-    finally:
-        done.set()
-        thread.join()

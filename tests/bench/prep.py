@@ -9,7 +9,6 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from data_prep.config import DataConfig
 from data_prep.dataset.build import Built, build
 from data_prep.shards import SPLITS
 from data_prep.sources.survey import prepare
-from tests.bench.harness import Row
+from tests.bench.harness import Row, sampled
 from tests.bench.worker import cost
 
 _LETTERS = np.frombuffer(b"ACGT", np.uint8)
@@ -79,24 +78,17 @@ def peak_uss() -> Iterator[dict[int, int]]:
     """process id -> largest unique memory in bytes, of the Ray workers below this process, sampled at 10
     Hz."""
     peaks: dict[int, int] = {}
-    done = threading.Event()
 
-    def watch() -> None:
-        while not done.wait(0.1):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"):
-                        peaks[process.pid] = max(peaks.get(process.pid, 0), process.memory_full_info().uss)
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
+    def look() -> None:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"):
+                    peaks[process.pid] = max(peaks.get(process.pid, 0), process.memory_full_info().uss)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with sampled(look, every_s=0.1):
         yield peaks
-    finally:
-        done.set()
-        thread.join()
 
 
 def per_base(letters: str, folder: Path) -> float:

@@ -10,6 +10,7 @@ from data_prep.__main__ import main
 from data_prep.dataset.pairs import pairs
 from data_prep.dataset.partner_checks import read_table
 from data_prep.dataset.read import load_manifest
+from tests.commands import exit_code
 from tests.orthologs import relatives, relatives_dataset
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -81,11 +82,8 @@ def test_mistakes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    try:
-        found = main(["pairs", dataset, *arguments])
-    except SystemExit as stop:  # argparse's own
-        found = int(str(stop.code))
-    assert found == code and message in capsys.readouterr().err
+    assert exit_code(main, ["pairs", dataset, *arguments]) == code
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

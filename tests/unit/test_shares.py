@@ -12,6 +12,7 @@ from data_prep.__main__ import main
 from data_prep.dataset.read import load_manifest
 from data_prep.dataset.shares import shares, shares_table
 from data_prep.shards import MANIFEST, Source
+from tests.commands import exit_code
 from tests.datasets import markov_sequence, write_dataset
 from trainer.core.collectives import Group
 from trainer.data.dataset import Dataset
@@ -94,9 +95,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ([one, "--weights", "-1"], "must be numbers above 0, not '-1'"),
         ([one, "--weights", "x"], "could not convert string to float: 'x'"),
     ):
-        try:
-            code = main(["stats", *arguments])
-        except SystemExit as stop:  # argparse's own
-            code = int(str(stop.code))
-        assert code == 2
+        assert exit_code(main, ["stats", *arguments]) == 2
         assert message in capsys.readouterr().err
